@@ -1,0 +1,93 @@
+"""What answers a call, as the gateway sees it: an engine opens sessions, one for each call.
+
+Owns the two protocols, their errors, and the echo engine. Knows nothing of phones or of the wire:
+`worker_client.RemoteEngine` is the implementation that reaches a worker over WebSocket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from model.wire import AgentFrame, Output, SessionRequest
+
+
+class EngineError(Exception):
+    """An engine cannot serve this call; the message says why in one sentence."""
+
+
+class EngineFull(EngineError):
+    """Every slot is taken; nothing is wrong. Another engine, or a person, can take the call."""
+
+
+class EngineLost(EngineError):
+    """The engine cannot be reached, or stopped answering."""
+
+
+class Session(Protocol):
+    """One call's conversation with the agent: one frame out for each frame in, 80 ms each."""
+
+    engine: str
+    """What answers: `rehearsal`, `personaplex` or `echo`."""
+
+    async def send(self, pcm: bytes) -> None:
+        """The caller's next 80 ms: 1,920 int16 samples at 24 kHz. Raises EngineLost; never waits long."""
+
+    def outputs(self) -> AsyncIterator[Output]:
+        """Everything the engine says, in order; ends after close. Raises EngineLost if the engine dies."""
+
+    async def say(self, text: str) -> None:
+        """The agent says this next, in its own timing."""
+
+    async def play(self, clip: str) -> None:
+        """A prepared clip, sound for sound."""
+
+    async def close(self) -> None:
+        """Frees the slot. Safe to call twice, and after a loss."""
+
+
+class Engine(Protocol):
+    async def open(self, request: SessionRequest) -> Session:
+        """Hold a slot for a call. Raises EngineFull or EngineLost at once rather than queue a caller."""
+
+
+class EchoSession:
+    """Returns the caller's frames as the agent's."""
+
+    engine = "echo"
+
+    def __init__(self, limit: int = 50) -> None:
+        self._frames: asyncio.Queue[AgentFrame | None] = asyncio.Queue(limit)
+        self._index = 0
+        self._closed = False
+
+    async def send(self, pcm: bytes) -> None:
+        if self._closed:
+            return
+        self._frames.put_nowait(AgentFrame(self._index, pcm))
+        self._index += 1
+
+    async def outputs(self) -> AsyncIterator[Output]:
+        while (frame := await self._frames.get()) is not None:
+            yield frame
+
+    async def say(self, text: str) -> None:
+        return
+
+    async def play(self, clip: str) -> None:
+        return
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            while self._frames.full():
+                self._frames.get_nowait()
+            self._frames.put_nowait(None)
+
+
+class EchoEngine:
+    """An engine in the gateway's own process that repeats the caller: for tests and load."""
+
+    async def open(self, request: SessionRequest) -> EchoSession:
+        return EchoSession()

@@ -1,0 +1,61 @@
+"""A phone line as the call sees it, whatever carries it: Twilio, SIP, a browser, a test.
+
+Owns the interface only. A leg hides the carrier's protocol, its codec and its pacing; the call
+hides the engine. Neither knows the other's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+
+class LegError(Exception):
+    """The peer broke its protocol; the message says how. The call ends, no other is touched."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallInfo:
+    """Who calls whom over what, known when the media path is open."""
+
+    call_id: str
+    """Ours: names the call's folder and its records."""
+    from_number: str
+    to_number: str
+    carrier: str
+    """`twilio`, `sip`, `test` ..."""
+    carrier_call_id: str = ""
+    direction: Literal["inbound", "outbound"] = "inbound"
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    rate: int = 8_000
+    """Samples per second of the leg's PCM, both ways."""
+
+
+class CallLeg(Protocol):
+    info: CallInfo
+    on_hold: bool
+    """While true, missing media is expected and does not end the call."""
+
+    def frames(self) -> AsyncIterator[bytes]:
+        """The caller's sound as it arrives: int16 at `info.rate`, 20 ms each. Ends at hang-up.
+
+        Raises LegError when the peer breaks its protocol. The consumer never blocks between items,
+        so nothing piles up behind it.
+        """
+
+    async def play(self, pcm: bytes) -> None:
+        """The agent's next sound: int16 at `info.rate`, 80 ms. The leg paces it. Never raises on a
+        line that is already down: `frames` says so."""
+
+    async def flush(self) -> None:
+        """Drop what is queued but not yet heard (barge-in)."""
+
+    async def drain(self, timeout: float) -> None:
+        """Wait until all that was played has been heard, `timeout` seconds at most."""
+
+    async def transfer(self, target: str) -> None:
+        """Hand the caller to a number or address when the call ends."""
+
+    async def hangup(self, reason: str) -> None:
+        """End our side with the call's end reason. Safe to call twice."""

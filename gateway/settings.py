@@ -1,0 +1,103 @@
+"""Everything that can be set from outside, in one frozen class. No other file reads the environment.
+
+Sources, the first that names a value wins: environment (`CALLPLEX_*`), `.env`, `callplex.toml`.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+
+class SettingsInvalid(Exception):
+    """A setting cannot be used; the message names it and says what it must be."""
+
+
+class Settings(BaseSettings):
+    """The gateway's and the worker's settings; field names are the variables without `CALLPLEX_`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CALLPLEX_",
+        env_file=".env",
+        toml_file="callplex.toml",
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+    )
+
+    listen: str = Field("127.0.0.1:8080", description="where carriers reach us, host:port")
+    admin_listen: str = Field("127.0.0.1:8081", description="metrics, API and console, host:port")
+    public_url: str = Field("", description="https URL under which the carrier reaches LISTEN")
+    trusted_proxies: str = Field("", description="comma list of proxy addresses whose forwarding headers count")
+    twilio_auth_token: SecretStr = Field(SecretStr(""), description="checks X-Twilio-Signature")
+    twilio_account_sid: str = Field("", description="with the auth token: ends and transfers calls by REST")
+    twilio_api_url: str = Field("https://api.twilio.com", description="Twilio's REST endpoint")
+    allow_unsigned: bool = Field(False, description="serve unsigned requests from anywhere; for trials only")
+    data_dir: Path = Field(Path("data"), description="calls, recordings, the database")
+    personas: Path = Field(Path("personas"), description="folder of persona files and routing.yaml")
+    workers: str = Field("local", description="`local`, or a comma list of ws:// or wss:// URLs")
+    engine: Literal["rehearsal", "echo", "personaplex"] = Field("rehearsal", description="what a local worker runs")
+    embedded_echo: bool = Field(False, description="answer with the echo engine inside the gateway; for load tests")
+    worker_listen: str = Field("127.0.0.1:8090", description="where `callplex worker` listens, host:port")
+    worker_token: SecretStr = Field(SecretStr(""), description="shared secret of gateway and worker")
+    worker_capacity: int = Field(4, ge=1, le=4096, description="calls one worker holds at once")
+    worker_tls_cert: Path | None = Field(None, description="certificate chain of a worker off loopback, PEM")
+    worker_tls_key: Path | None = Field(None, description="private key of a worker off loopback, PEM")
+    weights_dir: Path | None = Field(None, description="folder with model weights; else installed packages")
+    chat_url: str = Field("", description="OpenAI-compatible chat endpoint for the rehearsal engine")
+    chat_model: str = Field("", description="model name sent to the chat endpoint")
+    chat_key: SecretStr = Field(SecretStr(""), description="bearer key of the chat endpoint")
+    webhook_url: str = Field("", description="where call.ended is posted")
+    webhook_secret: SecretStr = Field(SecretStr(""), description="Standard Webhooks secret, whsec_...")
+    max_calls: int = Field(1000, ge=1, description="calls the gateway takes at once")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
+
+    @field_validator("listen", "admin_listen", "worker_listen")
+    @classmethod
+    def _host_port(cls, value: str) -> str:
+        split_address(value)
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, dotenv_settings, TomlConfigSettingsSource(settings_cls)
+
+    @cached_property
+    def loopback_only(self) -> bool:
+        """No way to check signatures, so only callers on this machine are served."""
+        return not self.twilio_auth_token.get_secret_value() and not self.allow_unsigned
+
+
+def split_address(value: str) -> tuple[str, int]:
+    """`host:port` or `[v6]:port` -> (host, port). Raises ValueError with a sentence."""
+    host, separator, port = value.rpartition(":")
+    if not separator or not host or not port.isdigit() or int(port) > 65_535:
+        raise ValueError(f"{value!r} is not host:port, for example 127.0.0.1:8080")
+    return host.strip("[]"), int(port)
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the settings. Raises SettingsInvalid naming the variable that is wrong and why."""
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = "CALLPLEX_" + "_".join(str(part) for part in first["loc"]).upper()
+        message = first["msg"].removeprefix("Value error, ")
+        raise SettingsInvalid(f"{name}: {message}") from None
