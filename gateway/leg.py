@@ -32,6 +32,18 @@ class CallInfo:
     """Samples per second of the leg's PCM, both ways."""
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a call ended, for the carrier that asks what comes next."""
+
+    reason: str
+    """The call's end reason: `caller_hangup`, `agent_goodbye`, `transfer`, `worker_lost`, `busy` ..."""
+    target: str = ""
+    """Number or address to connect the caller to, when the reason is `transfer`."""
+    fallback: str = ""
+    """Number of the persona's fallback, when the agent could not serve the call; may be empty."""
+
+
 class CallLeg(Protocol):
     info: CallInfo
     on_hold: bool

@@ -354,6 +354,7 @@ def _build(kind: type[_T], data: Any, where: str) -> _T:
 
 
 def _checked(kind: type[Any], name: str, annotation: str, value: Any, where: str) -> Any:
+    """The value of one field, or WireError; annotations are strings here (PEP 563)."""
     field_name = f"{where}.{name}"
     choices = _CHOICES.get((kind, name))
     if choices is not None:
@@ -370,6 +371,6 @@ def _checked(kind: type[Any], name: str, annotation: str, value: Any, where: str
         return value
     if not isinstance(value, expected) or (isinstance(value, bool) and annotation != "bool"):
         raise WireError(f"{field_name} must be {annotation}")
-    if annotation == "int" and not 0 <= value < 1 << 63:
+    if isinstance(value, int) and annotation == "int" and not 0 <= value < 1 << 63:
         raise WireError(f"{field_name} is out of range")
     return value
