@@ -40,10 +40,10 @@ SILENCE = bytes(LINE_FRAME_BYTES)
 
 TAPS = 147
 _CUTOFF = 3_700.0
-_KAISER_BETA = 5.8
+_KAISER_BETA = 5.65
 _SCALE_BITS = 16
 _PER_PHASE = TAPS // RATIO
-_UP_BLOCK = 32
+_UP_BLOCK = 16
 _DOWN_BLOCK = 16
 
 
@@ -96,6 +96,11 @@ def _down_matrix() -> NDArray[np.float64]:
     return matrix
 
 
+def _extend(history: NDArray[np.float64], pcm: bytes) -> NDArray[np.float64]:
+    signal: NDArray[np.float64] = np.concatenate((history, np.frombuffer(pcm, np.int16)), dtype=np.float64)
+    return signal
+
+
 def _to_pcm(scaled: NDArray[np.float64]) -> bytes:
     """Undo the taps' scale, round half up, clip: exact, since a power of two only shifts the exponent."""
     samples = np.floor(scaled * (1 / (1 << _SCALE_BITS)) + 0.5)
@@ -107,12 +112,12 @@ class Upsampler:
     """Line to engine, 8 to 24 kHz, for one direction of one call; keeps 48 samples of the past."""
 
     def __init__(self) -> None:
-        self._history = np.zeros(_PER_PHASE - 1)
+        self._history: NDArray[np.float64] = np.zeros(_PER_PHASE - 1)
 
     def __call__(self, pcm: bytes) -> bytes:
         """`n` samples in, `3 n` out; any n."""
         count = len(pcm) // 2
-        signal = np.concatenate((self._history, np.frombuffer(pcm, np.int16)))
+        signal = _extend(self._history, pcm)
         self._history = signal[count:]
         matrix = _up_matrix()
         out = np.empty(RATIO * count)
@@ -133,11 +138,11 @@ class Downsampler:
 
     def __init__(self) -> None:
         # One output for inputs 0, 3, 6 ...: the first lacks 146 samples of past.
-        self._history = np.zeros(TAPS - 1)
+        self._history: NDArray[np.float64] = np.zeros(TAPS - 1)
 
     def __call__(self, pcm: bytes) -> bytes:
         """`n` samples in, one out for every third, whole stream counted."""
-        signal = np.concatenate((self._history, np.frombuffer(pcm, np.int16)))
+        signal = _extend(self._history, pcm)
         count = max(0, (len(signal) - TAPS) // RATIO + 1)
         self._history = signal[RATIO * count :]
         matrix = _down_matrix()
@@ -247,7 +252,7 @@ class Pacer:
 
     def pop(self, now: float) -> bytes | None:
         """The next frame if it may leave now, else None."""
-        if not self._frames or self._heard_until - now > self._slack:
+        if not self._frames or self._heard_until - self._slack > now:
             return None
         self._heard_until = max(self._heard_until, now) + self._seconds
         return self._frames.popleft()

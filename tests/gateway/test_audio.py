@@ -1,0 +1,228 @@
+"""G.711, the resamplers' response and exactness, the jitter buffer's and the pacer's behaviour in time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.audio import (
+    CARRIER_FRAME_BYTES,
+    LINE_FRAME_BYTES,
+    TAPS,
+    Downsampler,
+    JitterBuffer,
+    Pacer,
+    Upsampler,
+    decode_ulaw,
+    encode_ulaw,
+    level,
+    lowpass,
+)
+
+
+def noise(samples: int, seed: int = 1) -> bytes:
+    return np.random.default_rng(seed).integers(-32_768, 32_768, samples).astype(np.int16).tobytes()
+
+
+def tone(hertz: float, rate: int, samples: int, peak: float = 8_000) -> bytes:
+    return np.rint(peak * np.sin(2 * np.pi * hertz * np.arange(samples) / rate)).astype(np.int16).tobytes()
+
+
+def test_ulaw_vectors() -> None:
+    # ITU-T G.711 table 2a: the extremes and the two zeros of mu-law.
+    assert np.frombuffer(decode_ulaw(bytes([0x00, 0x80, 0xFF, 0x7F])), np.int16).tolist() == [-32_124, 32_124, 0, 0]
+    assert encode_ulaw(np.array([0, 32_124, -32_124], np.int16).tobytes()) == bytes([0xFF, 0x80, 0x00])
+
+
+def test_every_ulaw_byte_survives_a_round_trip() -> None:
+    codes = bytes(set(range(256)) - {0x7F})  # 0x7F is negative zero and comes back as positive zero
+    assert encode_ulaw(decode_ulaw(codes)) == codes
+
+
+def test_lowpass_is_flat_to_3400_hz_and_60_db_down_from_4000() -> None:
+    spectrum = np.abs(np.fft.rfft(lowpass() / 2**16, 1 << 16))
+    hertz = np.arange(len(spectrum)) * 24_000 / (1 << 16)
+    decibel = 20 * np.log10(spectrum + 1e-12)
+    assert np.abs(decibel[hertz <= 3_400]).max() <= 0.01
+    assert decibel[hertz >= 4_000].max() <= -60
+
+
+@pytest.mark.parametrize("hertz", [200, 1_000, 3_300])
+def test_a_tone_keeps_its_level_up_and_down(hertz: int) -> None:
+    up = Upsampler()(tone(hertz, 8_000, 8_000))
+    assert level(up[4_800:-4_800]) == pytest.approx(8_000 / 2**0.5, rel=0.003)
+    down = Downsampler()(up)
+    assert level(down[1_600:-1_600]) == pytest.approx(8_000 / 2**0.5, rel=0.005)
+
+
+def test_downsampling_removes_what_would_alias() -> None:
+    assert level(Downsampler()(tone(5_000, 24_000, 24_000))[400:]) <= 8
+
+
+def test_delay_is_three_milliseconds_each_way() -> None:
+    click = np.zeros(800, np.int16)
+    click[400] = 20_000
+    up = np.frombuffer(Upsampler()(click.tobytes()), np.int16)
+    assert int(np.argmax(up)) - 3 * 400 == (TAPS - 1) // 2 == 73
+
+
+def test_full_scale_clips_and_never_wraps() -> None:
+    square = np.repeat(np.array([32_767, -32_768] * 50, np.int16), 8).tobytes()
+    up = np.frombuffer(Upsampler()(square), np.int16).astype(int)
+    assert up.max() == 32_767
+    assert up.min() == -32_768
+    assert np.abs(np.diff(up)).max() < 40_000
+
+
+@given(st.lists(st.integers(0, 700), max_size=12), st.integers(0, 99))
+def test_upsampling_in_pieces_equals_the_whole(cuts: list[int], seed: int) -> None:
+    sound = noise(sum(cuts), seed)
+    whole, pieces, resampler, at = Upsampler()(sound), [], Upsampler(), 0
+    for cut in cuts:
+        pieces.append(resampler(sound[2 * at : 2 * (at + cut)]))
+        at += cut
+    assert b"".join(pieces) == whole
+    assert len(whole) == 3 * len(sound)
+
+
+@given(st.lists(st.integers(0, 2_000), max_size=12), st.integers(0, 99))
+def test_downsampling_in_pieces_equals_the_whole(cuts: list[int], seed: int) -> None:
+    sound = noise(sum(cuts), seed)
+    whole, pieces, resampler, at = Downsampler()(sound), [], Downsampler(), 0
+    for cut in cuts:
+        pieces.append(resampler(sound[2 * at : 2 * (at + cut)]))
+        at += cut
+    assert b"".join(pieces) == whole
+    assert len(whole) // 2 == -(-len(sound) // 2 // 3)
+
+
+def frame(number: int) -> bytes:
+    return np.full(160, number, np.int16).tobytes()
+
+
+def numbers(pcm: bytes) -> list[int]:
+    return [int(n) for n in np.frombuffer(pcm, np.int16)[::160]]
+
+
+def test_jitter_buffer_delays_by_its_target_then_loses_nothing() -> None:
+    buffer, heard, sent = JitterBuffer(), [], 0
+    for _ in range(6):  # what has come 100 ms after the first frame
+        sent += 1
+        buffer.push(frame(sent))
+    for _ in range(50):
+        heard += numbers(buffer.pop())
+        for _ in range(4):
+            sent += 1
+            buffer.push(frame(sent))
+    assert heard == list(range(1, 201))
+    assert (buffer.missing, buffer.dropped) == (0, 0)
+
+
+def test_jitter_buffer_fills_what_is_late_with_silence_and_plays_it_after() -> None:
+    buffer = JitterBuffer()
+    for n in range(1, 7):
+        buffer.push(frame(n))
+    assert numbers(buffer.pop()) == [1, 2, 3, 4]
+    assert numbers(buffer.pop()) == [5, 6, 0, 0]
+    assert buffer.missing == 2
+    for n in range(7, 13):
+        buffer.push(frame(n))
+    assert numbers(buffer.pop()) == [7, 8, 9, 10]
+
+
+def test_jitter_buffer_waits_for_its_target_after_running_dry() -> None:
+    buffer = JitterBuffer()
+    assert numbers(buffer.pop()) == [0, 0, 0, 0]
+    assert buffer.missing == 0  # nothing was expected yet
+    for n in range(1, 6):
+        buffer.push(frame(n))
+    assert numbers(buffer.pop()) == [0, 1, 2, 3]
+    for n in range(6, 10):
+        buffer.push(frame(n))
+    assert numbers(buffer.pop()) == [4, 5, 6, 7]
+
+
+def test_jitter_buffer_is_bounded() -> None:
+    buffer = JitterBuffer(limit=16)
+    for n in range(1, 41):
+        buffer.push(frame(n))
+    assert buffer.dropped == 24
+    assert numbers(buffer.pop()) == [25, 26, 27, 28]
+
+
+def test_jitter_buffer_gives_back_delay_it_does_not_need() -> None:
+    buffer, sent = JitterBuffer(), 0
+    for _ in range(14):
+        sent += 1
+        buffer.push(frame(sent))
+    for _ in range(25 * 10):
+        buffer.pop()
+        for _ in range(4):
+            sent += 1
+            buffer.push(frame(sent))
+    assert buffer.dropped == 8  # from 10 frames left over down to the target of 2
+    assert buffer.missing == 0
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=200))
+def test_jitter_buffer_always_gives_80_ms_and_keeps_order(arrivals: list[int]) -> None:
+    buffer, sent = JitterBuffer(), 0
+    heard: list[int] = []
+    for count in arrivals:
+        for _ in range(count):
+            sent += 1
+            buffer.push(frame(sent))
+        pcm = buffer.pop()
+        assert len(pcm) == LINE_FRAME_BYTES == 4 * CARRIER_FRAME_BYTES
+        heard += [n for n in numbers(pcm) if n]
+    assert heard == sorted(set(heard))
+    assert sent - len(heard) - buffer.dropped <= 16
+
+
+LOUD = tone(440, 8_000, 640)
+QUIET = bytes(LINE_FRAME_BYTES)
+
+
+def test_pacer_passes_frames_that_come_on_time() -> None:
+    pacer = Pacer()
+    for tick in range(10):
+        now = 5.0 + 0.08 * tick
+        pacer.push(LOUD, now)
+        assert pacer.pop(now) == LOUD
+        assert pacer.next_time(now) is None
+
+
+def test_pacer_keeps_a_burst_within_100_ms_of_the_clock() -> None:
+    pacer, now = Pacer(), 1.0
+    for _ in range(4):
+        pacer.push(LOUD, now)
+    left: list[float] = []
+    for _ in range(4):
+        due = pacer.next_time(now)
+        assert due is not None
+        now = due
+        assert pacer.pop(now) == LOUD
+        assert pacer.unheard(now) - 0.08 * (3 - len(left)) <= 0.1 + 1e-9
+        left.append(round(now, 3))
+    assert left == [1.0, 1.06, 1.14, 1.22]
+
+
+def test_pacer_drops_quiet_frames_to_catch_up_and_is_bounded() -> None:
+    pacer = Pacer(limit=3)
+    for sound in (LOUD, QUIET, LOUD, LOUD, LOUD):
+        pacer.push(sound, 0.0)
+    assert pacer.dropped == 2  # the quiet one, then the oldest
+    assert pacer.unheard(0.0) == pytest.approx(0.24)
+
+
+def test_pacer_starts_afresh_after_clear() -> None:
+    pacer = Pacer()
+    pacer.push(LOUD, 0.0)
+    pacer.pop(0.0)
+    pacer.push(LOUD, 0.0)
+    pacer.clear(0.01)
+    assert pacer.unheard(0.01) == 0
+    pacer.push(LOUD, 0.02)
+    assert pacer.pop(0.02) == LOUD
