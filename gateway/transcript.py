@@ -1,0 +1,338 @@
+"""Text of both sides -> timed utterances -> the document a call leaves behind. Pure: no clock, no files.
+
+Owns what one utterance is: when a pause ends it, what an interruption leaves of it, and when a sentence
+that was paused for a backchannel is still the same sentence. Knows nothing of legs, engines or storage.
+
+Agent text arrives as pieces, each at the frame in which it is first heard; a leading space starts a
+word. Where a word ends is not said, so it is estimated from its letters and bounded by the next word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from model.wire import AgentText, CallerText, Flush, Output
+
+AGENT_PAUSE = 1.0
+"""Seconds without a word after which the agent's next word is a new utterance."""
+CALLER_PAUSE = 0.6
+"""Seconds between two texts of the caller below which they are one utterance."""
+RESUME_WITHIN = 3.0
+"""Seconds of silence in which an unfinished sentence may still go on after a backchannel."""
+BACKCHANNEL_SECONDS = 1.5
+BACKCHANNEL_WORDS = 3
+TOLERANCE = 0.2
+"""Seconds by which estimated word ends and recognised speech may overlap and still count as one after the other."""
+
+_SECONDS_A_LETTER = 0.08
+_SECONDS_A_DIGIT = 0.3
+_WORD_SECONDS = (0.24, 1.6)
+
+Speaker = Literal["caller", "agent"]
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One side's words without a long pause; times in seconds from answer."""
+
+    number: int
+    """Stays the same while the utterance grows, so that a live view can replace it."""
+    speaker: Speaker
+    text: str
+    """Empty in a live update: the utterance was taken back, nothing of it was heard."""
+    start: float
+    end: float
+    interrupted: bool = False
+    final: bool = True
+    """False while the caller's words are still being recognised."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallMetrics:
+    """What a call measured of itself: milliseconds, and counts of 80 ms frames."""
+
+    answer_ms: float = 0.0
+    response_ms: Sequence[float] = ()
+    frames_in: int = 0
+    frames_out: int = 0
+    frames_lost: int = 0
+    deadline_misses: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """All that `transcript.json` and the `call.ended` webhook say of a call."""
+
+    call_id: str
+    persona: str
+    persona_version: str
+    engine: str
+    from_number: str
+    to_number: str
+    started_at: datetime
+    ended_at: datetime
+    end_reason: str
+    utterances: Sequence[Utterance] = ()
+    metrics: CallMetrics = field(default_factory=CallMetrics)
+
+
+def to_document(record: CallRecord) -> dict[str, Any]:
+    """The JSON object of `transcript.json`. Dates must know their zone; they are written in UTC."""
+    return {
+        "call_id": record.call_id,
+        "persona": record.persona,
+        "persona_version": record.persona_version,
+        "engine": record.engine,
+        "from": record.from_number,
+        "to": record.to_number,
+        "started_at": _timestamp(record.started_at),
+        "ended_at": _timestamp(record.ended_at),
+        "end_reason": record.end_reason,
+        "utterances": [
+            {
+                "speaker": one.speaker,
+                "text": one.text,
+                "start": round(one.start, 2),
+                "end": round(one.end, 2),
+                "interrupted": one.interrupted,
+            }
+            for one in record.utterances
+        ],
+        "metrics": {
+            **asdict(record.metrics),
+            "answer_ms": round(record.metrics.answer_ms, 1),
+            "response_ms": [round(value, 1) for value in record.metrics.response_ms],
+        },
+    }
+
+
+def _timestamp(moment: datetime) -> str:
+    if moment.tzinfo is None:
+        raise ValueError("started_at and ended_at must know their time zone")
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass(slots=True)
+class _Word:
+    onset: int
+    text: str
+    cut: int | None = None
+    """The frame at which a flush silenced the agent after (or in) this word."""
+
+    def joined(self) -> str:
+        return self.text.strip()
+
+
+@dataclass(slots=True)
+class _AgentTurn:
+    number: int
+    words: list[_Word]
+
+
+@dataclass(slots=True)
+class _CallerTurn:
+    number: int
+    start: float
+    end: float
+    text: str
+    final: bool = True
+
+
+class Transcript:
+    """The utterances of one call. `frame_seconds`: the length of a frame, in which indices count."""
+
+    def __init__(self, frame_seconds: float) -> None:
+        self._frame = frame_seconds
+        self._agent: list[_AgentTurn] = []
+        self._caller: list[_CallerTurn] = []
+        self._numbers = 0
+
+    def add(self, output: Output) -> list[Utterance]:
+        """Take in what the engine said; other outputs than text and flush are ignored.
+
+        Returns the utterances that are new or changed, for live views: each replaces what was shown
+        under its number, and an empty text removes it.
+        """
+        if isinstance(output, AgentText):
+            return self._add_agent(output) if output.text else []
+        if isinstance(output, CallerText):
+            return self._add_caller(output)
+        if isinstance(output, Flush):
+            return self._add_flush(output)
+        return []
+
+    def utterances(self) -> list[Utterance]:
+        """All utterances so far, ordered by start; those of both sides may overlap."""
+        both = [self._agent_view(turn) for turn in self._agent] + [_caller_view(turn) for turn in self._caller]
+        return sorted((one for one in both if one.text), key=lambda one: (one.start, one.number))
+
+    def _next_number(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    # The agent's side
+
+    def _add_agent(self, piece: AgentText) -> list[Utterance]:
+        turn = self._agent[-1] if self._agent else None
+        if turn is not None:
+            last = turn.words[-1]
+            onset = max(piece.index, last.onset)
+            starts_word = piece.text[0].isspace() or last.cut is not None
+            if not starts_word and onset * self._frame - self._word_end(last) <= AGENT_PAUSE:
+                last.text += piece.text
+                return [self._agent_view(turn)]
+            word = _Word(onset, piece.text)
+            if not self._breaks(last, word, self._caller):
+                turn.words.append(word)
+                return [self._agent_view(turn)]
+        else:
+            word = _Word(piece.index, piece.text)
+        turn = _AgentTurn(self._next_number(), [word])
+        self._agent.append(turn)
+        return [self._agent_view(turn)] if word.joined() else []
+
+    def _add_flush(self, flush: Flush) -> list[Utterance]:
+        """Drop what was announced but never sent, and mark the utterance that was being spoken."""
+        changed: list[Utterance] = []
+        while self._agent and self._agent[-1].words[0].onset > flush.index:
+            unsaid = self._agent.pop()
+            unsaid.words = [_Word(unsaid.words[0].onset, "")]
+            changed.append(self._agent_view(unsaid))
+        if not self._agent:
+            return changed
+        turn = self._agent[-1]
+        spoken = [word for word in turn.words if word.onset <= flush.index]
+        was_speaking = len(spoken) < len(turn.words) or bool(changed)
+        turn.words = spoken
+        silent = (flush.index + 1) * self._frame - self._word_end(spoken[-1])
+        if spoken[-1].cut is None and (was_speaking or silent <= AGENT_PAUSE):
+            spoken[-1].cut = flush.index
+            changed.append(self._agent_view(turn))
+        return changed
+
+    def _word_end(self, word: _Word, following: _Word | None = None) -> float:
+        """Seconds at which a word is estimated to end: by its length, the next word, and a flush."""
+        digits = sum(char.isdigit() for char in word.text)
+        letters = sum(char.isalpha() for char in word.text)
+        shortest, longest = _WORD_SECONDS
+        seconds = min(max(_SECONDS_A_LETTER * letters + _SECONDS_A_DIGIT * digits, shortest), longest)
+        end = word.onset * self._frame + seconds
+        if word.cut is not None:
+            end = min(end, (word.cut + 1) * self._frame)
+        if following is not None:
+            end = min(end, following.onset * self._frame)
+        return max(end, word.onset * self._frame)
+
+    def _breaks(self, last: _Word, word: _Word, caller: Sequence[_CallerTurn]) -> bool:
+        """Whether `word` begins a new utterance after `last`, given what the caller said."""
+        end, onset = self._word_end(last, word), word.onset * self._frame
+        between = [turn for turn in _recent(caller, end) if turn.final and _lies_between(turn, last, end, onset)]
+        unfinished = not _ends_sentence(last.text)
+        if between:
+            only_backchannel = all(_is_backchannel(turn) for turn in between)
+            goes_on = unfinished and word.joined()[:1].islower()
+            return not (only_backchannel and goes_on and onset - end <= RESUME_WITHIN)
+        if last.cut is not None:
+            return not unfinished or onset - end > RESUME_WITHIN
+        return onset - end > AGENT_PAUSE
+
+    def _agent_view(self, turn: _AgentTurn) -> Utterance:
+        last = turn.words[-1]
+        text = _squeeze("".join(_spaced(word, index) for index, word in enumerate(turn.words)))
+        start = turn.words[0].onset * self._frame
+        return Utterance(turn.number, "agent", text, start, self._word_end(last), last.cut is not None)
+
+    # The caller's side
+
+    def _add_caller(self, text: CallerText) -> list[Utterance]:
+        start = text.start * self._frame
+        end = max(text.end * self._frame, start)
+        changed: list[Utterance] = []
+        number = 0
+        if self._caller and not self._caller[-1].final:
+            # A newer text always replaces the provisional one, and keeps its place in a live view.
+            pending = self._caller.pop()
+            number = pending.number
+            if not text.text.strip():
+                return [Utterance(number, "caller", "", pending.start, pending.start)]
+        if not text.text.strip():
+            return []
+        if text.final and self._caller and self._joins(self._caller[-1], start):
+            turn = self._caller[-1]
+            turn.text, turn.end = f"{turn.text} {_squeeze(text.text)}", max(turn.end, end)
+            if number:
+                changed.append(Utterance(number, "caller", "", start, start))
+        else:
+            turn = _CallerTurn(number or self._next_number(), start, end, _squeeze(text.text), text.final)
+            self._caller.append(turn)
+        changed.append(_caller_view(turn))
+        return changed + (self._split(turn) if text.final else [])
+
+    def _joins(self, last: _CallerTurn, start: float) -> bool:
+        if not last.start <= start < last.end + CALLER_PAUSE:
+            return False
+        onsets = (turn.words[0].onset * self._frame for turn in self._agent[-2:])
+        return not any(last.end <= onset <= start for onset in onsets)
+
+    def _split(self, caller: _CallerTurn) -> list[Utterance]:
+        """Recognition comes late: part an agent utterance into which the caller's turn turns out to fall."""
+        for place in range(len(self._agent) - 1, -1, -1):
+            turn = self._agent[place]
+            if self._word_end(turn.words[-1]) <= caller.start:
+                break
+            for index in range(1, len(turn.words)):
+                last, word = turn.words[index - 1], turn.words[index]
+                end = self._word_end(last, word)
+                inside = _lies_between(caller, last, end, word.onset * self._frame)
+                if inside and self._breaks(last, word, [caller]):
+                    later = _AgentTurn(self._next_number(), turn.words[index:])
+                    turn.words = turn.words[:index]
+                    self._agent.insert(place + 1, later)
+                    return [self._agent_view(turn), self._agent_view(later)]
+        return []
+
+
+def _caller_view(turn: _CallerTurn) -> Utterance:
+    return Utterance(turn.number, "caller", turn.text, turn.start, turn.end, False, turn.final)
+
+
+def _recent(caller: Sequence[_CallerTurn], since: float) -> list[_CallerTurn]:
+    """The caller's turns that end after `since`: a few at the end of the list."""
+    recent: list[_CallerTurn] = []
+    for turn in reversed(caller):
+        if turn.end <= since:
+            break
+        recent.append(turn)
+    return recent
+
+
+def _lies_between(turn: _CallerTurn, last: _Word, end: float, onset: float) -> bool:
+    """Whether the caller spoke while the agent was silent from `end` to `onset`.
+
+    Whoever interrupts begins before the agent is silent, so after a flush any words in the silence count.
+    """
+    if last.cut is not None:
+        return turn.start < onset and turn.end > end
+    return turn.start >= end - TOLERANCE and end < turn.end <= onset + TOLERANCE
+
+
+def _is_backchannel(turn: _CallerTurn) -> bool:
+    short = turn.end - turn.start <= BACKCHANNEL_SECONDS
+    return short and len(turn.text.split()) <= BACKCHANNEL_WORDS
+
+
+def _ends_sentence(text: str) -> bool:
+    return text.rstrip(" \"')\u201d\u2019").endswith((".", "?", "!", "\u2026"))
+
+
+def _spaced(word: _Word, index: int) -> str:
+    """A word cut off by a flush is followed by a new one, even if that has no leading space."""
+    return word.text if index == 0 or word.text[:1].isspace() else " " + word.text
+
+
+def _squeeze(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()
