@@ -41,10 +41,14 @@ _QUIET = logging.getLogger(__name__).getChild("websocket")
 _QUIET.setLevel(logging.CRITICAL)  # what goes wrong is raised as EngineLost; nobody needs to read it twice
 
 
+class WorkerUnreachable(EngineLost):
+    """No WebSocket could be opened: the worker is down, elsewhere, or refuses us altogether."""
+
+
 class _Connection(asyncio.Protocol):
     """One WebSocket to a worker: bytes in, decoded messages in `inbox`; messages in, bytes out."""
 
-    def __init__(self, uri: WebSocketURI, token: str) -> None:
+    def __init__(self, uri: WebSocketURI, headers: dict[str, str]) -> None:
         self.inbox: deque[wire.FromWorker] = deque()
         self.error = ""
         """Why the connection is unusable; empty while it is usable, and after a good end."""
@@ -54,7 +58,7 @@ class _Connection(asyncio.Protocol):
         self.received = 0
         """Agent frames that have arrived."""
         self._where = f"the worker at {uri.host}:{uri.port}"
-        self._token = token
+        self._headers = headers
         self._open = False
         self._waiter: asyncio.Future[None] | None = None
         self._parts: list[bytes] = []
@@ -69,8 +73,7 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         request = self._websocket.connect()
-        if self._token:
-            request.headers["Authorization"] = f"Bearer {self._token}"
+        request.headers.update(self._headers)
         self._websocket.send_request(request)
         self._flush()
 
@@ -152,11 +155,11 @@ class _Connection(asyncio.Protocol):
             self._waiter.set_result(None)
 
     async def opened(self) -> None:
-        """Wait until messages can be sent. Raises EngineLost if that will never be."""
+        """Wait until messages can be sent. Raises WorkerUnreachable if that will never be."""
         while not self._open and not self.ended:
             await self._change()
         if not self._open:
-            raise EngineLost(self.error)
+            raise WorkerUnreachable(self.error)
 
     async def arrival(self) -> None:
         """Wait until something is in `inbox`, or nothing more will come."""
@@ -274,6 +277,17 @@ class RemoteEngine:
         self._token = token
         self._tls = (tls or ssl.create_default_context()) if self.uri.secure else None
 
+    @property
+    def readiness_url(self) -> str:
+        """Where the worker says over HTTP how many slots it has free."""
+        host = f"[{self.uri.host}]" if ":" in self.uri.host else self.uri.host
+        return f"{'https' if self.uri.secure else 'http'}://{host}:{self.uri.port}/readyz"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What shows a worker that we may talk to it."""
+        return {"Authorization": f"Bearer {self._token}"} if self._token else {}
+
     async def open(self, request: SessionRequest) -> RemoteSession:
         self.sessions += 1
         try:
@@ -297,7 +311,7 @@ class RemoteEngine:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: _Connection(uri, self._token), uri.host, uri.port, ssl=self._tls
+                    lambda: _Connection(uri, self.headers), uri.host, uri.port, ssl=self._tls
                 )
                 try:
                     await connection.opened()
@@ -305,9 +319,9 @@ class RemoteEngine:
                     connection.fail("")
                     raise
         except TimeoutError:
-            raise EngineLost(f"the worker at {self.url} did not answer within {CONNECT_TIMEOUT:.0f} s") from None
+            raise WorkerUnreachable(f"the worker at {self.url} did not answer within {CONNECT_TIMEOUT:.0f} s") from None
         except OSError as error:
-            raise EngineLost(f"the worker at {self.url} cannot be reached: {_reason(error)}") from None
+            raise WorkerUnreachable(f"the worker at {self.url} cannot be reached: {_reason(error)}") from None
         return connection
 
     async def _ask(self, connection: _Connection, request: SessionRequest) -> wire.Ready:
