@@ -65,6 +65,8 @@ class EchoSession:
     async def send(self, pcm: bytes) -> None:
         if self._closed:
             return
+        if self._frames.full():
+            raise EngineLost("nobody takes the echo engine's frames")
         self._frames.put_nowait(AgentFrame(self._index, pcm))
         self._index += 1
 

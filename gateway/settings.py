@@ -5,7 +5,6 @@ Sources, the first that names a value wins: environment (`CALLPLEX_*`), `.env`, 
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -78,7 +77,7 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, dotenv_settings, TomlConfigSettingsSource(settings_cls)
 
-    @cached_property
+    @property
     def loopback_only(self) -> bool:
         """No way to check signatures, so only callers on this machine are served."""
         return not self.twilio_auth_token.get_secret_value() and not self.allow_unsigned
@@ -101,3 +100,14 @@ def load_settings(**overrides: object) -> Settings:
         name = "CALLPLEX_" + "_".join(str(part) for part in first["loc"]).upper()
         message = first["msg"].removeprefix("Value error, ")
         raise SettingsInvalid(f"{name}: {message}") from None
+
+
+def masked(settings: Settings) -> dict[str, str]:
+    """The effective settings as text under their variables' names; secrets show only that they are set."""
+    shown: dict[str, str] = {}
+    for name in Settings.model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, SecretStr):
+            value = "********" if value.get_secret_value() else ""
+        shown["CALLPLEX_" + name.upper()] = "" if value is None else str(value)
+    return shown

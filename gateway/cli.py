@@ -1,0 +1,222 @@
+"""The `callplex` command: reads words and settings, starts the right thing, says errors in one sentence.
+
+Exit status 0: it did what it says; 1: it failed, one sentence on standard error says why; 2: wrong use.
+Parts are imported when their command runs, so that `callplex --help` is quick and a gateway never
+loads a worker's libraries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from gateway.settings import Settings, SettingsInvalid, load_settings, masked
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Lets a phone number be answered by a full-duplex speech model.",
+)
+personas_app = typer.Typer(no_args_is_help=True, help="Check the personas.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure, with figures you can compare.")
+app.add_typer(personas_app, name="personas")
+app.add_typer(bench_app, name="bench")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
+
+
+def fail(message: str) -> NoReturn:
+    """End with status 1 and one sentence."""
+    typer.echo(f"callplex: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def _settings(**overrides: object) -> Settings:
+    try:
+        settings = load_settings(**{name: value for name, value in overrides.items() if value is not None})
+    except SettingsInvalid as error:
+        fail(str(error))
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        force=True,
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    return settings
+
+
+def _run(work: Coroutine[Any, Any, None], expected: tuple[type[Exception], ...]) -> None:
+    """Run on uvloop; an expected error ends with its sentence, also from inside a task group."""
+    import uvloop
+
+    def first(group: BaseExceptionGroup[Exception]) -> Exception:
+        inner = group.exceptions[0]
+        return first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+    try:
+        uvloop.run(work)
+    except expected as error:
+        fail(str(error))
+    except BaseExceptionGroup as group:
+        matching = group.subgroup(expected)
+        if matching is None:
+            raise
+        fail(str(first(matching)))
+
+
+@app.command()
+def serve(
+    listen: Annotated[str | None, typer.Option(help="Where carriers reach us, host:port.")] = None,
+    admin_listen: Annotated[str | None, typer.Option(help="Metrics and API, host:port.")] = None,
+) -> None:
+    """Answer calls until stopped."""
+    settings = _settings(listen=listen, admin_listen=admin_listen)
+    from gateway.engine import EngineError
+    from gateway.persona_model import PersonaInvalid
+    from gateway.serving import CannotListen
+    from gateway.serving import serve as serve_gateway
+
+    _run(
+        serve_gateway(settings, lambda public, admin: _say_what_next(settings, public, admin)),
+        (CannotListen, PersonaInvalid, EngineError, SettingsInvalid),
+    )
+
+
+def _say_what_next(settings: Settings, public: str, admin: str) -> None:
+    say: Callable[[str], None] = lambda line: typer.echo(line, err=True)  # noqa: E731
+    base = settings.public_url.rstrip("/") or f"http://{public}"
+    say(f"callplex: ready on {public}; metrics on http://{admin}/metrics")
+    if settings.public_url:
+        say(f"  Twilio: set the number's voice webhook to  {base}/twilio/voice  (HTTP POST)")
+    else:
+        say("  Twilio: set CALLPLEX_PUBLIC_URL to the https address under which Twilio reaches this gateway,")
+        say("          and CALLPLEX_TWILIO_AUTH_TOKEN to the account's auth token; then its voice webhook")
+        say("          is  <CALLPLEX_PUBLIC_URL>/twilio/voice  (HTTP POST)")
+    say(f"  From this terminal:  callplex call --wav FILE.wav --url http://{public}")
+    if settings.allow_unsigned:
+        say("WARNING: CALLPLEX_ALLOW_UNSIGNED is set: anybody who can reach this port can place calls.")
+
+
+@app.command()
+def worker(
+    listen: Annotated[str | None, typer.Option(help="Where gateways reach it, host:port.")] = None,
+    engine: Annotated[str | None, typer.Option(help="rehearsal, echo or personaplex.")] = None,
+    capacity: Annotated[int | None, typer.Option(help="Calls it holds at once.")] = None,
+    exit_with_parent: Annotated[bool, typer.Option(help="End when standard input does.")] = False,
+) -> None:
+    """Run one engine and serve it to gateways."""
+    settings = _settings(worker_listen=listen, engine=engine, worker_capacity=capacity)
+    from gateway.worker_process import WorkerRefused, run_worker
+
+    _run(run_worker(settings, exit_with_parent), (WorkerRefused,))
+
+
+@app.command()
+def demo(json_output: Json = False) -> None:
+    """Place one call against a real gateway and worker on this machine, and show all of it."""
+    _settings()
+    from gateway.demo import run_demo
+
+    raise typer.Exit(run_demo(json_output=json_output))
+
+
+@app.command()
+def call(
+    wav: Annotated[Path | None, typer.Option(help="What the caller says: a WAV file.")] = None,
+    mic: Annotated[bool, typer.Option("--mic", help="Speak through the microphone instead.")] = False,
+    to: Annotated[str, typer.Option("--to", help="Number dialled.")] = "+15550100",
+    from_: Annotated[str, typer.Option("--from", help="Number shown as the caller's.")] = "+15550199",
+    url: Annotated[str, typer.Option(help="The gateway.")] = "http://127.0.0.1:8080",
+    out: Annotated[Path | None, typer.Option(help="Folder for agent.wav and call.wav.")] = None,
+    json_output: Json = False,
+) -> None:
+    """A phone in the terminal: calls a gateway as Twilio would."""
+    settings = _settings()
+    from gateway.phone.command import call_command
+
+    raise typer.Exit(
+        call_command(
+            url=url,
+            wav=wav,
+            mic=mic,
+            to_number=to,
+            from_number=from_,
+            out=out,
+            json_output=json_output,
+            auth_token=settings.twilio_auth_token.get_secret_value(),
+            account_sid=settings.twilio_account_sid,
+        )
+    )
+
+
+@app.command()
+def doctor(json_output: Json = False) -> None:
+    """Say what is missing or wrong, each with the command that fixes it."""
+    from gateway.doctor import examine, report
+
+    raise typer.Exit(report(examine(load_settings), json_output))
+
+
+@app.command()
+def config(json_output: Json = False) -> None:
+    """Print the effective settings, secrets masked."""
+    effective = masked(_settings())
+    if json_output:
+        typer.echo(json.dumps(effective))
+        return
+    for name, value in effective.items():
+        typer.echo(f"{name}={value}")
+
+
+@personas_app.command("check")
+def personas_check(path: Annotated[Path | None, typer.Argument(help="A file or folder.")] = None) -> None:
+    """Validate persona files; every problem with its file, line and field."""
+    settings = _settings()
+    from gateway.personas import check_personas
+
+    problems = check_personas(path or settings.personas)
+    for problem in problems:
+        typer.echo(problem, err=True)
+    if problems:
+        raise typer.Exit(1)
+    typer.echo(f"{path or settings.personas}: valid")
+
+
+@bench_app.command("gateway")
+def bench_gateway_command(
+    calls: Annotated[int, typer.Option(min=1, help="Calls at once.")] = 100,
+    seconds: Annotated[float, typer.Option(min=1, help="How long each speaks.")] = 20.0,
+    find_max: Annotated[bool, typer.Option("--max", help="Find the most calls one core holds.")] = False,
+    worker_process: Annotated[bool, typer.Option(help="Echo in a worker of its own, not in the gateway.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Real Twilio-protocol calls from another process against a gateway that echoes."""
+    _settings()
+    from gateway.bench.gateway import bench_gateway
+
+    raise typer.Exit(
+        bench_gateway(
+            calls=calls, seconds=seconds, find_max=find_max, worker_process=worker_process, json_output=json_output
+        )
+    )
+
+
+def main() -> None:
+    """Entry point; Ctrl-C is a wish, not an error."""
+    try:
+        app()
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

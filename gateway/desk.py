@@ -1,0 +1,194 @@
+"""The desk: who is on the phone now, who answers a number, and what is kept of a call once it is over.
+
+Owns the life of the gateway's parts (personas, routing, engine, records, outbox) and ties them to each
+call. Knows no carrier and no web framework: the routes ask it, `call.Call` does the talking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import httpx
+
+from gateway.call import Call, CallPlan
+from gateway.engine import EchoEngine, Engine
+from gateway.leg import CallInfo, CallLeg, Outcome
+from gateway.live import LiveFeed
+from gateway.personas import Persona, PersonaStore, session_request
+from gateway.pool import WorkerPool
+from gateway.recording import Recording
+from gateway.records import CallFolder, Records, RecordsError
+from gateway.routing import Route
+from gateway.settings import Settings
+from gateway.telemetry import Telemetry
+from gateway.transcript import CallMetrics, CallRecord, to_document
+from gateway.webhooks import Outbox
+
+log = logging.getLogger(__name__)
+
+OUTCOMES_KEPT = 10_000
+OUTCOME_WAIT = 3.0
+"""Seconds a carrier that asks how a call ended waits for a call that is just ending."""
+
+
+class Desk:
+    """Answers calls. Raises PersonaInvalid at construction when the personas cannot be used."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.personas = PersonaStore(settings.personas)
+        self.records = Records(settings.data_dir)
+        self.telemetry = Telemetry()
+        self.live = LiveFeed()
+        self._pool = None if settings.embedded_echo else WorkerPool(settings)
+        self._engine: Engine = self._pool or EchoEngine()
+        self._outbox: Outbox | None = None
+        self._calls: set[Call] = set()
+        self._finished = asyncio.Event()
+        self._outcomes: OrderedDict[str, asyncio.Future[Outcome]] = OrderedDict()
+        self._draining = False
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Worker and webhook delivery run inside; on leaving, calls are ended and filed first."""
+        async with httpx.AsyncClient() as client, asyncio.TaskGroup() as tasks:
+            secret = self.settings.webhook_secret.get_secret_value()
+            self._outbox = Outbox(self.settings.data_dir / "outbox", self.settings.webhook_url, secret, client)
+            delivery = tasks.create_task(self._outbox.run())
+            try:
+                if self._pool is not None:
+                    await self._pool.start()
+                yield
+                await self._end_calls()
+            finally:
+                delivery.cancel()
+                if self._pool is not None:
+                    await self._pool.stop()
+
+    def ready(self) -> bool:
+        """Whether a call that comes now would be answered by an agent."""
+        if self._draining or len(self._calls) >= self.settings.max_calls:
+            return False
+        return self._pool is None or self._pool.ready
+
+    @property
+    def active_calls(self) -> int:
+        return len(self._calls)
+
+    def route(self, number: str) -> Route:
+        """Who answers the number now."""
+        return self.personas.routing.route(number, datetime.now(UTC))
+
+    async def answer(self, leg: CallLeg, persona: str) -> None:
+        """Run the whole call; returns when it is over, filed, and its webhook is on its way."""
+        who = self.personas.personas[persona]
+        folder = self._open_folder(leg.info)
+        recording = Recording(folder.recording) if folder is not None and who.record else None
+        call = Call(
+            leg,
+            self._engine,
+            self._plan(who, leg.info),
+            recording,
+            lambda utterance: self.live.publish(leg.info.call_id, utterance),
+        )
+        started_at = datetime.now(UTC)
+        self._remember(leg.info.carrier_call_id or leg.info.call_id, call)
+        self._calls.add(call)
+        self.telemetry.active.set(len(self._calls))
+        log.info("call %s: %s called %s, %s answers", call.info.call_id, *_numbers(leg.info), persona)
+        try:
+            await call.run()
+        finally:
+            await self._file(call, started_at)
+            self._calls.discard(call)
+            self._finished.set()
+            self.telemetry.active.set(len(self._calls))
+
+    async def outcome(self, carrier_call_id: str) -> Outcome | None:
+        """How a call ended; waits briefly for one that is just ending. None: never heard of it."""
+        ending = self._outcomes.get(carrier_call_id)
+        if ending is None:
+            return None
+        try:
+            return await asyncio.wait_for(asyncio.shield(ending), OUTCOME_WAIT)
+        except TimeoutError:
+            return None
+
+    def _plan(self, persona: Persona, info: CallInfo) -> CallPlan:
+        variables = {**info.parameters, "caller_number": info.from_number}
+        return CallPlan(
+            persona=persona.id,
+            persona_version=persona.version,
+            request=session_request(persona, info.call_id, variables, secrets.randbits(32)),
+            transfers=dict(persona.transfers),
+            fallback=persona.fallback or "",
+            max_seconds=persona.limits.max_seconds,
+        )
+
+    def _open_folder(self, info: CallInfo) -> CallFolder | None:
+        try:
+            return self.records.begin(info)
+        except RecordsError as error:
+            log.error("call %s: %s", info.call_id, error)
+            return None
+
+    def _remember(self, carrier_call_id: str, call: Call) -> None:
+        self._outcomes[carrier_call_id] = call.outcome
+        self._outcomes.move_to_end(carrier_call_id)
+        while len(self._outcomes) > OUTCOMES_KEPT:
+            self._outcomes.popitem(last=False)
+
+    async def _file(self, call: Call, started_at: datetime) -> None:
+        record = _record(call, started_at)
+        self.telemetry.call_ended(record.end_reason, record.engine, record.metrics)
+        document = to_document(record)
+        log.info("call %s: ended, %s", record.call_id, record.end_reason)
+        try:
+            await self.records.finish(document)
+        except RecordsError as error:
+            log.error("call %s: %s", record.call_id, error)
+        if self._outbox is not None:
+            await self._outbox.put("call.ended", document)
+
+    async def _end_calls(self) -> None:
+        """Calls that are on the line when the gateway stops are ended and filed, not dropped."""
+        self._draining = True
+        for call in self._calls:
+            call.end("shutdown")
+        while self._calls:
+            self._finished.clear()
+            await self._finished.wait()
+
+
+def _numbers(info: CallInfo) -> tuple[str, str]:
+    return info.from_number or "somebody", info.to_number or "us"
+
+
+def _record(call: Call, started_at: datetime) -> CallRecord:
+    counters = call.counters
+    return CallRecord(
+        call_id=call.info.call_id,
+        persona=call.plan.persona,
+        persona_version=call.plan.persona_version,
+        engine=call.engine_name,
+        from_number=call.info.from_number,
+        to_number=call.info.to_number,
+        started_at=started_at,
+        ended_at=datetime.now(UTC),
+        end_reason=call.outcome.result().reason if call.outcome.done() else "failed",
+        utterances=call.transcript.utterances(),
+        metrics=CallMetrics(
+            answer_ms=call.answer_ms or 0.0,
+            response_ms=call.responses.responses,
+            frames_in=counters.frames_in,
+            frames_out=counters.frames_out,
+            frames_lost=counters.frames_lost,
+            deadline_misses=counters.deadline_misses,
+        ),
+    )

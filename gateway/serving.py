@@ -1,0 +1,113 @@
+"""The gateway's process: two listeners, signals, and a stop that loses no call's record.
+
+Owns sockets and signals. The applications are `app.py`'s, the calls are the desk's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from gateway.app import admin_app, carrier_app
+from gateway.desk import Desk
+from gateway.settings import Settings, split_address
+
+log = logging.getLogger(__name__)
+
+MAX_CARRIER_MESSAGE = 1 << 16
+"""Bytes; a carrier's 20 ms message has under 400."""
+
+
+class CannotListen(Exception):
+    """A listener cannot be opened; the message says which and what to do."""
+
+
+class _Listener(uvicorn.Server):
+    """uvicorn without its signal handlers: the gateway stops its calls before its listeners."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def bind(address: str, setting: str) -> socket.socket:
+    """A listening socket. Raises CannotListen with what to do, for example when the port is in use."""
+    host, port = split_address(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(512)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        reason = error.strerror or str(error)
+        raise CannotListen(f"cannot listen on {address}: {reason}; stop what uses it, or set {setting}") from error
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """host:port as bound, the port chosen by the system included."""
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def serve(settings: Settings, on_ready: Callable[[str, str], None]) -> None:
+    """Run until SIGINT or SIGTERM. `on_ready` is told both addresses once calls are taken.
+
+    Raises CannotListen, PersonaInvalid, RoutingInvalid or EngineLost before the first call.
+    """
+    _refuse_open_admin(settings)
+    desk = Desk(settings)
+    with (
+        bind(settings.listen, "CALLPLEX_LISTEN") as public,
+        bind(settings.admin_listen, "CALLPLEX_ADMIN_LISTEN") as admin,
+    ):
+        stopped = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stopped.set)
+        listeners = [_listener(carrier_app(desk)), _listener(admin_app(desk))]
+        async with asyncio.TaskGroup() as tasks:
+            async with desk.open():
+                for listener, sock in zip(listeners, (public, admin), strict=True):
+                    tasks.create_task(listener.serve(sockets=[sock]))
+                on_ready(address_of(public), address_of(admin))
+                await stopped.wait()
+                log.info("stopping: %d calls on the line are ended", desk.active_calls)
+            for listener in listeners:
+                listener.should_exit = True
+
+
+def _listener(app: ASGIApp) -> _Listener:
+    config = uvicorn.Config(
+        app,
+        ws="websockets-sansio",
+        ws_max_size=MAX_CARRIER_MESSAGE,
+        ws_per_message_deflate=False,
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+    return _Listener(config)
+
+
+def _refuse_open_admin(settings: Settings) -> None:
+    host, _ = split_address(settings.admin_listen)
+    if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+        raise CannotListen(
+            f"CALLPLEX_ADMIN_LISTEN is {settings.admin_listen}, but the admin listener has no login: "
+            "use a loopback address such as 127.0.0.1:8081 and reach it through ssh or your own proxy"
+        )

@@ -1,0 +1,55 @@
+"""The gateway's Prometheus metrics, all of them, by name.
+
+Counted once a call rather than once a frame: at 300 calls a core a frame has no time for it.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from gateway.transcript import CallMetrics
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Telemetry:
+    """One registry for each gateway, so that two in one process do not share counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.active = Gauge("callplex_calls_active", "Calls on the line now", registry=self.registry)
+        self.calls = Counter("callplex_calls", "Calls that ended", ["end_reason", "engine"], registry=self.registry)
+        self.refused = Counter(
+            "callplex_calls_refused", "Calls turned away before they were answered", ["why"], registry=self.registry
+        )
+        self.frames = Counter("callplex_frames", "80 ms frames", ["direction"], registry=self.registry)
+        self.lost = Counter("callplex_carrier_frames_lost", "20 ms frames lost or dropped", registry=self.registry)
+        self.misses = Counter("callplex_deadline_misses", "Clock ticks over 20 ms late", registry=self.registry)
+        self.answer = Histogram(
+            "callplex_answer_seconds",
+            "From the line's opening to the agent's first sound",
+            buckets=(0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2, 4, 8),
+            registry=self.registry,
+        )
+        self.response = Histogram(
+            "callplex_response_seconds",
+            "From the caller's last sound to the agent's next",
+            buckets=(0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.6, 2, 3, 5),
+            registry=self.registry,
+        )
+
+    def call_ended(self, end_reason: str, engine: str, metrics: CallMetrics) -> None:
+        """Add one finished call."""
+        self.calls.labels(end_reason, engine or "none").inc()
+        self.frames.labels("in").inc(metrics.frames_in)
+        self.frames.labels("out").inc(metrics.frames_out)
+        self.lost.inc(metrics.frames_lost)
+        self.misses.inc(metrics.deadline_misses)
+        if metrics.answer_ms:
+            self.answer.observe(metrics.answer_ms / 1000)
+        for response in metrics.response_ms:
+            self.response.observe(response / 1000)
+
+    def render(self) -> bytes:
+        """The exposition text for `/metrics`."""
+        return generate_latest(self.registry)

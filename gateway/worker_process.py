@@ -1,0 +1,62 @@
+"""What `callplex worker` runs: settings -> engine -> the worker's server.
+
+The one place that may start either side; nothing of the gateway runs in this process.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING
+
+from gateway.settings import Settings
+
+if TYPE_CHECKING:
+    from model.server import WorkerEngine
+
+
+class WorkerRefused(Exception):
+    """The worker cannot start; the message says what to do."""
+
+
+async def run_worker(settings: Settings, exit_with_parent: bool = False) -> None:
+    """Serve the configured engine until stopped. Raises WorkerRefused."""
+    from model.server import ListenRefused, serve
+
+    try:
+        await serve(
+            _engine(settings),
+            settings.worker_listen,
+            token=settings.worker_token.get_secret_value(),
+            capacity=settings.worker_capacity,
+            tls=_tls(settings),
+            exit_with_parent=exit_with_parent,
+        )
+    except ListenRefused as error:
+        raise WorkerRefused(str(error)) from error
+
+
+def _engine(settings: Settings) -> WorkerEngine:
+    if settings.engine == "echo":
+        from model.echo import EchoEngine
+
+        return EchoEngine()
+    if settings.engine == "personaplex":
+        raise WorkerRefused("the personaplex engine is not part of this version; set CALLPLEX_ENGINE=rehearsal")
+    try:
+        from model.rehearsal.engine import RehearsalEngine
+    except ImportError as error:
+        raise WorkerRefused(
+            f"the rehearsal engine needs the package {error.name}; install it with: pip install 'callplex[rehearsal]'"
+        ) from error
+    return RehearsalEngine(settings.weights_dir)
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    if settings.worker_tls_cert is None or settings.worker_tls_key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.worker_tls_cert, settings.worker_tls_key)
+    except OSError as error:
+        raise WorkerRefused(f"CALLPLEX_WORKER_TLS_CERT and _KEY: {error.strerror or error}") from error
+    return context

@@ -1,0 +1,291 @@
+"""Call.run between a line in memory and real engines, on a clock that jumps from timer to timer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gateway.audio import CARRIER_FRAME_BYTES, LINE_FRAME_BYTES
+from gateway.call import Call, CallPlan
+from gateway.engine import EchoEngine, EchoSession, Engine, EngineFull, EngineLost
+from gateway.leg import CallInfo, LegError
+from gateway.recording import Recording
+from model.wire import AgentFrame, AgentText, CallerText, Done, Flush, Output, SessionRequest
+from tests import virtual_time
+
+PLAN = CallPlan("bank", "abc123", SessionRequest("c1"), transfers={"person": "+15550123"}, fallback="+15550999")
+LOUD = np.full(160, 5_000, np.int16).tobytes()
+
+
+@dataclass
+class MemoryLeg:
+    """A phone line without a phone: sends `seconds` of sound in real time, then hangs up or goes silent."""
+
+    seconds: float
+    then_silent: bool = False
+    broken: bool = False
+    on_hold: bool = False
+    info: CallInfo = field(default_factory=lambda: CallInfo("c1", "+15550199", "+15550100", "memory", "CA1"))
+    played: list[tuple[float, bytes]] = field(default_factory=list)
+    flushed: int = 0
+    transferred: str = ""
+    hung_up: list[str] = field(default_factory=list)
+    outcome_before_hangup: Callable[[], bool] = lambda: True
+
+    async def frames(self) -> AsyncIterator[bytes]:
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        for number in range(round(self.seconds / 0.02)):
+            await asyncio.sleep(max(0.0, start + 0.02 * number - loop.time()))
+            yield LOUD
+        if self.broken:
+            raise LegError("media before start")
+        if self.then_silent:
+            await asyncio.Event().wait()
+
+    async def play(self, pcm: bytes) -> None:
+        self.played.append((asyncio.get_running_loop().time(), pcm))
+
+    async def flush(self) -> None:
+        self.flushed += 1
+
+    async def drain(self, timeout: float) -> None:
+        return
+
+    async def transfer(self, target: str) -> None:
+        self.transferred = target
+
+    async def hangup(self, reason: str) -> None:
+        assert self.outcome_before_hangup()
+        self.hung_up.append(reason)
+
+
+class ScriptedSession(EchoSession):
+    """Echoes, and says what the script holds for a frame just before that frame."""
+
+    def __init__(self, script: dict[int, list[Output]]) -> None:
+        super().__init__()
+        self.script = script
+        self.said: list[str] = []
+        self.closed = 0
+
+    async def outputs(self) -> AsyncIterator[Output]:
+        async for output in super().outputs():
+            if isinstance(output, AgentFrame):
+                for extra in self.script.get(output.index, []):
+                    yield extra
+            yield output
+
+    async def say(self, text: str) -> None:
+        self.said.append(text)
+
+    async def close(self) -> None:
+        self.closed += 1
+        await super().close()
+
+
+class ScriptedEngine:
+    def __init__(self, script: dict[int, list[Output]] | None = None) -> None:
+        self.session = ScriptedSession(script or {})
+
+    async def open(self, request: SessionRequest) -> ScriptedSession:
+        return self.session
+
+
+def place(leg: MemoryLeg, engine: Engine, plan: CallPlan = PLAN, recording: Path | None = None) -> Call:
+    async def run() -> Call:
+        call = Call(leg, engine, plan, Recording(recording) if recording else None)
+        leg.outcome_before_hangup = call.outcome.done
+        assert await call.run() == call.outcome.result().reason
+        return call
+
+    return virtual_time.run(run())
+
+
+def test_one_frame_in_and_one_out_for_every_80_ms() -> None:
+    leg = MemoryLeg(seconds=60)
+    call = place(leg, EchoEngine())
+    assert call.outcome.result().reason == "caller_hangup"
+    assert leg.hung_up == ["caller_hangup"]
+    times = [at for at, _ in leg.played]
+    assert np.allclose(np.diff(times), 0.08)
+    assert call.counters.frames_in == len(leg.played) == pytest.approx(60 / 0.08, abs=2)
+    assert {len(pcm) for _, pcm in leg.played} == {LINE_FRAME_BYTES}
+    assert (call.counters.frames_lost, call.counters.deadline_misses) == (0, 0)
+
+
+def test_the_echo_comes_back_after_the_designed_delay() -> None:
+    leg = MemoryLeg(seconds=4)
+    place(leg, EchoEngine())
+    heard = np.frombuffer(b"".join(pcm for _, pcm in leg.played), np.int16)
+    # First tick 110 ms after the first sample; both filters together hold 6.1 ms back.
+    assert leg.played[0][0] == pytest.approx(0.11)
+    assert int(np.argmax(heard > 2_500)) == pytest.approx(49, abs=2)
+    assert heard[200:-200].min() > 4_900
+
+
+def test_a_line_that_sends_nothing_still_hears_its_agent_and_is_let_go_after_ten_seconds() -> None:
+    leg = MemoryLeg(seconds=0, then_silent=True)
+    call = place(leg, EchoEngine())
+    assert call.outcome.result().reason == "no_media"
+    assert leg.played[0][0] == pytest.approx(0.31)
+    assert leg.played[-1][0] == pytest.approx(10, abs=0.2)
+
+
+def test_hold_suspends_the_silence_limit() -> None:
+    leg = MemoryLeg(seconds=1, then_silent=True, on_hold=True)
+    plan = CallPlan("bank", "abc123", SessionRequest("c1"), max_seconds=60)
+    assert place(leg, EchoEngine(), plan).outcome.result().reason == "time_limit"
+
+
+def test_a_call_at_its_limit_takes_its_leave_first() -> None:
+    engine = ScriptedEngine()
+    leg = MemoryLeg(seconds=1_000)
+    call = place(leg, engine, CallPlan("bank", "abc123", SessionRequest("c1"), max_seconds=30, farewell="Time is up."))
+    assert engine.session.said == ["Time is up."]
+    assert call.outcome.result().reason == "time_limit"
+    assert leg.played[-1][0] == pytest.approx(36, abs=0.3)
+
+
+def test_agent_says_goodbye() -> None:
+    engine = ScriptedEngine({10: [AgentText(10, " Goodbye.")], 20: [Done(19, "goodbye")]})
+    leg = MemoryLeg(seconds=30)
+    call = place(leg, engine)
+    assert call.outcome.result().reason == "agent_goodbye"
+    assert [one.text for one in call.transcript.utterances()] == ["Goodbye."]
+    assert engine.session.closed == 1
+
+
+def test_transfer_goes_to_the_personas_number_only() -> None:
+    leg = MemoryLeg(seconds=30)
+    outcome = place(leg, ScriptedEngine({5: [Done(4, "transfer", "person")]})).outcome.result()
+    assert (outcome.reason, outcome.target, leg.transferred) == ("transfer", "+15550123", "+15550123")
+    leg = MemoryLeg(seconds=30)
+    outcome = place(leg, ScriptedEngine({5: [Done(4, "transfer", "+19005550000")]})).outcome.result()
+    assert (outcome.reason, outcome.target, outcome.fallback) == ("failed", "", "+15550999")
+    assert leg.transferred == ""
+
+
+def test_flush_reaches_the_line_and_the_transcript() -> None:
+    script: dict[int, list[Output]] = {
+        10: [AgentText(10, " Our"), AgentText(12, " fees")],
+        13: [Flush(11)],
+        30: [CallerText(8, 20, "Stop.")],
+    }
+    leg = MemoryLeg(seconds=5)
+    call = place(leg, ScriptedEngine(script))
+    assert leg.flushed == 1
+    assert [(u.speaker, u.text, u.interrupted) for u in call.transcript.utterances()] == [
+        ("caller", "Stop.", False),
+        ("agent", "Our", True),
+    ]
+
+
+class RefusingEngine:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def open(self, request: SessionRequest) -> EchoSession:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(EngineFull("full"), "busy"), (EngineLost("gone"), "worker_lost"), (RuntimeError("bug"), "failed")],
+)
+def test_an_engine_that_does_not_open_leads_to_the_fallback(error: Exception, reason: str) -> None:
+    leg = MemoryLeg(seconds=30)
+    outcome = place(leg, RefusingEngine(error)).outcome.result()
+    assert (outcome.reason, outcome.fallback) == (reason, "+15550999")
+    assert leg.hung_up == [reason]
+
+
+class DyingSession(EchoSession):
+    def __init__(self, dies_at: int, silently: bool) -> None:
+        super().__init__()
+        self.dies_at = dies_at
+        self.silently = silently
+
+    async def outputs(self) -> AsyncIterator[Output]:
+        async for output in super().outputs():
+            if isinstance(output, AgentFrame) and output.index >= self.dies_at:
+                if self.silently:
+                    await asyncio.Event().wait()
+                raise EngineLost("the worker closed the connection")
+            yield output
+
+
+class DyingEngine:
+    def __init__(self, silently: bool) -> None:
+        self.silently = silently
+
+    async def open(self, request: SessionRequest) -> DyingSession:
+        return DyingSession(50, self.silently)
+
+
+@pytest.mark.parametrize(("silently", "ends_at"), [(False, 4.2), (True, 6.2)])
+def test_a_worker_that_dies_or_hangs_ends_the_call_with_its_reason(silently: bool, ends_at: float) -> None:
+    leg = MemoryLeg(seconds=30)
+
+    async def run() -> tuple[Call, float]:
+        call = Call(leg, DyingEngine(silently), PLAN)
+        await call.run()
+        return call, asyncio.get_running_loop().time()
+
+    call, ended = virtual_time.run(run())
+    assert call.outcome.result().reason == "worker_lost"
+    assert call.outcome.result().fallback == "+15550999"
+    assert ended == pytest.approx(ends_at, abs=0.2)
+
+
+def test_a_peer_that_breaks_its_protocol_ends_only_its_call() -> None:
+    leg = MemoryLeg(seconds=1, broken=True)
+    assert place(leg, EchoEngine()).outcome.result().reason == "protocol_error"
+
+
+def test_a_cancelled_call_is_cleaned_up() -> None:
+    engine, leg = ScriptedEngine(), MemoryLeg(seconds=100)
+
+    async def run() -> Call:
+        call = Call(leg, engine, PLAN)
+        task = asyncio.create_task(call.run())
+        await asyncio.sleep(2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return call
+
+    assert virtual_time.run(run()).outcome.result().reason == "shutdown"
+    assert leg.hung_up == ["shutdown"]
+    assert engine.session.closed == 1
+
+
+def test_every_tick_is_in_the_recording(tmp_path: Path) -> None:
+    leg = MemoryLeg(seconds=8)
+    call = place(leg, EchoEngine(), recording=tmp_path / "call.wav")
+    stereo = np.frombuffer((tmp_path / "call.wav").read_bytes()[44:], np.int16).reshape(-1, 2)
+    assert len(stereo) * 2 == call.counters.frames_in * LINE_FRAME_BYTES
+    assert stereo[CARRIER_FRAME_BYTES:-2_000].min() > 4_000
+
+
+def test_response_time_is_measured_from_the_sound() -> None:
+    class LateEcho(EchoSession):
+        """Silent while the caller speaks, then speaks itself."""
+
+        async def send(self, pcm: bytes) -> None:
+            loud = 60 <= self._index < 80
+            await super().send((np.full(1_920, 5_000, np.int16) if loud else np.zeros(1_920, np.int16)).tobytes())
+
+    class Engine:
+        async def open(self, request: SessionRequest) -> LateEcho:
+            return LateEcho()
+
+    call = place(MemoryLeg(seconds=3.6, then_silent=True), Engine())
+    # The last caller frame is number 44 or 45 (3.6 s, 100 ms late); the agent begins with frame 60.
+    assert len(call.responses.responses) == 1
+    assert call.responses.responses[0] == pytest.approx(1_150, abs=90)
