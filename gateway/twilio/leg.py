@@ -1,0 +1,173 @@
+"""A Twilio call as a CallLeg: one WebSocket, mu-law both ways, paced.
+
+Owns the socket after the stream's start message. There is no task or queue of its own: whoever
+iterates `frames` drives the socket's reading, and sound that waits for its time leaves with the
+next thing that happens on the line, 20 ms later at most. Knows nothing of engines or personas.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from gateway.audio import Pacer, decode_ulaw, encode_ulaw
+from gateway.leg import CallInfo
+from gateway.twilio.flood import FloodGuard
+from gateway.twilio.protocol import Dtmf, Event, Mark, Media, PeerError, Stop, StreamProtocol
+from gateway.twilio.rest import TwilioRest
+
+log = logging.getLogger(__name__)
+
+ENDED_BY_REST = frozenset({"no_media", "time_limit", "protocol_error", "shutdown"})
+"""End reasons after which nobody may be left to ask what comes next, or to answer it."""
+
+MAX_DIGITS = 100
+MAX_REASON = 120
+"""Bytes of a WebSocket close reason: 123 (RFC 6455, section 5.5), less a margin."""
+
+
+class TwilioLeg:
+    """One stream, from its start message on."""
+
+    on_hold = False
+    """Media Streams do not say when a call is held."""
+
+    def __init__(
+        self, info: CallInfo, websocket: WebSocket, protocol: StreamProtocol, flood: FloodGuard, rest: TwilioRest | None
+    ) -> None:
+        self.info = info
+        self.counters = protocol.counters
+        self.digits: deque[str] = deque(maxlen=MAX_DIGITS)
+        """The newest keys the caller pressed."""
+        self.on_digit: Callable[[str], None] | None = None
+        """Called with each key as it comes."""
+        self.transfer_target = ""
+        self.flood = flood
+        self.pacer = Pacer()
+        self._websocket = websocket
+        self._protocol = protocol
+        self._rest = rest
+        self._now = asyncio.get_running_loop().time
+        self._down = False
+        self._hung_up = False
+        self._sending = False
+        self._fault = ""
+        self._marks: dict[str, asyncio.Event] = {}
+        self._marks_sent = 0
+
+    async def frames(self) -> AsyncIterator[bytes]:
+        """The caller: 160 int16 samples at 8 kHz each. Ends with the stream; raises PeerError."""
+        receive = self._websocket.receive
+        parse = self._protocol.receive_text
+        now = self._now
+        try:
+            while not self._down:
+                message = await receive()
+                text = message.get("text")
+                if text is None:
+                    if message["type"] == "websocket.disconnect":
+                        return
+                    raise PeerError("the message is binary; Media Streams are JSON text")
+                within = self.flood.admit(now())
+                event = parse(text)
+                if type(event) is Media:
+                    if within:
+                        yield decode_ulaw(event.payload)
+                    if self.pacer.next_time(0.0) is not None:
+                        await self._pump()
+                elif isinstance(event, Stop):
+                    return
+                else:
+                    self._take(event)
+        except PeerError as error:
+            self._fault = str(error)
+            raise
+        finally:
+            self._down = True
+            for waiting in self._marks.values():
+                waiting.set()
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Mark):
+            waiting = self._marks.get(event.name)
+            if waiting is not None:
+                waiting.set()
+        elif isinstance(event, Dtmf):
+            self.digits.append(event.digit)
+            if self.on_digit is not None:
+                self.on_digit(event.digit)
+
+    async def play(self, pcm: bytes) -> None:
+        """80 ms of the agent, 640 int16 samples at 8 kHz, in one message as soon as it may leave."""
+        self.pacer.push(pcm, self._now())
+        await self._pump()
+
+    async def flush(self) -> None:
+        """Drop what waits here and what Twilio has queued."""
+        self.pacer.clear(self._now())
+        await self._send(self._protocol.clear())
+
+    async def drain(self, timeout: float) -> None:
+        """Wait until Twilio has played all of it, which its returning mark tells."""
+        self._marks_sent += 1
+        name = f"drain-{self._marks_sent}"
+        heard = self._marks[name] = asyncio.Event()
+        try:
+            async with asyncio.timeout(timeout):
+                while not self._down and (due := self.pacer.next_time(self._now())) is not None:
+                    await asyncio.sleep(due - self._now())
+                    await self._pump()
+                await self._send(self._protocol.mark(name))
+                if not self._down:
+                    await heard.wait()
+        except TimeoutError:
+            log.info("call %s: the line did not play everything within %g s", self.info.call_id, timeout)
+        finally:
+            del self._marks[name]
+
+    async def transfer(self, target: str) -> None:
+        """Remembered only: when the stream ends, Twilio asks what comes next and is told to dial."""
+        self.transfer_target = target
+
+    async def hangup(self, reason: str) -> None:
+        """Close the stream; Twilio then asks what comes next, unless the call is ended by REST."""
+        if self._hung_up:
+            return
+        self._hung_up = True
+        await self._close(reason)
+        if self._rest is not None and reason in ENDED_BY_REST:
+            await self._rest.end_call(self.info.carrier_call_id)
+
+    async def _close(self, reason: str) -> None:
+        self._down = True
+        for waiting in self._marks.values():
+            waiting.set()
+        code, why = (1008, self._fault[:MAX_REASON]) if self._fault else (1000, reason[:MAX_REASON])
+        try:
+            await self._websocket.close(code, why)
+        except (WebSocketDisconnect, RuntimeError):
+            return
+
+    async def _pump(self) -> None:
+        """Send what may leave now. One at a time, so that two callers cannot swap frames."""
+        if self._sending:
+            return
+        self._sending = True
+        try:
+            while (pcm := self.pacer.pop(self._now())) is not None:
+                await self._send(self._protocol.media(encode_ulaw(pcm)))
+        finally:
+            self._sending = False
+
+    async def _send(self, text: str) -> None:
+        if self._down:
+            return
+        try:
+            await self._websocket.send({"type": "websocket.send", "text": text})
+        except (WebSocketDisconnect, RuntimeError):
+            # Starlette says RuntimeError for a socket that is closed already; `frames` ends by itself.
+            self._down = True

@@ -1,0 +1,102 @@
+"""A desk that runs calls by script, behind the real server: what the route and leg tests talk to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from gateway.leg import Outcome
+from gateway.settings import Settings
+from gateway.twilio.leg import TwilioLeg
+from gateway.twilio.peer import CarrierStream
+from gateway.twilio.routes import router
+
+TIMEOUT = 5.0
+
+
+@dataclass
+class Routed:
+    persona: str = "bank"
+    open: bool = True
+    fallback: str = ""
+
+
+async def listen(leg: TwilioLeg) -> None:
+    """A call that only hears the caller out."""
+    async for _ in leg.frames():
+        pass
+    await leg.hangup("caller_hangup")
+
+
+@dataclass
+class Desk:
+    """Implements CallDesk; `run` is the call."""
+
+    settings: Settings
+    run: Callable[[TwilioLeg], Awaitable[None]] = listen
+    route_to: Routed = field(default_factory=Routed)
+    is_ready: bool = True
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    legs: list[TwilioLeg] = field(default_factory=list)
+    personas: list[str] = field(default_factory=list)
+    numbers: list[str] = field(default_factory=list)
+    finished: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def ready(self) -> bool:
+        return self.is_ready
+
+    def route(self, number: str) -> Routed:
+        self.numbers.append(number)
+        return self.route_to
+
+    async def answer(self, leg: object, persona: str) -> None:
+        assert isinstance(leg, TwilioLeg)
+        self.legs.append(leg)
+        self.personas.append(persona)
+        try:
+            await self.run(leg)
+        finally:
+            self.finished.set()
+
+    async def outcome(self, carrier_call_id: str) -> Outcome | None:
+        return self.outcomes.get(carrier_call_id)
+
+
+def settings(**values: object) -> Settings:
+    """Settings from these values only, whatever the environment says."""
+    return Settings.model_construct(**(Settings.model_construct().model_dump() | values))  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def serving(app: ASGIApp) -> AsyncIterator[int]:
+    """Run an app behind uvicorn as the gateway does; gives the port."""
+    config = uvicorn.Config(
+        app, "127.0.0.1", 0, ws="websockets-sansio", proxy_headers=False, log_level="error", lifespan="on"
+    )
+    server = uvicorn.Server(config)
+    config.load()
+    server.lifespan = config.lifespan_class(config)
+    await server.startup()
+    ticking = asyncio.create_task(server.main_loop())
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        await asyncio.wait_for(ticking, TIMEOUT)
+        await asyncio.wait_for(server.shutdown(), TIMEOUT)
+
+
+def app_for(desk: Desk) -> FastAPI:
+    app = FastAPI()
+    app.include_router(router(desk))
+    return app
+
+
+def carrier(call_sid: str = "CA1") -> CarrierStream:
+    return CarrierStream("MZ1", call_sid, "AC1")
