@@ -50,7 +50,8 @@ def _settings(**overrides: object) -> Settings:
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
         force=True,
     )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "uvicorn.error"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     return settings
 
 
@@ -77,6 +78,7 @@ def _run(work: Coroutine[Any, Any, None], expected: tuple[type[Exception], ...])
 def serve(
     listen: Annotated[str | None, typer.Option(help="Where carriers reach us, host:port.")] = None,
     admin_listen: Annotated[str | None, typer.Option(help="Metrics and API, host:port.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the addresses as JSON once ready.")] = False,
 ) -> None:
     """Answer calls until stopped."""
     settings = _settings(listen=listen, admin_listen=admin_listen)
@@ -85,8 +87,13 @@ def serve(
     from gateway.serving import CannotListen
     from gateway.serving import serve as serve_gateway
 
+    def ready(public: str, admin: str) -> None:
+        if json_output:
+            typer.echo(json.dumps({"listening": public, "admin": admin}))
+        _say_what_next(settings, public, admin)
+
     _run(
-        serve_gateway(settings, lambda public, admin: _say_what_next(settings, public, admin)),
+        serve_gateway(settings, ready),
         (CannotListen, PersonaInvalid, EngineError, SettingsInvalid),
     )
 
@@ -151,7 +158,7 @@ def call(
             to_number=to,
             from_number=from_,
             out=out,
-            json_output=json_output,
+            as_json=json_output,
             auth_token=settings.twilio_auth_token.get_secret_value(),
             account_sid=settings.twilio_account_sid,
         )

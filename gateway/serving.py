@@ -94,7 +94,7 @@ def _listener(app: ASGIApp) -> _Listener:
         ws="websockets-sansio",
         ws_max_size=MAX_CARRIER_MESSAGE,
         ws_per_message_deflate=False,
-        lifespan="off",
+        lifespan="on",
         access_log=False,
         log_config=None,
         proxy_headers=False,

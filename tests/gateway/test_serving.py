@@ -1,0 +1,110 @@
+"""The gateway as a process: what it says when it starts, refuses to, is asked, and is stopped."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.gateway.gateway_process import environment, running_gateway
+
+PHONE = Path(__file__).parents[2] / "gateway" / "phone" / "callers" / "bank-hours.wav"
+
+
+def refused(folder: Path, **settings: str) -> str:
+    """Start a gateway that must not start; returns what it says."""
+    result = subprocess.run(
+        [sys.executable, "-m", "gateway.cli", "serve"],
+        env=environment(folder / "data", **settings),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def test_a_gateway_says_what_to_do_next_and_is_ready(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, CALLPLEX_ENGINE="echo") as gateway:
+        assert gateway.get("/healthz").json() == {"status": "ok"}
+        assert gateway.get("/readyz").status_code == 200
+        said = gateway.log.read_text()
+        assert "/twilio/voice" in said
+        assert f"callplex call --wav FILE.wav --url {gateway.url}" in said
+        assert gateway.stop() == 0
+
+
+def test_metrics_are_on_the_admin_listener_only(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, CALLPLEX_EMBEDDED_ECHO="1") as gateway:
+        assert "callplex_calls_active 0.0" in gateway.get_admin("/metrics").text
+        assert gateway.get("/metrics").status_code == 404
+        assert gateway.get_admin("/healthz").status_code == 404
+        forged = httpx.get(gateway.admin + "/metrics", headers={"Host": "evil.example"})
+        assert forged.status_code == 400
+
+
+def test_a_port_in_use_is_said_in_one_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        said = refused(tmp_path, CALLPLEX_LISTEN=address)
+    assert said == (
+        f"callplex: cannot listen on {address}: Address already in use; stop what uses it, or set CALLPLEX_LISTEN\n"
+    )
+
+
+def test_the_admin_listener_stays_on_loopback(tmp_path: Path) -> None:
+    assert "CALLPLEX_ADMIN_LISTEN is 0.0.0.0:8081" in refused(tmp_path, CALLPLEX_ADMIN_LISTEN="0.0.0.0:8081")
+
+
+def test_an_invalid_persona_stops_the_start_with_file_line_and_field(tmp_path: Path) -> None:
+    personas = tmp_path / "personas"
+    personas.mkdir()
+    (personas / "bank.yaml").write_text("name: Sanni\nvoise: NATF2\n")
+    said = refused(tmp_path, CALLPLEX_PERSONAS=str(personas))
+    assert re.search(r"bank\.yaml:2: voise: ", said)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("CALLPLEX_LISTEN", "8080"), ("CALLPLEX_WORKER_CAPACITY", "0"), ("CALLPLEX_ENGINE", "magic")]
+)
+def test_a_setting_that_cannot_be_used_is_named(tmp_path: Path, name: str, value: str) -> None:
+    assert refused(tmp_path, **{name: value}).startswith(f"callplex: {name}: ")
+
+
+def test_a_stopped_gateway_files_the_call_on_the_line(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, CALLPLEX_EMBEDDED_ECHO="1") as gateway:
+        phone = subprocess.Popen(
+            [sys.executable, "-m", "gateway.cli", "call", "--wav", str(PHONE), "--url", gateway.url, "--json"],
+            env=environment(tmp_path / "data"),
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        give_up = time.monotonic() + 20
+        while gateway.get("/readyz").json()["calls"] == 0:
+            assert time.monotonic() < give_up
+        assert gateway.stop() == 0
+        report, _ = phone.communicate(timeout=30)
+    assert json.loads(report)["verbs"][0].startswith("Connect")
+    (transcript,) = (tmp_path / "data" / "calls").glob("*/transcript.json")
+    document = json.loads(transcript.read_text())
+    assert document["end_reason"] == "shutdown"
+    assert document["engine"] == "echo"
+
+
+def test_the_worker_does_not_outlive_a_killed_gateway(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, CALLPLEX_ENGINE="echo") as gateway:
+        (worker,) = psutil.Process(gateway.process.pid).children()
+        gateway.process.kill()
+        gateway.process.wait(20)
+        assert psutil.wait_procs([worker], timeout=20)[1] == []
