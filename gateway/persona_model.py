@@ -84,6 +84,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
 Id = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,59}$")]
 Label = Annotated[str, AfterValidator(_speakable), StringConstraints(min_length=1, max_length=120)]
 Phrase = Annotated[str, AfterValidator(_speakable), StringConstraints(min_length=2, max_length=200)]
+Fact = Annotated[str, AfterValidator(_speakable), StringConstraints(min_length=2, max_length=500)]
 Spoken = Annotated[str, AfterValidator(_speakable), StringConstraints(min_length=1, max_length=800)]
 SpokenOrNothing = Annotated[str, AfterValidator(_speakable), StringConstraints(max_length=800)]
 Instructions = Annotated[str, AfterValidator(_speakable), StringConstraints(max_length=2_000)]
@@ -163,22 +164,22 @@ class SamplingSpec(Strict):
 class Persona(Strict):
     """Who answers a call, what they know, and what they may do."""
 
-    name: Label = Field(description="The agent's name.")
+    name: Label | Literal[""] = Field("", description="The agent's name; needed where there is an `organisation`.")
     organisation: Organisation | None = None
     language: Annotated[str, AfterValidator(_language), Field(json_schema_extra={"enum": list(LANGUAGES)})] = "en-US"
     voice: Annotated[str, AfterValidator(_voice), Field(json_schema_extra={"enum": list(VOICES)})]
     role: Instructions = Field("", description="How the agent behaves. The same for every call: no {variables}.")
-    facts: tuple[Phrase, ...] = Field((), max_length=60, description="What the agent knows, one sentence each.")
+    facts: tuple[Fact, ...] = Field((), max_length=60, description="What the agent knows, one sentence each.")
     greeting: SpokenOrNothing = Field("", description="Said first, before the caller speaks.")
     disclosure: SpokenOrNothing = Field("", description="What the law wants said before anything else.")
-    script: ScriptSpec = Field(default_factory=ScriptSpec)
+    script: ScriptSpec = ScriptSpec.model_validate({})
     emergencies: tuple[Emergency, ...] = Field((), max_length=10)
     transfers: dict[Name, Phone] = Field({}, description="The only numbers the agent can connect a caller to.")
     fallback: Phone | Literal[""] = Field("", description="Number that gets the call when the agent cannot serve it.")
-    limits: Limits = Field(default_factory=Limits)
+    limits: Limits = Limits.model_validate({})
     record: bool = Field(False, description="Keep the sound of the call.")
     variables: dict[Name, SpokenOrNothing] = Field({}, description="{name} -> value when the call brings none.")
-    sampling: SamplingSpec = Field(default_factory=SamplingSpec)
+    sampling: SamplingSpec = SamplingSpec.model_validate({})
 
     _id: str = PrivateAttr("")
     _version: str = PrivateAttr("")
@@ -233,6 +234,8 @@ def _disagreements(persona: Persona) -> Iterator[tuple[Loc, str]]:
 def _identity(persona: Persona) -> Iterator[tuple[Loc, str]]:
     if persona.organisation is None and not persona.role:
         yield ("role",), "is needed where there is no `organisation`: say who the agent is"
+    if persona.organisation is not None and not persona.name:
+        yield ("name",), "is needed where there is an `organisation`"
     fixed: list[tuple[Loc, str]] = [(("name",), persona.name), (("role",), persona.role)]
     if persona.organisation is not None:
         fixed += [(("organisation", "name"), persona.organisation.name)]

@@ -137,7 +137,8 @@ def persona_prompt(persona: Persona, variables: Mapping[str, str]) -> str:
     """
     values = _values(persona, variables)
     parts = [persona.role]
-    if persona.organisation is None and not re.search(rf"\b{re.escape(persona.name)}\b", persona.role):
+    introduced = persona.organisation is not None or persona.name in persona.role
+    if not introduced:
         parts.append(f"Your name is {persona.name}")
     for emergency in persona.emergencies:
         words = ", ".join(emergency.phrases[:6])
