@@ -40,31 +40,31 @@ def call_command(
     account_sid: str = "",
     sign_as: str = "",
     out: Path | None = None,
-    as_json: bool = False,
+    json_output: bool = False,
 ) -> int:
     """Place one call and print its report; returns the exit status.
 
     `wav`: any WAV, or a caller script (`.json`, see `script`). `sign_as`: the gateway's public URL
-    when it is called under another one. With `as_json` one JSON object goes to standard output:
+    when it is called under another one. With `json_output` one JSON object goes to standard output:
     the report, or `{"error": sentence}`.
     """
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     if (wav is None) == (not mic):
-        return _fail("Give either --wav FILE or --mic.", as_json, errors, USAGE)
+        return _fail("Give either --wav FILE or --mic.", json_output, errors, USAGE)
     try:
         voice: Voice = open_microphone() if wav is None else load_caller(wav)
         options = CallOptions(url, voice, from_number, to_number, auth_token, account_sid, sign_as, out)
-        on_event = None if as_json else _Printer(Console(soft_wrap=True, highlight=False)).show
+        on_event = None if json_output else _Printer(Console(soft_wrap=True, highlight=False)).show
         report = run_until_interrupt(place_call(options, on_event), options.hangup.set)
     except (CallFailed, SoundUnreadable, MicrophoneMissing) as error:
-        return _fail(str(error), as_json, errors, FAILED)
-    if as_json:
+        return _fail(str(error), json_output, errors, FAILED)
+    if json_output:
         print(json.dumps(asdict(report)))  # noqa: T201
     else:
         print_report(report, Console(soft_wrap=True, highlight=False))
     if report.ended_by in ("gateway", "caller", "transfer"):
         return 0
-    if not as_json:
+    if not json_output:
         errors.print(f"[red]{escape(report.detail)}[/red]")
     return FAILED
 
@@ -123,8 +123,8 @@ def _ms(value: float | None) -> str:
     return "none" if value is None else f"{value:.0f} ms"
 
 
-def _fail(message: str, as_json: bool, errors: Console, status: int) -> int:
-    if as_json:
+def _fail(message: str, json_output: bool, errors: Console, status: int) -> int:
+    if json_output:
         print(json.dumps({"error": message}))  # noqa: T201
     else:
         errors.print(f"[red]{escape(message)}[/red]")
