@@ -1,0 +1,131 @@
+"""The rehearsal engine: answers calls on a CPU, with the persona's script or a chat endpoint.
+
+Owns the models that all calls share and the threads they run on. It is not the duplex model, and says so
+by its name in records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import logging
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from model.rehearsal.asr import Recogniser
+from model.rehearsal.chat import Chat, ChatSettings
+from model.rehearsal.dialogue import Dialogue
+from model.rehearsal.listener import Listener
+from model.rehearsal.matcher import LexicalMatcher, Matcher
+from model.rehearsal.matcher_minilm import MiniLmMatcher
+from model.rehearsal.matcher_minilm import WeightsMissing as MatcherWeightsMissing
+from model.rehearsal.matcher_minilm import find_weights as find_matcher_weights
+from model.rehearsal.session import Models, RehearsalSession
+from model.rehearsal.tts import HibariSynthesizer
+from model.rehearsal.vad import VadModel
+from model.rehearsal.weights import Weights, find_weights
+from model.wire import SessionRequest
+
+log = logging.getLogger(__name__)
+
+RECOGNISERS = 2
+_TALKERS = 32
+"""Threads that think and speak; they may wait for a chat endpoint, and are made when needed."""
+_NICENESS = 5
+_M_ARENA_MAX = -8
+"""From glibc's malloc.h: how many heaps threads may spread their memory over."""
+
+
+class RehearsalEngine:
+    """Implements `model.server.WorkerEngine`."""
+
+    name = "rehearsal"
+
+    def __init__(self, weights_dir: Path | None = None, chat: ChatSettings | None = None) -> None:
+        """Finds the weights, loads nothing. Raises WeightsMissing with the command that fixes it."""
+        self._folder = weights_dir
+        self._weights: Weights = find_weights(weights_dir)
+        self._chat_settings = chat
+        self._chat: Chat | None = None
+        self._matcher: Matcher | None = None
+        self._models: Models | None = None
+        self._executors: list[ThreadPoolExecutor] = []
+
+    async def start(self) -> None:
+        """Load the models, about two seconds, and run each once so that the first caller does not wait."""
+        _few_heaps()
+        listening = self._executor(1, "listen")
+        recognising = self._executor(RECOGNISERS, "recognise", _yield_to_others)
+        talking = self._executor(_TALKERS, "talk")
+        loop = asyncio.get_running_loop()
+        vad, recogniser, synthesizer, self._matcher = await asyncio.gather(
+            loop.run_in_executor(listening, VadModel, self._weights.vad),
+            loop.run_in_executor(recognising, _load_recogniser, self._weights.whisper),
+            loop.run_in_executor(talking, HibariSynthesizer, self._weights.tts),
+            loop.run_in_executor(talking, _load_matcher, self._folder),
+        )
+        self._chat = Chat(self._chat_settings) if self._chat_settings is not None else None
+        listener = partial(Listener, vad)
+        self._models = Models(listener, recogniser, synthesizer, listening, recognising, talking)
+        # Dictionaries of pronunciation are a million objects that never die: not to be walked again.
+        gc.collect()
+        gc.freeze()
+
+    async def stop(self) -> None:
+        """Ends the threads, when they have finished what they are at."""
+        for executor in self._executors:
+            executor.shutdown(wait=False, cancel_futures=True)
+        self._executors.clear()
+        self._models = None
+        if self._chat is not None:
+            self._chat.close()
+            self._chat = None
+
+    async def open(self, request: SessionRequest) -> RehearsalSession:
+        """A new call. The engine must have been started."""
+        if self._models is None or self._matcher is None:
+            raise RuntimeError("the rehearsal engine is not started")
+        loop = asyncio.get_running_loop()
+        make = partial(Dialogue, request, self._matcher, self._chat)
+        dialogue = await loop.run_in_executor(self._models.talking, make)
+        return RehearsalSession(self._models, dialogue)
+
+    def _executor(self, threads: int, name: str, initializer: object = None) -> ThreadPoolExecutor:
+        executor = ThreadPoolExecutor(threads, f"rehearsal-{name}", initializer if callable(initializer) else None)
+        self._executors.append(executor)
+        return executor
+
+
+def _load_recogniser(whisper: Path | None) -> Recogniser:
+    recogniser = Recogniser(whisper, RECOGNISERS)
+    recogniser.recognise(np.zeros(16_000, np.float32))
+    return recogniser
+
+
+def _load_matcher(folder: Path | None) -> Matcher:
+    try:
+        return MiniLmMatcher(find_matcher_weights(folder))
+    except MatcherWeightsMissing as error:
+        log.warning("answers are matched by their words, not their meaning: %s", error)
+        return LexicalMatcher()
+
+
+def _yield_to_others() -> None:
+    """Recognition gives way to frames, which have deadlines. On Linux niceness is a thread's own."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+
+
+def _few_heaps() -> None:
+    """Keep glibc from giving every thread a heap of its own, none of which ever shrinks."""
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(_M_ARENA_MAX, 2)

@@ -1,0 +1,65 @@
+"""The engine's ear: a caller's frames in, a decision for each 32 ms out, and the sound of a turn on request.
+
+Owns the caller's resampler, voice activity, echo gate and the last half minute of sound. Decides nothing
+about turns. Runs on a worker thread, one frame of a session at a time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.rehearsal.line_echo import EchoGate
+from model.rehearsal.resample import Downsampler
+from model.rehearsal.vad import WINDOW_SAMPLES, VadModel, VadStream
+
+SPEECH_ON = 0.5
+SPEECH_OFF = 0.35
+_KEEP_WINDOWS = 940
+"""30 s: the longest that is ever recognised at once."""
+
+
+class Listener:
+    """One caller. Window `n` covers samples `512 n` up to `512 (n + 1)` of the call at 16 kHz."""
+
+    def __init__(self, vad: VadModel) -> None:
+        self._vad = VadStream(vad)
+        self._caller = Downsampler()
+        self._agent = Downsampler()
+        self._gate = EchoGate()
+        self._agent_pending = np.zeros(0, np.float32)
+        self._sound = np.zeros(_KEEP_WINDOWS * WINDOW_SAMPLES, np.float32)
+        self._samples = 0
+        self._windows = 0
+        self._speech = False
+
+    def hear(self, caller_pcm: bytes, agent_pcm: bytes) -> list[bool]:
+        """80 ms of both sides, int16 at 24 kHz -> for each window completed by it: does the caller speak."""
+        samples = self._caller.process(caller_pcm)
+        self._keep(samples)
+        self._agent_pending = np.concatenate([self._agent_pending, self._agent.process(agent_pcm)])
+        decisions = []
+        for probability in self._vad.feed(samples):
+            self._gate.played(self._agent_pending[:WINDOW_SAMPLES])
+            self._agent_pending = self._agent_pending[WINDOW_SAMPLES:]
+            self._speech = probability > (SPEECH_OFF if self._speech else SPEECH_ON)
+            window = self.sound(self._windows, self._windows + 1)
+            self._windows += 1
+            decisions.append(self._speech and self._gate.passes(window))
+        return decisions
+
+    def sound(self, start: int, end: int) -> NDArray[np.float32]:
+        """The caller from window `start` up to `end`, a copy; what is older than 30 s is left out."""
+        size = len(self._sound)
+        first = max(start * WINDOW_SAMPLES, self._samples - size, 0)
+        count = max(0, min(end * WINDOW_SAMPLES, self._samples) - first)
+        first %= size
+        wrapped = max(0, first + count - size)
+        return np.concatenate([self._sound[first : first + count - wrapped], self._sound[:wrapped]])
+
+    def _keep(self, samples: NDArray[np.float32]) -> None:
+        place = self._samples % len(self._sound)
+        before_end = len(self._sound) - place
+        self._sound[place : place + len(samples)] = samples[:before_end]
+        self._sound[: max(0, len(samples) - before_end)] = samples[before_end:]
+        self._samples += len(samples)

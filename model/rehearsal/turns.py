@@ -1,0 +1,287 @@
+"""Whose turn it is: the decisions of a conversation by voice, without any sound in them.
+
+Owns when a caller's utterance begins and ends, when the agent gives way, goes on, answers or asks whether
+anybody is there. Pure: time is the number of 32 ms windows heard so far, and every input answers with the
+actions to take. Knows no audio, no recogniser, no dialogue.
+
+The agent is in one of four states: `idle` (nothing to say), `thinking` (a reply was asked for), `speaking`,
+and `held` (it has something to say, but the caller talks). An utterance opens on a few windows of speech.
+When it pauses, it is recognised at once, in case this was its end; if the caller goes on, that result is
+kept or forgotten, and when the silence has lasted, the result decides what happens.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from model.rehearsal.backchannel import is_backchannel, sounds_finished
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """In windows of 32 ms."""
+
+    onset: int = 3
+    """Windows of speech among the last eight that open an utterance."""
+    barge_in: int = 5
+    """The same, for the agent to give way: with the window or two that voice activity lags, 200 ms."""
+    least: int = 4
+    """An utterance with less speech than this is a click or a cough."""
+    quick: int = 7
+    """Silence after which an utterance is recognised, in case it is over: 224 ms."""
+    end: int = 15
+    """Silence that ends an utterance that sounds finished: 480 ms."""
+    end_open: int = 26
+    """Silence that ends one that does not: 832 ms."""
+    end_noise: int = 8
+    """Silence that ends one in which no words were found, or only listening ones over the agent."""
+    patience: int = 281
+    """Silence of both after which the agent asks whether anybody is there: 9 s."""
+    longest: int = 780
+    """An utterance is recognised in pieces of at most this: 25 s."""
+    piece: int = 250
+    """At a pause after this much, 8 s, what was recognised is kept, and not recognised again."""
+    lead: int = 8
+    """How much sound before the first window of speech is recognised with it."""
+    unheard: int = 16
+    """A reply of which less than this was heard, 0.5 s, counts as not heard: the caller simply went on."""
+
+
+class Agent(Enum):
+    IDLE = auto()
+    THINKING = auto()
+    SPEAKING = auto()
+    HELD = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Recognise:
+    """Turn the sound from window `start` up to `end` into text, and give it to `recognised`."""
+
+    attempt: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Stop the agent's sound at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Go on with what was paused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """The caller's utterance, from window `start` up to `end`."""
+
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Drop what the agent still had to say, and answer `text`."""
+
+    text: str
+    interrupts: bool
+    """Whether the agent had been heard and was cut short."""
+
+
+@dataclass(frozen=True, slots=True)
+class StillThere:
+    """Ask whether the caller is there."""
+
+
+Action = Recognise | Pause | Resume | Said | Reply | StillThere
+
+
+@dataclass(slots=True)
+class _Utterance:
+    start: int
+    last: int
+    """The newest window with speech."""
+    voiced: int
+    piece_start: int
+    late: bool
+    """It began in the last second of a question of the agent: it may be the answer."""
+    parts: list[str] = field(default_factory=list)
+    attempt: int = -1
+    """The recognition that covers the utterance to its end so far; -1: none."""
+    text: str | None = None
+    """What that gave."""
+    guess: bool = False
+    pieces: dict[int, int] = field(default_factory=dict)
+    """Recognitions of pieces not yet done: attempt -> place in `parts`."""
+
+    @property
+    def words(self) -> str:
+        return " ".join(part for part in [*self.parts, self.text or ""] if part)
+
+
+class Turns:
+    """One call. `hear` every window; the other methods when what they are named for happens."""
+
+    def __init__(self, timing: Timing | None = None) -> None:
+        self.agent = Agent.IDLE
+        self.closing = False
+        """The agent takes its leave: "thanks, bye" does not stop it."""
+        self._timing = timing or Timing()
+        self._now = 0
+        self._recent: deque[bool] = deque(maxlen=8)
+        self._utterance: _Utterance | None = None
+        self._quiet_since = 0
+        self._attempts = 0
+        self._answering = ""
+        """The caller's words that the agent's present turn answers."""
+        self._speaking_since: int | None = None
+
+    def hear(self, speech: bool, late_in_question: bool = False) -> list[Action]:
+        """The next window of the caller, and whether the agent is in the last second of a question."""
+        now = self._now
+        self._now += 1
+        self._recent.append(speech)
+        if self._utterance is None:
+            return self._listen(now, late_in_question)
+        utterance = self._utterance
+        actions: list[Action] = []
+        if speech:
+            self._go_on(utterance, now)
+        if self.agent is Agent.SPEAKING and sum(self._recent) >= self._timing.barge_in:
+            self.agent = Agent.HELD
+            actions.append(Pause())
+        if self._pauses(utterance, now):
+            actions.append(self._recognise(utterance))
+        if now - utterance.piece_start >= self._timing.longest:
+            actions.append(self._cut(utterance))
+        return actions + self._conclude()
+
+    def recognised(self, attempt: int, text: str, guess: bool = False) -> list[Action]:
+        """The text for a `Recognise`; `guess`: the recogniser was not sure. Late ones are ignored."""
+        utterance = self._utterance
+        if utterance is None:
+            return []
+        if attempt in utterance.pieces:
+            utterance.parts[utterance.pieces.pop(attempt)] = text
+        elif attempt == utterance.attempt:
+            utterance.text = text
+            utterance.guess = guess
+        return self._conclude()
+
+    def agent_thinks(self) -> None:
+        """A reply is being prepared that the caller did not ask for: a greeting, an announcement."""
+        self.agent = Agent.THINKING
+        self._answering = ""
+        self._speaking_since = None
+
+    def agent_speaks(self) -> bool:
+        """The first sound of a reply is ready: whether it may be released now. If not, `Resume` or `Reply` follows."""
+        if self.agent is Agent.THINKING:
+            self._speaking_since = self._now
+            self.agent = Agent.SPEAKING if self._utterance is None else Agent.HELD
+        return self.agent is not Agent.HELD
+
+    def agent_finished(self) -> None:
+        """All of a reply was released, or there was nothing to say."""
+        self.agent = Agent.IDLE
+        self._quiet_since = self._now
+        self._speaking_since = None
+        self._answering = ""
+
+    def _listen(self, now: int, late_in_question: bool) -> list[Action]:
+        """No utterance is open."""
+        voiced = sum(self._recent)
+        if voiced >= self._timing.onset:
+            start = now + 1 - len(self._recent) + list(self._recent).index(True)
+            piece_start = max(0, start - self._timing.lead)
+            self._utterance = _Utterance(start, now, voiced, piece_start, late_in_question)
+        elif self.agent is Agent.IDLE and now - self._quiet_since >= self._timing.patience:
+            self.agent_thinks()
+            return [StillThere()]
+        return []
+
+    def _go_on(self, utterance: _Utterance, now: int) -> None:
+        """The caller speaks on: what was recognised at a pause is kept if it is long, else forgotten."""
+        utterance.voiced += 1
+        utterance.last = now
+        if utterance.attempt < 0:
+            return
+        if utterance.text and now - utterance.piece_start >= self._timing.piece:
+            utterance.parts.append(utterance.text)
+            utterance.piece_start = max(utterance.piece_start, now - self._timing.quick)
+        utterance.attempt = -1
+        utterance.text = None
+
+    def _pauses(self, utterance: _Utterance, now: int) -> bool:
+        """Whether it is time to recognise what may be the whole utterance."""
+        enough = utterance.voiced >= self._timing.least
+        return enough and utterance.attempt < 0 and now - utterance.last == self._timing.quick
+
+    def _recognise(self, utterance: _Utterance) -> Recognise:
+        self._attempts += 1
+        utterance.attempt = self._attempts
+        return Recognise(self._attempts, utterance.piece_start, self._now)
+
+    def _cut(self, utterance: _Utterance) -> Recognise:
+        """The caller has spoken for very long without a pause: recognise what there is, and go on."""
+        action = self._recognise(utterance)
+        utterance.pieces[action.attempt] = len(utterance.parts)
+        utterance.parts.append("")
+        utterance.attempt = -1
+        utterance.piece_start = self._now
+        return action
+
+    def _conclude(self) -> list[Action]:
+        """End the utterance if it is over and its words are known."""
+        utterance = self._utterance
+        if utterance is None:
+            return []
+        silence = self._now - 1 - utterance.last
+        if utterance.voiced < self._timing.least and silence >= self._timing.quick:
+            return self._close(utterance, "", guess=False)
+        if utterance.text is None or utterance.pieces:
+            return []
+        over_agent = self.agent in (Agent.SPEAKING, Agent.HELD)
+        words = utterance.words
+        if not words or (over_agent and self._gives_way(utterance, words, utterance.guess)):
+            needed = self._timing.end_noise
+        else:
+            needed = self._timing.end if sounds_finished(words) else self._timing.end_open
+        return self._close(utterance, words, utterance.guess) if silence >= needed else []
+
+    def _close(self, utterance: _Utterance, words: str, guess: bool) -> list[Action]:
+        self._utterance = None
+        self._recent.clear()
+        self._quiet_since = self._now
+        actions: list[Action] = [Said(utterance.start, utterance.last + 1, words)] if words else []
+        if self.agent is Agent.IDLE:
+            return actions + ([self._reply(words, interrupts=False)] if words else [])
+        if self._gives_way(utterance, words, guess):
+            if self.agent is Agent.HELD:
+                self.agent = Agent.SPEAKING
+                actions.append(Resume())
+            return actions
+        since = self._speaking_since
+        heard = since is not None and utterance.start - since >= self._timing.unheard
+        if not heard and self._answering:
+            words = f"{self._answering} {words}"
+        return [*actions, self._reply(words, interrupts=since is not None)]
+
+    def _gives_way(self, utterance: _Utterance, words: str, guess: bool) -> bool:
+        """Whether the caller, over the agent, did not want the floor."""
+        if not words:
+            return True
+        if utterance.late and self.agent is not Agent.THINKING:
+            return False
+        return (guess and utterance.voiced <= 25) or is_backchannel(words, self.closing)
+
+    def _reply(self, words: str, interrupts: bool) -> Reply:
+        self.agent_thinks()
+        self._answering = words
+        self.closing = False
+        return Reply(words, interrupts)
