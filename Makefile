@@ -7,7 +7,7 @@
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-PIP := $(PYTHON) -m pip --quiet --disable-pip-version-check
+PIP := $(PYTHON) -m pip -qq --disable-pip-version-check
 PINS := pyproject.toml deploy/constraints.txt deploy/requirements-speech.txt
 
 .PHONY: help demo test test-long lint clean

@@ -1,0 +1,154 @@
+"""The gateway under measurement: started as `callplex serve` would be, alone on one core, and watched.
+
+Owns the child process, its settings and what the operating system says about it. Knows nothing of
+calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+from gateway.bench.ports import free_ports
+
+_START_SECONDS = 60
+_PERSONA = """\
+name: Echo
+voice: NATF2
+role: You return what you hear.
+record: true
+limits: {max_seconds: 14400}
+"""
+_ROUTING = "default: {persona: echo}\n"
+
+
+class GatewayFailed(Exception):
+    """The gateway did not come up, or went away; the message says what it said last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the gateway used until now."""
+
+    cpu_seconds: float
+    rss_bytes: int
+    child_cpu_seconds: float
+    """Its children, that is a local worker."""
+    child_rss_bytes: int
+
+
+class Gateway:
+    """A running gateway. Made by `running_gateway`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+        self.url = url
+        self._process = process
+        self._watched = psutil.Process(process.pid)
+        self._log = log
+
+    def usage(self) -> Usage:
+        """Raises GatewayFailed if it is gone."""
+        try:
+            own, memory = self._watched.cpu_times(), self._watched.memory_info()
+            cpu, rss = 0.0, 0
+            for child in self._watched.children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    times = child.cpu_times()
+                    cpu += times.user + times.system
+                    rss += child.memory_info().rss
+            return Usage(own.user + own.system, memory.rss, cpu, rss)
+        except psutil.NoSuchProcess:
+            raise GatewayFailed(f"The gateway ended during the measurement. {self.last_words()}") from None
+
+    def children(self) -> list[psutil.Process]:
+        return self._watched.children(recursive=True)
+
+    def wait_ready(self) -> None:
+        """Until it can take a call. Raises GatewayFailed."""
+        until = time.monotonic() + _START_SECONDS
+        while time.monotonic() < until:
+            if self._process.poll() is not None:
+                raise GatewayFailed(f"The gateway ended with status {self._process.returncode}. {self.last_words()}")
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200:
+                    return
+            time.sleep(0.1)
+        raise GatewayFailed(f"The gateway was not ready after {_START_SECONDS} s. {self.last_words()}")
+
+    def last_words(self) -> str:
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return "It said: " + " | ".join(lines[-5:]) if lines else "It said nothing."
+
+
+@contextlib.contextmanager
+def running_gateway(environment: Mapping[str, str], core: int | None) -> Iterator[Gateway]:
+    """`callplex serve` with these settings on free ports, bound to `core`, in a folder that goes afterwards.
+
+    It has one persona, which is recorded. `.env`, `callplex.toml` and CALLPLEX_ variables of this
+    process do not reach it; `environment` does, last.
+    """
+    public, admin, worker = free_ports(3)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CALLPLEX_")}
+    with tempfile.TemporaryDirectory(prefix="callplex-bench-") as folder:
+        log = Path(folder, "gateway.log")
+        personas = Path(folder, "personas")
+        personas.mkdir()
+        (personas / "echo.yaml").write_text(_PERSONA)
+        (personas / "routing.yaml").write_text(_ROUTING)
+        settings = {
+            "CALLPLEX_LISTEN": f"127.0.0.1:{public}",
+            "CALLPLEX_ADMIN_LISTEN": f"127.0.0.1:{admin}",
+            "CALLPLEX_WORKER_LISTEN": f"127.0.0.1:{worker}",
+            "CALLPLEX_DATA_DIR": str(Path(folder, "data")),
+            "CALLPLEX_LOG_LEVEL": "warning",
+            "CALLPLEX_PERSONAS": str(personas),
+            **environment,
+        }
+        with log.open("wb") as output, _on_core(core):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "gateway.cli", "serve"],
+                cwd=folder,
+                env={**inherited, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **settings},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            gateway = Gateway(process, f"http://127.0.0.1:{public}", log)
+            gateway.wait_ready()
+            yield gateway
+        finally:
+            _end(process)
+
+
+@contextlib.contextmanager
+def _on_core(core: int | None) -> Iterator[None]:
+    """Children started within are bound to `core`: they inherit it from us."""
+    if core is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
