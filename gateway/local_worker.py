@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import secrets
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from gateway.engine import EngineLost
 
@@ -47,12 +46,13 @@ class LocalWorker:
 
     The child prints one line of JSON when it listens, `{"listening": "ws://..."}`; `on_up` is then
     awaited with that URL, and `on_down` called once the child has ended. Its token is `token`, given
-    to it as CALLPLEX_WORKER_TOKEN; its standard error is ours.
+    to it as CALLPLEX_WORKER_TOKEN beside `environment`; its standard error is ours.
     """
 
     def __init__(
         self,
         command: Sequence[str],
+        environment: Mapping[str, str],
         on_up: Callable[[str], Awaitable[None]],
         on_down: Callable[[], None],
         start_timeout: float = START_TIMEOUT,
@@ -63,6 +63,7 @@ class LocalWorker:
         self.pid: int | None = None
         """The child's process id while it runs."""
         self._command = command
+        self._environment = {**environment, "CALLPLEX_WORKER_TOKEN": self.token}
         self._on_up = on_up
         self._on_down = on_down
         self._start_timeout = start_timeout
@@ -119,13 +120,12 @@ class LocalWorker:
     async def _spawn(self) -> str:
         """Start a child and return its URL. Raises EngineLost if it ends or says nothing in time."""
         self.starts += 1
-        environment = {**os.environ, "CALLPLEX_WORKER_TOKEN": self.token}
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 stdin=PIPE,
                 stdout=PIPE,
-                env=environment,
+                env=self._environment,
                 start_new_session=True,  # a Ctrl-C at our terminal is ours to handle, not the child's
             )
         except OSError as error:

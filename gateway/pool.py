@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import ssl
 import sys
 from collections.abc import Callable, Sequence
@@ -121,7 +122,8 @@ class WorkerPool:
         self._http = httpx.AsyncClient(verify=self._tls or False, timeout=PROBE_TIMEOUT, trust_env=False)
         self._tasks: list[asyncio.Task[None]] = []
         if settings.workers.strip() == "local":
-            self.local = LocalWorker(command, self._local_up, self._local_down, start_timeout)
+            environment = _local_environment(settings)
+            self.local = LocalWorker(command, environment, self._local_up, self._local_down, start_timeout)
             return
         urls = [url for part in settings.workers.split(",") if (url := part.strip())]
         if not urls:
@@ -196,6 +198,24 @@ class WorkerPool:
         for task in self._tasks:
             task.cancel()
         self._tasks.clear()
+
+
+def _local_environment(settings: Settings) -> dict[str, str]:
+    """What the local worker must know of our settings, wherever we have them from.
+
+    It serves loopback, so that certificates, which are for workers elsewhere, are not for it.
+    """
+    values = {
+        "ENGINE": settings.engine,
+        "WORKER_CAPACITY": str(settings.worker_capacity),
+        "WEIGHTS_DIR": str(settings.weights_dir or ""),
+        "CHAT_URL": settings.chat_url,
+        "CHAT_MODEL": settings.chat_model,
+        "CHAT_KEY": settings.chat_key.get_secret_value(),
+        "LOG_LEVEL": settings.log_level,
+    }
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("CALLPLEX_WORKER_TLS_")}
+    return inherited | {f"CALLPLEX_{name}": value for name, value in values.items() if value}
 
 
 def _tls_context(settings: Settings) -> ssl.SSLContext | None:

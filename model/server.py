@@ -97,6 +97,10 @@ class _Ended(Exception):
         self.close_code = close_code
 
 
+class _Finished(Exception):
+    """The session has said everything."""
+
+
 class _GatewayStopped(Exception):
     """The gateway does not read what it is sent."""
 
@@ -302,7 +306,8 @@ async def _converse(connection: ServerConnection, session: WorkerSession, counts
             await _receive(connection, session, progress, counts)
             sender.cancel()
     except ExceptionGroup as group:
-        raise group.exceptions[0] from None
+        if not isinstance(group.exceptions[0], _Finished):
+            raise group.exceptions[0] from None
 
 
 async def _receive(connection: ServerConnection, session: WorkerSession, progress: _Progress, counts: Counts) -> None:
@@ -337,7 +342,7 @@ def _refuse_backlog(connection: ServerConnection) -> None:
 
 
 async def _send_outputs(connection: ServerConnection, session: WorkerSession, progress: _Progress) -> None:
-    """Send what the session says as it comes; when it has said everything, close the connection."""
+    """Send what the session says as it comes. Raises _Finished when it has said everything."""
     finished = False
     try:
         async for output in session.outputs():
@@ -346,11 +351,11 @@ async def _send_outputs(connection: ServerConnection, session: WorkerSession, pr
                 progress.answered += 1
             elif isinstance(output, wire.Done):
                 finished = True
-        if not finished:
-            raise RuntimeError("the engine ended a session without saying why")
-        await connection.close()
     except ConnectionClosed:
         return
+    if not finished:
+        raise RuntimeError("the engine ended a session without saying why")
+    raise _Finished
 
 
 # The process.

@@ -373,4 +373,6 @@ def _checked(kind: type[Any], name: str, annotation: str, value: Any, where: str
         raise WireError(f"{field_name} must be {annotation}")
     if isinstance(value, int) and annotation == "int" and not 0 <= value < 1 << 63:
         raise WireError(f"{field_name} is out of range")
+    if isinstance(value, int | float) and annotation == "float" and not -1e9 <= value <= 1e9:  # nor NaN
+        raise WireError(f"{field_name} is out of range")
     return value

@@ -1,0 +1,414 @@
+"""The worker's server over real sockets: who may connect, what a session may do, and what breaks only itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Origin, Subprotocol
+
+from model import server as server_module
+from model import wire
+from model.echo import EchoEngine, EchoSession
+from model.server import ListenRefused, WorkerEngine, WorkerServer
+from model.wire import AgentFrame, CallerFrame, Output, SessionRequest
+
+pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).parents[2]
+TLS = Path(__file__).parent / "tls"
+SOUND = bytes(range(256)) * 15
+
+
+@asynccontextmanager
+async def serving(
+    engine: WorkerEngine | None = None, listen: str = "127.0.0.1:0", **options: Any
+) -> AsyncIterator[WorkerServer]:
+    server = WorkerServer(engine or EchoEngine(), listen, **options)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+@asynccontextmanager
+async def connected(server: WorkerServer, **options: Any) -> AsyncIterator[ClientConnection]:
+    async with asyncio.timeout(10):
+        async with connect(
+            server.url, subprotocols=[Subprotocol(wire.SUBPROTOCOL)], compression=None, **options
+        ) as connection:
+            yield connection
+
+
+async def opened(connection: ClientConnection) -> wire.FromWorker:
+    await connection.send(wire.encode_open(SessionRequest("c1")))
+    return await told(connection)
+
+
+async def told(connection: ClientConnection) -> wire.FromWorker:
+    return wire.decode_from_worker(await connection.recv())
+
+
+async def closed(connection: ClientConnection) -> int | None:
+    """The code with which the worker closes."""
+    await connection.wait_closed()
+    return connection.close_code
+
+
+async def flood(connection: ClientConnection) -> None:
+    for index in range(20_000):
+        await connection.send(wire.encode_frame(CallerFrame(index, SOUND)))
+
+
+async def free_again(server: WorkerServer) -> None:
+    """Opens succeed once the slot is free; each refusal takes the server a turn."""
+    async with asyncio.timeout(5):
+        while True:
+            async with connected(server) as connection:
+                if isinstance(await opened(connection), wire.Ready):
+                    return
+
+
+class ScriptedSession(EchoSession):
+    """Says what it is given to say, then ends or breaks; remembers that it was closed."""
+
+    def __init__(self, says: list[Output], breaks: bool) -> None:
+        super().__init__()
+        self.says, self.breaks, self.was_closed = says, breaks, False
+
+    async def outputs(self) -> AsyncIterator[Output]:
+        for output in self.says:
+            yield output
+        if self.breaks:
+            raise ZeroDivisionError("a fault of the engine")
+
+    async def close(self) -> None:
+        self.was_closed = True
+
+
+class ScriptedEngine(EchoEngine):
+    def __init__(self, says: list[Output], breaks: bool = False) -> None:
+        self.says, self.breaks = says, breaks
+        self.sessions: list[ScriptedSession] = []
+
+    async def open(self, request: SessionRequest) -> EchoSession:
+        if request.call_id == "echo":
+            return EchoSession()
+        self.sessions.append(ScriptedSession(self.says, self.breaks))
+        return self.sessions[-1]
+
+
+class MuteSession(EchoSession):
+    def push(self, frame: CallerFrame) -> None:
+        """Never answered."""
+
+
+class MuteEngine(EchoEngine):
+    async def open(self, request: SessionRequest) -> EchoSession:
+        return MuteSession()
+
+
+async def test_every_caller_frame_is_answered_by_the_agent_frame_of_the_same_index() -> None:
+    async with serving(name="w1") as server, connected(server) as connection:
+        assert await opened(connection) == wire.Ready("echo", "w1")
+        for index in range(30):
+            await connection.send(wire.encode_frame(CallerFrame(index, SOUND)))
+        assert [await told(connection) for _ in range(30)] == [AgentFrame(i, SOUND) for i in range(30)]
+        assert server.counts.frames == 30
+
+
+async def test_what_the_agent_shall_say_reaches_the_session() -> None:
+    async with serving() as server, connected(server) as connection:
+        await opened(connection)
+        await connection.send(wire.encode(wire.Play("disclosure")))
+        await connection.send(wire.encode(wire.Say(" hello")))
+        assert await told(connection) == wire.AgentText(0, " hello")
+
+
+async def test_a_session_beyond_capacity_is_refused_at_once_and_the_slot_comes_back() -> None:
+    async with serving(capacity=1) as server:
+        async with connected(server) as first:
+            await opened(first)
+            async with connected(server) as second:
+                refusal = await opened(second)
+                assert isinstance(refusal, wire.Error)
+                assert refusal.code == "full"
+                assert await closed(second) == 1013
+            await first.send(wire.encode(wire.Close()))
+            assert await closed(first) == 1000
+        async with connected(server) as third:
+            assert isinstance(await opened(third), wire.Ready)
+        assert (server.counts.sessions, server.counts.refused) == (2, 1)
+
+
+async def test_a_gateway_that_vanishes_frees_its_slot() -> None:
+    async with serving(capacity=1) as server:
+        async with connected(server) as connection:
+            await opened(connection)
+            connection.transport.abort()
+        await free_again(server)
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("hello", "not JSON"),
+        (b"\x01\x00\x00\x00\x00", "open request"),
+        (json.dumps({"type": "open", "call_id": "c", "voice": 3}), "open.voice must be str"),
+        (json.dumps({"type": "open", "call_id": "c", "colour": "red"}), "no field 'colour'"),
+    ],
+)
+async def test_a_bad_open_request_is_told_which_field(message: str | bytes, words: str) -> None:
+    async with serving() as server, connected(server) as connection:
+        await connection.send(message)
+        error = await told(connection)
+        assert isinstance(error, wire.Error)
+        assert error.code == "invalid"
+        assert words in error.message
+        assert await closed(connection) == 1008
+        assert server.active == 0
+
+
+async def test_a_gateway_that_asks_for_nothing_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "OPEN_TIMEOUT", 0.05)
+    async with serving() as server, connected(server) as connection:
+        error = await told(connection)
+        assert isinstance(error, wire.Error)
+        assert "no open request" in error.message
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        ([wire.encode_frame(CallerFrame(1, SOUND))], "caller frame 1 came where 0 was due"),
+        ([wire.encode_frame(CallerFrame(0, SOUND))] * 2, "caller frame 0 came where 1 was due"),
+        ([wire.encode_frame(CallerFrame(0, SOUND))[:-1]], "3840 bytes"),
+        ([b""], "at least 5 bytes"),
+        (["{}"], "unknown message type"),
+        ([wire.encode_open(SessionRequest("again"))], "unknown message type 'open'"),
+    ],
+)
+async def test_a_broken_message_ends_only_its_own_session(messages: list[str | bytes], words: str) -> None:
+    async with serving() as server, connected(server) as other, connected(server) as connection:
+        await opened(other)
+        await opened(connection)
+        for message in messages:
+            await connection.send(message)
+        while isinstance(error := await told(connection), AgentFrame):
+            pass
+        assert isinstance(error, wire.Error)
+        assert error.code == "invalid"
+        assert words in error.message
+        assert await closed(connection) == 1008
+        await other.send(wire.encode_frame(CallerFrame(0, SOUND)))
+        assert await told(other) == AgentFrame(0, SOUND)
+
+
+async def test_an_oversized_message_ends_the_session() -> None:
+    async with serving(capacity=1) as server:
+        async with connected(server) as connection:
+            await opened(connection)
+            await connection.send(bytes(wire.MAX_MESSAGE + 1))
+            assert await closed(connection) == 1009
+        await free_again(server)
+
+
+async def test_a_fault_of_the_engine_ends_one_session_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    engine = ScriptedEngine([wire.Flush(0)], breaks=True)
+    async with serving(engine) as server, connected(server) as other, connected(server) as connection:
+        await other.send(wire.encode_open(SessionRequest("echo")))
+        await told(other)
+        await opened(connection)
+        assert await told(connection) == wire.Flush(0)
+        error = await told(connection)
+        assert isinstance(error, wire.Error)
+        assert error.code == "failed"
+        assert await closed(connection) == 1011
+        assert engine.sessions[0].was_closed
+        assert "ZeroDivisionError" in caplog.text
+        await other.send(wire.encode_frame(CallerFrame(0, SOUND)))
+        assert await told(other) == AgentFrame(0, SOUND)
+        assert (server.active, server.counts.failed) == (1, 1)
+
+
+async def test_an_engine_that_cannot_open_a_session_says_so() -> None:
+    class Broken(EchoEngine):
+        async def open(self, request: SessionRequest) -> EchoSession:
+            raise OSError("weights are gone")
+
+    async with serving(Broken()) as server, connected(server) as connection:
+        error = await opened(connection)
+        assert isinstance(error, wire.Error)
+        assert error.code == "failed"
+        assert server.active == 0
+
+
+async def test_a_session_that_said_everything_is_closed_well() -> None:
+    engine = ScriptedEngine([AgentFrame(0, SOUND), wire.Done(0, "goodbye")])
+    async with serving(engine) as server, connected(server) as connection:
+        await opened(connection)
+        assert await told(connection) == AgentFrame(0, SOUND)
+        assert await told(connection) == wire.Done(0, "goodbye")
+        assert await closed(connection) == 1000
+        assert engine.sessions[0].was_closed
+
+
+async def test_frames_that_are_never_answered_do_not_pile_up() -> None:
+    async with serving(MuteEngine()) as server, connected(server) as connection:
+        await opened(connection)
+        for index in range(server_module.MAX_BEHIND + 1):
+            await connection.send(wire.encode_frame(CallerFrame(index, SOUND)))
+        error = await told(connection)
+        assert isinstance(error, wire.Error)
+        assert "wait for an answer" in error.message
+
+
+async def test_a_gateway_that_does_not_read_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(capacity=1) as server:
+        async with connected(server, max_queue=1) as connection:
+            await opened(connection)
+            with pytest.raises(ConnectionClosed):
+                await flood(connection)
+        await free_again(server)
+        assert "stopped reading" in caplog.text
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic secret"}])
+async def test_a_wrong_token_is_refused(headers: dict[str, str]) -> None:
+    async with serving(token="secret") as server:
+        with pytest.raises(InvalidStatus) as refusal:
+            async with connected(server, additional_headers=headers):
+                pass
+        assert refusal.value.response.status_code == 401
+
+
+async def test_the_right_token_is_accepted() -> None:
+    bearer = {"Authorization": "Bearer secret"}
+    async with serving(token="secret") as server, connected(server, additional_headers=bearer) as connection:
+        assert isinstance(await opened(connection), wire.Ready)
+
+
+async def test_a_web_page_on_this_machine_cannot_open_a_session() -> None:
+    async with serving() as server:
+        with pytest.raises(InvalidStatus) as refusal:
+            async with connected(server, origin=Origin("https://evil.example")):
+                pass
+        assert refusal.value.response.status_code == 403
+
+
+async def test_health_readiness_and_metrics_over_plain_http() -> None:
+    async with serving(capacity=1, token="secret") as server, httpx.AsyncClient() as http:
+        base = f"http://127.0.0.1:{server.port}"
+        bearer = {"Authorization": "Bearer secret"}
+        assert (await http.get(f"{base}/healthz")).status_code == 200
+        ready = await http.get(f"{base}/readyz")
+        assert (ready.status_code, ready.json()) == (200, {"engine": "echo", "capacity": 1, "free": 1})
+        async with connected(server, additional_headers=bearer) as connection:
+            await opened(connection)
+            full = await http.get(f"{base}/readyz", headers=bearer)
+            assert (full.status_code, full.json()["free"]) == (503, 0)
+            metrics = await http.get(f"{base}/metrics", headers=bearer)
+            assert "callplex_worker_active_sessions 1\n" in metrics.text
+        assert (await http.get(f"{base}/readyz", headers={"Authorization": "Bearer no"})).status_code == 401
+        assert (await http.get(f"{base}/metrics")).status_code == 401
+        assert (await http.get(f"{base}/elsewhere", headers=bearer)).status_code == 404
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "worker.example:8090"])
+@pytest.mark.parametrize("token", ["", "secret"])
+def test_off_loopback_a_token_and_tls_are_required(listen: str, token: str) -> None:
+    with pytest.raises(ListenRefused, match="needs a token and TLS"):
+        WorkerServer(EchoEngine(), listen, token=token)
+
+
+async def test_off_loopback_with_a_token_and_tls() -> None:
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(TLS / "cert.pem", TLS / "key.pem")
+    trust = ssl.create_default_context(cafile=str(TLS / "cert.pem"))
+    async with serving(listen="0.0.0.0:0", token="secret", tls=tls) as server:
+        url = f"wss://127.0.0.1:{server.port}{wire.PATH}"
+        headers = {"Authorization": "Bearer secret"}
+        async with connect(
+            url, subprotocols=[Subprotocol(wire.SUBPROTOCOL)], ssl=trust, additional_headers=headers
+        ) as connection:
+            assert isinstance(await opened(connection), wire.Ready)
+
+
+@pytest.mark.parametrize("listen", ["8090", "127.0.0.1:", "127.0.0.1:99999", ":1"])
+def test_an_address_that_is_none(listen: str) -> None:
+    with pytest.raises(ListenRefused, match="is not host:port"):
+        WorkerServer(EchoEngine(), listen)
+
+
+async def test_a_port_in_use_is_said_in_a_sentence() -> None:
+    async with serving() as server:
+        with pytest.raises(ListenRefused, match="choose another port"):
+            await WorkerServer(EchoEngine(), f"127.0.0.1:{server.port}").start()
+
+
+async def test_stopping_ends_open_sessions() -> None:
+    engine = EchoEngine()
+    async with serving(engine) as server, connected(server) as connection:
+        await opened(connection)
+        await server.stop()
+        assert await closed(connection) == 1001
+        assert server.active == 0
+
+
+def worker_process(*arguments: str, stdin: int | None = None) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+
+
+def test_a_worker_process_says_where_it_listens_and_ends_on_sigterm() -> None:
+    with worker_process("-m", "tests.echo_worker") as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["listening"].startswith("ws://127.0.0.1:")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+def test_a_worker_process_ends_with_its_parents_pipe() -> None:
+    with worker_process("-m", "tests.echo_worker", "--exit-with-parent", stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdin.close()
+        assert process.wait(10) == 0
+
+
+HANGS = """
+import asyncio, time
+from model import echo, server
+
+class Hanging(echo.EchoEngine):
+    async def start(self):
+        print("hanging", flush=True)
+        time.sleep(60)
+
+server.EXIT_GRACE = 0.1
+asyncio.run(server.serve(Hanging(), "127.0.0.1:0", exit_with_parent=True))
+"""
+
+
+def test_a_worker_process_that_hangs_ends_with_its_parents_pipe_too() -> None:
+    with worker_process("-c", HANGS, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"hanging\n"
+        process.stdin.close()
+        assert process.wait(10) == 1

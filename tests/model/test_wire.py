@@ -1,0 +1,180 @@
+"""The wire's messages: what goes in comes out, and garbage raises only the peer's-fault error."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model import wire
+from model.wire import AgentFrame, AgentText, CallerFrame, WireError
+
+INDEX = st.integers(0, 2**32 - 1)
+COUNT = st.integers(0, 2**63 - 1)
+PCM = st.binary(min_size=wire.FRAME_BYTES, max_size=wire.FRAME_BYTES)
+TOKENS = st.just(b"") | st.binary(min_size=wire.TOKENS_BYTES, max_size=wire.TOKENS_BYTES)
+TEXT = st.text(max_size=40)
+
+TO_WORKER = (
+    st.builds(CallerFrame, INDEX, PCM) | st.builds(wire.Say, TEXT) | st.builds(wire.Play, TEXT) | st.just(wire.Close())
+)
+FROM_WORKER = (
+    st.builds(AgentFrame, INDEX, PCM, TOKENS)
+    | st.builds(AgentText, INDEX, TEXT)
+    | st.builds(wire.CallerText, COUNT, COUNT, TEXT, st.booleans())
+    | st.builds(wire.Flush, COUNT)
+    | st.builds(wire.Done, COUNT, st.sampled_from(["goodbye", "transfer"]), TEXT)
+    | st.builds(wire.Ready, TEXT, TEXT)
+    | st.builds(wire.Error, st.sampled_from(["full", "invalid", "unauthorized", "failed"]), TEXT)
+)
+WORDS = st.lists(TEXT, max_size=3).map(tuple)
+REQUEST = st.builds(
+    wire.SessionRequest,
+    TEXT,
+    TEXT,
+    TEXT,
+    TEXT,
+    st.builds(
+        wire.Sampling,
+        st.floats(0, 2),
+        st.floats(0, 2),
+        st.integers(0, 2048),
+        st.integers(0, 2048),
+        st.integers(0, 2**31),
+    ),
+    st.builds(
+        wire.Script,
+        st.lists(
+            st.builds(wire.Answer, TEXT, TEXT, WORDS, WORDS, WORDS, st.sampled_from(["", "hangup", "transfer"])),
+            max_size=2,
+        ).map(tuple),
+        st.lists(
+            st.builds(wire.Question, TEXT, st.sampled_from(["name", "digits", "date", "words"]), TEXT), max_size=2
+        ).map(tuple),
+    ),
+)
+DECODERS: list[Callable[[str | bytes], object]] = [wire.decode_open, wire.decode_to_worker, wire.decode_from_worker]
+
+
+@given(TO_WORKER)
+def test_what_a_gateway_says_survives_the_wire(message: wire.ToWorker) -> None:
+    assert wire.decode_to_worker(wire.encode(message)) == message
+
+
+@given(FROM_WORKER)
+def test_what_a_worker_says_survives_the_wire(message: wire.FromWorker) -> None:
+    assert wire.decode_from_worker(wire.encode(message)) == message
+
+
+@given(REQUEST)
+def test_an_open_request_survives_the_wire(request: wire.SessionRequest) -> None:
+    assert wire.decode_open(wire.encode_open(request)) == request
+
+
+def test_a_frame_is_a_kind_an_index_and_sound() -> None:
+    pcm = bytes(range(256)) * 15
+    assert wire.encode_frame(CallerFrame(0x01020304, pcm)) == b"\x01\x04\x03\x02\x01" + pcm
+
+
+def test_agent_text_is_a_kind_an_index_and_utf8() -> None:
+    assert wire.encode(AgentText(7, " päivä")) == b"\x02\x07\x00\x00\x00 p\xc3\xa4iv\xc3\xa4"
+
+
+def test_a_flush_is_json() -> None:
+    assert json.loads(wire.encode(wire.Flush(9))) == {"type": "flush", "index": 9}
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (b"", "at least 5 bytes"),
+        (b"\x01\x00\x00\x00\x00", "3840 bytes"),
+        (b"\x01\x00\x00\x00\x00" + bytes(3839), "3839"),
+        (b"\x02\x00\x00\x00\x00hello", "unknown binary kind 2"),
+        (b"\x09\x00\x00\x00\x00", "unknown binary kind 9"),
+        ("", "not JSON"),
+        ("[]", "not a JSON object"),
+        ("[" * 100_000, "not JSON"),
+        ('{"type": ["say"]}', "unknown message type"),
+        ('{"type": "flush", "index": 1}', "unknown message type"),
+        ('{"type": "say"}', "lacks a field"),
+        ('{"type": "say", "text": 1}', "say.text must be str"),
+        ('{"type": "say", "text": "a", "loud": true}', "no field 'loud'"),
+    ],
+)
+def test_a_gateway_is_told_what_is_wrong(message: str | bytes, words: str) -> None:
+    with pytest.raises(WireError, match=words):
+        wire.decode_to_worker(message)
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (b"\x01\x00\x00\x00\x00" + bytes(3841), "3841"),
+        (b"\x02\x00\x00\x00\x00\xff", "not UTF-8"),
+        ('{"type": "done", "index": 1, "reason": "bored"}', "done.reason must be one of"),
+        ('{"type": "done", "index": 1, "reason": ["goodbye"]}', "done.reason must be one of"),
+        ('{"type": "flush", "index": -1}', "flush.index is out of range"),
+        ('{"type": "flush", "index": true}', "flush.index must be int"),
+        ('{"type": "flush", "index": 1e3}', "flush.index must be int"),
+        ('{"type": "say", "text": "a"}', "unknown message type"),
+    ],
+)
+def test_a_worker_is_told_what_is_wrong(message: str | bytes, words: str) -> None:
+    with pytest.raises(WireError, match=words):
+        wire.decode_from_worker(message)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"type": "say"}, "type open"),
+        ({"call_id": None}, "open.call_id must be str"),
+        ({"mood": "good"}, "open has no field 'mood'"),
+        ({"sampling": []}, "sampling must be an object"),
+        ({"sampling": {"top_k": 1.5}}, "sampling.top_k must be int"),
+        ({"sampling": {"temperature": "hot"}}, "sampling.temperature must be float"),
+        ({"sampling": {"temperature": float("nan")}}, "sampling.temperature is out of range"),
+        ({"sampling": {"temperature": 10**400}}, "sampling.temperature is out of range"),
+        ({"script": 3}, "script must be an object"),
+        ({"script": {"answers": {}}}, "script.answers must be a list"),
+        ({"script": {"answers": [{"id": "a"}]}}, "script.answers lacks a field"),
+        ({"script": {"answers": [{"id": "a", "say": "b", "when": "c"}]}}, "script.answers.when must be a list"),
+        ({"script": {"questions": [{"name": "a", "kind": "poem"}]}}, "script.questions.kind must be one of"),
+        ({"script": {"unknown": 1}}, "script.unknown must be str"),
+    ],
+)
+def test_a_bad_open_request_names_the_field(change: dict[str, Any], words: str) -> None:
+    message = json.dumps({"type": "open", "call_id": "c", **change})
+    with pytest.raises(WireError, match=words):
+        wire.decode_open(message)
+
+
+def test_an_open_request_is_text() -> None:
+    with pytest.raises(WireError, match="JSON text"):
+        wire.decode_open(b"{}")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = st.sampled_from(["type", "call_id", "text", "clip", "index", "reason", "sampling", "script", "code", "start"])
+TYPES = st.sampled_from(["open", "say", "play", "close", "ready", "error", "caller_text", "flush", "done"])
+NEAR_JSON = st.builds(
+    lambda kind, rest: json.dumps({"type": kind, **rest}), TYPES, st.dictionaries(FIELDS, JSON, max_size=4)
+)
+NEAR_BINARY = st.builds(lambda kind, rest: bytes([kind]) + rest, st.integers(0, 3), st.binary(max_size=32))
+
+
+@given(NEAR_JSON | JSON.map(json.dumps) | st.text() | NEAR_BINARY | st.binary())
+def test_garbage_raises_only_the_peers_fault(message: str | bytes) -> None:
+    for decode in DECODERS:
+        with contextlib.suppress(WireError):
+            decode(message)
