@@ -80,14 +80,28 @@ def _language(tag: str) -> str:
 
 
 Phone = Annotated[str, BeforeValidator(_phone), Field(json_schema_extra={"pattern": r"^\+[1-9]\d{6,14}$"})]
+PhoneOrNothing = Annotated[
+    str,
+    BeforeValidator(lambda number: number if number == "" else _phone(number)),
+    Field(json_schema_extra={"pattern": r"^(\+[1-9]\d{6,14})?$"}),
+]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
 Id = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,59}$")]
-Label = Annotated[str, AfterValidator(_speakable), StringConstraints(min_length=1, max_length=120)]
-Phrase = Annotated[str, AfterValidator(_speakable), StringConstraints(min_length=2, max_length=200)]
-Fact = Annotated[str, AfterValidator(_speakable), StringConstraints(min_length=2, max_length=500)]
-Spoken = Annotated[str, AfterValidator(_speakable), StringConstraints(min_length=1, max_length=800)]
-SpokenOrNothing = Annotated[str, AfterValidator(_speakable), StringConstraints(max_length=800)]
-Instructions = Annotated[str, AfterValidator(_speakable), StringConstraints(max_length=2_000)]
+Label = Annotated[
+LabelOrNothing = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=120), AfterValidator(_speakable)
+]
+Phrase = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=2, max_length=200), AfterValidator(_speakable)
+]
+Fact = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=2, max_length=500), AfterValidator(_speakable)
+]
+Spoken = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=800), AfterValidator(_speakable)
+]
+SpokenOrNothing = Annotated[str, StringConstraints(strip_whitespace=True, max_length=800), AfterValidator(_speakable)]
+Instructions = Annotated[str, StringConstraints(strip_whitespace=True, max_length=2_000), AfterValidator(_speakable)]
 
 
 class Strict(BaseModel):
@@ -164,7 +178,7 @@ class SamplingSpec(Strict):
 class Persona(Strict):
     """Who answers a call, what they know, and what they may do."""
 
-    name: Label | Literal[""] = Field("", description="The agent's name; needed where there is an `organisation`.")
+    name: LabelOrNothing = Field("", description="The agent's name; needed where there is an `organisation`.")
     organisation: Organisation | None = None
     language: Annotated[str, AfterValidator(_language), Field(json_schema_extra={"enum": list(LANGUAGES)})] = "en-US"
     voice: Annotated[str, AfterValidator(_voice), Field(json_schema_extra={"enum": list(VOICES)})]
@@ -175,7 +189,7 @@ class Persona(Strict):
     script: ScriptSpec = ScriptSpec.model_validate({})
     emergencies: tuple[Emergency, ...] = Field((), max_length=10)
     transfers: dict[Name, Phone] = Field({}, description="The only numbers the agent can connect a caller to.")
-    fallback: Phone | Literal[""] = Field("", description="Number that gets the call when the agent cannot serve it.")
+    fallback: PhoneOrNothing = Field("", description="Number that gets the call when the agent cannot serve it.")
     limits: Limits = Limits.model_validate({})
     record: bool = Field(False, description="Keep the sound of the call.")
     variables: dict[Name, SpokenOrNothing] = Field({}, description="{name} -> value when the call brings none.")

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from gateway.persona_model import Id, Persona, PersonaInvalid, Phone, Strict
+from gateway.persona_model import Id, Persona, PersonaInvalid, PhoneOrNothing, Strict
 from gateway.yaml_lines import FieldProblems, Loc, Problem, read_document
 
 ROUTING_FILE = "routing.yaml"
@@ -117,7 +117,7 @@ class RouteSpec(Strict):
     number: Annotated[str, BeforeValidator(_pattern)]
     persona: str
     hours: str = Field("", description="Name under `hours`; empty: always open.")
-    fallback: Phone | Literal[""] = Field("", description="Instead of the persona's own fallback.")
+    fallback: PhoneOrNothing = Field("", description="Instead of the persona's own fallback.")
 
 
 class DefaultSpec(Strict):
@@ -125,7 +125,7 @@ class DefaultSpec(Strict):
 
     persona: str
     hours: str = ""
-    fallback: Phone | Literal[""] = ""
+    fallback: PhoneOrNothing = ""
 
 
 class RoutingSpec(Strict):

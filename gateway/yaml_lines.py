@@ -38,6 +38,10 @@ _WORDING = {
     "dict_type": "must be a mapping of names to values",
     "model_type": "must be a mapping of fields to values",
     "string_pattern_mismatch": "must be a name in lower case: a letter, then letters, digits or _",
+    "string_too_short": "must not be empty",
+    "string_too_long": "can have {max_length} characters at most",
+    "too_short": "needs {min_length} at least",
+    "too_long": "can have {max_length} at most",
     "date_type": "must be a date such as 2026-12-25",
 }
 
@@ -84,19 +88,21 @@ class Document:
         try:
             return model.model_validate(self.data)
         except ValidationError as error:
-            for item in error.errors(include_url=False):
-                problems.extend(self._worded(model, item))
+            found = [problem for item in error.errors(include_url=False) for problem in self._worded(model, item)]
+            problems.extend(sorted(found, key=lambda problem: problem.line))
         return None
 
     def _worded(self, model: type[BaseModel], item: Any) -> list[Problem]:
         loc: Loc = tuple(part for part in item["loc"] if part != "[key]")
-        raised = item.get("ctx", {}).get("error")
+        context = item.get("ctx", {})
+        raised = context.get("error")
         if isinstance(raised, FieldProblems):
             return [self.problem(loc + inner, text) for inner, text in raised.problems]
         if item["type"] == "extra_forbidden":
             return [self.problem(loc, f"unknown field; known here: {', '.join(_fields_at(model, loc[:-1]))}")]
         message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
-        return [self.problem(loc, _WORDING.get(item["type"], message))]
+        wording = _WORDING.get(item["type"])
+        return [self.problem(loc, wording.format(**context) if wording else message)]
 
 
 class _Unusable(Exception):
