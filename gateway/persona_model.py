@@ -88,9 +88,9 @@ PhoneOrNothing = Annotated[
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
 Id = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,59}$")]
 Label = Annotated[
-LabelOrNothing = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=120), AfterValidator(_speakable)
 ]
+LabelOrNothing = Annotated[str, StringConstraints(strip_whitespace=True, max_length=120), AfterValidator(_speakable)]
 Phrase = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=2, max_length=200), AfterValidator(_speakable)
 ]
