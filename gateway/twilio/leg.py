@@ -22,8 +22,8 @@ from gateway.twilio.rest import TwilioRest
 
 log = logging.getLogger(__name__)
 
-ENDED_BY_REST = frozenset({"no_media", "time_limit", "protocol_error", "shutdown"})
-"""End reasons after which nobody may be left to ask what comes next, or to answer it."""
+ENDED_BY_REST = frozenset({"no_media", "time_limit", "shutdown"})
+"""End reasons after which the stream may be dead, or nobody here to say what comes next."""
 
 MAX_DIGITS = 100
 MAX_REASON = 120

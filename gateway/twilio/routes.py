@@ -109,12 +109,18 @@ class _Line:
         outcome = await self.desk.outcome(call_sid)
         if outcome is None:
             log.warning("call %s: its stream ended before a call began", call_sid)
-            return _fallback(self.desk.route(form.get("To", "")).fallback)
-        if outcome.reason in ENDED:
+            return _fallback(self._number_fallback(form))
+        # The stream broke and the call took it for a hang-up, but its caller is still there.
+        stranded = outcome.reason == "caller_hangup" and form.get("CallStatus") == "in-progress"
+        if outcome.reason in ENDED and not stranded:
             return _twiml(twiml.hangup())
         if outcome.reason == "transfer" and outcome.target:
             return _twiml(twiml.dial(outcome.target))
-        return _fallback(outcome.fallback)
+        log.warning("call %s: the caller is sent on after %s", call_sid, outcome.reason)
+        return _fallback(outcome.fallback or self._number_fallback(form))
+
+    def _number_fallback(self, form: dict[str, str]) -> str:
+        return self.desk.route(form.get("To", "")).fallback
 
     async def status(self, request: Request) -> Response:
         """Twilio tells how its side of the call is doing."""

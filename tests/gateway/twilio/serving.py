@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import uvicorn
 from fastapi import FastAPI
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from starlette.types import ASGIApp
 
 from gateway.leg import Outcome
@@ -68,9 +69,25 @@ class Desk:
         return self.outcomes.get(carrier_call_id)
 
 
+class OnlyGiven(Settings):
+    """Settings from a test's own values, whatever the environment and its files say."""
+
+    model_config = SettingsConfigDict(toml_file=None, env_file=None)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
 def settings(**values: object) -> Settings:
-    """Settings from these values only, whatever the environment says."""
-    return Settings.model_construct(**(Settings.model_construct().model_dump() | values))  # type: ignore[arg-type]
+    return OnlyGiven(**values)  # type: ignore[arg-type]
 
 
 @asynccontextmanager
@@ -83,12 +100,9 @@ async def serving(app: ASGIApp) -> AsyncIterator[int]:
     config.load()
     server.lifespan = config.lifespan_class(config)
     await server.startup()
-    ticking = asyncio.create_task(server.main_loop())
     try:
         yield server.servers[0].sockets[0].getsockname()[1]
     finally:
-        server.should_exit = True
-        await asyncio.wait_for(ticking, TIMEOUT)
         await asyncio.wait_for(server.shutdown(), TIMEOUT)
 
 

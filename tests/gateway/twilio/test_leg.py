@@ -1,0 +1,301 @@
+"""The leg on a real socket: the caller in, the agent out, and every way a line ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+
+from gateway.audio import decode_ulaw, encode_ulaw
+from gateway.twilio.leg import ENDED_BY_REST, TwilioLeg
+from gateway.twilio.peer import CarrierStream, Cleared, Marked, Played, ServerEvent
+from gateway.twilio.protocol import PeerError
+from gateway.twilio.signature import HEADER, sign
+from tests.gateway.twilio.serving import TIMEOUT, Desk, app_for, carrier, listen, serving, settings
+from tests.gateway.twilio.test_rest import AUTH, FakeTwilio
+
+pytestmark = pytest.mark.anyio
+
+ULAW = bytes(range(160))
+TONE = decode_ulaw(b"\x10\x90" * 320)
+"""80 ms, loud, so that the pacer does not drop it as silence when it has to wait."""
+
+Run = Callable[[TwilioLeg], Awaitable[None]]
+
+
+class Phone:
+    """The carrier's end of one open stream."""
+
+    def __init__(self, socket: ClientConnection, line: CarrierStream) -> None:
+        self.socket = socket
+        self.line = line
+
+    async def send(self, *messages: str) -> None:
+        for message in messages:
+            await self.socket.send(message)
+
+    async def speak(self, frames: int = 1) -> None:
+        await self.send(*(self.line.media(ULAW) for _ in range(frames)))
+
+    async def receive(self) -> ServerEvent:
+        text = await asyncio.wait_for(self.socket.recv(), TIMEOUT)
+        assert isinstance(text, str)
+        return self.line.receive_text(text)
+
+    async def closed(self) -> tuple[int | None, str | None]:
+        async with asyncio.timeout(TIMEOUT):
+            await self.socket.wait_closed()
+        return self.socket.close_code, self.socket.close_reason
+
+
+@asynccontextmanager
+async def gateway(run: Run, **values: object) -> AsyncIterator[tuple[int, Desk]]:
+    desk = Desk(settings(**values), run=run)
+    async with serving(app_for(desk)) as port:
+        yield port, desk
+
+
+@asynccontextmanager
+async def stream(port: int, call_sid: str = "CA1", auth: str = "") -> AsyncIterator[Phone]:
+    """A stream that has started, signed where there is something to sign with."""
+    form = {"CallSid": call_sid, "From": "+1", "To": "+2"}
+    voice = f"http://127.0.0.1:{port}/twilio/voice"
+    async with httpx.AsyncClient() as client:
+        answer = await client.post(voice, data=form, headers={HEADER: sign(auth, voice, form.items())})
+    parameters = {p.attrib["name"]: p.attrib["value"] for p in ET.fromstring(answer.content).iter("Parameter")}
+    url = f"ws://127.0.0.1:{port}/twilio/stream"
+    async with connect(url, additional_headers={HEADER: sign(auth, url)}) as socket:
+        phone = Phone(socket, carrier(call_sid))
+        await phone.send(phone.line.connected(), phone.line.start(parameters))
+        yield phone
+
+
+@asynccontextmanager
+async def call(run: Run) -> AsyncIterator[Phone]:
+    """One call; leaving waits until it has ended."""
+    async with gateway(run) as (port, desk):
+        async with stream(port) as phone:
+            yield phone
+        await asyncio.wait_for(desk.finished.wait(), TIMEOUT)
+
+
+async def test_the_caller_is_heard_to_the_sample_until_stop() -> None:
+    heard: list[bytes] = []
+    legs: list[TwilioLeg] = []
+
+    async def run(leg: TwilioLeg) -> None:
+        legs.append(leg)
+        heard.extend([frame async for frame in leg.frames()])
+        await leg.hangup("caller_hangup")
+
+    async with call(run) as phone:
+        await phone.speak(2)
+        await phone.send('{"event":"news"}', phone.line.dtmf("4"), phone.line.dtmf("2"))
+        phone.line.skip(3)
+        await phone.speak()
+        await phone.send(phone.line.stop())
+        assert await phone.closed() == (1000, "caller_hangup")
+    assert heard == [decode_ulaw(ULAW)] * 3
+    counters = legs[0].counters
+    assert (counters.media, counters.missing, counters.unknown) == (3, 3, 1)
+    assert list(legs[0].digits) == ["4", "2"]
+
+
+async def test_keys_are_told_as_they_come() -> None:
+    pressed: list[str] = []
+
+    async def run(leg: TwilioLeg) -> None:
+        leg.on_digit = pressed.append
+        await listen(leg)
+
+    async with call(run) as phone:
+        await phone.send(*(phone.line.dtmf(digit) for digit in "0123456789*#"), phone.line.stop())
+    assert "".join(pressed) == "0123456789*#"
+
+
+async def test_a_socket_that_dies_in_the_middle_of_a_message_ends_the_frames() -> None:
+    heard: list[bytes] = []
+    ended = asyncio.Event()
+
+    async def run(leg: TwilioLeg) -> None:
+        heard.extend([frame async for frame in leg.frames()])
+        ended.set()
+        # The call goes on for a moment; a line that is down takes everything without a word.
+        await leg.play(TONE)
+        await leg.flush()
+        await leg.drain(TIMEOUT)
+        await leg.hangup("caller_hangup")
+        await leg.hangup("failed")
+        assert [frame async for frame in leg.frames()] == []
+
+    async with call(run) as phone:
+        await phone.speak()
+        phone.socket.transport.write(b"\x81\xfe\x01\x5e" + b"\0\0\0\0" + b'{"event":"media","med')
+        phone.socket.transport.close()
+        await asyncio.wait_for(ended.wait(), TIMEOUT)
+    assert len(heard) == 1
+
+
+async def test_the_agent_is_sent_as_one_message_a_frame_at_once() -> None:
+    async def run(leg: TwilioLeg) -> None:
+        await leg.play(TONE)
+        await listen(leg)
+
+    async with call(run) as phone:
+        assert await phone.receive() == Played(encode_ulaw(TONE))
+        await phone.send(phone.line.stop())
+
+
+async def test_a_burst_of_the_agent_leaves_in_time_and_in_order() -> None:
+    loud = [decode_ulaw(bytes([0x10 + i, 0x90 + i]) * 320) for i in range(4)]
+
+    async def run(leg: TwilioLeg) -> None:
+        for pcm in loud:
+            await leg.play(pcm)
+        await listen(leg)
+
+    async with call(run) as phone:
+        times = []
+        speaking = asyncio.create_task(_speak_in_real_time(phone))
+        for pcm in loud:
+            assert await phone.receive() == Played(encode_ulaw(pcm))
+            times.append(time.monotonic())
+        speaking.cancel()
+        # The fourth may leave when 140 ms of the first three were heard: 20 ms are the allowance.
+        assert times[3] - times[0] > 0.2
+        await phone.send(phone.line.stop())
+
+
+async def _speak_in_real_time(phone: Phone) -> None:
+    while True:
+        await phone.speak()
+        await asyncio.sleep(0.02)
+
+
+async def test_flush_drops_what_waits_and_tells_the_carrier_to() -> None:
+    flushed = asyncio.Event()
+
+    async def run(leg: TwilioLeg) -> None:
+        for _ in range(3):
+            await leg.play(TONE)
+        await leg.flush()
+        flushed.set()
+        await leg.play(TONE)
+        await listen(leg)
+
+    async with call(run) as phone:
+        assert await phone.receive() == Played(encode_ulaw(TONE))
+        assert await phone.receive() == Cleared()
+        # The carrier has been told to drop what it held, so the next frame need not wait.
+        assert await phone.receive() == Played(encode_ulaw(TONE))
+        await phone.send(phone.line.stop())
+
+
+async def test_drain_sends_the_rest_and_waits_for_the_mark() -> None:
+    drained: list[float] = []
+
+    async def run(leg: TwilioLeg) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(listen(leg))
+            for _ in range(3):
+                await leg.play(TONE)
+            await leg.drain(TIMEOUT)
+            drained.append(time.monotonic())
+            await leg.hangup("agent_goodbye")
+
+    async with call(run) as phone:
+        for _ in range(3):
+            assert await phone.receive() == Played(encode_ulaw(TONE))
+        mark = await phone.receive()
+        assert isinstance(mark, Marked)
+        await phone.send(phone.line.mark("another"))
+        await phone.speak(3)
+        assert drained == []
+        returned = time.monotonic()
+        await phone.send(phone.line.mark(mark.name))
+        assert await phone.closed() == (1000, "agent_goodbye")
+        assert drained[0] >= returned
+
+
+@pytest.mark.parametrize("ending", ["timeout", "stop", "close"])
+async def test_drain_never_hangs(ending: str) -> None:
+    async def run(leg: TwilioLeg) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(listen(leg))
+            await leg.play(TONE)
+            await leg.drain(0.05 if ending == "timeout" else 60)
+            await leg.hangup("agent_goodbye")
+
+    async with call(run) as phone:
+        await phone.receive()
+        assert isinstance(await phone.receive(), Marked)
+        if ending == "stop":
+            await phone.send(phone.line.stop())
+        elif ending == "close":
+            phone.socket.transport.abort()
+        await phone.closed()
+
+
+async def test_hangup_ends_the_frames_of_another_task() -> None:
+    async def run(leg: TwilioLeg) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(listen(leg))
+            await leg.transfer("+15557")
+            await leg.hangup("transfer")
+        assert leg.transfer_target == "+15557"
+
+    async with call(run) as phone:
+        assert await phone.closed() == (1000, "transfer")
+
+
+async def test_a_flood_ends_its_own_call_and_no_other() -> None:
+    legs: list[TwilioLeg] = []
+    faults: list[str] = []
+
+    async def run(leg: TwilioLeg) -> None:
+        legs.append(leg)
+        try:
+            await listen(leg)
+        except PeerError as error:
+            faults.append(str(error))
+            await leg.hangup("protocol_error")
+
+    async with gateway(run) as (port, _), stream(port) as good, stream(port, "CA2") as bad:
+        await good.speak()
+        await bad.speak(1_000)
+        assert await bad.closed() == (1008, "media came many times faster than real time")
+        await good.speak()
+        await good.send(good.line.stop())
+        assert await good.closed() == (1000, "caller_hangup")
+    assert len(faults) == 1
+    by_sid = {leg.info.carrier_call_id: leg for leg in legs}
+    assert by_sid["CA1"].counters.media == 2
+    assert by_sid["CA1"].flood.dropped == 0
+    assert by_sid["CA2"].flood.dropped == 501
+
+
+@pytest.mark.parametrize("reason", [*sorted(ENDED_BY_REST), "agent_goodbye", "transfer", "worker_lost"])
+async def test_a_call_whose_stream_may_be_dead_is_ended_by_rest(reason: str) -> None:
+    async def run(leg: TwilioLeg) -> None:
+        await leg.hangup(reason)
+        await leg.hangup(reason)
+
+    twilio = FakeTwilio()
+    async with (
+        serving(twilio) as api,
+        gateway(run, twilio_auth_token=AUTH, twilio_account_sid="AC1", twilio_api_url=f"http://127.0.0.1:{api}") as (
+            port,
+            desk,
+        ),
+    ):
+        async with stream(port, auth=AUTH) as phone:
+            assert await phone.closed() == (1000, reason)
+        await asyncio.wait_for(desk.finished.wait(), TIMEOUT)
+    ended = ["/2010-04-01/Accounts/AC1/Calls/CA1.json"] if reason in ENDED_BY_REST else []
+    assert [request.path for request in twilio.requests] == ended
