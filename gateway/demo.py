@@ -17,7 +17,7 @@ import sys
 import time
 import wave
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -137,12 +137,20 @@ def summary(evidence: Evidence, lacking: list[str]) -> dict[str, Any]:
     }
 
 
-async def _until_interrupted(work: Any) -> Evidence:
+async def _until_interrupted(work: Coroutine[Any, Any, Evidence]) -> Evidence:
     """Ctrl-C and SIGTERM cancel, so that children are ended on the way out."""
-    task: asyncio.Task[Evidence] = asyncio.ensure_future(work)
+    task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, task.cancel)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def interrupted() -> None:
+        task.cancel()
+        for number in signals:
+            # A second Ctrl-C must not leave the children behind; ending them takes seconds at most.
+            loop.add_signal_handler(number, lambda: None)
+
+    for number in signals:
+        loop.add_signal_handler(number, interrupted)
     return await task
 
 
@@ -156,7 +164,10 @@ async def _demo(folder: Path, console: Console) -> Evidence:
         environment = _environment(folder, listen, admin, token, receiver.url, secret)
         console.print("Starting the gateway and its worker ...")
         async with _gateway(folder, environment, f"http://{listen}") as log:
-            console.print(f"The gateway is ready on http://{listen}; its log is {escape(str(log))}. Calling it:\n")
+            console.print(
+                f"The gateway is ready on http://{listen}; its log is {escape(str(log))}.\nCalling it:\n",
+                soft_wrap=True,
+            )
             unsigned_refused = await _refuses_unsigned(f"http://{listen}")
             options = CallOptions(f"http://{listen}", caller, auth_token=token, out=folder)
             report = await _call(options, f"http://{admin}/api/calls/live", console)
@@ -182,7 +193,7 @@ async def _call(options: CallOptions, live_url: str, console: Console) -> CallRe
             await asyncio.gather(feed, return_exceptions=True)
 
 
-async def _watch(url: str, show: Callable[[Mapping[str, Any]], None], watching: asyncio.Event) -> None:
+async def _watch(url: str, show: Callable[[Mapping[str, Any], float], None], watching: asyncio.Event) -> None:
     """Follow the live feed (server-sent events) until cancelled; without it the call goes on unseen."""
     try:
         async with (
@@ -192,7 +203,7 @@ async def _watch(url: str, show: Callable[[Mapping[str, Any]], None], watching: 
             watching.set()
             async for line in response.aiter_lines():
                 if line.startswith("data:"):
-                    show(json.loads(line.removeprefix("data:")))
+                    show(json.loads(line.removeprefix("data:")), time.monotonic())
     except (httpx.HTTPError, ValueError):
         return
 

@@ -12,12 +12,13 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from gateway.phone.command import metrics_table
 from gateway.phone.metrics import Metrics
 
+STILL = 1.5
+"""Seconds without change after which an utterance counts as complete where lines cannot grow."""
 STYLES = {"caller": "cyan", "agent": "green"}
 
 
@@ -27,7 +28,7 @@ class Conversation:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._utterances: dict[object, Mapping[str, Any]] = {}
-        self._printed: set[object] = set()
+        self._changed: dict[object, float] = {}
         self._live = Live(console=console, refresh_per_second=10, vertical_overflow="visible")
 
     def __enter__(self) -> Conversation:
@@ -38,27 +39,32 @@ class Conversation:
     def __exit__(self, *exception: object) -> None:
         if self._console.is_terminal:
             self._live.stop()
-        else:
-            self._print_up_to(None)
+        self._print(list(self._changed))
 
-    def show(self, utterance: Mapping[str, Any]) -> None:
-        """One utterance as the gateway's live feed tells it; the same number again replaces it."""
+    def show(self, utterance: Mapping[str, Any], now: float) -> None:
+        """One utterance as the gateway's live feed tells it at `now` seconds.
+
+        The same number again replaces it, and with an empty text takes it back.
+        """
         number = utterance.get("number")
         self._utterances[number] = utterance
         if self._console.is_terminal:
-            lines = [line(one) for _, one in sorted(self._utterances.items(), key=lambda item: item[1].get("at", 0.0))]
-            self._live.update(Text("\n").join(lines))
-        else:
-            self._print_up_to(number)
+            spoken = [one for one in self._utterances.values() if one.get("text")]
+            self._live.update(Text("\n").join(map(line, sorted(spoken, key=lambda one: float(one.get("at", 0.0))))))
+            return
+        self._changed[number] = now
+        # Both sides may speak at once: an utterance is complete when the same side says the next, or after a while.
+        self._print([one for one in self._changed if one != number and self._complete(one, utterance, now)])
 
-    def _print_up_to(self, current: object) -> None:
-        """Print what is complete: said to be final, or followed by another utterance of the same side."""
-        speaking = self._utterances.get(current, {}).get("speaker")
-        for number, one in self._utterances.items():
-            over = one.get("final") or current is None or (number != current and one.get("speaker") == speaking)
-            if over and number not in self._printed:
-                self._printed.add(number)
-                self._console.print(line(one), soft_wrap=True)
+    def _complete(self, number: object, latest: Mapping[str, Any], now: float) -> bool:
+        same_side = self._utterances[number].get("speaker") == latest.get("speaker")
+        return same_side or now - self._changed[number] >= STILL
+
+    def _print(self, numbers: Sequence[object]) -> None:
+        for number in numbers:
+            del self._changed[number]
+            if self._utterances[number].get("text"):
+                self._console.print(line(self._utterances[number]), soft_wrap=True)
 
 
 def line(utterance: Mapping[str, Any]) -> Text:
@@ -80,17 +86,12 @@ def print_result(
     table = metrics_table(metrics)
     for name, value in files.items():
         table.add_row(name, escape(value))
-    console.print(transcript_table(document))
+    console.print("\nThe transcript, from the verified webhook:")
+    for utterance in document.get("utterances", []):
+        console.print(line(utterance), soft_wrap=True)
+    console.print()
     console.print(table, soft_wrap=True)
     for sentence in missing:
         console.print(f"[red]{escape(sentence)}[/red]", soft_wrap=True)
     if not missing:
         console.print("[bold green]All of it happened: answered, interrupted, goodbye, webhook verified, recorded.")
-
-
-def transcript_table(document: Mapping[str, Any]) -> Table:
-    """Both sides as the verified webhook told them."""
-    table = Table(title="Transcript, from the verified webhook", show_header=False, box=None, title_justify="left")
-    for utterance in document.get("utterances", []):
-        table.add_row(line(utterance))
-    return table
