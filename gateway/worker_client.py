@@ -132,6 +132,8 @@ class _Connection(asyncio.Protocol):
             self.received += 1
         elif isinstance(message, wire.Done):
             self._done = True
+        elif isinstance(message, wire.Error):
+            self.error = f"the worker ended the session: {message.message}"
         if len(self.inbox) >= MAX_UNREAD:
             self.fail("the call does not read what the worker says")
             return
@@ -236,7 +238,7 @@ class RemoteSession:
             while connection.inbox:
                 message = connection.inbox.popleft()
                 if isinstance(message, wire.Error):
-                    connection.fail(f"the worker ended the session: {message.message}")
+                    connection.fail(message.message)
                 elif isinstance(message, wire.Ready):
                     connection.fail("the worker broke the protocol: it said ready twice")
                 else:
