@@ -139,7 +139,7 @@ class Outbox:
         self.delivered = 0
         self.dead = 0
         if url:
-            _check_url(url)
+            check_url(url)
             check_secret(secret)
             self._signer = Webhook(secret)
             with suppress(OSError):
@@ -321,7 +321,8 @@ def _parse(data: bytes) -> Delivery:
     return delivery
 
 
-def _check_url(url: str) -> None:
+def check_url(url: str) -> None:
+    """Raises WebhookInvalid unless `url` is an http(s) URL with a host."""
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
