@@ -10,12 +10,14 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, FastAPI, Request, Response, WebSocket
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
+from starlette.websockets import WebSocketDisconnect
 
 from gateway.leg import CallInfo, CallLeg, Outcome
 from gateway.settings import Settings
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 MAX_FORM = 64 * 1024
 MAX_FIELDS = 500
 MAX_SID = 64
+FORM_TIMEOUT = 10.0
+"""Seconds a request may take to deliver its form."""
 START_TIMEOUT = 10.0
 """Seconds a socket may take from the handshake to its start message."""
 
@@ -133,6 +137,7 @@ class _Line:
         try:
             self.guard.admit(websocket)
         except Refused as error:
+            log.warning("refused a media stream from %s: %s", websocket.client and websocket.client.host, error)
             await websocket.send_denial_response(_sentence(403, error))
             return
         await websocket.accept()
@@ -221,7 +226,8 @@ async def _read_start(websocket: WebSocket, protocol: StreamProtocol, flood: Flo
 
 async def _refuse(websocket: WebSocket, why: str) -> None:
     log.warning("a media stream was refused: %s", why)
-    await websocket.close(POLICY_VIOLATION, why[:MAX_REASON])
+    with suppress(WebSocketDisconnect):
+        await websocket.close(POLICY_VIOLATION, why[:MAX_REASON])
 
 
 def _info(start: Start, ticket: Ticket) -> CallInfo:
@@ -242,10 +248,14 @@ async def _read_form(request: Request) -> list[tuple[str, str]]:
     if kind != "application/x-www-form-urlencoded":
         raise _BadForm(400, "the request must be a form: application/x-www-form-urlencoded")
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_FORM:
-            raise _BadForm(413, f"the form is longer than {MAX_FORM} bytes")
+    try:
+        async with asyncio.timeout(FORM_TIMEOUT):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_FORM:
+                    raise _BadForm(413, f"the form is longer than {MAX_FORM} bytes")
+    except (TimeoutError, ClientDisconnect):
+        raise _BadForm(408, f"the form did not arrive within {FORM_TIMEOUT:g} s") from None
     try:
         return parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS, errors="strict")
     except ValueError:

@@ -279,6 +279,36 @@ async def test_a_wrong_opening_is_refused_with_its_reason() -> None:
                 assert await closed(socket) == (1008, why)
 
 
+async def test_a_form_that_does_not_arrive_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "FORM_TIMEOUT", 0.05)
+    head = "POST /twilio/voice HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n"
+    kind = "Content-Type: application/x-www-form-urlencoded\r\n\r\n"
+    async with gateway(Desk(settings())) as (_, host):
+        name, _, port = host.partition(":")
+        reader, writer = await asyncio.open_connection(name, int(port))
+        writer.write((head + kind + "CallSid=CA1").encode())
+        assert (await asyncio.wait_for(reader.readline(), TIMEOUT)).startswith(b"HTTP/1.1 408 ")
+        writer.close()
+
+
+async def test_peers_that_vanish_leave_no_trace_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    form = b"POST /twilio/voice HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n"
+    form += b"Content-Type: application/x-www-form-urlencoded\r\n\r\nCallSid=CA1"
+    async with gateway(Desk(settings())) as (client, host):
+        name, _, port = host.partition(":")
+        for _ in range(10):
+            async with connect(f"ws://{host}/twilio/stream") as socket:
+                await socket.send("garbage")
+                socket.transport.abort()
+            _, writer = await asyncio.open_connection(name, int(port))
+            writer.write(form)
+            await writer.drain()
+            writer.transport.abort()
+        assert (await post(client, "/twilio/status")).status_code == 204
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+    assert "a media stream was refused" in caplog.text
+
+
 async def test_a_socket_that_never_starts_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routes, "START_TIMEOUT", 0.05)
     async with gateway(Desk(settings())) as (_, host), connect(f"ws://{host}/twilio/stream") as socket:
