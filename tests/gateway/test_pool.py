@@ -1,0 +1,314 @@
+"""The pool over real workers: kill them, freeze them, fill them, kill the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from gateway import local_worker
+from gateway import pool as pool_module
+from gateway.engine import EngineFull, EngineLost
+from gateway.local_worker import Backoff, LocalWorker
+from gateway.pool import WorkerPool
+from gateway.settings import Settings, SettingsInvalid, load_settings
+from gateway.worker_client import RemoteEngine, RemoteSession
+from model.echo import EchoEngine
+from model.server import WorkerServer
+from model.wire import AgentFrame, SessionRequest
+
+pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).parents[2]
+ECHO = (sys.executable, "-m", "tests.echo_worker", "--exit-with-parent")
+SOUND = bytes(3840)
+REQUEST = SessionRequest("c1")
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(local_worker, "BACKOFF_FIRST", 0.01)
+    monkeypatch.setattr(pool_module, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(pool_module, "PROBE_LAST", 0.1)
+
+
+@asynccontextmanager
+async def started(settings: Settings, **options: Any) -> AsyncIterator[WorkerPool]:
+    pool = WorkerPool(settings, **options)
+    try:
+        async with asyncio.timeout(30):
+            await pool.start()
+            yield pool
+    finally:
+        await pool.stop()
+
+
+@asynccontextmanager
+async def worker(listen: str = "127.0.0.1:0", **options: Any) -> AsyncIterator[WorkerServer]:
+    server = WorkerServer(EchoEngine(), listen, **options)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+def among(*servers: WorkerServer, token: str = "") -> Settings:
+    return load_settings(workers=", ".join(server.url for server in servers), worker_token=SecretStr(token))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110  what other processes do has no event to wait for
+            await asyncio.sleep(0.01)
+
+
+async def echoes(session: RemoteSession) -> bool:
+    await session.send(SOUND)
+    return await anext(session.outputs()) == AgentFrame(0, SOUND)
+
+
+async def ending(session: RemoteSession) -> None:
+    async for _ in session.outputs():
+        pass
+
+
+def child(pool: WorkerPool) -> int:
+    assert pool.local is not None
+    assert pool.local.pid is not None
+    return pool.local.pid
+
+
+def restarts(pool: WorkerPool) -> int:
+    assert pool.local is not None
+    return pool.local.starts - 1
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+async def test_a_local_worker_serves_and_ends_with_the_pool() -> None:
+    async with started(load_settings(), command=ECHO) as pool:
+        pid = child(pool)
+        assert pool.ready
+        session = await pool.open(REQUEST)
+        assert await echoes(session)
+        await session.close()
+    assert gone(pid)
+    assert pool.workers == []
+    with pytest.raises(EngineLost):
+        await pool.open(REQUEST)
+
+
+async def test_a_killed_local_worker_loses_its_calls_and_is_started_again() -> None:
+    async with started(load_settings(), command=ECHO) as pool:
+        session = await pool.open(REQUEST)
+        assert await echoes(session)
+        os.kill(child(pool), signal.SIGKILL)
+        with pytest.raises(EngineLost):
+            await ending(session)
+        await session.close()
+        await until(lambda: restarts(pool) == 1 and pool.ready)
+        session = await pool.open(REQUEST)
+        assert await echoes(session)
+        await session.close()
+
+
+async def test_a_frozen_local_worker_is_killed_and_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "PROBE_TIMEOUT", 0.1)
+    monkeypatch.setattr(pool_module, "HUNG_SECONDS", 0.2)
+    async with started(load_settings(), command=ECHO) as pool:
+        frozen = child(pool)
+        os.kill(frozen, signal.SIGSTOP)
+        await until(lambda: not pool.ready)
+        with pytest.raises(EngineLost, match="does not answer"):
+            await pool.open(REQUEST)
+        await until(lambda: restarts(pool) == 1 and pool.ready)
+        assert gone(frozen)
+
+
+async def test_a_full_local_worker_is_full() -> None:
+    async with started(load_settings(), command=(*ECHO, "--capacity", "1")) as pool:
+        session = await pool.open(REQUEST)
+        assert not pool.ready
+        with pytest.raises(EngineFull):
+            await pool.open(REQUEST)
+        await session.close()
+        await until(lambda: pool.ready)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("raise SystemExit(3)", "ended with status 3 before it listened"),
+        ("print('hello', flush=True); input()", "printed 'hello' instead of where it listens"),
+        ("input()", "did not listen within"),
+    ],
+)
+async def test_a_local_worker_that_does_not_start_is_said_at_once(code: str, words: str) -> None:
+    pool = WorkerPool(load_settings(), command=(sys.executable, "-c", code), start_timeout=0.5)
+    with pytest.raises(EngineLost, match=words):
+        await pool.start()
+    assert pool.local is not None
+    assert pool.local.pid is None
+    await pool.stop()
+
+
+async def test_a_command_that_does_not_exist() -> None:
+    pool = WorkerPool(load_settings(), command=("/nonexistent/worker",))
+    with pytest.raises(EngineLost, match="cannot be started"):
+        await pool.start()
+    await pool.stop()
+
+
+STUBBORN = """
+import signal, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print('{"listening": "ws://127.0.0.1:9"}', flush=True)
+while True:
+    signal.pause()
+"""
+
+
+async def test_a_worker_that_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_worker, "STOP_TIMEOUT", 0.2)
+
+    async def up(url: str) -> None:
+        assert url == "ws://127.0.0.1:9"
+
+    worker = LocalWorker((sys.executable, "-c", STUBBORN), os.environ, up, lambda: None)
+    await worker.start()
+    assert worker.pid is not None
+    pid = worker.pid
+    await worker.stop()
+    assert gone(pid)
+
+
+GATEWAY = """
+import asyncio, sys
+from gateway.pool import WorkerPool
+from gateway.settings import load_settings
+
+async def main():
+    pool = WorkerPool(load_settings(), command=sys.argv[1:])
+    await pool.start()
+    print(pool.local.pid, flush=True)
+    await asyncio.get_running_loop().create_future()
+
+asyncio.run(main())
+"""
+
+
+def test_a_killed_gateway_takes_its_worker_with_it() -> None:
+    gateway = subprocess.Popen(
+        [sys.executable, "-c", GATEWAY, *ECHO], stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+    )
+    with gateway:
+        assert gateway.stdout is not None
+        assert gateway.stderr is not None
+        pid = int(gateway.stdout.readline())
+        assert not gone(pid)
+        gateway.kill()
+        # The worker's standard error is the gateway's: this ends when neither of them holds it any more.
+        assert select.select([gateway.stderr], [], [], 10)[0]
+        assert gateway.stderr.read() == b""
+        assert gateway.wait() == -signal.SIGKILL
+
+
+def test_the_backoff_doubles_and_begins_anew_after_a_stable_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_worker, "BACKOFF_FIRST", 0.5)
+    backoff = Backoff()
+    assert [backoff.after(ran=1) for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    assert backoff.after(ran=60) == 0.5
+    assert backoff.after(ran=59) == 1
+
+
+async def test_calls_go_to_the_worker_with_the_most_free_slots() -> None:
+    async with worker(capacity=1) as small, worker(capacity=3) as large, started(among(small, large)) as pool:
+        sessions = [await pool.open(REQUEST) for _ in range(4)]
+        assert (small.active, large.active) == (1, 3)
+        assert not pool.ready
+        with pytest.raises(EngineFull, match="no worker has a free slot"):
+            await pool.open(REQUEST)
+        for session in sessions:
+            await session.close()
+        await until(lambda: pool.ready)
+
+
+async def test_slots_that_another_gateway_took_are_found_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "PROBE_SECONDS", 60.0)
+    async with worker(capacity=2) as first, worker(capacity=1) as second, started(among(first, second)) as pool:
+        theirs = [await RemoteEngine(first.url).open(REQUEST) for _ in range(2)]
+        ours = await pool.open(REQUEST)
+        assert second.active == 1
+        for session in (*theirs, ours):
+            await session.close()
+
+
+async def test_a_worker_that_is_down_is_passed_over_and_found_again() -> None:
+    async with worker() as alive:
+        async with worker() as fleeting:
+            address = f"127.0.0.1:{fleeting.port}"
+            settings = among(alive, fleeting)
+        async with started(settings) as pool:
+            assert [known.healthy for known in pool.workers] == [True, False]
+            await (await pool.open(REQUEST)).close()
+            await alive.stop()
+            await until(lambda: not pool.ready)
+            with pytest.raises(EngineLost, match="does not answer"):
+                await pool.open(REQUEST)
+            async with worker(address) as again:
+                await until(lambda: pool.ready)
+                session = await pool.open(REQUEST)
+                assert again.active == 1
+                await session.close()
+
+
+async def test_a_worker_that_dies_between_probes_costs_the_call_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "PROBE_SECONDS", 60.0)
+    async with worker(capacity=9) as dying, worker() as alive, started(among(dying, alive)) as pool:
+        await dying.stop()
+        session = await pool.open(REQUEST)
+        assert alive.active == 1
+        assert not pool.workers[0].healthy
+        await session.close()
+
+
+async def test_a_wrong_token_is_said() -> None:
+    async with worker(token="secret") as server:
+        async with started(among(server, token="guess")) as pool:
+            assert not pool.ready
+            with pytest.raises(EngineLost, match="set the same CALLPLEX_WORKER_TOKEN"):
+                await pool.open(REQUEST)
+        async with started(among(server, token="secret")) as pool:
+            assert pool.ready
+
+
+@pytest.mark.parametrize(
+    ("workers", "words"),
+    [
+        ("", "must be `local` or a comma list"),
+        (" , ", "must be `local` or a comma list"),
+        ("http://127.0.0.1:8090", "is not a worker's URL"),
+        ("ws://worker.example:8090", "use wss://"),
+    ],
+)
+def test_workers_that_cannot_be_used(workers: str, words: str) -> None:
+    with pytest.raises(SettingsInvalid, match=words):
+        WorkerPool(load_settings(workers=workers, worker_token=SecretStr("secret")))
