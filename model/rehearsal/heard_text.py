@@ -133,6 +133,7 @@ _PARTS_TURNED = re.compile(
     r"(?P<first>[\w'-]+)",
     re.I,
 )
+_INSIDE = re.compile(r"(?:,|\bfor|\bis|'s|\bmy \w+) ([A-Z][\w'-]+ [A-Z][\w'-]+)")
 _SPELLED = re.compile(r"\b(?:[A-Za-z][-. ,]+){2,}[A-Za-z]\b\.?")
 
 
@@ -162,6 +163,8 @@ def _bare_name(text: str) -> str:
     if "?" in bare:
         return ""
     name = _leading_name(bare)
+    if not name and (inside := _INSIDE.search(bare)):
+        return _leading_name(inside[1])
     rest = re.findall(r"[\w']+", bare.lower())[len(name.split()) :]
     spelled_or_polite = all(
         len(word) == 1 or word in ("please", "thanks", "thank", "you", "that's", "with", "as") for word in rest

@@ -62,6 +62,8 @@ def best_first(scored: Sequence[tuple[Candidate, float]]) -> list[Match]:
 _CONTRACTIONS = (
     (re.compile(r"\bcan't\b|\bcannot\b"), "can not"),
     (re.compile(r"\bwon't\b"), "will not"),
+    (re.compile(r"\bwanna\b"), "want to"),
+    (re.compile(r"\bgonna\b"), "going to"),
     (re.compile(r"n't\b"), " not"),
     (re.compile(r"\b(i)'m\b"), r"\1 am"),
     (re.compile(r"'re\b"), " are"),
@@ -79,6 +81,7 @@ def words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+(?:'[a-z]+)?", text)
 
 
+_ARTICLES = frozenset(("a", "an", "the", "my", "your", "his", "her", "i", "is", "are", "am", "to", "of", "in"))
 _ENDINGS = ("ingly", "edly", "ings", "ing", "ies", "ied", "ed", "es", "s", "ly", "e", "y")
 
 
@@ -98,7 +101,8 @@ def occurs(phrase: str, heard: str) -> bool:
     Its words must all be there within a few others, in any order and inflection, and a slip of one
     letter in a long word is forgiven, since recognisers slip.
     """
-    wanted = _content(words(phrase)) or [stem(word) for word in words(phrase)]
+    tokens = words(phrase)
+    wanted = [stem(word) for word in tokens if word not in _ARTICLES] or [stem(word) for word in tokens]
     said = [stem(word) for word in words(heard)]
     if not wanted:
         return False
