@@ -21,10 +21,11 @@ AGENT_PAUSE = 1.0
 """Seconds without a word after which the agent's next word is a new utterance."""
 CALLER_PAUSE = 0.6
 """Seconds between two texts of the caller below which they are one utterance."""
-RESUME_WITHIN = 3.0
+RESUME_WITHIN = 4.0
 """Seconds of silence in which an unfinished sentence may still go on after a backchannel."""
-BACKCHANNEL_SECONDS = 1.5
-BACKCHANNEL_WORDS = 3
+BACKCHANNEL_SECONDS = 2.0
+BACKCHANNEL_WORDS = 6
+"""The most that "okay, I see, thank you" takes; whether the agent goes on says the rest."""
 TOLERANCE = 0.2
 """Seconds by which estimated word ends and recognised speech may overlap and still count as one after the other."""
 
@@ -122,6 +123,8 @@ class _Word:
     text: str
     cut: int | None = None
     """The frame at which a flush silenced the agent after (or in) this word."""
+    again: bool = False
+    """Said a second time: a flush had cut it, and the agent went on from its start."""
 
     def joined(self) -> str:
         return self.text.strip()
@@ -177,23 +180,40 @@ class Transcript:
     # The agent's side
 
     def _add_agent(self, piece: AgentText) -> list[Utterance]:
-        turn = self._agent[-1] if self._agent else None
-        if turn is not None:
-            last = turn.words[-1]
-            onset = max(piece.index, last.onset)
-            starts_word = piece.text[0].isspace() or last.cut is not None
-            if not starts_word and onset * self._frame - self._word_end(last) <= AGENT_PAUSE:
-                last.text += piece.text
-                return [self._agent_view(turn)]
-            word = _Word(onset, piece.text)
-            if not self._breaks(last, word, self._caller):
-                turn.words.append(word)
-                return [self._agent_view(turn)]
-        else:
-            word = _Word(piece.index, piece.text)
-        turn = _AgentTurn(self._next_number(), [word])
-        self._agent.append(turn)
-        return [self._agent_view(turn)] if word.joined() else []
+        if not self._agent:
+            return self._new_turn(_Word(piece.index, piece.text))
+        turn = self._agent[-1]
+        last = turn.words[-1]
+        word = _Word(max(piece.index, last.onset), piece.text)
+        starts_word = piece.text[0].isspace() or last.cut is not None
+        if not starts_word and word.onset * self._frame - self._word_end(last) <= AGENT_PAUSE:
+            last.text += piece.text
+            return [self._agent_view(turn)]
+        word.again = last.cut is not None and word.joined() == last.joined()
+        if not self._breaks(last, word, self._caller):
+            if word.again:
+                turn.words.pop()
+                if turn.words:
+                    turn.words[-1].cut = last.cut
+            turn.words.append(word)
+            return [self._agent_view(turn)]
+        return self._leave(turn, word) + self._new_turn(word)
+
+    def _new_turn(self, word: _Word) -> list[Utterance]:
+        word.again = False
+        self._agent.append(_AgentTurn(self._next_number(), [word]))
+        return [self._agent_view(self._agent[-1])] if word.joined() else []
+
+    def _leave(self, turn: _AgentTurn, word: _Word) -> list[Utterance]:
+        """A sentence that was said to its end was not interrupted by an "okay" that followed it."""
+        last = turn.words[-1]
+        if last.cut is None or not _ends_sentence(last.text):
+            return []
+        between = self._between(last, word, self._caller)
+        if not between or not all(_is_backchannel(one) for one in between):
+            return []
+        last.cut = None
+        return [self._agent_view(turn)]
 
     def _add_flush(self, flush: Flush) -> list[Utterance]:
         """Drop what was announced but never sent, and mark the utterance that was being spoken."""
@@ -227,18 +247,23 @@ class Transcript:
             end = min(end, following.onset * self._frame)
         return max(end, word.onset * self._frame)
 
+    def _between(self, last: _Word, word: _Word, caller: Sequence[_CallerTurn]) -> list[_CallerTurn]:
+        """What the caller said while the agent was silent between two words."""
+        end, onset = self._word_end(last, word), word.onset * self._frame
+        return [one for one in _recent(caller, end) if one.final and _lies_between(one, last, end, onset)]
+
     def _breaks(self, last: _Word, word: _Word, caller: Sequence[_CallerTurn]) -> bool:
         """Whether `word` begins a new utterance after `last`, given what the caller said."""
-        end, onset = self._word_end(last, word), word.onset * self._frame
-        between = [turn for turn in _recent(caller, end) if turn.final and _lies_between(turn, last, end, onset)]
-        unfinished = not _ends_sentence(last.text)
+        silence = word.onset * self._frame - self._word_end(last, word)
+        between = self._between(last, word, caller)
+        unfinished = word.again or not _ends_sentence(last.text)
         if between:
-            only_backchannel = all(_is_backchannel(turn) for turn in between)
-            goes_on = unfinished and word.joined()[:1].islower()
-            return not (only_backchannel and goes_on and onset - end <= RESUME_WITHIN)
+            only_backchannel = all(_is_backchannel(one) for one in between)
+            goes_on = unfinished and (word.again or word.joined()[:1].islower())
+            return not (only_backchannel and goes_on and silence <= RESUME_WITHIN)
         if last.cut is not None:
-            return not unfinished or onset - end > RESUME_WITHIN
-        return onset - end > AGENT_PAUSE
+            return not unfinished or silence > RESUME_WITHIN
+        return silence > AGENT_PAUSE
 
     def _agent_view(self, turn: _AgentTurn) -> Utterance:
         last = turn.words[-1]
@@ -286,9 +311,7 @@ class Transcript:
                 break
             for index in range(1, len(turn.words)):
                 last, word = turn.words[index - 1], turn.words[index]
-                end = self._word_end(last, word)
-                inside = _lies_between(caller, last, end, word.onset * self._frame)
-                if inside and self._breaks(last, word, [caller]):
+                if self._between(last, word, [caller]) and self._breaks(last, word, [caller]):
                     later = _AgentTurn(self._next_number(), turn.words[index:])
                     turn.words = turn.words[:index]
                     self._agent.insert(place + 1, later)

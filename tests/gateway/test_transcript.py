@@ -108,6 +108,37 @@ def test_a_sentence_resumed_after_a_backchannel_stays_one_sentence(backchannel_f
     ]
 
 
+@pytest.mark.parametrize("backchannel_first", [True, False])
+def test_a_word_said_again_from_its_start_is_written_once(backchannel_first: bool) -> None:
+    """The rehearsal engine goes on from the start of the word that it was cut off in."""
+    before, after = words("Your card was declined at a Home", 0), words("Home Depot in Miami.", 44)
+    backchannel = CallerText(24, 36, "Okay, I see.")
+    rest: list[Output] = [backchannel, *after] if backchannel_first else [*after, backchannel]
+    assert told(transcribe(*before, Flush(26), *rest)) == [
+        ("agent", "Your card was declined at a Home Depot in Miami.", False),
+        ("caller", "Okay, I see.", False),
+    ]
+
+
+def test_the_only_word_said_again_is_written_once() -> None:
+    said = transcribe(AgentText(3, " Hello"), Flush(4), CallerText(3, 8, "Uh."), *words("Hello there.", 20))
+    assert told(said) == [("caller", "Uh.", False), ("agent", "Hello there.", False)]
+
+
+def test_a_sentence_said_to_its_end_was_not_interrupted_by_an_okay() -> None:
+    turns = [
+        *words("Your card was declined.", 0),
+        Flush(16),
+        CallerText(14, 20, "Okay."),
+        *words("It was in Miami.", 30),
+    ]
+    assert told(transcribe(*turns)) == [
+        ("agent", "Your card was declined.", False),
+        ("caller", "Okay.", False),
+        ("agent", "It was in Miami.", False),
+    ]
+
+
 def test_an_interruption_is_still_one_when_the_words_that_made_it_come_late() -> None:
     late = CallerText(13, 26, "No, that is not what I asked you.")
     told_late = told(transcribe(*words("Your card was declined", 0), Flush(14), *words("I see, sorry.", 30), late))
