@@ -20,7 +20,7 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
 
 from gateway.phone.caller import Voice
 from gateway.phone.metrics import Metrics, Turn, caller_turns, measure
-from gateway.phone.playout import FRAME_SECONDS
+from gateway.phone.playout import FRAME_BYTES, FRAME_SECONDS
 from gateway.phone.sound import write_wav
 from gateway.phone.stream import MAX_MESSAGE, MediaStream, StreamCall, StreamResult
 from gateway.phone.twiml import MAX_BYTES, Stream, TwimlInvalid, Verb, parse
@@ -287,7 +287,7 @@ class _Phone:
         agent = b"".join(result.agent for result in self._results)
         report.metrics = metrics = measure(caller, agent, options.caller.turns, self._stream_after)
         report.turns = caller_turns(caller, options.caller.turns)
-        report.duration = len(agent) / 320 * FRAME_SECONDS
+        report.duration = round(len(agent) / FRAME_BYTES * FRAME_SECONDS, 2)
         for result in self._results:
             report.marks += result.marks
             metrics.frames_sent += result.frames_sent
@@ -295,7 +295,7 @@ class _Phone:
             metrics.frames_lost += result.counts.lost
             metrics.frames_cleared += result.counts.cleared
             metrics.underruns += result.counts.underruns
-            metrics.unheard_ms += result.unheard * 1000
+            metrics.unheard_ms += round(result.unheard * 1000, 1)
         if options.out is not None and self._results:
             report.agent_wav, report.call_wav = _record(options.out, caller, agent)
 
