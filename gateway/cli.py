@@ -86,6 +86,7 @@ def serve(
     from gateway.persona_model import PersonaInvalid
     from gateway.serving import CannotListen
     from gateway.serving import serve as serve_gateway
+    from gateway.webhooks import WebhookInvalid
 
     def ready(public: str, admin: str) -> None:
         if json_output:
@@ -94,7 +95,7 @@ def serve(
 
     _run(
         serve_gateway(settings, ready),
-        (CannotListen, PersonaInvalid, EngineError, SettingsInvalid),
+        (CannotListen, PersonaInvalid, EngineError, SettingsInvalid, WebhookInvalid),
     )
 
 
@@ -158,7 +159,7 @@ def call(
             to_number=to,
             from_number=from_,
             out=out,
-            as_json=json_output,
+            json_output=json_output,
             auth_token=settings.twilio_auth_token.get_secret_value(),
             account_sid=settings.twilio_account_sid,
         )

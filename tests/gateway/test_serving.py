@@ -81,6 +81,12 @@ def test_a_setting_that_cannot_be_used_is_named(tmp_path: Path, name: str, value
     assert refused(tmp_path, **{name: value}).startswith(f"callplex: {name}: ")
 
 
+def test_a_webhook_secret_that_cannot_sign_stops_the_start(tmp_path: Path) -> None:
+    said = refused(tmp_path, CALLPLEX_WEBHOOK_URL="http://127.0.0.1:9/hook", CALLPLEX_WEBHOOK_SECRET="hunter2")
+    assert "CALLPLEX_WEBHOOK_SECRET" in said
+    assert "hunter2" not in said
+
+
 def test_a_stopped_gateway_files_the_call_on_the_line(tmp_path: Path) -> None:
     with running_gateway(tmp_path, CALLPLEX_EMBEDDED_ECHO="1") as gateway:
         phone = subprocess.Popen(
