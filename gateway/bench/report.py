@@ -136,9 +136,9 @@ def as_text(load: Load) -> str:
 
 def _spread(seconds: NDArray[np.float64]) -> Spread:
     if not len(seconds):
-        return Spread(float("inf"), float("inf"), float("inf"))
-    p50, p99, most = np.percentile(seconds, [50, 99, 100])
-    return Spread(round(1000 * p50, 2), round(1000 * p99, 2), round(1000 * most, 2))
+        return Spread(0.0, 0.0, 0.0)
+    p50, p99, most = (1000 * np.percentile(seconds, [50, 99, 100])).tolist()
+    return Spread(round(p50, 2), round(p99, 2), round(most, 2))
 
 
 def _rate(count: int, minutes: float) -> float:
