@@ -17,6 +17,7 @@ from gateway.settings import Settings
 from gateway.twilio.leg import TwilioLeg
 from gateway.twilio.peer import CarrierStream
 from gateway.twilio.routes import router
+from gateway.twilio.socket import CarrierSocket
 
 TIMEOUT = 5.0
 
@@ -93,9 +94,7 @@ def settings(**values: object) -> Settings:
 @asynccontextmanager
 async def serving(app: ASGIApp) -> AsyncIterator[int]:
     """Run an app behind uvicorn as the gateway does; gives the port."""
-    config = uvicorn.Config(
-        app, "127.0.0.1", 0, ws="websockets-sansio", proxy_headers=False, log_level="error", lifespan="on"
-    )
+    config = uvicorn.Config(app, "127.0.0.1", 0, ws=CarrierSocket, proxy_headers=False, log_config=None, lifespan="on")
     server = uvicorn.Server(config)
     config.load()
     server.lifespan = config.lifespan_class(config)
