@@ -110,7 +110,7 @@ def response(turns: Sequence[Turn], agent: Sequence[Span]) -> list[float | None]
 
 def interruptions(turns: Sequence[Turn], agent: Sequence[Span]) -> list[float]:
     """Milliseconds from each turn that began while the agent spoke to the agent's silence."""
-    return [(span.end - turn.start) * 1000 for turn in turns for span in agent if span.start < turn.start < span.end]
+    return [_ms(span.end - turn.start) for turn in turns for span in agent if span.start < turn.start < span.end]
 
 
 def measure(caller: bytes, agent: bytes, known: Sequence[Turn], stream_after: float | None) -> Metrics:

