@@ -3,9 +3,9 @@
 Everything here is pure: no sockets, no tasks, no clock but the `now` handed in. Sound is mono int16
 in native little-endian bytes. Nothing here knows carriers or engines.
 
-The resamplers' arithmetic is exact. Taps are integers, samples are integers, and float64 holds every
-partial sum (at most 16 + 17 + 8 bits) without rounding, so the order in which a matrix product adds
-them cannot change a bit: however the stream is cut, the output is the same to the sample.
+The resamplers' arithmetic is exact. Samples are integers, taps are integers over 2**16, and float64
+holds every partial sum (at most 16 + 18 + 8 bits) without rounding, so the order in which a matrix
+product adds them cannot change a bit: however the stream is cut, the output is the same to the sample.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _KAISER_BETA = 5.65
 _SCALE_BITS = 16
 _PER_PHASE = TAPS // RATIO
 _UP_BLOCK = 16
-_DOWN_BLOCK = 16
+_DOWN_BLOCK = 40
 
 
 def decode_ulaw(payload: bytes) -> bytes:
@@ -78,8 +78,8 @@ def lowpass() -> NDArray[np.float64]:
 
 @cache
 def _up_matrix() -> NDArray[np.float64]:
-    """Banded matrix: `_UP_BLOCK + 48` line samples -> `3 * _UP_BLOCK` engine samples."""
-    phases = lowpass().reshape(_PER_PHASE, RATIO) * RATIO
+    """Banded matrix, the taps' scale undone: `_UP_BLOCK + 48` line samples -> `3 * _UP_BLOCK` engine samples."""
+    phases = lowpass().reshape(_PER_PHASE, RATIO) * (RATIO / (1 << _SCALE_BITS))
     matrix = np.zeros((_UP_BLOCK + _PER_PHASE - 1, RATIO * _UP_BLOCK))
     for sample in range(_UP_BLOCK):
         for phase in range(RATIO):
@@ -89,76 +89,81 @@ def _up_matrix() -> NDArray[np.float64]:
 
 @cache
 def _down_matrix() -> NDArray[np.float64]:
-    """Banded matrix: `3 * _DOWN_BLOCK + 144` engine samples -> `_DOWN_BLOCK` line samples."""
-    matrix = np.zeros((RATIO * (_DOWN_BLOCK - 1) + TAPS, _DOWN_BLOCK))
+    """Banded matrix, the taps' scale undone: `3 * _DOWN_BLOCK + 144` engine samples -> `_DOWN_BLOCK` line samples."""
+    matrix = np.zeros((RATIO * _DOWN_BLOCK + TAPS - RATIO, _DOWN_BLOCK))
     for sample in range(_DOWN_BLOCK):
-        matrix[RATIO * sample : RATIO * sample + TAPS, sample] = lowpass()[::-1]
+        matrix[RATIO * sample : RATIO * sample + TAPS, sample] = lowpass()[::-1] / (1 << _SCALE_BITS)
     return matrix
 
 
-def _extend(history: NDArray[np.float64], pcm: bytes) -> NDArray[np.float64]:
-    signal: NDArray[np.float64] = np.concatenate((history, np.frombuffer(pcm, np.int16)), dtype=np.float64)
-    return signal
+class _Resampler:
+    """One direction of one call: blocks of samples times a banded matrix, the past carried over.
+
+    The buffers for a usual frame are made once: with hundreds of calls on a core, numpy's bookkeeping
+    would otherwise cost more than the arithmetic.
+    """
+
+    def __init__(self, matrix: NDArray[np.float64], block: int, unit: int, usual: int) -> None:
+        """`block`: input samples a row of windows moves on; `unit`: fewest that give output; `usual`: of a frame."""
+        width, made = matrix.shape
+        self._matrix = matrix
+        self._block = block
+        self._unit = unit
+        self._made = made * unit // block
+        self._past = width - block
+        self._usual = 2 * usual
+        self._odd = b""
+        self._signal: NDArray[np.float64] = np.zeros(self._past + usual)
+        shape = (usual // block, width)
+        self._overlapping = np.lib.stride_tricks.as_strided(self._signal, shape, (8 * block, 8))
+        self._windows = np.empty(shape)
+        self._out = np.empty((usual // block, made))
+
+    def __call__(self, pcm: bytes) -> bytes:
+        """int16 samples in, cut anywhere; out comes all that they complete."""
+        if len(pcm) != self._usual or self._odd:
+            return self._any_length(self._odd + pcm)
+        signal, past, out = self._signal, self._past, self._out
+        signal[past:] = np.frombuffer(pcm, np.int16)
+        np.copyto(self._windows, self._overlapping)
+        np.matmul(self._windows, self._matrix, out=out)
+        signal[:past] = signal[-past:]
+        return _to_pcm(out)
+
+    def _any_length(self, pcm: bytes) -> bytes:
+        units = len(pcm) // (2 * self._unit)
+        self._odd = pcm[2 * self._unit * units :]
+        fresh = np.frombuffer(pcm, np.int16, units * self._unit)
+        signal = np.concatenate((self._signal[: self._past], fresh), dtype=np.float64)
+        self._signal[: self._past] = signal[len(fresh) :]
+        parts = []
+        for start in range(0, len(fresh), self._block):
+            window = signal[start : start + len(self._matrix)]
+            made = (len(window) - self._past) // self._unit * self._made
+            parts.append(window @ self._matrix[: len(window), :made])
+        return _to_pcm(np.concatenate(parts)) if parts else b""
 
 
-def _to_pcm(scaled: NDArray[np.float64]) -> bytes:
-    """Undo the taps' scale, round half up, clip: exact, since a power of two only shifts the exponent."""
-    samples = np.floor(scaled * (1 / (1 << _SCALE_BITS)) + 0.5)
-    np.clip(samples, -32_768, 32_767, out=samples)
+class Upsampler(_Resampler):
+    """Line to engine, 8 to 24 kHz: three samples out for each in, 73 engine samples late."""
+
+    def __init__(self) -> None:
+        super().__init__(_up_matrix(), _UP_BLOCK, 1, LINE_FRAME_SAMPLES)
+
+
+class Downsampler(_Resampler):
+    """Engine to line, 24 to 8 kHz: one sample out for each three in, 71 engine samples late."""
+
+    def __init__(self) -> None:
+        super().__init__(_down_matrix(), RATIO * _DOWN_BLOCK, RATIO, RATIO * LINE_FRAME_SAMPLES)
+
+
+def _to_pcm(samples: NDArray[np.float64]) -> bytes:
+    """Round (half to even) and clip, in place."""
+    np.rint(samples, out=samples)
+    np.maximum(samples, -32_768.0, out=samples)
+    np.minimum(samples, 32_767.0, out=samples)
     return samples.astype(np.int16).tobytes()
-
-
-class Upsampler:
-    """Line to engine, 8 to 24 kHz, for one direction of one call; keeps 48 samples of the past."""
-
-    def __init__(self) -> None:
-        self._history: NDArray[np.float64] = np.zeros(_PER_PHASE - 1)
-
-    def __call__(self, pcm: bytes) -> bytes:
-        """`n` samples in, `3 n` out; any n."""
-        count = len(pcm) // 2
-        signal = _extend(self._history, pcm)
-        self._history = signal[count:]
-        matrix = _up_matrix()
-        out = np.empty(RATIO * count)
-        blocks, rest = divmod(count, _UP_BLOCK)
-        if blocks:
-            width = len(matrix)
-            windows = np.lib.stride_tricks.as_strided(signal, (blocks, width), (8 * _UP_BLOCK, 8))
-            bulk = out[: RATIO * _UP_BLOCK * blocks].reshape(blocks, RATIO * _UP_BLOCK)
-            np.matmul(np.ascontiguousarray(windows), matrix, out=bulk)
-        if rest:
-            width = rest + _PER_PHASE - 1
-            out[-RATIO * rest :] = signal[-width:] @ matrix[:width, : RATIO * rest]
-        return _to_pcm(out)
-
-
-class Downsampler:
-    """Engine to line, 24 to 8 kHz, for one direction of one call; keeps up to 146 samples of the past."""
-
-    def __init__(self) -> None:
-        # One output for inputs 0, 3, 6 ...: the first lacks 146 samples of past.
-        self._history: NDArray[np.float64] = np.zeros(TAPS - 1)
-
-    def __call__(self, pcm: bytes) -> bytes:
-        """`n` samples in, one out for every third, whole stream counted."""
-        signal = _extend(self._history, pcm)
-        count = max(0, (len(signal) - TAPS) // RATIO + 1)
-        self._history = signal[RATIO * count :]
-        matrix = _down_matrix()
-        out = np.empty(count)
-        blocks, rest = divmod(count, _DOWN_BLOCK)
-        if blocks:
-            step = 8 * RATIO * _DOWN_BLOCK
-            windows = np.lib.stride_tricks.as_strided(signal, (blocks, len(matrix)), (step, 8))
-            np.matmul(
-                np.ascontiguousarray(windows), matrix, out=out[: blocks * _DOWN_BLOCK].reshape(blocks, _DOWN_BLOCK)
-            )
-        if rest:
-            width = RATIO * (rest - 1) + TAPS
-            start = RATIO * _DOWN_BLOCK * blocks
-            out[-rest:] = signal[start : start + width] @ matrix[:width, :rest]
-        return _to_pcm(out)
 
 
 class JitterBuffer:

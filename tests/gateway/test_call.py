@@ -123,9 +123,9 @@ def test_the_echo_comes_back_after_the_designed_delay() -> None:
     leg = MemoryLeg(seconds=4)
     place(leg, EchoEngine())
     heard = np.frombuffer(b"".join(pcm for _, pcm in leg.played), np.int16)
-    # First tick 110 ms after the first sample; both filters together hold 6.1 ms back.
+    # First tick 110 ms after the first sample; both filters together hold 6 ms back.
     assert leg.played[0][0] == pytest.approx(0.11)
-    assert int(np.argmax(heard > 2_500)) == pytest.approx(49, abs=2)
+    assert int(np.argmax(heard > 2_500)) == pytest.approx(48, abs=2)
     assert heard[200:-200].min() > 4_900
 
 
