@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 
 ENDED_BY_REST = frozenset({"no_media", "time_limit", "shutdown"})
 """End reasons after which the stream may be dead, or nobody here to say what comes next."""
+
+SEND_TIMEOUT = 1.0
+"""Seconds to wait for a line that does not take what it is sent; it is then at least a minute behind."""
 
 MAX_DIGITS = 100
 MAX_REASON = 120
@@ -52,7 +56,8 @@ class TwilioLeg:
         self._protocol = protocol
         self._rest = rest
         self._now = asyncio.get_running_loop().time
-        self._down = False
+        self.down = False
+        """Nothing more is heard or sent."""
         self._hung_up = False
         self._sending = False
         self._fault = ""
@@ -65,7 +70,7 @@ class TwilioLeg:
         parse = self._protocol.receive_text
         now = self._now
         try:
-            while not self._down:
+            while not self.down:
                 message = await receive()
                 text = message.get("text")
                 if text is None:
@@ -83,11 +88,13 @@ class TwilioLeg:
                     return
                 else:
                     self._take(event)
+            if self._fault:
+                raise PeerError(self._fault)
         except PeerError as error:
             self._fault = str(error)
             raise
         finally:
-            self._down = True
+            self.down = True
             for waiting in self._marks.values():
                 waiting.set()
 
@@ -118,11 +125,11 @@ class TwilioLeg:
         heard = self._marks[name] = asyncio.Event()
         try:
             async with asyncio.timeout(timeout):
-                while not self._down and (due := self.pacer.next_time(self._now())) is not None:
+                while not self.down and (due := self.pacer.next_time(self._now())) is not None:
                     await asyncio.sleep(due - self._now())
                     await self._pump()
                 await self._send(self._protocol.mark(name))
-                if not self._down:
+                if not self.down:
                     await heard.wait()
         except TimeoutError:
             log.info("call %s: the line did not play everything within %g s", self.info.call_id, timeout)
@@ -143,14 +150,13 @@ class TwilioLeg:
             await self._rest.end_call(self.info.carrier_call_id)
 
     async def _close(self, reason: str) -> None:
-        self._down = True
+        self.down = True
         for waiting in self._marks.values():
             waiting.set()
         code, why = (1008, self._fault[:MAX_REASON]) if self._fault else (1000, reason[:MAX_REASON])
-        try:
-            await self._websocket.close(code, why)
-        except (WebSocketDisconnect, RuntimeError):
-            return
+        with suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
+            async with asyncio.timeout(SEND_TIMEOUT):
+                await self._websocket.close(code, why)
 
     async def _pump(self) -> None:
         """Send what may leave now. One at a time, so that two callers cannot swap frames."""
@@ -164,10 +170,14 @@ class TwilioLeg:
             self._sending = False
 
     async def _send(self, text: str) -> None:
-        if self._down:
+        if self.down:
             return
         try:
-            await self._websocket.send({"type": "websocket.send", "text": text})
+            async with asyncio.timeout(SEND_TIMEOUT):
+                await self._websocket.send({"type": "websocket.send", "text": text})
+        except TimeoutError:
+            self.down = True
+            self._fault = f"the line did not take what it was sent for {SEND_TIMEOUT:g} s"
         except (WebSocketDisconnect, RuntimeError):
             # Starlette says RuntimeError for a socket that is closed already; `frames` ends by itself.
-            self._down = True
+            self.down = True

@@ -111,5 +111,5 @@ def app_for(desk: Desk) -> FastAPI:
     return app
 
 
-def carrier(call_sid: str = "CA1") -> CarrierStream:
-    return CarrierStream("MZ1", call_sid, "AC1")
+def carrier(call_sid: str = "CA1", sid: str = "MZ1") -> CarrierStream:
+    return CarrierStream(sid, call_sid, "AC1")

@@ -13,6 +13,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
 from gateway.audio import decode_ulaw, encode_ulaw
+from gateway.twilio import leg as leg_module
 from gateway.twilio.leg import ENDED_BY_REST, TwilioLeg
 from gateway.twilio.peer import CarrierStream, Cleared, Marked, Played, ServerEvent
 from gateway.twilio.protocol import PeerError
@@ -62,7 +63,7 @@ async def gateway(run: Run, **values: object) -> AsyncIterator[tuple[int, Desk]]
 
 
 @asynccontextmanager
-async def stream(port: int, call_sid: str = "CA1", auth: str = "") -> AsyncIterator[Phone]:
+async def stream(port: int, call_sid: str = "CA1", auth: str = "", sid: str = "MZ1") -> AsyncIterator[Phone]:
     """A stream that has started, signed where there is something to sign with."""
     form = {"CallSid": call_sid, "From": "+1", "To": "+2"}
     voice = f"http://127.0.0.1:{port}/twilio/voice"
@@ -71,7 +72,7 @@ async def stream(port: int, call_sid: str = "CA1", auth: str = "") -> AsyncItera
     parameters = {p.attrib["name"]: p.attrib["value"] for p in ET.fromstring(answer.content).iter("Parameter")}
     url = f"ws://127.0.0.1:{port}/twilio/stream"
     async with connect(url, additional_headers={HEADER: sign(auth, url)}) as socket:
-        phone = Phone(socket, carrier(call_sid))
+        phone = Phone(socket, carrier(call_sid, sid))
         await phone.send(phone.line.connected(), phone.line.start(parameters))
         yield phone
 
@@ -278,6 +279,35 @@ async def test_a_flood_ends_its_own_call_and_no_other() -> None:
     assert by_sid["CA1"].counters.media == 2
     assert by_sid["CA1"].flood.dropped == 0
     assert by_sid["CA2"].flood.dropped == 501
+
+
+async def test_a_line_that_is_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leg_module, "SEND_TIMEOUT", 0.1)
+    faults: list[str] = []
+    stalled = asyncio.Event()
+
+    async def hear(leg: TwilioLeg) -> None:
+        try:
+            await listen(leg)
+        except PeerError as error:
+            faults.append(str(error))
+
+    async def run(leg: TwilioLeg) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            hearing = tasks.create_task(hear(leg))
+            while not leg.down:
+                await leg.flush()
+            stalled.set()
+            await hearing
+        await leg.hangup("protocol_error")
+
+    async with gateway(run) as (port, desk), stream(port, sid="M" * 128) as phone:
+        phone.socket.transport.pause_reading()
+        await asyncio.wait_for(stalled.wait(), 4 * TIMEOUT)
+        await phone.speak(2)
+        await asyncio.wait_for(desk.finished.wait(), TIMEOUT)
+        phone.socket.transport.abort()
+    assert faults == ["the line did not take what it was sent for 0.1 s"]
 
 
 @pytest.mark.parametrize("reason", [*sorted(ENDED_BY_REST), "agent_goodbye", "transfer", "worker_lost"])
