@@ -262,6 +262,11 @@ class Pacer:
         self._heard_until = max(self._heard_until, now) + self._seconds
         return self._frames.popleft()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether anything waits for its time."""
+        return bool(self._frames)
+
     def next_time(self, now: float) -> float | None:
         """When `pop` will give the next frame; None when nothing waits."""
         if not self._frames:

@@ -105,7 +105,7 @@ class Call:
         self._first_tick = self._began
         self._last_media = self._began
         self._jitter = JitterBuffer()
-        self._heard = asyncio.Event()
+        self._answered = asyncio.Event()
         self._unanswered: deque[bytes] = deque(maxlen=100)
         self._over = asyncio.Event()
         self._reason = ""
@@ -174,16 +174,19 @@ class Call:
         await self._leg.hangup(reason)
 
     async def _listen(self) -> None:
-        async for frame in self._leg.frames():
-            self._last_media = self._now()
-            self._jitter.push(frame)
-            self._heard.set()
+        await self._leg.listen(self._hear)
         self.end("caller_hangup")
+
+    def _hear(self, frame: bytes) -> None:
+        self._last_media = self._now()
+        self._jitter.push(frame)
+        if not self._answered.is_set():
+            self._answered.set()
 
     async def _keep_time(self, session: Session) -> None:
         """The call's clock. A late tick is followed by an early one: no tick is ever skipped."""
         try:
-            await asyncio.wait_for(self._heard.wait(), FIRST_FRAME_WAIT)
+            await asyncio.wait_for(self._answered.wait(), FIRST_FRAME_WAIT)
         except TimeoutError:
             log.info("call %s: no sound from the line yet", self.info.call_id)
         upsample = Upsampler()

@@ -131,10 +131,10 @@ def worker(
 @app.command()
 def demo(json_output: Json = False) -> None:
     """Place one call against a real gateway and worker on this machine, and show all of it."""
-    _settings()
+    settings = _settings()
     from gateway.demo import run_demo
 
-    raise typer.Exit(run_demo(json_output=json_output))
+    raise typer.Exit(run_demo(json_output=json_output, data_dir=settings.data_dir))
 
 
 @app.command()
@@ -162,6 +162,7 @@ def call(
             json_output=json_output,
             auth_token=settings.twilio_auth_token.get_secret_value(),
             account_sid=settings.twilio_account_sid,
+            sign_as=settings.public_url,
         )
     )
 

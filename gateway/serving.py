@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from gateway.app import admin_app, carrier_app
 from gateway.desk import Desk
 from gateway.settings import Settings, split_address
+from gateway.twilio.socket import CarrierSocket
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ async def serve(settings: Settings, on_ready: Callable[[str, str], None]) -> Non
 def _listener(app: ASGIApp) -> _Listener:
     config = uvicorn.Config(
         app,
-        ws="websockets-sansio",
+        ws=CarrierSocket,
         ws_max_size=MAX_CARRIER_MESSAGE,
         ws_per_message_deflate=False,
         lifespan="on",

@@ -37,12 +37,12 @@ class MemoryLeg:
     hung_up: list[str] = field(default_factory=list)
     outcome_before_hangup: Callable[[], bool] = lambda: True
 
-    async def frames(self) -> AsyncIterator[bytes]:
+    async def listen(self, heard: Callable[[bytes], None]) -> None:
         loop = asyncio.get_running_loop()
         start = loop.time()
         for number in range(round(self.seconds / 0.02)):
             await asyncio.sleep(max(0.0, start + 0.02 * number - loop.time()))
-            yield LOUD
+            heard(LOUD)
         if self.broken:
             raise LegError("media before start")
         if self.then_silent:

@@ -31,8 +31,7 @@ class Routed:
 
 async def listen(leg: TwilioLeg) -> None:
     """A call that only hears the caller out."""
-    async for _ in leg.frames():
-        pass
+    await leg.listen(lambda frame: None)
     await leg.hangup("caller_hangup")
 
 
