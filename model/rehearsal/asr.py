@@ -115,11 +115,11 @@ def invented(hypothesis: Hypothesis) -> bool:
 
 
 def repeats(text: str) -> bool:
-    """Whether a phrase of three words or more is said over again to the end, as a looping model does."""
+    """Whether a phrase is said over again, for three words or more to the end, as a looping model does."""
     words = text.lower().split()
-    for period in range(3, len(words) // 3 * 2 + 1):
-        phrase = words[:period]
-        if any(len(word) > 1 for word in phrase) and words[period:] == words[: len(words) - period]:
+    for period in range(3, len(words) - 2):
+        spelled = any(len(word) > 1 for word in words[:period])
+        if spelled and words[period:] == words[: len(words) - period]:
             return True
     return False
 

@@ -17,6 +17,10 @@ _LISTENING = _set_of(
 _NOT_ALONE = _set_of("i it all of you very much")
 """Listening only next to a word that is listening by itself."""
 _FAREWELL = _set_of("bye goodbye byebye good have a nice day take care too")
+_FLOOR = _set_of(
+    "no not stop wait hold hang moment second sorry excuse pardon hello operator agent person human somebody someone "
+    "help what who when where how why which but actually please can could repeat again question bye goodbye never"
+)
 _LONGEST = 6
 _OPEN_ENDED = _set_of(
     "a an and at because but by for from if in is its it's my of on or so that the then to uh um was were "
@@ -36,6 +40,11 @@ def is_backchannel(text: str, farewell: bool = False) -> bool:
     words = _words(text)
     allowed = _LISTENING | _FAREWELL if farewell else _LISTENING
     return 0 < len(words) <= _LONGEST and all(w in allowed for w in words) and not all(w in _NOT_ALONE for w in words)
+
+
+def asks_for_floor(text: str) -> bool:
+    """Whether a word is among those that interrupt: "wait", "no", "what"."""
+    return any(word in _FLOOR for word in _words(text))
 
 
 def sounds_finished(text: str) -> bool:
