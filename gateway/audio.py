@@ -171,18 +171,25 @@ class JitterBuffer:
 
     Holds `target` frames (40 ms) against late arrivals. When it ran dry (start, hold, silence
     suppression) it lets sound through again only above the target, so that one gap does not turn
-    into a stutter. When it has held more than the target for two seconds (the peer's clock is fast,
-    or a burst came) it drops one frame, so that delay does not creep up.
+    into a stutter. Delay that is not needed is given back: what came before the call's first tick at
+    once, the burst after a stall within half a second down to twice the target, and the last frames
+    (the peer's clock is fast) one every two seconds.
     """
 
     FRAMES_PER_TICK = 4
+    SOON = 5
+    """Ticks after which a burst that was not needed is dropped."""
+    LATER = 25
+    """Ticks after which one frame that was not needed is dropped."""
 
     def __init__(self, target: int = 2, limit: int = 16) -> None:
         self._frames: deque[bytes] = deque()
         self._target = target
         self._limit = limit
         self._dry = True
-        self._lowest = limit
+        self._spare = limit
+        """Fewest frames that were left after a tick, since SOON began."""
+        self._long_spare = limit
         self._ticks = 0
         self.missing = 0
         """20 ms frames replaced by silence while sound was expected."""
@@ -193,37 +200,43 @@ class JitterBuffer:
         """One frame of 320 bytes; the oldest goes when more than `limit` wait."""
         self._frames.append(frame)
         if len(self._frames) > self._limit:
-            self._frames.popleft()
-            self.dropped += 1
+            self._drop(1)
 
     def pop(self) -> bytes:
         """The next 80 ms, 1,280 bytes, with silence for what is missing."""
         frames = self._frames
-        waiting = len(frames)
         if self._dry:
-            take = min(max(0, waiting - self._target), self.FRAMES_PER_TICK)
+            self._drop(len(frames) - self._target - self.FRAMES_PER_TICK)
+            take = min(max(0, len(frames) - self._target), self.FRAMES_PER_TICK)
             self._dry = take == 0
             silence = bytes(CARRIER_FRAME_BYTES * (self.FRAMES_PER_TICK - take))
             return silence + b"".join([frames.popleft() for _ in range(take)])
-        take = min(waiting, self.FRAMES_PER_TICK)
+        take = min(len(frames), self.FRAMES_PER_TICK)
         pcm = b"".join([frames.popleft() for _ in range(take)])
+        self._shed()
         if take < self.FRAMES_PER_TICK:
             self.missing += self.FRAMES_PER_TICK - take
             self._dry = take == 0
             return pcm + bytes(LINE_FRAME_BYTES - len(pcm))
-        self._shed(waiting - take)
         return pcm
 
-    def _shed(self, left: int) -> None:
-        self._lowest = min(self._lowest, left)
-        self._ticks += 1
-        if self._ticks < 25:
-            return
-        if self._lowest > self._target:
+    def _drop(self, count: int) -> None:
+        for _ in range(count):
             self._frames.popleft()
             self.dropped += 1
-        self._ticks = 0
-        self._lowest = self._limit
+
+    def _shed(self) -> None:
+        self._spare = min(self._spare, len(self._frames))
+        self._ticks += 1
+        if self._ticks % self.SOON:
+            return
+        self._long_spare = min(self._long_spare, self._spare)
+        self._drop(self._spare - 2 * self._target)
+        self._spare = self._limit
+        if self._ticks % self.LATER == 0:
+            if self._long_spare > self._target:
+                self._drop(1)
+            self._long_spare = self._limit
 
 
 class Pacer:

@@ -149,20 +149,37 @@ def test_jitter_buffer_is_bounded() -> None:
     for n in range(1, 41):
         buffer.push(frame(n))
     assert buffer.dropped == 24
-    assert numbers(buffer.pop()) == [25, 26, 27, 28]
+
+
+def test_jitter_buffer_begins_without_the_sound_that_waited_for_the_call() -> None:
+    buffer = JitterBuffer()
+    for n in range(1, 15):
+        buffer.push(frame(n))
+    assert numbers(buffer.pop()) == [9, 10, 11, 12]
+    assert buffer.dropped == 8
 
 
 def test_jitter_buffer_gives_back_delay_it_does_not_need() -> None:
     buffer, sent = JitterBuffer(), 0
-    for _ in range(14):
-        sent += 1
-        buffer.push(frame(sent))
-    for _ in range(25 * 10):
-        buffer.pop()
-        for _ in range(4):
+
+    def arrive(count: int) -> None:
+        nonlocal sent
+        for _ in range(count):
             sent += 1
             buffer.push(frame(sent))
-    assert buffer.dropped == 8  # from 10 frames left over down to the target of 2
+
+    arrive(6)
+    buffer.pop()
+    arrive(12)  # 160 ms more than the clock took: the burst after a stall
+    dropped = []
+    for _ in range(25 * 4):
+        buffer.pop()
+        dropped.append(buffer.dropped)
+        arrive(4)
+    assert dropped[3] == 0
+    assert dropped[4] == 6  # from ten frames left over, four remain
+    assert [dropped.index(7) + 1, dropped.index(8) + 1] == [25, 50]  # then one every two seconds
+    assert dropped[-1] == 8  # to the target of two
     assert buffer.missing == 0
 
 
