@@ -117,7 +117,7 @@ class Dialogue:
             offer = ""
         unheard, self._memory.unheard = self._memory.unheard, []
         self._unclear = 0
-        for step in (self._about_the_call, self._about_the_offer, self._about_the_question, self._about_a_number):
+        for step in (self._about_the_call, self._about_the_offer, self._about_a_number, self._about_the_question):
             pieces = step(turn, offer, unheard)
             if pieces is not None:
                 return pieces
@@ -176,14 +176,24 @@ class Dialogue:
         question = self._asking
         if question is None:
             return None
+        if "why_asked" in turn.intents:
+            return [lines.WHY_ASKED, just_asked(question)]
         value = read_answer(question, turn)
         meant = self._meant(turn) if not value or question.kind == "words" else []
         asks_back = bool(meant) and ("?" in turn.text or (turn.parts and not value))
         if value and not asks_back and not self._is_evasive(turn, question):
+            self._pending += self._asked_beside(turn, question)
             return self._take(question, value)
         if meant:
             return self._put_off(meant, question)
         return self._insist(turn, question, unheard)
+
+    def _asked_beside(self, turn: Turn, question: Question) -> list[Answer]:
+        """What the caller asks in the same breath as answering: "May fifth. Where can I park?"."""
+        asked = " ".join(part for part in turn.parts if part.endswith("?"))
+        if not asked or question.kind == "words" or len(turn.parts) < 2:
+            return []
+        return [answer for answer in self._meant(understand(asked)) if answer not in self._pending]
 
     def _about_a_number(self, turn: Turn, offer: lines.Offer, unheard: list[str]) -> Sequence[Piece] | None:
         """A number that was just read back is corrected or continued."""
@@ -198,7 +208,7 @@ class Dialogue:
         if question:
             self._asking = question
             return [lines.SORRY, just_asked(question)]
-        if only_digits and turn.polarity == 0 and len(turn.tokens) <= len(digits) + 1:
+        if self._asking is None and only_digits and turn.polarity == 0 and len(turn.tokens) <= len(digits) + 1:
             before = self._slots[name]
             return self._take(self._slots.forget(name), before + digits)
         return None
@@ -215,8 +225,8 @@ class Dialogue:
         if meant:
             self._unknown = 0
             return self._give(meant)
-        if lines.is_introduction(turn.text):
-            return [lines.THANK_YOU_NAME.format(name=read_name(turn.text, asked=False)), lines.HOW_HELP]
+        if name := lines.is_introduction(turn.text) and read_name(turn.text, asked=True):
+            return [lines.THANK_YOU_NAME.format(name=name.split()[0]), lines.HOW_HELP]
         if small_talk := self._chatter(turn, offer):
             return small_talk
         if reply := self._place.any_reply():
@@ -317,14 +327,12 @@ class Dialogue:
         ask = just_asked(question)
         if "hum" in turn.intents:
             return []
-        if "why_asked" in turn.intents:
-            return [lines.WHY_ASKED, ask]
-        if (turn.bare and turn.polarity > 0) or "acknowledge" in turn.intents:
-            return [lines.GO_AHEAD]
         if "cannot_say" in turn.intents or (turn.bare and turn.polarity < 0) or "never_mind" in turn.intents:
             self._asking = None
             self._pending.clear()
             return [lines.CANNOT_WITHOUT, *self._offer_person()]
+        if (turn.bare and turn.polarity > 0) or "acknowledge" in turn.intents:
+            return [lines.GO_AHEAD]
         if small := self._chatter(turn, "", asking=True):
             return [*small, ask]
         if unheard:

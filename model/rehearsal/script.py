@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from model.rehearsal import lines
-from model.rehearsal.intents import Turn
+from model.rehearsal.intents import Turn, polarity
 from model.rehearsal.matcher import CERTAIN, Candidate, Matcher, occurs, words
 from model.wire import Answer, Script
 
 REPLY_BONUS = 0.1
 """Added to the score of an answer that directly replies to what the agent said last."""
-_AGREED = frozenset(("okay", "ok", "alright", "all right", "fine", "good", "great", "perfect", "okay please", "please"))
+_AGREED = frozenset(
+    ("okay", "ok", "alright", "all right", "fine", "right", "good", "great", "perfect", "okay please", "please")
+)
 
 
 class ScriptPlace:
@@ -41,6 +43,9 @@ class ScriptPlace:
         if "hum" in turn.intents:
             return []
         found = self._found(turn)
+        start = polarity(turn.tokens[:1])
+        if not found and asked and start:
+            return [a for a in self._answers.values() if self._follows(a) and lines.side(a) == start][:1]
         best = sorted(found, key=lambda name: -found[name])[:2]
         sure = [name for name in best[1:] if found[name] >= self._matcher.threshold + CERTAIN]
         answers = [self._answers[name] for name in [*best[:1], *sure]]
