@@ -57,10 +57,13 @@ class CallPlan:
     """The only numbers a call may be transferred to, by the names the agent uses."""
     fallback: str = ""
     max_seconds: float = 900.0
+    max_silence_seconds: float = 60.0
+    """When neither side said a word for this long, the call is over."""
     no_media_seconds: float = 10.0
     engine_silence_seconds: float = 2.0
     """An engine that owes this much sound is lost."""
-    farewell: str = "I am sorry, we have reached the end of the time for this call. Goodbye."
+    farewell: str = "I am sorry, I have to end the call here. Goodbye."
+    """Said before a call that reached one of its limits is ended."""
 
 
 @dataclass(slots=True)
@@ -110,6 +113,8 @@ class Call:
         self._over = asyncio.Event()
         self._reason = ""
         self._target = ""
+        self._leaving = False
+        self._silence_began = 0.0
 
     async def run(self) -> str:
         """Bridge until the call ends, clean up whatever happened, and return the end reason."""
@@ -191,7 +196,6 @@ class Call:
             log.info("call %s: no sound from the line yet", self.info.call_id)
         upsample = Upsampler()
         self._first_tick = self._now() + FIRST_TICK
-        limit = self.plan.max_seconds
         while True:
             tick = self.counters.frames_in
             wait = self._first_tick + tick * FRAME_SECONDS - self._now()
@@ -204,12 +208,12 @@ class Call:
             self.responses.caller(tick * FRAME_SECONDS, FRAME_SECONDS, level(pcm))
             await session.send(upsample(pcm))
             self.counters.frames_in += 1
-            self._check_silences()
-            if tick * FRAME_SECONDS >= limit:
-                await self._take_leave(session)
-                limit = float("inf")
+            self._check_peers()
+            if not self._leaving:
+                await self._check_limits(session, tick * FRAME_SECONDS)
 
-    def _check_silences(self) -> None:
+    def _check_peers(self) -> None:
+        """Whether the worker still answers and the line still sends."""
         owed = (self.counters.frames_in - self.counters.frames_out) * FRAME_SECONDS
         if owed > self.plan.engine_silence_seconds:
             raise EngineLost(f"the worker has not answered for {owed:.1f} s")
@@ -219,10 +223,21 @@ class Call:
             log.warning("call %s: no sound from the line for %g s", self.info.call_id, self.plan.no_media_seconds)
             self.end("no_media")
 
-    async def _take_leave(self, session: Session) -> None:
-        log.info("call %s: reached its limit of %g s", self.info.call_id, self.plan.max_seconds)
+    async def _check_limits(self, session: Session, at: float) -> None:
+        """End the call politely when it has lasted too long, or nobody speaks any more."""
+        if self._leg.on_hold:
+            self._silence_began = at
+        silent = at - max(self._silence_began, self.responses.last_speech)
+        if at >= self.plan.max_seconds:
+            reason = "time_limit"
+        elif silent >= self.plan.max_silence_seconds:
+            reason = "silence"
+        else:
+            return
+        log.info("call %s: ending it at %.0f s, %s", self.info.call_id, at, reason)
+        self._leaving = True
         await session.say(self.plan.farewell)
-        asyncio.get_running_loop().call_later(LAST_WORDS, self.end, "time_limit")
+        asyncio.get_running_loop().call_later(LAST_WORDS, self.end, reason)
 
     async def _speak(self, session: Session) -> None:
         downsample = Downsampler()

@@ -129,6 +129,7 @@ class Desk:
             transfers=dict(persona.transfers),
             fallback=persona.fallback or "",
             max_seconds=persona.limits.max_seconds,
+            max_silence_seconds=persona.limits.max_silence,
         )
 
     def _open_folder(self, info: CallInfo) -> CallFolder | None:

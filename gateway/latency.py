@@ -21,6 +21,8 @@ class ResponseMeter:
     def __init__(self) -> None:
         self.first_sound: float | None = None
         """Call time of the agent's first sound, in seconds."""
+        self.last_speech = 0.0
+        """Call time of the newest end of speech of either side."""
         self._responses: list[float] = []
         self._pending: tuple[float, float] | None = None
         self._spoke = 0.0
@@ -39,7 +41,7 @@ class ResponseMeter:
         if level < SPEECH_LEVEL:
             return
         self._spoke += seconds
-        self._caller_end = start + seconds
+        self._caller_end = self.last_speech = start + seconds
         self._spoke_since += seconds
         if self._spoke_since >= MIN_SPEECH:
             # The caller had only drawn breath: what the agent did was no answer to the whole turn.
@@ -56,7 +58,7 @@ class ResponseMeter:
         if begins and self._pending is None and self._spoke >= MIN_SPEECH and start >= self._caller_end:
             self._pending = start, round(1000 * (start - self._caller_end), 1)
             self._spoke_since = 0.0
-        self._agent_end = start + seconds
+        self._agent_end = self.last_speech = start + seconds
 
     def _settle(self, now: float) -> None:
         if self._pending is not None and now >= self._pending[0] + SETTLED:

@@ -24,7 +24,7 @@ from gateway.twilio.socket import DIRECT, CarrierSocket
 
 log = logging.getLogger(__name__)
 
-ENDED_BY_REST = frozenset({"no_media", "time_limit", "shutdown"})
+ENDED_BY_REST = frozenset({"no_media", "silence", "time_limit", "shutdown"})
 """End reasons after which the stream may be dead, or nobody here to say what comes next."""
 
 SEND_TIMEOUT = 1.0

@@ -139,7 +139,7 @@ def test_a_line_that_sends_nothing_still_hears_its_agent_and_is_let_go_after_ten
 
 def test_hold_suspends_the_silence_limit() -> None:
     leg = MemoryLeg(seconds=1, then_silent=True, on_hold=True)
-    plan = CallPlan("bank", "abc123", SessionRequest("c1"), max_seconds=60)
+    plan = CallPlan("bank", "abc123", SessionRequest("c1"), max_seconds=60, max_silence_seconds=20)
     assert place(leg, EchoEngine(), plan).outcome.result().reason == "time_limit"
 
 
@@ -150,6 +150,22 @@ def test_a_call_at_its_limit_takes_its_leave_first() -> None:
     assert engine.session.said == ["Time is up."]
     assert call.outcome.result().reason == "time_limit"
     assert leg.played[-1][0] == pytest.approx(36, abs=0.3)
+
+
+def test_a_call_in_which_nobody_speaks_is_ended() -> None:
+    class Muted(EchoSession):
+        async def send(self, pcm: bytes) -> None:
+            await super().send(bytes(len(pcm)))
+
+    class Engine:
+        async def open(self, request: SessionRequest) -> Muted:
+            return Muted()
+
+    leg = MemoryLeg(seconds=4, then_silent=True)
+    plan = CallPlan("bank", "abc123", SessionRequest("c1"), max_silence_seconds=20, no_media_seconds=100)
+    assert place(leg, Engine(), plan).outcome.result().reason == "silence"
+    # The caller is heard until second 4.1; the agent then has 6 s to take its leave.
+    assert leg.played[-1][0] == pytest.approx(4.1 + 20 + 6, abs=0.3)
 
 
 def test_agent_says_goodbye() -> None:

@@ -75,7 +75,14 @@ def test_an_invalid_persona_stops_the_start_with_file_line_and_field(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("CALLPLEX_LISTEN", "8080"), ("CALLPLEX_WORKER_CAPACITY", "0"), ("CALLPLEX_ENGINE", "magic")]
+    ("name", "value"),
+    [
+        ("CALLPLEX_LISTEN", "8080"),
+        ("CALLPLEX_WORKER_CAPACITY", "0"),
+        ("CALLPLEX_ENGINE", "magic"),
+        ("CALLPLEX_PUBLIC_URL", "voice.example.com"),
+        ("CALLPLEX_TRUSTED_PROXIES", "10.0.0.0/8, proxy"),
+    ],
 )
 def test_a_setting_that_cannot_be_used_is_named(tmp_path: Path, name: str, value: str) -> None:
     assert refused(tmp_path, **{name: value}).startswith(f"callplex: {name}: ")
