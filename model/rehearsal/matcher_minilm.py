@@ -7,6 +7,7 @@ weights stay mapped from their file, so that processes share them and rows of un
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import math
@@ -78,6 +79,26 @@ class WeightsMissing(Exception):
     """The files of all-MiniLM-L6-v2 are not there or not readable; the message says what to do."""
 
 
+def use_one_blas_thread() -> bool:
+    """Have numpy multiply on the calling thread only, in all of this process. Returns whether it could.
+
+    OpenBLAS splits even a sentence's small products over all cores and spins until all are done: on two
+    busy cores a sentence then takes 400 ms, and 15 ms on one thread. Where it is not found (another BLAS,
+    another system) nothing is changed; OPENBLAS_NUM_THREADS=1 does the same from outside.
+    """
+    try:
+        mapped = Path("/proc/self/maps").read_text()
+    except OSError:
+        return False
+    libraries = {line.split(maxsplit=5)[-1] for line in mapped.splitlines() if "openblas" in line}
+    names = ("scipy_openblas_set_num_threads64_", "openblas_set_num_threads64_", "openblas_set_num_threads")
+    for library in map(ctypes.CDLL, libraries):
+        if setter := next((getattr(library, name) for name in names if hasattr(library, name)), None):
+            setter(1)
+            return True
+    return False
+
+
 def find_weights(folder: Path | None) -> Path:
     """The folder with model.safetensors and tokenizer.json: below `folder`, else an installed package.
 
@@ -102,7 +123,8 @@ class MiniLmMatcher:
     threshold = 0.33
 
     def __init__(self, folder: Path) -> None:
-        """Map the weights. Raises WeightsMissing."""
+        """Map the weights. Raises WeightsMissing. Limits numpy to one thread, see `use_one_blas_thread`."""
+        use_one_blas_thread()
         self._encoder = Encoder(folder)
         self._elsewhere = self._encoder.encode(ELSEWHERE)
         self._vectors: dict[str, Array] = {}

@@ -14,6 +14,8 @@ from model.wire import Answer, Script
 
 REPLY_BONUS = 0.1
 """Added to the score of an answer that directly replies to what the agent said last."""
+URGENT_PENALTY = -0.2
+"""Added to an emergency's score by meaning: its short phrases are near to any talk of medicine."""
 _AGREED = frozenset(
     ("okay", "ok", "alright", "all right", "fine", "right", "good", "great", "perfect", "okay please", "please")
 )
@@ -99,7 +101,8 @@ class ScriptPlace:
             # Sentence vectors hardly tell a denial from its opposite.
             if follows and turn.polarity and lines.side(answer) == -turn.polarity:
                 continue
-            found.append(Candidate(answer.id, answer.when, REPLY_BONUS if follows else 0.0))
+            bonus = URGENT_PENALTY if answer.urgent else REPLY_BONUS if follows else 0.0
+            found.append(Candidate(answer.id, answer.when, bonus))
         return found
 
     def _follows(self, answer: Answer) -> bool:

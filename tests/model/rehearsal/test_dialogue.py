@@ -249,6 +249,17 @@ def test_emergencies_come_before_everything(talk: Talk, cry: str) -> None:
     assert talk(CLINIC).say("I need a refill of my medication", cry) == line
 
 
+def test_emergencies_are_understood_in_other_words(minilm: MiniLmMatcher) -> None:
+    for before in ("", "I need a refill of my medication", "I'd like to book an appointment"):
+        call = Call(Dialogue(SessionRequest("call", script=CLINIC), minilm))
+        assert call.say(before, "I can barely breathe").startswith("This may be an emergency.")
+
+
+@pytest.mark.parametrize("words", ["It is lisinopril, ten milligrams.", "I have a cough", "My blood pressure is high"])
+def test_talk_of_medicine_is_no_emergency(talk: Talk, words: str) -> None:
+    assert "emergency" not in talk(CLINIC).say(words)
+
+
 def test_words_are_taken_as_they_were_said(talk: Talk) -> None:
     call = talk(CLINIC)
     assert call.say("Good morning, I need a refill of my medication.").startswith("Which medicine is it")

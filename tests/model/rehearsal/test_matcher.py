@@ -75,7 +75,7 @@ def answer_to(script: Script, matcher: Matcher, text: str) -> str:
     [
         # The sentences that the threshold was chosen on, then those that were only measured.
         (("bank",), 0.03, 0.04, 0.10),
-        (("clinic", "hotel"), 0.18, 0.03, 0.11),
+        (("clinic", "hotel"), 0.20, 0.03, 0.11),
     ],
 )
 def test_error_rates_by_meaning(
