@@ -36,8 +36,9 @@ log = logging.getLogger(__name__)
 RECOGNISERS = 2
 _TALKERS = 32
 """Threads that think and speak; they may wait for a chat endpoint, and are made when needed."""
-_M_ARENA_MAX = -8
-"""From glibc's malloc.h: how many heaps threads may spread their memory over."""
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+"""From glibc's malloc.h."""
+_LARGE = 256 * 1024
 
 
 class RehearsalEngine:
@@ -56,7 +57,7 @@ class RehearsalEngine:
 
     async def start(self) -> None:
         """Load the models, about two seconds, and run each once so that the first caller does not wait."""
-        _few_heaps()
+        _return_memory()
         self._models, self._matcher = await asyncio.gather(
             asyncio.to_thread(load_models, self._weights), asyncio.to_thread(_load_matcher, self._folder)
         )
@@ -103,8 +104,13 @@ def _load_matcher(folder: Path | None) -> Matcher:
         return LexicalMatcher()
 
 
-def _few_heaps() -> None:
-    """Keep glibc from giving every thread a heap of its own, none of which ever shrinks."""
+def _return_memory() -> None:
+    """Have glibc give large blocks back to the system, and not one heap to every thread.
+
+    Left alone it raises the size from which it does so, and sound and spectra of every length fragment
+    what it keeps: 530 MB after 300 calls, instead of 380.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
         mallopt(_M_ARENA_MAX, 2)
