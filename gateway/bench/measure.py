@@ -21,13 +21,14 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from gateway.audio import CARRIER_FRAME_SAMPLES, LINE_RATE, RATIO, TAPS
+from gateway.audio import CARRIER_FRAME_SAMPLES, ENGINE_RATE, LINE_RATE, RATIO, TAPS
 from gateway.bench.tracks import TRACK_FRAMES, find_frames
 
 FRAME_SECONDS = CARRIER_FRAME_SAMPLES / LINE_RATE
 GATHER_SECONDS = 0.08
 JITTER_SECONDS = 0.04
-FILTER_SECONDS = 2 * ((TAPS - 1) / 2) / (LINE_RATE * RATIO)
+FILTER_SECONDS = (TAPS - RATIO) / ENGINE_RATE
+"""Up 73 engine samples; down 71, since a line sample is made when its third engine sample is there."""
 DESIGNED_SECONDS = GATHER_SECONDS + JITTER_SECONDS + FILTER_SECONDS
 CUSHION_SECONDS = 0.02
 """What the carrier's playout holds before it starts, and again after it ran dry."""

@@ -37,7 +37,7 @@ class Load:
     seconds: float
     round_trip_ms: Spread
     added_ms: Spread
-    """Round trip less what is designed: 80 ms a frame, 40 ms de-jittering, 6.1 ms of filters."""
+    """Round trip less what is designed: 80 ms a frame, 40 ms de-jittering, 6 ms of filters."""
     over_best_ms: Spread
     """Round trip less the same call's shortest: what varies, without the phase of the call's clock."""
     lost_per_call_minute: float

@@ -176,8 +176,8 @@ class TwilioLeg:
             waiting.set()
         code, why = (1008, self._fault[:MAX_REASON]) if self._fault else (1000, reason[:MAX_REASON])
         with suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
-            async with asyncio.timeout(SEND_TIMEOUT):
-                await self._websocket.close(code, why)
+            # Not asyncio.timeout: in a cancelled task Python before 3.11.4 lets its own cancellation out.
+            await asyncio.wait_for(self._websocket.close(code, why), SEND_TIMEOUT)
 
     def _pump(self) -> None:
         """Send what may leave now."""

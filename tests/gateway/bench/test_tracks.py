@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gateway.audio import TAPS, Downsampler, Upsampler, decode_ulaw, encode_ulaw
+from gateway.audio import LINE_RATE, Downsampler, Upsampler, decode_ulaw, encode_ulaw
+from gateway.bench.measure import FILTER_SECONDS
 from gateway.bench.tracks import LEVELS, TRACK_FRAMES, find_frames, track, track_payloads
 
 FRAME = 160
-FILTER_SAMPLES = 2 * (TAPS - 1) / 2 / 3
+FILTER_SAMPLES = FILTER_SECONDS * LINE_RATE
 
 
 def through_a_gateway(payload: bytes) -> bytes:
