@@ -22,10 +22,10 @@ _FLOOR = _set_of(
     "help what who when where how why which but actually please can could repeat again question bye goodbye never"
 )
 _LONGEST = 6
-_OPEN_ENDED = _set_of(
-    "a an and at because but by for from if in is its it's my of on or so that the then to uh um was were "
-    "with would your i i'd i'm"
-)
+_UNFINISHED = _set_of("a an and because but if my or so that's the to uh um your i i'd i'm it's")
+"""No sentence ends on these, whatever the recogniser puts after them."""
+_OPEN_ENDED = _UNFINISHED | _set_of("at by for from in is its of on that then was were with would")
+"""A sentence may end on these, but then the recogniser puts a full stop."""
 
 
 def _words(text: str) -> list[str]:
@@ -56,4 +56,6 @@ def sounds_finished(text: str) -> bool:
     words = _words(text)
     if not words or text.endswith(("...", "…", ",", "-")):
         return False
-    return words[-1] not in _OPEN_ENDED and not words[-1].isdigit()
+    if text.endswith("?"):
+        return True
+    return words[-1] not in (_UNFINISHED if text.endswith((".", "!")) else _OPEN_ENDED) and not words[-1].isdigit()

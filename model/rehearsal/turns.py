@@ -29,8 +29,8 @@ class Timing:
     """The same, for the agent to give way: with the window or two that voice activity lags, 200 ms."""
     least: int = 4
     """An utterance with less speech than this is a click or a cough."""
-    quick: int = 7
-    """Silence after which an utterance is recognised, in case it is over: 224 ms."""
+    quick: int = 6
+    """Silence after which an utterance is recognised, in case it is over: 192 ms."""
     end: int = 15
     """Silence that ends an utterance that sounds finished: 480 ms."""
     end_open: int = 26
