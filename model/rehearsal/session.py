@@ -180,10 +180,14 @@ class RehearsalSession:
 
     async def _recognise(self, attempt: int, sound: NDArray[np.float32], tasks: asyncio.TaskGroup) -> None:
         loop = asyncio.get_running_loop()
-        recognise = self._models.recogniser.recognise
-        heard: Heard = await loop.run_in_executor(self._models.recognising, recognise, sound)
-        self._act(self._turns.recognised(attempt, heard.text, heard.confidence), tasks)
+        heard = await loop.run_in_executor(self._models.recognising, self._recognise_wanted, attempt, sound)
+        if heard is not None:
+            self._act(self._turns.recognised(attempt, heard.text, heard.confidence), tasks)
         self._work(-1)
+
+    def _recognise_wanted(self, attempt: int, sound: NDArray[np.float32]) -> Heard | None:
+        """On a thread, perhaps after waiting for one: by then the caller may have gone on."""
+        return self._models.recogniser.recognise(sound) if self._turns.wants(attempt) else None
 
     async def _talk(self) -> None:
         loop = asyncio.get_running_loop()

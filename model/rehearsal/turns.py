@@ -180,6 +180,11 @@ class Turns:
             utterance.confidence = confidence
         return self._conclude()
 
+    def wants(self, attempt: int) -> bool:
+        """Whether the text of a `Recognise` would still be of use; if not, it need not be computed."""
+        utterance = self._utterance
+        return utterance is not None and (attempt == utterance.attempt or attempt in utterance.pieces)
+
     def agent_thinks(self) -> None:
         """A reply is being prepared that the caller did not ask for: a greeting, an announcement."""
         self.agent = Agent.THINKING

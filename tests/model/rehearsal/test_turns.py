@@ -74,7 +74,9 @@ def test_a_pause_inside_a_sentence_does_not_end_it() -> None:
     assert kinds(hear(turns, TIMING.quick, speech=False)) == ["Recognise"]
     assert turns.recognised(1, "My number is") == []
     assert hear(turns, TIMING.end_open - TIMING.quick - 1, speech=False) == []
+    assert turns.wants(1)
     hear(turns, 10, speech=True)
+    assert not turns.wants(1)
     assert turns.recognised(1, "My number is") == []
     (again,) = hear(turns, TIMING.quick, speech=False)
     assert isinstance(again, Recognise)
