@@ -37,6 +37,8 @@ LINE_FRAME_SAMPLES = 640
 """80 ms at 8 kHz."""
 LINE_FRAME_BYTES = 2 * LINE_FRAME_SAMPLES
 SILENCE = bytes(LINE_FRAME_BYTES)
+QUIET = 60
+"""Root mean square below which sound is a pause: nobody misses 20 ms of it."""
 
 TAPS = 147
 _CUTOFF = 3_700.0
@@ -188,8 +190,8 @@ class JitterBuffer:
     Holds `target` frames (40 ms) against late arrivals. When it ran dry (start, hold, silence
     suppression) it lets sound through again only above the target, so that one gap does not turn
     into a stutter. Delay that is not needed is given back: what came before the call's first tick at
-    once, the burst after a stall within half a second down to twice the target, and the last frames
-    (the peer's clock is fast) one every two seconds.
+    once; the burst after a stall within half a second, all of it in a pause, down to twice the target
+    in the middle of speech; the last frames (the peer's clock is fast) one every two seconds.
     """
 
     FRAMES_PER_TICK = 4
@@ -212,6 +214,10 @@ class JitterBuffer:
         self.dropped = 0
         """20 ms frames thrown away because the buffer was too full."""
 
+    def __len__(self) -> int:
+        """Frames that wait."""
+        return len(self._frames)
+
     def push(self, frame: bytes) -> None:
         """One frame of 320 bytes; the oldest goes when more than `limit` wait."""
         self._frames.append(frame)
@@ -229,7 +235,7 @@ class JitterBuffer:
             return silence + b"".join([frames.popleft() for _ in range(take)])
         take = min(len(frames), self.FRAMES_PER_TICK)
         pcm = b"".join([frames.popleft() for _ in range(take)])
-        self._shed()
+        self._shed(pcm)
         if take < self.FRAMES_PER_TICK:
             self.missing += self.FRAMES_PER_TICK - take
             self._dry = take == 0
@@ -241,13 +247,15 @@ class JitterBuffer:
             self._frames.popleft()
             self.dropped += 1
 
-    def _shed(self) -> None:
+    def _shed(self, pcm: bytes) -> None:
         self._spare = min(self._spare, len(self._frames))
         self._ticks += 1
         if self._ticks % self.SOON:
             return
         self._long_spare = min(self._long_spare, self._spare)
-        self._drop(self._spare - 2 * self._target)
+        if self._spare > self._target:
+            kept = self._target if level(pcm) < QUIET else 2 * self._target
+            self._drop(self._spare - kept)
         self._spare = self._limit
         if self._ticks % self.LATER == 0:
             if self._long_spare > self._target:
@@ -259,11 +267,12 @@ class Pacer:
     """Lets an agent's frames out so that the line holds at most `ahead` seconds not yet heard.
 
     A frame that comes on time leaves at once. After a stall of the engine frames come in a burst:
-    they wait here, quiet ones are dropped first, and beyond `limit` the oldest go, so that the delay
-    of a stall does not stay for the rest of the call.
+    they wait here, quiet ones that would have to wait are dropped, and beyond `limit` the oldest go, so
+    that the delay of a stall does not stay for the rest of the call.
     """
 
-    QUIET = 60
+    MAY_WAIT = 0.02
+    """Seconds a quiet frame may wait; more is delay that a pause can take back."""
 
     def __init__(self, frame_seconds: float = 0.08, ahead: float = 0.1, limit: int = 5) -> None:
         self._frames: deque[bytes] = deque()
@@ -276,7 +285,8 @@ class Pacer:
 
     def push(self, frame: bytes, now: float) -> None:
         """Queue one frame of int16 sound."""
-        if self._frames and level(frame) < self.QUIET:
+        late = bool(self._frames) or self._heard_until - self._slack - now > self.MAY_WAIT
+        if late and level(frame) < QUIET:
             self.dropped += 1
             return
         self._frames.append(frame)
