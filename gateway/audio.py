@@ -32,6 +32,7 @@ ENGINE_RATE = 24_000
 RATIO = ENGINE_RATE // LINE_RATE
 CARRIER_FRAME_SAMPLES = 160
 """20 ms at 8 kHz."""
+CARRIER_FRAME_SECONDS = 0.02
 CARRIER_FRAME_BYTES = 2 * CARRIER_FRAME_SAMPLES
 LINE_FRAME_SAMPLES = 640
 """80 ms at 8 kHz."""
@@ -195,12 +196,13 @@ class JitterBuffer:
     """
 
     FRAMES_PER_TICK = 4
+    TARGET = 2
     SOON = 5
     """Ticks after which a burst that was not needed is dropped."""
     LATER = 25
     """Ticks after which one frame that was not needed is dropped."""
 
-    def __init__(self, target: int = 2, limit: int = 16) -> None:
+    def __init__(self, target: int = TARGET, limit: int = 16) -> None:
         self._frames: deque[bytes] = deque()
         self._target = target
         self._limit = limit
