@@ -86,7 +86,7 @@ def test_agent_text_is_a_kind_an_index_and_utf8() -> None:
 
 
 def test_agent_text_that_is_no_text_is_still_sent() -> None:
-    assert encode(AgentText(7, " a\ud83d")) == b"\x02\x07\0\0\0 a?"
+    assert wire.encode(AgentText(7, " a\ud83d")) == b"\x02\x07\0\0\0 a?"
 
 
 def test_a_flush_is_json() -> None:
