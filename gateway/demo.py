@@ -266,12 +266,14 @@ async def _stop(child: Process) -> None:
     if child.returncode is None:
         with suppress(ProcessLookupError):
             child.terminate()
-        with suppress(TimeoutError):
-            # Not asyncio.timeout: in a cancelled task Python before 3.11.4 lets its own cancellation out.
-            await asyncio.wait_for(child.wait(), STOP_TIMEOUT)
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    await child.wait()
+    ended = asyncio.ensure_future(child.wait())
+    try:
+        # Not asyncio.wait_for: in Python 3.11 it loses a cancellation that comes together with its result.
+        await asyncio.wait([ended], timeout=STOP_TIMEOUT)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    await ended
 
 
 def _open_log(log: Path) -> BinaryIO:

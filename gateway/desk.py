@@ -115,10 +115,8 @@ class Desk:
         ending = self._outcomes.get(carrier_call_id)
         if ending is None:
             return None
-        try:
-            return await asyncio.wait_for(asyncio.shield(ending), OUTCOME_WAIT)
-        except TimeoutError:
-            return None
+        await asyncio.wait([ending], timeout=OUTCOME_WAIT)
+        return ending.result() if ending.done() else None
 
     def _plan(self, persona: Persona, info: CallInfo) -> CallPlan:
         variables = {**info.parameters, "caller_number": info.from_number}

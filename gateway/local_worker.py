@@ -162,17 +162,20 @@ class LocalWorker:
         if process is None:
             return
         self._on_down()
-        if process.returncode is None:
-            process.terminate()
-            try:
-                # Not asyncio.timeout: in a cancelled task Python before 3.11.4 lets its own cancellation out.
-                await asyncio.wait_for(process.wait(), STOP_TIMEOUT)
-            except TimeoutError:
-                log.warning("the local worker did not end within %.0f s and is killed", STOP_TIMEOUT)
+        ended = asyncio.ensure_future(process.wait())
+        try:
+            if process.returncode is None:
+                process.terminate()
+                # Not asyncio.wait_for: in Python 3.11 it loses a cancellation that comes together with its result.
+                await asyncio.wait([ended], timeout=STOP_TIMEOUT)
+                if not ended.done():
+                    log.warning("the local worker did not end within %.0f s and is killed", STOP_TIMEOUT)
+        finally:
+            if process.returncode is None:
                 process.kill()
-                await process.wait()
-        if process.stdin is not None:
-            process.stdin.close()
+            if process.stdin is not None:
+                process.stdin.close()
+        await ended
 
 
 def _url(line: bytes) -> str:

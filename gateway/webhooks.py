@@ -198,13 +198,21 @@ class Outbox:
         self._changed.set()
 
     async def _next_due(self) -> str:
+        """Wait until a delivery is due.
+
+        A bare wait that a timer ends: in Python 3.11 asyncio.wait_for loses a cancellation that comes
+        together with its result, and then nothing could stop the deliveries.
+        """
         while True:
             self._changed.clear()
-            wait = self._due[0][0] - self._clock() if self._due else None
-            if wait is not None and wait <= 0:
+            wait = self._due[0][0] - self._clock() if self._due else LONGEST_DELAY
+            if wait <= 0:
                 return heapq.heappop(self._due)[1]
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), wait)
+            timer = asyncio.get_running_loop().call_later(min(wait, LONGEST_DELAY), self._changed.set)
+            try:
+                await self._changed.wait()
+            finally:
+                timer.cancel()
 
     async def _attempt(self, webhook_id: str) -> None:
         """Try one delivery once; then it is done, dead or due again. Never raises for peer or disk.

@@ -351,10 +351,11 @@ async def _hang_up(connection: _Connection) -> None:
         except EngineLost:
             return
     try:
-        # Not asyncio.timeout: in a cancelled task Python before 3.11.4 lets its own cancellation out.
-        await asyncio.wait_for(asyncio.shield(connection.lost), CLOSE_TIMEOUT)
-    except TimeoutError:
-        connection.fail("")
+        # Not asyncio.wait_for: in Python 3.11 it loses a cancellation that comes together with its result.
+        await asyncio.wait([connection.lost], timeout=CLOSE_TIMEOUT)
+    finally:
+        if not connection.lost.done():
+            connection.fail("")
 
 
 def _parse(url: str, token: str) -> WebSocketURI:

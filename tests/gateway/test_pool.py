@@ -200,6 +200,46 @@ async def test_a_worker_that_ignores_sigterm_is_killed(monkeypatch: pytest.Monke
     assert gone(pid)
 
 
+HALF = """
+import pathlib, sys
+again = pathlib.Path("again")
+if again.exists():
+    print("not an address", flush=True)
+else:
+    again.touch()
+    print('{"listening": "ws://127.0.0.1:9"}', flush=True)
+    sys.exit()
+sys.stdin.read()
+"""
+"""Listens and ends; after that it starts, but does not say where it listens."""
+
+
+async def test_a_local_worker_can_be_stopped_in_the_moment_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    start = asyncio.create_subprocess_exec
+    stops: list[asyncio.Task[None]] = []
+
+    async def watched(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
+        process = await start(*arguments, **options)
+        if local.starts == 2:
+            ended = asyncio.ensure_future(process.wait())
+            ended.add_done_callback(lambda _: stops.append(asyncio.create_task(local.stop())))
+        return process
+
+    async def up(url: str) -> None:
+        assert local.starts == 1
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", watched)
+    local = LocalWorker((sys.executable, "-c", HALF), os.environ, up, lambda: None)
+    await local.start()
+    await until(lambda: stops)
+    async with asyncio.timeout(10):
+        await stops[0]
+    assert local.starts == 2
+
+
 GATEWAY = """
 import asyncio, sys
 from gateway.pool import WorkerPool

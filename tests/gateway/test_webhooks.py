@@ -327,6 +327,19 @@ async def test_a_damaged_file_is_set_aside_and_the_others_delivered(tmp_path: Pa
     assert not (tmp_path / "msg_y.json.tmp").exists()
 
 
+async def test_it_can_be_stopped_in_the_moment_an_event_comes(tmp_path: Path) -> None:
+    async with httpx.AsyncClient(trust_env=False) as client, Receiver([500]).listening() as receiver:
+        outbox = Outbox(tmp_path, receiver.url, SECRET, client, delay=lambda *_: 3600.0)
+        task = asyncio.create_task(outbox.run())
+        first = await outbox.put("call.ended", {})
+        await until(lambda: '"attempts":1' in (tmp_path / f"{first}.json").read_text())
+        await outbox.put("call.ended", {})
+        task.cancel()
+        done, _ = await asyncio.wait([task], timeout=3)
+        task.cancel()
+        assert done == {task}
+
+
 async def test_an_event_taken_from_the_folder_by_hand_is_not_delivered(tmp_path: Path) -> None:
     async with Receiver([500] * 99).listening() as receiver, running(tmp_path, receiver.url) as outbox:
         webhook_id = await outbox.put("call.ended", {})

@@ -121,6 +121,17 @@ async def test_closing_ends_the_outputs_and_everything_after_is_harmless() -> No
         assert await to_the_end(session) == []
 
 
+async def test_a_close_that_is_cancelled_in_the_moment_it_succeeds_is_cancelled() -> None:
+    async with worker() as server:
+        session = await RemoteEngine(server.url).open(REQUEST)
+        closing: list[asyncio.Task[None]] = []
+        session._connection.lost.add_done_callback(lambda _: closing[0].cancel())
+        closing.append(asyncio.create_task(session.close()))
+        await asyncio.wait(closing)
+        assert closing[0].cancelled()
+        assert server.active == 0
+
+
 async def test_a_full_worker_is_full_not_lost() -> None:
     async with worker(capacity=1) as server:
         engine = RemoteEngine(server.url)
