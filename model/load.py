@@ -13,8 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from model.config import LMConfig
+from model.config import LMConfig, MimiConfig
 from model.lm import LM
+from model.mimi.codec import Mimi
 
 _M = TypeVar("_M", bound=nn.Module)
 _NAMED = 8
@@ -44,6 +45,11 @@ def load_lm(
 ) -> LM:
     """The language model from a safetensors file, ready for inference. Raises WeightsError."""
     return load(on_meta(lambda: LM(config)), path, dtype=dtype, device=device)
+
+
+def load_mimi(path: Path, config: MimiConfig, *, device: torch.device | str = "cpu") -> Mimi:
+    """The codec from a safetensors file, in float32, ready for inference. Raises WeightsError."""
+    return load(on_meta(lambda: Mimi(config)), path, dtype=torch.float32, device=device, aliases=MIMI_ALIASES)
 
 
 def load(
