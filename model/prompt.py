@@ -71,8 +71,8 @@ def check_length(voice: int, text: int, context: int) -> int:
     most = context - 2
     if frames > most:
         raise PromptTooLong(
-            f"the prompt takes {frames} frames ({frames * FRAME_SECONDS:.0f} s) and the model's window holds {context}: "
-            f"{voice} of the voice, {text} of the role's text and {2 * PAUSE_FRAMES} of pauses; "
+            f"the prompt takes {frames} frames ({frames * FRAME_SECONDS:.0f} s) and the model's window holds "
+            f"{context}: {voice} of the voice, {text} of the role's text and {2 * PAUSE_FRAMES} of pauses; "
             f"shorten the text by {frames - most} tokens or more"
         )
     return frames
