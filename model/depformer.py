@@ -79,7 +79,7 @@ class FrameSteps:
     def __init__(self, depformer: Depformer, window: Window) -> None:
         self._layers = depformer.layers
         self._memory: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in self._layers]
-        self._first = [max(0, int(first)) for first in window.first(torch.arange(window.context, device="cpu"))]
+        self._first = [max(0, window.first(step)) for step in range(window.context)]
 
     def __call__(self, step: int, x: Tensor) -> Tensor:
         """`[N, D]` to the same."""

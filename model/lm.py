@@ -232,7 +232,7 @@ class LM(nn.Module):
         mask = torch.zeros_like(given, dtype=torch.bool)
         if user_codes is not None:
             given[:, -user_codes.shape[1] :] = user_codes
-            mask[:, -user_codes.shape[1] :] = True
+            mask[:, -user_codes.shape[1] :].fill_(True)
         if forced is not None and forced_mask is not None:
             given = torch.where(forced_mask, forced, given)
             mask = mask | forced_mask

@@ -11,13 +11,14 @@ cut into passes. Therefore steps, chunks and a whole prefill agree.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 WindowKind = Literal["reference", "full"]
+_P = TypeVar("_P", int, Tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,8 @@ class Window:
     kind: WindowKind = "reference"
     step: int = 1
 
-    def first(self, positions: Tensor) -> Tensor:
-        """The oldest position that each query sees (below 0: all of them). Any shape."""
+    def first(self, positions: _P) -> _P:
+        """The oldest position that each query sees (below 0: all of them). One position, or any shape."""
         if self.kind == "full":
             return positions - (self.context - 1)
         return positions - positions % self.step + (self.step + 1 - self.context)
@@ -92,9 +93,8 @@ class KVCache:
 
     def copy(self, source: int, targets: Tensor) -> None:
         """Let `targets [B]` continue from where slot `source` stands."""
-        self.offsets[targets] = self.offsets[source]
-        self.keys[:, targets] = self.keys[:, source, None]
-        self.values[:, targets] = self.values[:, source, None]
+        for ring in (self.offsets, *self.keys, *self.values):
+            ring[targets] = ring[source].clone()
 
 
 class CachedAttention:

@@ -38,7 +38,7 @@ class TokenCache:
     def copy(self, source: int, targets: Tensor) -> None:
         """Let `targets [b]` continue from where slot `source` stands."""
         for state in (self.tokens, self.provided, self.offset):
-            state[targets] = state[source]
+            state[targets] = state[source].clone()
 
     def begin(self, slots: Tensor | None, given: Tensor, mask: Tensor) -> OpenStep:
         """Start a step of `slots [b]`, all different (None: every slot, in order).
@@ -67,7 +67,7 @@ class TokenCache:
                 f"slot {slot} has a frame under way whose tokens are not all given; it cannot be prefilled"
             )
         grid = torch.where(source < offset, kept, frames.gather(1, (source - offset).clamp(0, count - 1)))
-        start = (columns >= offset) & (columns <= self.delays[:, None])
+        start = (columns >= offset) & (columns < offset + count) & (columns <= self.delays[:, None])
         grid = torch.where(start, self.start_ids[:, None], grid)
         self._store(slot, offset, grid)
         return grid[:, max(1 - offset, 0) : count]
