@@ -40,10 +40,13 @@ class Tokenizer:
         return ids
 
     def words(self, text: str) -> list[list[int]]:
-        """The ids of a text, cut before every piece that begins a word. White space alone is no word."""
+        """The ids of a text, cut before every piece that begins a word.
+
+        White space alone is no word, and what the vocabulary has no piece for is left out: its id means padding.
+        """
         words: list[list[int]] = []
         open_mark = False
-        for piece in self.encode(text):
+        for piece in (piece for piece in self.encode(text) if piece not in _SILENT):
             # A mark of its own belongs to the pieces after it.
             if self.starts_word(piece) and not open_mark:
                 words.append([])
