@@ -259,29 +259,29 @@ class LM(nn.Module):
     def replay_voice(
         self, state: LMState, slot: int, embeddings: Tensor, tokens: Tensor, chunk: int = 256
     ) -> Tensor | None:
-        """Leave fresh `slot` as a prompt of N voice frames would, from the two tensors of a voice file.
+        """Leave fresh `slot` as a prompt of N voice frames would, from what a voice file holds.
 
-        `embeddings [N - 1, 1, 1, D]` is what the transformer read, `tokens [1, R, C]` the grid afterwards. Returns
-        as `prefill`. Raises ValueError for shapes of another model, or a slot that is not fresh.
+        `embeddings [N - 1, D]` is what the transformer read, `tokens [R, C]` the grid afterwards. Returns as
+        `prefill`. Raises ValueError for shapes of another model, or a slot that is not fresh.
         """
-        dim, cells = self.config.transformer.dim, self.config.columns
-        if embeddings.ndim != 4 or embeddings.shape[1:] != (1, 1, dim):
-            raise ValueError(f"voice embeddings are {list(embeddings.shape)}, not [frames, 1, 1, {dim}]")
-        if tokens.shape != (1, self.config.rows, cells):
-            raise ValueError(f"the voice's cache is {list(tokens.shape)}, not [1, {self.config.rows}, {cells}]")
+        dim, grid = self.config.transformer.dim, (self.config.rows, self.config.columns)
+        if embeddings.ndim != 2 or embeddings.shape[1] != dim:
+            raise ValueError(f"voice embeddings are {list(embeddings.shape)}, not [frames, {dim}]")
+        if tokens.shape != grid:
+            raise ValueError(f"the voice's token grid is {list(tokens.shape)}, not {list(grid)}")
         if int(state.cache.offset[slot]):
             raise ValueError(f"slot {slot} is not fresh: a voice comes first")
-        state.cache.tokens[slot] = tokens[0].to(state.cache.tokens)
+        state.cache.tokens[slot] = tokens.to(state.cache.tokens)
         state.cache.mark_given(slot, embeddings.shape[0] + 1)
         weight = self.text_emb.weight
-        return self._run(state, slot, embeddings[:, 0, 0].to(weight.device, weight.dtype)[None], chunk)
+        return self._run(state, slot, embeddings.to(weight.device, weight.dtype)[None], chunk)
 
     @torch.no_grad()
-    def record_voice(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """The two tensors of a voice file, for a voice prompt's `frames [R, N]`: see `replay_voice`."""
-        cache = TokenCache(self.config, 1, codes.device)
-        inputs = cache.extend(0, codes)
-        return self.embed(inputs[None]).transpose(0, 1)[:, :, None], cache.tokens
+    def record_voice(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """What `replay_voice` takes, for a voice prompt's `frames [R, N]`: `[N - 1, D]` and `[R, C]`."""
+        cache = TokenCache(self.config, 1, frames.device)
+        inputs = cache.extend(0, frames)
+        return self.embed(inputs[None])[0], cache.tokens[0]
 
     def _run(self, state: LMState, slot: int, embedded: Tensor, chunk: int) -> Tensor | None:
         """Pass `embedded [1, T, D]` through the main transformer in chunks; the last output, `[D]`, if any."""

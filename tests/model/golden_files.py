@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.config import LMConfig, lm_from_json
+from model.config import LMConfig, lm_from_json, mimi_from_json
 from model.lm import LM
-from model.load import load_lm
+from model.load import load_lm, load_mimi
+from model.mimi.codec import Mimi
 
 GOLDEN = Path(os.environ.get("CALLPLEX_GOLDEN_DIR") or Path(__file__).parent / "golden")
 NOTHING = -9
@@ -38,6 +39,11 @@ def tiny_lm_config() -> LMConfig:
 def tiny_lm() -> LM:
     """Stored in bfloat16 to save space, computed in float32."""
     return load_lm(GOLDEN / read_json("lm-tiny.json")["weights"], tiny_lm_config(), dtype=torch.float32)
+
+
+def tiny_mimi() -> Mimi:
+    sizes = read_json("mimi-tiny.json")
+    return load_mimi(GOLDEN / sizes["weights"], mimi_from_json(sizes))
 
 
 class Case:

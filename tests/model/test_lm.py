@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.config import UNGENERATED
-from model.lm import LM, LMState, StepOutput
+from model.lm import LM, LMState, Sampler, StepOutput, greedy
+from model.sampling import SlotSampling
 from model.streaming import WindowKind
+from model.wire import Sampling
 from tests.model.tiny import (
     CONFIG,
     CONTEXT,
@@ -106,9 +108,9 @@ def test_a_voice_replayed_is_the_voice_prefilled(lm: LM) -> None:
 def test_a_voice_of_another_model_is_refused(lm: LM) -> None:
     state = lm.streaming(1)
     embeddings, cache = lm.record_voice(random_codes(1, 9))
-    with pytest.raises(ValueError, match=r"embeddings are \[8, 1, 1, 31\], not \[frames, 1, 1, 32\]"):
+    with pytest.raises(ValueError, match=r"embeddings are \[8, 31\], not \[frames, 32\]"):
         lm.replay_voice(state, 0, embeddings[..., :31], cache)
-    with pytest.raises(ValueError, match=r"cache is \[1, 17, 3\], not \[1, 17, 4\]"):
+    with pytest.raises(ValueError, match=r"grid is \[17, 3\], not \[17, 4\]"):
         lm.replay_voice(state, 0, embeddings, cache[..., :3])
     lm.prefill(state, 0, random_codes(1, 2))
     with pytest.raises(ValueError, match="slot 0 is not fresh"):
@@ -119,7 +121,7 @@ def test_a_voice_of_another_model_is_refused(lm: LM) -> None:
 def test_streaming_in_the_full_window_is_teacher_forcing(lm: LM, length: int) -> None:
     """Step n decides column n, which is column n - 1 of teacher forcing: the first call's codes are lost."""
     codes = random_codes(3, length)
-    traces = [output.trace for output in step_given(lm, lm.streaming(1, "full"), 0, codes)]
+    traces = [output.trace for output in step_given(lm, lm.streaming(1, "full"), 0, codes, CONFIG.depformer.steps)]
     whole = lm(codes[None, :, 1:])
     text = torch.stack([trace.text_logits[0] for trace in traces[1:]])
     torch.testing.assert_close(whole.text_logits[0, 0], text, rtol=0, atol=5e-5)
@@ -152,11 +154,20 @@ class Stranger:
         lm.prefill(state, slot, self.prompt)
 
 
+def drawing(*seeds: int) -> SlotSampling:
+    """Slots that draw by chance, each from its own seed."""
+    sampling = SlotSampling(len(seeds))
+    for slot, seed in enumerate(seeds):
+        sampling.set(slot, Sampling(seed=seed, top_k=20, text_top_k=10))
+    return sampling
+
+
+@pytest.mark.parametrize("drawn", [False, True])
 @pytest.mark.parametrize("window", WINDOWS)
-def test_a_slot_among_strangers_says_what_it_says_alone(lm: LM, window: WindowKind) -> None:
-    length, count = 40, 4
+def test_a_slot_among_strangers_says_what_it_says_alone(lm: LM, window: WindowKind, drawn: bool) -> None:
+    length, count = 30, 4
     strangers = [Stranger(seed, length) for seed in range(count)]
-    together = lm.streaming(count, window)
+    together, sampler = lm.streaming(count, window), drawing(*range(count)) if drawn else greedy
     for slot, stranger in enumerate(strangers):
         stranger.start(lm, together, slot)
     said: list[list[Tensor]] = [[] for _ in strangers]
@@ -167,22 +178,23 @@ def test_a_slot_among_strangers_says_what_it_says_alone(lm: LM, window: WindowKi
         slots = [slot for slot in torch.randperm(count).tolist() if strangers[slot].present[time]]
         if slots:
             codes = torch.stack([strangers[slot].caller[:, time] for slot in slots])
-            output = lm.step(together, torch.tensor(slots), codes)
+            output = lm.step(together, torch.tensor(slots), codes, sampler=sampler)
             for row, slot in enumerate(slots):
                 said[slot].append(output.tokens[row])
     for slot, stranger in enumerate(strangers):
-        assert torch.equal(torch.stack(said[slot]), alone(lm, stranger, length, window)), slot
+        state = lm.streaming(1, window)
+        expected = alone(lm, state, stranger, length, drawing(slot) if drawn else greedy)
+        assert torch.equal(torch.stack(said[slot]), expected), slot
 
 
-def alone(lm: LM, stranger: Stranger, length: int, window: WindowKind) -> Tensor:
-    state = lm.streaming(1, window)
+def alone(lm: LM, state: LMState, stranger: Stranger, length: int, sampler: Sampler) -> Tensor:
     stranger.start(lm, state, 0)
     said = []
     for time in range(length):
         if stranger.reset[time]:
             stranger.start(lm, state, 0)
         if stranger.present[time]:
-            said.append(lm.step(state, torch.tensor([0]), stranger.caller[None, :, time]).tokens[0])
+            said.append(lm.step(state, torch.tensor([0]), stranger.caller[None, :, time], sampler=sampler).tokens[0])
     return torch.stack(said)
 
 
@@ -314,14 +326,14 @@ READS_BACK = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "
 
 def test_a_step_is_the_same_operations_whatever_the_data(lm: LM) -> None:
     """So that it can be captured as a CUDA graph: fixed shapes, nothing read back."""
-    state = lm.streaming(3)
+    state, sampler = lm.streaming(3), drawing(1, 2, 3)
     lm.prefill(state, 1, random_codes(1, LONG))
     forced, mask = random_codes(1, 2).T, torch.rand((2, CONFIG.rows)) < 0.5
     recorded = []
     for slots in ([0, 1], [1, 0], [2, 0]):
         named, codes = torch.tensor(slots), random_codes(sum(slots), 2, VOICE).T
         with Recorder() as recorder:
-            lm.step(state, named, codes, forced, mask, depformer_steps=VOICE)
+            lm.step(state, named, codes, forced, mask, sampler=sampler, depformer_steps=VOICE)
         recorded.append(recorder.operations)
     assert recorded[0] == recorded[1] == recorded[2]
     assert [name for name, _ in recorded[0] if any(part in name for part in READS_BACK)] == []

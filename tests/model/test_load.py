@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.config import lm_from_json, mimi_from_json, personaplex_7b
+from model.config import lm_from_json, mimi_from_json, mimi_full, personaplex_7b
 from model.lm import LM
 from model.load import MIMI_ALIASES, WeightsError, load, load_lm, on_meta
+from model.mimi.codec import Mimi
 from tests.model.tiny import CONFIG, random_lm
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -33,6 +34,13 @@ def test_the_language_model_has_the_published_tensors() -> None:
     assert shapes(lm) == published["state_dict"]
     assert sum(weight.numel() for weight in lm.parameters()) == published["total_parameters"]
     assert lm_from_json(published) == personaplex_7b()
+
+
+def test_the_codec_has_the_published_tensors() -> None:
+    mimi, published = on_meta(lambda: Mimi(mimi_full())), manifest("mimi")
+    assert shapes(mimi) == published["state_dict"]
+    assert sum(tensor.numel() for tensor in mimi.state_dict().values()) == published["total_elements_including_buffers"]
+    assert sum(weight.numel() for weight in mimi.parameters()) == published["trainable_parameters"]
 
 
 def test_other_structures_are_refused() -> None:

@@ -45,7 +45,7 @@ def labelled_ring(context: int, step: int, length: int) -> list[list[int]]:
     After a write that ends at E, cell c is labelled E + d, where d is how far c lies from the newest cell, or that
     less `context`, where c was written before. The cell after the newest, which holds the oldest key, has d = 1.
     """
-    seen = []
+    seen: list[list[int]] = []
     for end in range(step - 1, length, step):
         newest = end % context
         labels = {}

@@ -31,16 +31,16 @@ def random_codes(seed: int, length: int, rows: int = CONFIG.rows) -> Tensor:
     return torch.randint(0, min(CONFIG.card, CONFIG.text_card), (rows, length), generator=generator)
 
 
-def step_given(lm: LM, state: LMState, slot: int, frames: Tensor) -> list[StepOutput]:
+def step_given(lm: LM, state: LMState, slot: int, frames: Tensor, depformer_steps: int = VOICE) -> list[StepOutput]:
     """Step `slot` once for each of `frames [R, P]`, everything given."""
-    mask = torch.ones((1, frames.shape[0]), dtype=torch.bool)
-    return [lm.step(state, torch.tensor([slot]), None, frame[None], mask) for frame in frames.T]
+    mask, slots = torch.ones((1, frames.shape[0]), dtype=torch.bool), torch.tensor([slot])
+    return [lm.step(state, slots, None, frame[None], mask, depformer_steps=depformer_steps) for frame in frames.T]
 
 
 def step_user(lm: LM, state: LMState, slot: int, codes: Tensor) -> Tensor:
     """Step `slot` once for each column of the caller's `codes [8, T]`: the frames emitted, `[R, T]`."""
     slots = torch.tensor([slot])
-    return torch.cat([lm.step(state, slots, column[None]).tokens for column in codes.T]).T
+    return torch.cat([lm.step(state, slots, column[None], depformer_steps=VOICE).tokens for column in codes.T]).T
 
 
 def slot_memory(state: LMState, slot: int) -> list[Tensor]:
