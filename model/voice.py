@@ -7,6 +7,7 @@ them. Knows no persona and no consent.
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
 from dataclasses import dataclass
@@ -22,9 +23,10 @@ from model.mimi.codec import Mimi
 _CHUNK_FRAMES = 125
 """Frames encoded at once: bounds the memory that a long recording takes."""
 
+_ARCHIVE = b"PK\x03\x04"
 _DAMAGED = (
     *(pickle.UnpicklingError, struct.error, EOFError, RuntimeError),
-    *(ValueError, LookupError, TypeError, AttributeError),
+    *(ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError),
 )
 """What the reader of `.pt` files raises on bytes that are none, and on files that would run code."""
 
@@ -99,9 +101,13 @@ def load_replay(path: Path, config: LMConfig) -> VoiceReplay:
 
 def _stored_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        data = path.read_bytes()
     except OSError as error:
         raise VoiceError(f"{path} cannot be read: {error.strerror}") from error
+    if not data.startswith(_ARCHIVE):
+        raise VoiceError(f"{path} is not a voice prompt: it is no archive as torch.save makes them")
+    try:
+        stored = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except _DAMAGED as error:
         raise VoiceError(f"{path} is not a voice prompt: it is damaged, or holds more than tensors") from error
     wanted = {"embeddings", "cache"}

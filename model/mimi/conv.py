@@ -52,7 +52,7 @@ class CausalConv1d(nn.Module):
         # One level deeper than needed: the published names of the weights have it.
         self.conv = nn.ModuleDict({"conv": nn.Conv1d(inputs, outputs, kernel, stride, bias=bias)})
         self._inputs, self._stride, self._left = inputs, stride, kernel - stride
-        self._repeat_edge = repeat_edge
+        self._repeat_edge = repeat_edge and self._left > 0
 
     @property
     def carried(self) -> int:
