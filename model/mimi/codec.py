@@ -8,7 +8,7 @@ model. B is the batch, n the number of 80 ms frames (1,920 samples), K codebooks
     encoder transformer   25 Hz    float32   full float32; keys and values too
     downsample            12.5 Hz  float32   full float32
     quantiser, encoding   12.5 Hz  int64     full float32
-    quantiser, decoding   12.5 Hz  float32   full float32, or TF32 if `decoder_tf32`
+    quantiser, decoding   12.5 Hz  float32   full float32, unless `decoder_tf32`
     upsample              25 Hz    float32   as above
     decoder transformer   25 Hz    float32   as above; keys and values float32
     SEANet decoder        24 kHz   float32   as above
@@ -21,13 +21,14 @@ a slot whose contents nobody needs (padding a batch to a fixed size).
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from model.config import MimiConfig
 from model.mimi.conv import Carry, CausalConv1d, CausalConvTranspose1d
-from model.mimi.precision import float32_products
+from model.mimi.precision import full_float32
 from model.mimi.quantizer import SplitQuantizer
 from model.mimi.seanet import SeanetDecoder, SeanetEncoder
 from model.streaming import KVCache, WindowKind
@@ -52,7 +53,11 @@ class MimiState:
 
 
 class Mimi(nn.Module):
-    """The codec. Module and parameter names are those of the published checkpoint."""
+    """The codec. Module and parameter names are those of the published checkpoint.
+
+    `decoder_tf32` leaves the decoder's products as the process has them (torch's default: TF32 in convolutions). That
+    is faster and not exact; no code depends on it.
+    """
 
     def __init__(self, config: MimiConfig, *, decoder_tf32: bool = False) -> None:
         super().__init__()
@@ -81,7 +86,7 @@ class Mimi(nn.Module):
         if pcm.ndim != 3 or pcm.shape[1] != 1 or pcm.shape[2] == 0:
             raise ValueError(f"sound of shape {tuple(pcm.shape)}, not [batch, 1, samples]")
         _require_float(pcm)
-        with float32_products(tf32=False):
+        with full_float32():
             x = _along_time(self.encoder_transformer, self.encoder(pcm))
             latent = self.downsample["conv"](x)
             return self.quantizer.encode(latent, self.config.active if n_q is None else n_q)
@@ -90,10 +95,13 @@ class Mimi(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Whole codes `[B, K, n]`, of the first K codebooks, to sound `[B, 1, n * frame_size]`. See `encode`."""
         _require_codes(codes)
-        with float32_products(tf32=self.decoder_tf32):
+        with self._decoder_precision():
             x = self.upsample["convtr"](self.quantizer.decode(codes))
             result: Tensor = self.decoder(_along_time(self.decoder_transformer, x))
             return result
+
+    def _decoder_precision(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.decoder_tf32 else full_float32()
 
     def streaming(self, slots: int, window: WindowKind = "reference") -> MimiState:
         """Memory for `slots` streams, all as good as new, on the weights' device."""
@@ -118,7 +126,7 @@ class Mimi(nn.Module):
             raise ValueError(f"sound of shape {tuple(pcm.shape)}, not [slots, 1, a multiple of {self.frame_size}]")
         _require_float(pcm)
         _require_slots(slot_ids, pcm)
-        with float32_products(tf32=False):
+        with full_float32():
             carry = Carry(state.encoder_rows.index_select(0, slot_ids))
             x = self.encoder(pcm, carry)
             x = _along_time(self.encoder_transformer, x, state.encoder_kv, slot_ids)
@@ -131,7 +139,7 @@ class Mimi(nn.Module):
         """The next columns of `slot_ids [b]`, codes `[b, K, n]`, to their sound `[b, 1, n * frame_size]`."""
         _require_codes(codes)
         _require_slots(slot_ids, codes)
-        with float32_products(tf32=self.decoder_tf32):
+        with self._decoder_precision():
             carry = Carry(state.decoder_rows.index_select(0, slot_ids))
             x = self.upsample["convtr"](self.quantizer.decode(codes), carry)
             x = _along_time(self.decoder_transformer, x, state.decoder_kv, slot_ids)
