@@ -165,9 +165,10 @@ def call(
             to_number=to,
             from_number=from_,
             out=out,
-            as_json=json_output,
+            json_output=json_output,
             auth_token=settings.twilio_auth_token.get_secret_value(),
             account_sid=settings.twilio_account_sid,
+            sign_as=settings.public_url,
         )
     )
 
