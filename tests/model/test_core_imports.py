@@ -11,6 +11,7 @@ from tests.test_imports import imported, modules
 CORE = (
     *(f"model/{name}.py" for name in ("config", "load", "streaming", "token_cache", "transformer", "depformer")),
     *(f"model/{name}.py" for name in ("lm", "sampling", "tokenizer", "prompt", "voice")),
+    *(f"model/{name}.py" for name in ("word_queue", "forced_speech", "clip", "folder", "conversation")),
     *(file for file in modules("model") if file.startswith("model/mimi/")),
 )
 ALLOWED = {"model", "torch", "numpy", "safetensors", "sentencepiece", "triton"}
