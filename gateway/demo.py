@@ -267,8 +267,8 @@ async def _stop(child: Process) -> None:
         with suppress(ProcessLookupError):
             child.terminate()
         with suppress(TimeoutError):
-            async with asyncio.timeout(STOP_TIMEOUT):
-                await child.wait()
+            # Not asyncio.timeout: in a cancelled task Python before 3.11.4 lets its own cancellation out.
+            await asyncio.wait_for(child.wait(), STOP_TIMEOUT)
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     await child.wait()

@@ -29,15 +29,16 @@ class Conversation:
         self._console = console
         self._utterances: dict[object, Mapping[str, Any]] = {}
         self._changed: dict[object, float] = {}
+        self._growing = console.is_terminal and not console.quiet
         self._live = Live(console=console, refresh_per_second=10, vertical_overflow="visible")
 
     def __enter__(self) -> Conversation:
-        if self._console.is_terminal:
+        if self._growing:
             self._live.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._console.is_terminal:
+        if self._growing:
             self._live.stop()
         self._print(list(self._changed))
 
@@ -48,7 +49,7 @@ class Conversation:
         """
         number = utterance.get("number")
         self._utterances[number] = utterance
-        if self._console.is_terminal:
+        if self._growing:
             spoken = [one for one in self._utterances.values() if one.get("text")]
             self._live.update(Text("\n").join(map(line, sorted(spoken, key=lambda one: float(one.get("at", 0.0))))))
             return
@@ -71,7 +72,8 @@ def line(utterance: Mapping[str, Any]) -> Text:
     """`  3.2 s  agent   Hello ...`"""
     speaker = str(utterance.get("speaker", ""))
     at = utterance.get("at", utterance.get("start", 0.0))
-    text = Text(f"{at:6.1f} s  ", style="dim")
+    text = Text()
+    text.append(f"{at:6.1f} s  ", style="dim")
     text.append(f"{speaker:<7} ", style="bold " + STYLES.get(speaker, ""))
     text.append(str(utterance.get("text", "")).strip(), style=STYLES.get(speaker, ""))
     if utterance.get("interrupted"):

@@ -28,7 +28,7 @@ from gateway.routing import Route
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 from gateway.transcript import CallMetrics, CallRecord, to_document
-from gateway.webhooks import Outbox
+from gateway.webhooks import Outbox, OutboxError
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +129,7 @@ class Desk:
             transfers=dict(persona.transfers),
             fallback=persona.fallback or "",
             max_seconds=persona.limits.max_seconds,
+            max_silence_seconds=persona.limits.max_silence,
         )
 
     def _open_folder(self, info: CallInfo) -> CallFolder | None:
@@ -153,8 +154,12 @@ class Desk:
             await self.records.finish(document)
         except RecordsError as error:
             log.error("call %s: %s", record.call_id, error)
-        if self._outbox is not None:
+        if self._outbox is None:
+            return
+        try:
             await self._outbox.put("call.ended", document)
+        except OutboxError as error:
+            log.error("call %s: %s", record.call_id, error)
 
     async def _end_calls(self) -> None:
         """Calls that are on the line when the gateway stops are ended and filed, not dropped."""

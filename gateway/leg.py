@@ -6,7 +6,7 @@ hides the engine. Neither knows the other's.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -41,7 +41,7 @@ class Outcome:
     target: str = ""
     """Number or address to connect the caller to, when the reason is `transfer`."""
     fallback: str = ""
-    """Number of the persona's fallback, when the agent could not serve the call; may be empty."""
+    """Number of the persona's fallback, for a caller the agent could not serve; may be empty."""
 
 
 class CallLeg(Protocol):
@@ -49,16 +49,16 @@ class CallLeg(Protocol):
     on_hold: bool
     """While true, missing media is expected and does not end the call."""
 
-    def frames(self) -> AsyncIterator[bytes]:
-        """The caller's sound as it arrives: int16 at `info.rate`, 20 ms each. Ends at hang-up.
+    async def listen(self, heard: Callable[[bytes], None]) -> None:
+        """Until hang-up, give `heard` the caller's sound as it arrives: int16 at `info.rate`, 20 ms each.
 
-        Raises LegError when the peer breaks its protocol. The consumer never blocks between items,
-        so nothing piles up behind it.
+        Raises LegError when the peer breaks its protocol. `heard` is called from wherever the line's
+        bytes are read, so that no task has to wake for each 20 ms; it must be quick and never raises.
         """
 
     async def play(self, pcm: bytes) -> None:
         """The agent's next sound: int16 at `info.rate`, 80 ms. The leg paces it. Never raises on a
-        line that is already down: `frames` says so."""
+        line that is already down: `listen` says so."""
 
     async def flush(self) -> None:
         """Drop what is queued but not yet heard (barge-in)."""

@@ -165,8 +165,8 @@ class LocalWorker:
         if process.returncode is None:
             process.terminate()
             try:
-                async with asyncio.timeout(STOP_TIMEOUT):
-                    await process.wait()
+                # Not asyncio.timeout: in a cancelled task Python before 3.11.4 lets its own cancellation out.
+                await asyncio.wait_for(process.wait(), STOP_TIMEOUT)
             except TimeoutError:
                 log.warning("the local worker did not end within %.0f s and is killed", STOP_TIMEOUT)
                 process.kill()

@@ -5,8 +5,11 @@ Sources, the first that names a value wins: environment (`CALLPLEX_*`), `.env`, 
 
 from __future__ import annotations
 
+import ipaddress
+import tomllib
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
@@ -66,6 +69,24 @@ class Settings(BaseSettings):
         split_address(value)
         return value
 
+    @field_validator("public_url")
+    @classmethod
+    def _base_url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value and (parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname or parts.query or parts.fragment):
+            raise ValueError(f"{value!r} is not a base URL, for example https://voice.example.com")
+        return value.rstrip("/")
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        for item in filter(None, (part.strip() for part in value.split(","))):
+            try:
+                ipaddress.ip_network(item, strict=False)
+            except ValueError:
+                raise ValueError(f"{item!r} is not an address or network, for example 10.0.0.0/8") from None
+        return value
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -95,6 +116,8 @@ def load_settings(**overrides: object) -> Settings:
     """Read the settings. Raises SettingsInvalid naming the variable that is wrong and why."""
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsInvalid(f"callplex.toml cannot be read: {error}") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = "CALLPLEX_" + "_".join(str(part) for part in first["loc"]).upper()

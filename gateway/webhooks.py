@@ -89,11 +89,11 @@ def retry_after_seconds(header: str, now: float) -> float:
         return float(value[:9])
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return max(0.0, moment.timestamp() - now)
+    except (ValueError, OverflowError):
         return 0.0
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, moment.timestamp() - now)
 
 
 def check_secret(secret: str) -> None:
@@ -207,7 +207,10 @@ class Outbox:
                 await asyncio.wait_for(self._changed.wait(), wait)
 
     async def _attempt(self, webhook_id: str) -> None:
-        """Try one delivery once; then it is done, dead or due again. Never raises for peer or disk."""
+        """Try one delivery once; then it is done, dead or due again. Never raises for peer or disk.
+
+        What `_post` can raise at an answer is settled there, so that it counts as a failed attempt.
+        """
         try:
             delivery = await asyncio.to_thread(self._read, webhook_id)
             status, reason, retry_after = await self._post(delivery)
@@ -265,8 +268,10 @@ class Outbox:
                 return status, reason, retry_after_seconds(response.headers.get("retry-after", ""), now)
         except (TimeoutError, httpx.TimeoutException):
             return 0, f"the endpoint did not answer within {TIMEOUT:g} s", 0.0
-        except (httpx.HTTPError, httpx.StreamError) as error:
+        except (httpx.HTTPError, httpx.StreamError, OSError) as error:
             return 0, f"the endpoint cannot be reached ({type(error).__name__})", 0.0
+        except (httpx.InvalidURL, ValueError, OverflowError) as error:
+            return 0, f"the endpoint's answer cannot be read ({type(error).__name__})", 0.0
 
     # Files; all of this runs in threads.
 

@@ -351,8 +351,8 @@ async def _hang_up(connection: _Connection) -> None:
         except EngineLost:
             return
     try:
-        async with asyncio.timeout(CLOSE_TIMEOUT):
-            await asyncio.shield(connection.lost)
+        # Not asyncio.timeout: in a cancelled task Python before 3.11.4 lets its own cancellation out.
+        await asyncio.wait_for(asyncio.shield(connection.lost), CLOSE_TIMEOUT)
     except TimeoutError:
         connection.fail("")
 

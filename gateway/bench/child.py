@@ -50,8 +50,9 @@ class Usage:
 class Gateway:
     """A running gateway. Made by `running_gateway`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], url: str, data: Path, log: Path) -> None:
         self.url = url
+        self.data = data
         self._process = process
         self._watched = psutil.Process(process.pid)
         self._log = log
@@ -100,7 +101,7 @@ def running_gateway(environment: Mapping[str, str], core: int | None) -> Iterato
     public, admin, worker = free_ports(3)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("CALLPLEX_")}
     with tempfile.TemporaryDirectory(prefix="callplex-bench-") as folder:
-        log = Path(folder, "gateway.log")
+        log, data = Path(folder, "gateway.log"), Path(folder, "data")
         personas = Path(folder, "personas")
         personas.mkdir()
         (personas / "echo.yaml").write_text(_PERSONA)
@@ -109,7 +110,7 @@ def running_gateway(environment: Mapping[str, str], core: int | None) -> Iterato
             "CALLPLEX_LISTEN": f"127.0.0.1:{public}",
             "CALLPLEX_ADMIN_LISTEN": f"127.0.0.1:{admin}",
             "CALLPLEX_WORKER_LISTEN": f"127.0.0.1:{worker}",
-            "CALLPLEX_DATA_DIR": str(Path(folder, "data")),
+            "CALLPLEX_DATA_DIR": str(data),
             "CALLPLEX_LOG_LEVEL": "warning",
             "CALLPLEX_PERSONAS": str(personas),
             **environment,
@@ -124,7 +125,7 @@ def running_gateway(environment: Mapping[str, str], core: int | None) -> Iterato
                 stderr=subprocess.STDOUT,
             )
         try:
-            gateway = Gateway(process, f"http://127.0.0.1:{public}", log)
+            gateway = Gateway(process, f"http://127.0.0.1:{public}", data, log)
             gateway.wait_ready()
             yield gateway
         finally:

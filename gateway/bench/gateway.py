@@ -99,6 +99,9 @@ def measure_calls(target: Target, calls: int, seconds: float) -> Load:
     idle = target.gateway.usage() if target.gateway else _NOTHING
     with _load_processes(target, calls) as pipes:
         ups = [_receive(pipe, CallsUp) for pipe in pipes]
+        failures = [why for up in ups for why in up.failures]
+        if not any(up.up for up in ups):
+            raise GatewayFailed(f"No call came up: {failures[0]}.")
         start = time.monotonic() + _SETTLE_SECONDS
         window = Window(start, start + seconds)
         for pipe in pipes:
@@ -108,9 +111,8 @@ def measure_calls(target: Target, calls: int, seconds: float) -> Load:
         _sleep_until(window.end)
         after = target.gateway.usage() if target.gateway else _NOTHING
         measured = merged([_receive(pipe, Measured) for pipe in pipes])
-    failures = [why for up in ups for why in up.failures]
     if not len(measured.round_trips):
-        raise GatewayFailed(f"Nothing came back of {calls} calls: {failures[0] if failures else 'they were silent'}.")
+        raise GatewayFailed("Calls came up, but nothing that was said came back: is it the echo engine?")
     used = Resources(
         cpu_seconds=after.cpu_seconds - before.cpu_seconds,
         worker_cpu_seconds=after.child_cpu_seconds - before.child_cpu_seconds,

@@ -60,6 +60,7 @@ class Line(asyncio.Protocol):
         self._handshake: ClientProtocol | None = ClientProtocol(where, max_size=None)
         self._headers = headers
         self._ids = ids
+        self.call_sid = ids.call_sid
         self._stream = f'","streamSid":"{ids.stream_sid}"'.encode()
         self._rest = b""
         self._transport: asyncio.Transport | None = None

@@ -21,13 +21,14 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from gateway.audio import CARRIER_FRAME_SAMPLES, LINE_RATE, RATIO, TAPS
-from gateway.bench.tracks import TRACK_FRAMES, find_frames
+from gateway.audio import CARRIER_FRAME_SAMPLES, ENGINE_RATE, LINE_RATE, RATIO, TAPS
+from gateway.bench.tracks import TRACK_FRAMES, VOICED_FRAMES, find_frames
 
 FRAME_SECONDS = CARRIER_FRAME_SAMPLES / LINE_RATE
 GATHER_SECONDS = 0.08
 JITTER_SECONDS = 0.04
-FILTER_SECONDS = 2 * ((TAPS - 1) / 2) / (LINE_RATE * RATIO)
+FILTER_SECONDS = (TAPS - RATIO) / ENGINE_RATE
+"""Up 73 engine samples; down 71, since a line sample is made when its third engine sample is there."""
 DESIGNED_SECONDS = GATHER_SECONDS + JITTER_SECONDS + FILTER_SECONDS
 CUSHION_SECONDS = 0.02
 """What the carrier's playout holds before it starts, and again after it ran dry."""
@@ -55,7 +56,7 @@ class Measured:
     over_best: Floats
     """Seconds over the shortest round trip of the same call: what varies."""
     sent: int
-    """20 ms frames sent."""
+    """20 ms frames sent that were not silent."""
     lost: int
     """20 ms frames sent that never came back."""
     underruns: int
@@ -112,7 +113,8 @@ def merged(parts: Sequence[Measured]) -> Measured:
 def _measure_call(log: LineLog, start: float, end: float) -> tuple[Floats, int, int, int]:
     """Round trips, frames sent, frames lost, underruns of one call in the window."""
     due = np.frombuffer(log.sent_at, np.float64) if len(log.sent_at) else np.empty(0)
-    in_window = (due >= start) & (due <= end)
+    voiced = np.arange(len(due)) % TRACK_FRAMES < VOICED_FRAMES
+    in_window = (due >= start) & (due <= end) & voiced
     sent = int(in_window.sum())
     arrivals, sizes, sound = _sound(log.received)
     if not sent or not len(sound):

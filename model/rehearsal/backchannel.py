@@ -17,11 +17,15 @@ _LISTENING = _set_of(
 _NOT_ALONE = _set_of("i it all of you very much")
 """Listening only next to a word that is listening by itself."""
 _FAREWELL = _set_of("bye goodbye byebye good have a nice day take care too")
-_LONGEST = 6
-_OPEN_ENDED = _set_of(
-    "a an and at because but by for from if in is its it's my of on or so that the then to uh um was were "
-    "with would your i i'd i'm"
+_FLOOR = _set_of(
+    "no not stop wait hold hang moment second sorry excuse pardon hello operator agent person human somebody someone "
+    "help what who when where how why which but actually please can could repeat again question bye goodbye never"
 )
+_LONGEST = 6
+_UNFINISHED = _set_of("a an and because but if my or so that's the to uh um your i i'd i'm it's")
+"""No sentence ends on these, whatever the recogniser puts after them."""
+_OPEN_ENDED = _UNFINISHED | _set_of("at by for from in is its of on that then was were with would")
+"""A sentence may end on these, but then the recogniser puts a full stop."""
 
 
 def _words(text: str) -> list[str]:
@@ -38,6 +42,11 @@ def is_backchannel(text: str, farewell: bool = False) -> bool:
     return 0 < len(words) <= _LONGEST and all(w in allowed for w in words) and not all(w in _NOT_ALONE for w in words)
 
 
+def asks_for_floor(text: str) -> bool:
+    """Whether a word is among those that interrupt: "wait", "no", "what"."""
+    return any(word in _FLOOR for word in _words(text))
+
+
 def sounds_finished(text: str) -> bool:
     """Whether a speaker who said this and paused is probably done.
 
@@ -47,4 +56,6 @@ def sounds_finished(text: str) -> bool:
     words = _words(text)
     if not words or text.endswith(("...", "…", ",", "-")):
         return False
-    return words[-1] not in _OPEN_ENDED and not words[-1].isdigit()
+    if text.endswith("?"):
+        return True
+    return words[-1] not in (_UNFINISHED if text.endswith((".", "!")) else _OPEN_ENDED) and not words[-1].isdigit()

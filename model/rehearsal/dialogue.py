@@ -16,12 +16,13 @@ from dataclasses import dataclass
 
 from model.rehearsal import lines
 from model.rehearsal.chat import Chat, ChatFailed, Message
-from model.rehearsal.heard_text import digit_runs, read_digits, read_name
+from model.rehearsal.heard_text import read_digits, read_name
 from model.rehearsal.intents import Turn, understand
 from model.rehearsal.matcher import Matcher, words
 from model.rehearsal.memory import Memory
 from model.rehearsal.script import ScriptPlace
 from model.rehearsal.slots import Slots, is_secret, just_asked, read_answer
+from model.rehearsal.small_talk import SmallTalk
 from model.rehearsal.speech_text import digit_by_digit, sentences, speakable
 from model.wire import Answer, DoneReason, Question, SessionRequest
 
@@ -64,6 +65,7 @@ class Dialogue:
         self._pending: list[Answer] = []
         """Answers that wait until what they need is known."""
         self._memory = Memory()
+        self._small_talk = SmallTalk(request.script, request.prompt)
         self._served = 0
         """Answers given so far."""
         self._from_script = False
@@ -108,6 +110,7 @@ class Dialogue:
 
     def _react(self, turn: Turn) -> Iterator[Piece] | Sequence[Piece]:
         if urgent := self._place.urgent(turn):
+            self._memory.offer = ""
             return self._state(urgent)
         if not turn.tokens:
             return self._not_understood()
@@ -117,7 +120,7 @@ class Dialogue:
             offer = ""
         unheard, self._memory.unheard = self._memory.unheard, []
         self._unclear = 0
-        for step in (self._about_the_call, self._about_the_offer, self._about_the_question, self._about_a_number):
+        for step in (self._about_the_call, self._about_the_offer, self._about_a_number, self._about_the_question):
             pieces = step(turn, offer, unheard)
             if pieces is not None:
                 return pieces
@@ -126,9 +129,7 @@ class Dialogue:
     def _not_understood(self) -> list[Piece]:
         self._unclear += 1
         self._aside = True
-        if self._unclear >= 2 and self._script.person:
-            return [lines.STILL_UNCLEAR, *self._offer_person()]
-        return [lines.UNCLEAR[(self._unclear - 1) % len(lines.UNCLEAR)]]
+        return [*self._small_talk.not_understood(self._unclear)]
 
     def _about_the_call(self, turn: Turn, offer: lines.Offer, unheard: list[str]) -> Sequence[Piece] | None:
         """A person, the end of the call, a repetition, a pause."""
@@ -176,14 +177,26 @@ class Dialogue:
         question = self._asking
         if question is None:
             return None
+        if "why_asked" in turn.intents:
+            return [lines.WHY_ASKED, just_asked(question)]
         value = read_answer(question, turn)
         meant = self._meant(turn) if not value or question.kind == "words" else []
+        if meant and meant[0].urgent:
+            return self._state(meant[0])
         asks_back = bool(meant) and ("?" in turn.text or (turn.parts and not value))
         if value and not asks_back and not self._is_evasive(turn, question):
+            self._pending += self._asked_beside(turn, question)
             return self._take(question, value)
         if meant:
             return self._put_off(meant, question)
         return self._insist(turn, question, unheard)
+
+    def _asked_beside(self, turn: Turn, question: Question) -> list[Answer]:
+        """What the caller asks in the same breath as answering: "May fifth. Where can I park?"."""
+        asked = " ".join(part for part in turn.parts if part.endswith("?"))
+        if not asked or question.kind == "words" or len(turn.parts) < 2:
+            return []
+        return [answer for answer in self._meant(understand(asked)) if answer not in self._pending]
 
     def _about_a_number(self, turn: Turn, offer: lines.Offer, unheard: list[str]) -> Sequence[Piece] | None:
         """A number that was just read back is corrected or continued."""
@@ -198,7 +211,7 @@ class Dialogue:
         if question:
             self._asking = question
             return [lines.SORRY, just_asked(question)]
-        if only_digits and turn.polarity == 0 and len(turn.tokens) <= len(digits) + 1:
+        if self._asking is None and only_digits and turn.polarity == 0 and len(turn.tokens) <= len(digits) + 1:
             before = self._slots[name]
             return self._take(self._slots.forget(name), before + digits)
         return None
@@ -207,7 +220,7 @@ class Dialogue:
         meant = [] if lines.is_introduction(turn.text) else self._meant(turn)
         if meant and meant[0] is self._place.last and unheard and len(meant) == 1:
             return [lines.AS_I_SAID, *unheard]
-        if self._chat and not (meant and meant[0].urgent):
+        if self._chat and "hum" not in turn.intents and not (meant and meant[0].urgent):
             return self._converse(self._chat, meant, turn)
         return self._scripted(turn, meant, offer)
 
@@ -215,13 +228,16 @@ class Dialogue:
         if meant:
             self._unknown = 0
             return self._give(meant)
-        if lines.is_introduction(turn.text):
-            return [lines.THANK_YOU_NAME.format(name=read_name(turn.text, asked=False)), lines.HOW_HELP]
-        if small_talk := self._chatter(turn, offer):
+        if name := lines.is_introduction(turn.text) and read_name(turn.text, asked=True):
+            return [lines.THANK_YOU_NAME.format(name=name.split()[0]), lines.HOW_HELP]
+        if small_talk := self._small_talk.reply(turn, offer, served=self._served > 0):
             return small_talk
         if reply := self._place.any_reply():
             return self._give([reply])
-        return self._stray_number(turn) or self._not_known()
+        if number := self._small_talk.stray_number(turn):
+            return number
+        self._unknown += 1
+        return self._small_talk.not_known(again=self._unknown > 1)
 
     def _meant(self, turn: Turn) -> list[Answer]:
         return self._place.meant(turn, self._memory.asked)
@@ -317,69 +333,23 @@ class Dialogue:
         ask = just_asked(question)
         if "hum" in turn.intents:
             return []
-        if "why_asked" in turn.intents:
-            return [lines.WHY_ASKED, ask]
-        if (turn.bare and turn.polarity > 0) or "acknowledge" in turn.intents:
-            return [lines.GO_AHEAD]
         if "cannot_say" in turn.intents or (turn.bare and turn.polarity < 0) or "never_mind" in turn.intents:
             self._asking = None
             self._pending.clear()
-            return [lines.CANNOT_WITHOUT, *self._offer_person()]
-        if small := self._chatter(turn, "", asking=True):
+            return [lines.CANNOT_WITHOUT, *self._small_talk.offer_person()]
+        if (turn.bare and turn.polarity > 0) or "acknowledge" in turn.intents:
+            return [lines.GO_AHEAD]
+        if small := self._small_talk.reply(turn, "", served=self._served > 0, asking=True):
             return [*small, ask]
         if unheard:
             return [ask]
         self._unknown += 1
         if self._unknown >= 2 and self._script.person:
             self._unknown = 0
-            return [lines.NOT_GOT_AGAIN, *self._offer_person()]
+            return [lines.NOT_GOT_AGAIN, *self._small_talk.offer_person()]
         return [lines.NOT_GOT, ask]
 
     # Without the script
-
-    def _chatter(self, turn: Turn, offer: lines.Offer, asking: bool = False) -> list[Piece]:
-        """Small talk; empty if the turn is none. `asking`: leave out what would invite the caller to speak."""
-        if "hum" in turn.intents:
-            return [""]
-        if "complaint" in turn.intents:
-            return [lines.SORRY_TROUBLE, *([] if asking else self._offer_person() or [lines.WHAT_ELSE])]
-        if line := lines.small_talk(turn, self._request.prompt):
-            if asking or (offer == "more" and "thanks" in turn.intents):
-                return [line]
-            return [line, lines.HOW_HELP if self._served == 0 else lines.ANYTHING_ELSE]
-        if "help" in turn.intents:
-            return [lines.GO_AHEAD]
-        if "acknowledge" in turn.intents or turn.bare:
-            return self._acknowledged(turn, offer, asking)
-        return []
-
-    def _acknowledged(self, turn: Turn, offer: lines.Offer, asking: bool) -> list[Piece]:
-        """To an "okay", or a yes or no to nothing in particular."""
-        if turn.polarity > 0 and offer == "more":
-            return [lines.GO_AHEAD]
-        if offer == "more" or self._served == 0:
-            return [""]
-        return [*([lines.ALL_RIGHT] if turn.polarity < 0 else []), *([] if asking else [lines.ANYTHING_ELSE])]
-
-    def _stray_number(self, turn: Turn) -> list[Piece]:
-        """A number nobody asked for is read back, unless it is a secret."""
-        number = max(digit_runs(turn.text), key=len, default="")
-        if len(number) < 3:
-            return []
-        if is_secret(turn.text):
-            return [lines.KEEP_SECRET]
-        return [lines.HEARD_NUMBER.format(number=digit_by_digit(number)), *self._offer_person()]
-
-    def _not_known(self) -> list[Piece]:
-        self._unknown += 1
-        if self._unknown >= 2:
-            return [lines.UNKNOWN_AGAIN, *(self._offer_person() or [lines.WHAT_ELSE])]
-        if not self._script.person:
-            return [lines.without_offer(self._script.unknown), lines.WHAT_ELSE]
-        return [lines.without_offer(self._script.unknown), *self._offer_person()]
-
-    def _offer_person(self) -> list[Piece]:
-        return [lines.person_offer(self._script.unknown)] if self._script.person else []
 
     def _connect(self, turn: Turn) -> list[Piece]:
         """Transfer, to whom the script says for these words, else to its person."""
@@ -427,7 +397,9 @@ class Dialogue:
                     return
         except ChatFailed as failure:
             log.warning("call %s: %s", self._request.call_id, failure)
-            yield from self._scripted(turn, meant, "") if not said else [lines.LOST_THREAD, *self._offer_person()]
+            yield from (
+                self._scripted(turn, meant, "") if not said else [lines.LOST_THREAD, *self._small_talk.offer_person()]
+            )
 
     # Saying it
 

@@ -73,7 +73,7 @@ def read_digits(text: str) -> str:
     """
     run = max(digit_runs(text), key=len, default="")
     spoken = len(re.findall(r"\w+", text))
-    return run if len(run) >= 3 or (run and spoken <= len(run) + 3) else ""
+    return run if len(run) >= 3 or (run and spoken <= len(run) + 2) else ""
 
 
 _LEAD_IN = re.compile(

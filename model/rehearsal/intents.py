@@ -79,7 +79,8 @@ _WHOLE: tuple[tuple[Intent, str], ...] = (
     ("resume", r"(?:go on|go ahead|continue|carry on|keep going|you were saying|i am listening|as you were saying)"),
     (
         "hold",
-        r"(?:(?:wait|hold on|hang on|one (?:moment|second|minute|sec)|just (?:a|one) (?:moment|second|minute|sec)"
+        r"(?:(?:wait|(?:hold|hang) on(?: (?:a|one|just a) (?:moment|second|minute|sec))?|one (?:moment|second"
+        r"|minute|sec)|just (?:a|one) (?:moment|second|minute|sec)"
         r"|stop"
         r"|(?:can you )?give me (?:a|one) (?:moment|second|minute|sec)|let me (?:check|see|look|find|get|grab"
         r"|think)(?: \w+){0,5}"
@@ -215,7 +216,7 @@ def polarity(tokens: tuple[str, ...]) -> int:
     if tokens[start : start + 2] in _YES_TWO or tokens[:2] in _YES_TWO:
         return 1
     first = tokens[start] if tokens else ""
-    if first in _YES:
+    if first in _YES and tokens != ("right",):
         return 1
     if first in _NO or (len(tokens) <= 9 and _NO & set(tokens)):
         return -1

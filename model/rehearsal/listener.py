@@ -17,6 +17,10 @@ SPEECH_ON = 0.5
 SPEECH_OFF = 0.35
 _KEEP_WINDOWS = 940
 """30 s: the longest that is ever recognised at once."""
+_FRAME_WINDOWS = 3
+"""At most so many windows end in one frame."""
+_BESIDE = 2
+"""Windows next to the caller's that are never taken for mere echo."""
 
 
 class Listener:
@@ -32,6 +36,8 @@ class Listener:
         self._samples = 0
         self._windows = 0
         self._speech = False
+        self._echo = np.zeros(_KEEP_WINDOWS, np.bool_)
+        """Of the windows kept: whether all that is in them may be echo."""
 
     def hear(self, caller_pcm: bytes, agent_pcm: bytes) -> list[bool]:
         """80 ms of both sides, int16 at 24 kHz -> for each window completed by it: does the caller speak."""
@@ -43,17 +49,35 @@ class Listener:
             self._gate.played(self._agent_pending[:WINDOW_SAMPLES])
             self._agent_pending = self._agent_pending[WINDOW_SAMPLES:]
             self._speech = probability > (SPEECH_OFF if self._speech else SPEECH_ON)
-            window = self.sound(self._windows, self._windows + 1)
+            window = self._cut(self._windows, self._windows + 1)
+            passes = self._gate.passes(window)
+            self._echo[self._windows % _KEEP_WINDOWS] = not passes
             self._windows += 1
-            decisions.append(self._speech and self._gate.passes(window))
+            decisions.append(self._speech and passes)
         return decisions
 
     def sound(self, start: int, end: int) -> NDArray[np.float32]:
-        """The caller from window `start` up to `end`, a copy; what is older than 30 s is left out."""
+        """The caller from window `start` up to `end`, a copy; what is older than 30 s is left out.
+
+        Windows that hold nothing but what may be the agent's echo are silenced, so that it is not
+        recognised as the caller's words; not those next to the caller's, which hold soft beginnings and ends.
+        """
+        end = min(end, self._windows)
+        start = min(max(start, 0, self._windows - _KEEP_WINDOWS + _FRAME_WINDOWS), end)
+        sound = self._cut(start, end)
+        echo = self._echo[np.arange(start, end) % _KEEP_WINDOWS]
+        alone = echo.copy()
+        for shift in range(1, _BESIDE + 1):
+            alone[shift:] &= echo[:-shift]
+            alone[:-shift] &= echo[shift:]
+        sound.reshape(-1, WINDOW_SAMPLES)[alone] = 0.0
+        return sound
+
+    def _cut(self, start: int, end: int) -> NDArray[np.float32]:
+        """The samples of windows that are kept."""
         size = len(self._sound)
-        first = max(start * WINDOW_SAMPLES, self._samples - size, 0)
-        count = max(0, min(end * WINDOW_SAMPLES, self._samples) - first)
-        first %= size
+        first = start * WINDOW_SAMPLES % size
+        count = (end - start) * WINDOW_SAMPLES
         wrapped = max(0, first + count - size)
         return np.concatenate([self._sound[first : first + count - wrapped], self._sound[:wrapped]])
 

@@ -69,6 +69,7 @@ _CONTRACTIONS = (
     (re.compile(r"'re\b"), " are"),
     (re.compile(r"'ve\b"), " have"),
     (re.compile(r"'ll\b"), " will"),
+    (re.compile(r"'d\b"), " would"),
     (re.compile(r"\b(what|that|it|he|she|who|where|when|how|there|name)'s\b"), r"\1 is"),
 )
 
@@ -161,7 +162,8 @@ def _likeness(said: Sequence[str], phrase: str, weight: Callable[[str], float]) 
     tokens = words(phrase)
     wanted, content = _content(tokens), _content(said)
     if not wanted or not content:
-        return fuzz.ratio(" ".join(said), " ".join(tokens)) / 100 if said else 0.0
+        same = fuzz.ratio(" ".join(said), " ".join(tokens)) / 100
+        return same if same > 0.85 else 0.0
     total = sum(map(weight, wanted))
     found = sum(weight(w) for w in wanted if any(_same(w, s) for s in content)) / total
     used = sum(weight(s) for s in content if any(_same(w, s) for w in wanted)) / sum(map(weight, content))

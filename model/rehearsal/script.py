@@ -8,13 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from model.rehearsal import lines
-from model.rehearsal.intents import Turn
+from model.rehearsal.intents import Turn, polarity
 from model.rehearsal.matcher import CERTAIN, Candidate, Matcher, occurs, words
 from model.wire import Answer, Script
 
 REPLY_BONUS = 0.1
 """Added to the score of an answer that directly replies to what the agent said last."""
-_AGREED = frozenset(("okay", "ok", "alright", "all right", "fine", "good", "great", "perfect", "okay please", "please"))
+URGENT_PENALTY = -0.2
+"""Added to an emergency's score by meaning: its short phrases are near to any talk of medicine."""
+_AGREED = frozenset(
+    ("okay", "ok", "alright", "all right", "fine", "right", "good", "great", "perfect", "okay please", "please")
+)
 
 
 class ScriptPlace:
@@ -41,6 +45,9 @@ class ScriptPlace:
         if "hum" in turn.intents:
             return []
         found = self._found(turn)
+        start = polarity(turn.tokens[:1])
+        if not found and asked and start:
+            return [a for a in self._answers.values() if self._follows(a) and lines.side(a) == start][:1]
         best = sorted(found, key=lambda name: -found[name])[:2]
         sure = [name for name in best[1:] if found[name] >= self._matcher.threshold + CERTAIN]
         answers = [self._answers[name] for name in [*best[:1], *sure]]
@@ -94,7 +101,8 @@ class ScriptPlace:
             # Sentence vectors hardly tell a denial from its opposite.
             if follows and turn.polarity and lines.side(answer) == -turn.polarity:
                 continue
-            found.append(Candidate(answer.id, answer.when, REPLY_BONUS if follows else 0.0))
+            bonus = URGENT_PENALTY if answer.urgent else REPLY_BONUS if follows else 0.0
+            found.append(Candidate(answer.id, answer.when, bonus))
         return found
 
     def _follows(self, answer: Answer) -> bool:

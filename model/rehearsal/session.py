@@ -29,8 +29,6 @@ from model.wire import FRAME_SECONDS, SAMPLE_RATE, AgentFrame, AgentText, Caller
 
 log = logging.getLogger(__name__)
 
-_GUESS = -1.0
-"""Mean log probability a token below which a recognition is a guess."""
 _LATE_IN_QUESTION = SAMPLE_RATE
 """Samples of a question left to say, in which a "yeah" is its answer."""
 
@@ -57,6 +55,11 @@ class Models:
     listening: Executor
     recognising: Executor
     talking: Executor
+
+    def shut_down(self) -> None:
+        """Let the threads end; work that has not begun is dropped."""
+        for executor in (self.listening, self.recognising, self.talking):
+            executor.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +99,16 @@ class RehearsalSession:
         self._busy = 0
         self._idle = asyncio.Event()
         self._closed = False
+        self._runner = asyncio.create_task(self._run())
         self._turns.agent_thinks()
         self._begin(dialogue.greeting)
-        self._runner = asyncio.create_task(self._run())
-        self._runner.add_done_callback(lambda _: self._outputs.put_nowait(None))
+        self._runner.add_done_callback(self._stopped)
 
     # What the server calls.
 
     def push(self, frame: CallerFrame) -> None:
         """The caller's next 80 ms; the agent's frame of the same index is in `outputs` on return."""
-        if self._closed:
+        if self._closed or self._runner.done():
             return
         released = self._playout.take()
         self._next_frame = frame.index + 1
@@ -149,8 +152,7 @@ class RehearsalSession:
 
     async def settled(self) -> None:
         """Wait until nothing is being computed for what was pushed so far. For tests and offline use."""
-        if not self._runner.done():
-            await self._idle.wait()
+        await self._idle.wait()
 
     # Work on threads.
 
@@ -178,10 +180,14 @@ class RehearsalSession:
 
     async def _recognise(self, attempt: int, sound: NDArray[np.float32], tasks: asyncio.TaskGroup) -> None:
         loop = asyncio.get_running_loop()
-        recognise = self._models.recogniser.recognise
-        heard: Heard = await loop.run_in_executor(self._models.recognising, recognise, sound)
-        self._act(self._turns.recognised(attempt, heard.text, heard.confidence < _GUESS), tasks)
+        heard = await loop.run_in_executor(self._models.recognising, self._recognise_wanted, attempt, sound)
+        if heard is not None:
+            self._act(self._turns.recognised(attempt, heard.text, heard.confidence), tasks)
         self._work(-1)
+
+    def _recognise_wanted(self, attempt: int, sound: NDArray[np.float32]) -> Heard | None:
+        """On a thread, perhaps after waiting for one: by then the caller may have gone on."""
+        return self._models.recogniser.recognise(sound) if self._turns.wants(attempt) else None
 
     async def _talk(self) -> None:
         loop = asyncio.get_running_loop()
@@ -228,7 +234,7 @@ class RehearsalSession:
                     self._playout.resume()
                 case Said(start, end, text):
                     self._outputs.put_nowait(CallerText(_frame_of(start), _frame_of(end - 1) + 1, text))
-                case Reply(text, _):
+                case Reply(text):
                     self._pause()
                     self._begin(lambda heard=text: self._dialogue.reply(heard))  # type: ignore[misc]
                 case StillThere():
@@ -280,10 +286,14 @@ class RehearsalSession:
         if self._end is not None:
             self._outputs.put_nowait(Done(self._last_sound, self._end.reason, self._end.target))
 
+    def _stopped(self, _: asyncio.Task[None]) -> None:
+        self._outputs.put_nowait(None)
+        self._idle.set()
+
     def _work(self, count: int) -> None:
         """Count what is being computed."""
         self._busy += count
-        if self._busy:
+        if self._busy and not self._runner.done():
             self._idle.clear()
         else:
             self._idle.set()

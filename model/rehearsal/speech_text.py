@@ -197,6 +197,9 @@ def _slash_date(match: re.Match[str]) -> str:
 
 
 def _month_day(match: re.Match[str]) -> str:
+    if re.search(r"\d\w*\s+of\s", match[0]):  # the 21st of May
+        said_year = f", {year(int(match['year']))}" if match["year"] else ""
+        return f"{ordinal(int(match['day']))} of {MONTHS[month_number(match['month']) - 1]}{said_year}"
     return _said_date(month_number(match["month"]), int(match["day"]), match["year"] or "") or match[0]
 
 
@@ -272,6 +275,7 @@ _RULES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
     (re.compile(r"\b(\d{4})s\b"), lambda m: re.sub("y$", "ie", year(int(m[1]))) + "s"),
     (re.compile(r"(?<![\w-])-(?=\d)"), "minus "),
     (re.compile(r"\b\d[\d,]*\.\d+\b|\b\d{1,3}(?:,\d{3})+\b|\b\d+"), _count),
+    (re.compile(r"\d+"), lambda m: f" {digit_by_digit(m[0])} "),
     (re.compile(rf"\b({'|'.join(_ABBREVIATIONS)})\.(?=\s)"), lambda m: _ABBREVIATIONS[m[1]]),
     (re.compile(r"\s?&\s?"), " and "),
     (re.compile(r"\s+"), " "),

@@ -16,7 +16,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from model.rehearsal.backchannel import is_backchannel, sounds_finished
+from model.rehearsal.backchannel import asks_for_floor, is_backchannel, sounds_finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class Timing:
     """The same, for the agent to give way: with the window or two that voice activity lags, 200 ms."""
     least: int = 4
     """An utterance with less speech than this is a click or a cough."""
-    quick: int = 7
-    """Silence after which an utterance is recognised, in case it is over: 224 ms."""
+    quick: int = 6
+    """Silence after which an utterance is recognised, in case it is over: 192 ms."""
     end: int = 15
     """Silence that ends an utterance that sounds finished: 480 ms."""
     end_open: int = 26
@@ -45,6 +45,10 @@ class Timing:
     """At a pause after this much, 8 s, what was recognised is kept, and not recognised again."""
     lead: int = 8
     """How much sound before the first window of speech is recognised with it."""
+    hum: int = 18
+    """A "mm-hm" has at most this much speech, 0.6 s."""
+    murmur: int = 25
+    """A listening remark that is hard to understand has at most this much, 0.8 s."""
     unheard: int = 16
     """A reply of which less than this was heard, 0.5 s, counts as not heard: the caller simply went on."""
 
@@ -89,8 +93,6 @@ class Reply:
     """Drop what the agent still had to say, and answer `text`."""
 
     text: str
-    interrupts: bool
-    """Whether the agent had been heard and was cut short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class _Utterance:
     """The recognition that covers the utterance to its end so far; -1: none."""
     text: str | None = None
     """What that gave."""
-    guess: bool = False
+    confidence: float = 0.0
     pieces: dict[int, int] = field(default_factory=dict)
     """Recognitions of pieces not yet done: attempt -> place in `parts`."""
 
@@ -141,6 +143,11 @@ class Turns:
         """The caller's words that the agent's present turn answers."""
         self._speaking_since: int | None = None
 
+    @property
+    def caller_talks(self) -> bool:
+        """Whether an utterance of the caller is open."""
+        return self._utterance is not None
+
     def hear(self, speech: bool, late_in_question: bool = False) -> list[Action]:
         """The next window of the caller, and whether the agent is in the last second of a question."""
         now = self._now
@@ -161,8 +168,8 @@ class Turns:
             actions.append(self._cut(utterance))
         return actions + self._conclude()
 
-    def recognised(self, attempt: int, text: str, guess: bool = False) -> list[Action]:
-        """The text for a `Recognise`; `guess`: the recogniser was not sure. Late ones are ignored."""
+    def recognised(self, attempt: int, text: str, confidence: float = 0.0) -> list[Action]:
+        """The text for a `Recognise`, and its mean log probability a token. Late ones are ignored."""
         utterance = self._utterance
         if utterance is None:
             return []
@@ -170,8 +177,13 @@ class Turns:
             utterance.parts[utterance.pieces.pop(attempt)] = text
         elif attempt == utterance.attempt:
             utterance.text = text
-            utterance.guess = guess
+            utterance.confidence = confidence
         return self._conclude()
+
+    def wants(self, attempt: int) -> bool:
+        """Whether the text of a `Recognise` would still be of use; if not, it need not be computed."""
+        utterance = self._utterance
+        return utterance is not None and (attempt == utterance.attempt or attempt in utterance.pieces)
 
     def agent_thinks(self) -> None:
         """A reply is being prepared that the caller did not ask for: a greeting, an announcement."""
@@ -243,25 +255,25 @@ class Turns:
             return []
         silence = self._now - 1 - utterance.last
         if utterance.voiced < self._timing.least and silence >= self._timing.quick:
-            return self._close(utterance, "", guess=False)
+            return self._close(utterance, "")
         if utterance.text is None or utterance.pieces:
             return []
         over_agent = self.agent in (Agent.SPEAKING, Agent.HELD)
         words = utterance.words
-        if not words or (over_agent and self._gives_way(utterance, words, utterance.guess)):
+        if not words or (over_agent and self._gives_way(utterance, words)):
             needed = self._timing.end_noise
         else:
             needed = self._timing.end if sounds_finished(words) else self._timing.end_open
-        return self._close(utterance, words, utterance.guess) if silence >= needed else []
+        return self._close(utterance, words) if silence >= needed else []
 
-    def _close(self, utterance: _Utterance, words: str, guess: bool) -> list[Action]:
+    def _close(self, utterance: _Utterance, words: str) -> list[Action]:
         self._utterance = None
         self._recent.clear()
         self._quiet_since = self._now
         actions: list[Action] = [Said(utterance.start, utterance.last + 1, words)] if words else []
         if self.agent is Agent.IDLE:
-            return actions + ([self._reply(words, interrupts=False)] if words else [])
-        if self._gives_way(utterance, words, guess):
+            return actions + ([self._reply(words)] if words else [])
+        if self._gives_way(utterance, words):
             if self.agent is Agent.HELD:
                 self.agent = Agent.SPEAKING
                 actions.append(Resume())
@@ -270,18 +282,18 @@ class Turns:
         heard = since is not None and utterance.start - since >= self._timing.unheard
         if not heard and self._answering:
             words = f"{self._answering} {words}"
-        return [*actions, self._reply(words, interrupts=since is not None)]
+        return [*actions, self._reply(words)]
 
-    def _gives_way(self, utterance: _Utterance, words: str, guess: bool) -> bool:
+    def _gives_way(self, utterance: _Utterance, words: str) -> bool:
         """Whether the caller, over the agent, did not want the floor."""
-        if not words:
-            return True
-        if utterance.late and self.agent is not Agent.THINKING:
-            return False
-        return (guess and utterance.voiced <= 25) or is_backchannel(words, self.closing)
+        if not words or is_backchannel(words, self.closing):
+            return not (words and utterance.late and self.agent is not Agent.THINKING)
+        # A hum has no words; what the recogniser makes of it are short guesses.
+        unsure = utterance.confidence < (-0.5 if utterance.voiced <= self._timing.hum else -1.0)
+        return unsure and utterance.voiced <= self._timing.murmur and not asks_for_floor(words)
 
-    def _reply(self, words: str, interrupts: bool) -> Reply:
+    def _reply(self, words: str) -> Reply:
         self.agent_thinks()
         self._answering = words
         self.closing = False
-        return Reply(words, interrupts)
+        return Reply(words)

@@ -76,7 +76,7 @@ def test_full_scale_clips_and_never_wraps() -> None:
     assert np.abs(np.diff(up)).max() < 40_000
 
 
-@given(st.lists(st.integers(0, 700), max_size=12), st.integers(0, 99))
+@given(st.lists(st.integers(0, 700) | st.just(640), max_size=12), st.integers(0, 99))
 def test_upsampling_in_pieces_equals_the_whole(cuts: list[int], seed: int) -> None:
     sound = noise(sum(cuts), seed)
     whole, pieces, resampler, at = Upsampler()(sound), [], Upsampler(), 0
@@ -87,7 +87,7 @@ def test_upsampling_in_pieces_equals_the_whole(cuts: list[int], seed: int) -> No
     assert len(whole) == 3 * len(sound)
 
 
-@given(st.lists(st.integers(0, 2_000), max_size=12), st.integers(0, 99))
+@given(st.lists(st.integers(0, 2_000) | st.just(1_920), max_size=12), st.integers(0, 99))
 def test_downsampling_in_pieces_equals_the_whole(cuts: list[int], seed: int) -> None:
     sound = noise(sum(cuts), seed)
     whole, pieces, resampler, at = Downsampler()(sound), [], Downsampler(), 0
@@ -95,7 +95,7 @@ def test_downsampling_in_pieces_equals_the_whole(cuts: list[int], seed: int) -> 
         pieces.append(resampler(sound[2 * at : 2 * (at + cut)]))
         at += cut
     assert b"".join(pieces) == whole
-    assert len(whole) // 2 == -(-len(sound) // 2 // 3)
+    assert len(whole) // 2 == len(sound) // 2 // 3
 
 
 def frame(number: int) -> bytes:
@@ -149,20 +149,46 @@ def test_jitter_buffer_is_bounded() -> None:
     for n in range(1, 41):
         buffer.push(frame(n))
     assert buffer.dropped == 24
-    assert numbers(buffer.pop()) == [25, 26, 27, 28]
+
+
+def test_jitter_buffer_begins_without_the_sound_that_waited_for_the_call() -> None:
+    buffer = JitterBuffer()
+    for n in range(1, 15):
+        buffer.push(frame(n))
+    assert numbers(buffer.pop()) == [9, 10, 11, 12]
+    assert buffer.dropped == 8
+
+
+def test_jitter_buffer_gives_back_all_delay_in_a_pause() -> None:
+    buffer = JitterBuffer()
+    for arriving in (6, 12, 4, 4, 4, 4, 4):
+        for _ in range(arriving):
+            buffer.push(bytes(CARRIER_FRAME_BYTES))
+        buffer.pop()
+    assert len(buffer) == 2  # the target; it was ten when the burst had come
 
 
 def test_jitter_buffer_gives_back_delay_it_does_not_need() -> None:
-    buffer, sent = JitterBuffer(), 0
-    for _ in range(14):
-        sent += 1
-        buffer.push(frame(sent))
-    for _ in range(25 * 10):
-        buffer.pop()
-        for _ in range(4):
+    buffer, sent = JitterBuffer(), 200  # numbers are levels too: these are no pause
+
+    def arrive(count: int) -> None:
+        nonlocal sent
+        for _ in range(count):
             sent += 1
             buffer.push(frame(sent))
-    assert buffer.dropped == 8  # from 10 frames left over down to the target of 2
+
+    arrive(6)
+    buffer.pop()
+    arrive(12)  # 160 ms more than the clock took: the burst after a stall
+    dropped = []
+    for _ in range(25 * 4):
+        buffer.pop()
+        dropped.append(buffer.dropped)
+        arrive(4)
+    assert dropped[3] == 0
+    assert dropped[4] == 6  # from ten frames left over, four remain
+    assert [dropped.index(7) + 1, dropped.index(8) + 1] == [25, 50]  # then one every two seconds
+    assert dropped[-1] == 8  # to the target of two
     assert buffer.missing == 0
 
 
@@ -215,6 +241,24 @@ def test_pacer_drops_quiet_frames_to_catch_up_and_is_bounded() -> None:
         pacer.push(sound, 0.0)
     assert pacer.dropped == 2  # the quiet one, then the oldest
     assert pacer.unheard(0.0) == pytest.approx(0.24)
+
+
+def test_pacer_takes_a_standing_delay_back_in_the_first_pause() -> None:
+    pacer = Pacer()
+    for _ in range(2):
+        pacer.push(LOUD, 0.0)
+    now = 0.0
+    assert pacer.pop(now) == LOUD
+    now = pacer.next_time(now) or 0.0
+    assert pacer.pop(now) == LOUD
+    for tick in range(1, 4):  # each of these has to wait 60 ms
+        pacer.push(LOUD, 0.08 * tick)
+        assert pacer.pop(0.08 * tick) is None
+        assert pacer.pop(0.08 * tick + 0.061) == LOUD
+    pacer.push(QUIET, 0.32)
+    assert pacer.dropped == 1
+    pacer.push(LOUD, 0.40)
+    assert pacer.pop(0.40) == LOUD
 
 
 def test_pacer_starts_afresh_after_clear() -> None:

@@ -421,6 +421,8 @@ def test_healthcare_personas_know_the_words_of_an_emergency(name: str) -> None:
     said = {phrase: answer.say for answer in script.answers if answer.urgent for phrase in answer.when}
     for phrase in ("chest pain", "can't breathe", "stroke", "overdose", "bleeding", "heart attack"):
         assert "911" in said[phrase]
+    for phrase in ("not breathing", "passed out", "whole bottle of pills", "seizure"):
+        assert "911" in said[phrase]
     for phrase in ("suicidal", "kill myself", "want to die"):
         assert "988" in said[phrase]
 

@@ -75,10 +75,23 @@ def test_an_invalid_persona_stops_the_start_with_file_line_and_field(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("CALLPLEX_LISTEN", "8080"), ("CALLPLEX_WORKER_CAPACITY", "0"), ("CALLPLEX_ENGINE", "magic")]
+    ("name", "value"),
+    [
+        ("CALLPLEX_LISTEN", "8080"),
+        ("CALLPLEX_WORKER_CAPACITY", "0"),
+        ("CALLPLEX_ENGINE", "magic"),
+        ("CALLPLEX_PUBLIC_URL", "voice.example.com"),
+        ("CALLPLEX_TRUSTED_PROXIES", "10.0.0.0/8, proxy"),
+    ],
 )
 def test_a_setting_that_cannot_be_used_is_named(tmp_path: Path, name: str, value: str) -> None:
     assert refused(tmp_path, **{name: value}).startswith(f"callplex: {name}: ")
+
+
+def test_a_webhook_secret_that_cannot_sign_stops_the_start(tmp_path: Path) -> None:
+    said = refused(tmp_path, CALLPLEX_WEBHOOK_URL="http://127.0.0.1:9/hook", CALLPLEX_WEBHOOK_SECRET="hunter2")
+    assert "CALLPLEX_WEBHOOK_SECRET" in said
+    assert "hunter2" not in said
 
 
 def test_a_stopped_gateway_files_the_call_on_the_line(tmp_path: Path) -> None:

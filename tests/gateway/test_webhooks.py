@@ -236,6 +236,23 @@ async def test_what_the_endpoint_asks_for_reaches_the_schedule_and_outlives_a_re
     assert webhook_id in receiver.ids[1:]
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"retry-after": "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"},
+        {"location": "http://[::1"},
+        {"location": "http://example.com:99999999"},
+        {"set-cookie": "a=b; expires=Mon, 01 Jan 99999999999999999999 00:00:00 GMT; max-age=" + "9" * 5000},
+    ],
+)
+async def test_no_answer_whatever_it_holds_ends_the_deliveries(tmp_path: Path, headers: Mapping[str, str]) -> None:
+    receiver = Receiver([302], headers)
+    async with receiver.listening(), running(tmp_path, receiver.url) as outbox:
+        webhook_id = await outbox.put("call.ended", {})
+        await until(lambda: outbox.delivered == 1 and outbox.pending == 0)
+    assert receiver.ids == [webhook_id] * 2
+
+
 SENDER = """
 import asyncio, sys
 from pathlib import Path
@@ -406,6 +423,7 @@ def test_delays_double_spread_and_obey_the_endpoint() -> None:
         ("Thu, 01 Jan 1970 00:17:40 GMT", 60.0),
         ("Thu, 01 Jan 1970 00:17:40", 60.0),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+        ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", 0.0),
     ],
 )
 def test_retry_after(header: str, seconds: float) -> None:

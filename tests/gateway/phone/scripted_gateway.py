@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.datastructures import URL
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
@@ -55,6 +56,8 @@ class ScriptedGateway:
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.lines: list[Line] = []
         self.refused = 0
+        self.public = ""
+        """Where the gateway believes to be reached, `https://host`; empty: where it is asked."""
         self._talk = talk
         self._validator = RequestValidator(TOKEN)
         self._app = Starlette(
@@ -77,10 +80,16 @@ class ScriptedGateway:
         parameter = '<Parameter name="token" value="a &amp; b"/>'
         return f'<Response><Connect {action}><Stream url="{self.stream_url}">{parameter}</Stream></Connect></Response>'
 
+    def _asked(self, url: URL) -> str:
+        if not self.public:
+            return str(url)
+        public = self.public.replace("http", "ws", 1) if url.scheme == "ws" else self.public
+        return public + str(url).removeprefix(f"{url.scheme}://{url.netloc}")
+
     async def _answer(self, request: Request) -> Response:
         form = dict(parse_qsl((await request.body()).decode(), keep_blank_values=True))
         given = request.headers.get("x-twilio-signature", "")
-        if not self._validator.validate(str(request.url), form, given):
+        if not self._validator.validate(self._asked(request.url), form, given):
             self.refused += 1
             return PlainTextResponse("bad signature", 403)
         path = request.url.path
@@ -92,7 +101,7 @@ class ScriptedGateway:
 
     async def _stream(self, socket: WebSocket) -> None:
         given = socket.headers.get("x-twilio-signature", "")
-        if not self._validator.validate(str(socket.url), {}, given):
+        if not self._validator.validate(self._asked(socket.url), {}, given):
             self.refused += 1
             await socket.send_denial_response(PlainTextResponse("bad signature", 403))
             return

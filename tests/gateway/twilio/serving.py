@@ -17,6 +17,7 @@ from gateway.settings import Settings
 from gateway.twilio.leg import TwilioLeg
 from gateway.twilio.peer import CarrierStream
 from gateway.twilio.routes import router
+from gateway.twilio.socket import CarrierSocket
 
 TIMEOUT = 5.0
 
@@ -30,8 +31,7 @@ class Routed:
 
 async def listen(leg: TwilioLeg) -> None:
     """A call that only hears the caller out."""
-    async for _ in leg.frames():
-        pass
+    await leg.listen(lambda frame: None)
     await leg.hangup("caller_hangup")
 
 
@@ -93,9 +93,7 @@ def settings(**values: object) -> Settings:
 @asynccontextmanager
 async def serving(app: ASGIApp) -> AsyncIterator[int]:
     """Run an app behind uvicorn as the gateway does; gives the port."""
-    config = uvicorn.Config(
-        app, "127.0.0.1", 0, ws="websockets-sansio", proxy_headers=False, log_level="error", lifespan="on"
-    )
+    config = uvicorn.Config(app, "127.0.0.1", 0, ws=CarrierSocket, proxy_headers=False, log_config=None, lifespan="on")
     server = uvicorn.Server(config)
     config.load()
     server.lifespan = config.lifespan_class(config)
@@ -112,5 +110,5 @@ def app_for(desk: Desk) -> FastAPI:
     return app
 
 
-def carrier(call_sid: str = "CA1") -> CarrierStream:
-    return CarrierStream("MZ1", call_sid, "AC1")
+def carrier(call_sid: str = "CA1", sid: str = "MZ1") -> CarrierStream:
+    return CarrierStream(sid, call_sid, "AC1")

@@ -13,6 +13,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
 from gateway.audio import decode_ulaw, encode_ulaw
+from gateway.twilio import leg as leg_module
 from gateway.twilio.leg import ENDED_BY_REST, TwilioLeg
 from gateway.twilio.peer import CarrierStream, Cleared, Marked, Played, ServerEvent
 from gateway.twilio.protocol import PeerError
@@ -62,7 +63,7 @@ async def gateway(run: Run, **values: object) -> AsyncIterator[tuple[int, Desk]]
 
 
 @asynccontextmanager
-async def stream(port: int, call_sid: str = "CA1", auth: str = "") -> AsyncIterator[Phone]:
+async def stream(port: int, call_sid: str = "CA1", auth: str = "", sid: str = "MZ1") -> AsyncIterator[Phone]:
     """A stream that has started, signed where there is something to sign with."""
     form = {"CallSid": call_sid, "From": "+1", "To": "+2"}
     voice = f"http://127.0.0.1:{port}/twilio/voice"
@@ -71,7 +72,7 @@ async def stream(port: int, call_sid: str = "CA1", auth: str = "") -> AsyncItera
     parameters = {p.attrib["name"]: p.attrib["value"] for p in ET.fromstring(answer.content).iter("Parameter")}
     url = f"ws://127.0.0.1:{port}/twilio/stream"
     async with connect(url, additional_headers={HEADER: sign(auth, url)}) as socket:
-        phone = Phone(socket, carrier(call_sid))
+        phone = Phone(socket, carrier(call_sid, sid))
         await phone.send(phone.line.connected(), phone.line.start(parameters))
         yield phone
 
@@ -91,7 +92,7 @@ async def test_the_caller_is_heard_to_the_sample_until_stop() -> None:
 
     async def run(leg: TwilioLeg) -> None:
         legs.append(leg)
-        heard.extend([frame async for frame in leg.frames()])
+        await leg.listen(heard.append)
         await leg.hangup("caller_hangup")
 
     async with call(run) as phone:
@@ -124,7 +125,7 @@ async def test_a_socket_that_dies_in_the_middle_of_a_message_ends_the_frames() -
     ended = asyncio.Event()
 
     async def run(leg: TwilioLeg) -> None:
-        heard.extend([frame async for frame in leg.frames()])
+        await leg.listen(heard.append)
         ended.set()
         # The call goes on for a moment; a line that is down takes everything without a word.
         await leg.play(TONE)
@@ -132,7 +133,7 @@ async def test_a_socket_that_dies_in_the_middle_of_a_message_ends_the_frames() -
         await leg.drain(TIMEOUT)
         await leg.hangup("caller_hangup")
         await leg.hangup("failed")
-        assert [frame async for frame in leg.frames()] == []
+        await leg.listen(heard.append)
 
     async with call(run) as phone:
         await phone.speak()
@@ -278,6 +279,36 @@ async def test_a_flood_ends_its_own_call_and_no_other() -> None:
     assert by_sid["CA1"].counters.media == 2
     assert by_sid["CA1"].flood.dropped == 0
     assert by_sid["CA2"].flood.dropped == 501
+
+
+async def test_a_line_that_is_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leg_module, "MAX_BACKLOG", 1_000)
+    faults: list[str] = []
+    stalled = asyncio.Event()
+
+    async def hear(leg: TwilioLeg) -> None:
+        try:
+            await listen(leg)
+        except PeerError as error:
+            faults.append(str(error))
+
+    async def run(leg: TwilioLeg) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            hearing = tasks.create_task(hear(leg))
+            while not leg.down:
+                await leg.flush()
+                await asyncio.sleep(0)
+            stalled.set()
+            await hearing
+        await leg.hangup("protocol_error")
+
+    async with gateway(run) as (port, desk), stream(port, sid="M" * 128) as phone:
+        phone.socket.transport.pause_reading()
+        await asyncio.wait_for(stalled.wait(), 4 * TIMEOUT)
+        await phone.speak(2)
+        await asyncio.wait_for(desk.finished.wait(), TIMEOUT)
+        phone.socket.transport.abort()
+    assert faults == ["the line does not take what it is sent"]
 
 
 @pytest.mark.parametrize("reason", [*sorted(ENDED_BY_REST), "agent_goodbye", "transfer", "worker_lost"])

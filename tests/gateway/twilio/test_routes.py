@@ -18,6 +18,7 @@ from gateway.leg import Outcome
 from gateway.twilio import routes
 from gateway.twilio.leg import TwilioLeg
 from gateway.twilio.protocol import PeerError
+from gateway.twilio.rest import TwilioRest
 from tests.gateway.twilio.serving import TIMEOUT, Desk, Routed, app_for, carrier, listen, serving, settings
 
 pytestmark = pytest.mark.anyio
@@ -366,5 +367,14 @@ async def test_a_call_that_fails_still_lets_the_line_go() -> None:
 
 
 async def test_proxies_that_are_no_addresses_are_named_at_start() -> None:
-    with pytest.raises(ValueError, match="'loadbalancer' does not appear to be an IPv4 or IPv6 network"):
+    with pytest.raises(ValueError, match="'loadbalancer' is not an address or network"):
         app_for(Desk(settings(trusted_proxies="10.0.0.1, loadbalancer")))
+
+
+async def test_the_rest_client_is_closed_with_the_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    rest = TwilioRest("http://127.0.0.1:1", "AC1", AUTH)
+    monkeypatch.setattr(routes, "rest_from", lambda _: rest)
+    async with gateway(Desk(settings())):
+        pass
+    with pytest.raises(RuntimeError, match="client has been closed"):
+        await rest.end_call("CA1")
