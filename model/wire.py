@@ -269,7 +269,7 @@ def encode(message: ToWorker | FromWorker) -> str | bytes:
     if isinstance(message, CallerFrame | AgentFrame):
         return encode_frame(message)
     if isinstance(message, AgentText):
-        return _HEADER.pack(KIND_AGENT_TEXT, message.index) + message.text.encode()
+        return _HEADER.pack(KIND_AGENT_TEXT, message.index) + message.text.encode(errors="replace")
     return json.dumps({"type": _NAMES[type(message)], **asdict(message)})
 
 

@@ -6,16 +6,28 @@ fails is the dialogue's affair.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import queue
 import re
-import time
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import httpx
 
 from model.rehearsal.speech_text import sentences
+
+Wanted = Callable[[], bool]
+"""Whether a reply that is being made is still wanted; asked from the thread that makes it."""
+_LOOK_SECONDS = 0.05
+"""Between two looks at that while nothing comes."""
+
+
+def always() -> bool:
+    """Wanted to the end."""
+    return True
 
 
 class ChatFailed(Exception):
@@ -46,25 +58,38 @@ class Message:
 
 
 class Chat:
-    """One endpoint, for all calls; safe to use from several threads at once."""
+    """One endpoint, for all calls; safe to use from several threads at once.
 
-    def __init__(self, settings: ChatSettings, client: httpx.Client | None = None) -> None:
+    Requests run on an event loop of their own, so that one can be ended at any moment: a thread that waits in
+    a socket cannot be called off.
+    """
+
+    def __init__(self, settings: ChatSettings) -> None:
         self._settings = settings
         url = settings.url.rstrip("/")
         self._url = url if url.endswith("/chat/completions") else url + "/chat/completions"
-        self._client = client or httpx.Client()
+        self._client = httpx.AsyncClient(timeout=None)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rehearsal-chat", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
-        self._client.close()
+        """End what is under way; replies that are being read fail."""
+        if self._loop.is_closed():
+            return
+        asyncio.run_coroutine_threadsafe(self._end_requests(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
-    def stream(self, messages: Sequence[Message]) -> Iterator[str]:
+    def stream(self, messages: Sequence[Message], wanted: Wanted = always) -> Iterator[str]:
         """The reply, sentence by sentence, without markup. Raises ChatFailed, maybe after some of it.
 
-        Closing the iterator ends the request, at the latest when `stall` is over.
+        When `wanted` no longer holds, or the iterator is closed, the request ends and the connection with it.
         """
         said = 0
         text = ""
-        for piece in self._pieces(messages):
+        for piece in _whole_characters(self._pieces(messages, wanted)):
             text += piece
             *whole, text = sentences(text) or [""]
             if text and piece[-1:].isspace():
@@ -75,13 +100,36 @@ class Chat:
                     yield bare
                 if said > self._settings.longest:
                     return
+        if not wanted():
+            return
         if bare := plain(text):
             yield bare
             said += 1
         if not said:
             raise ChatFailed("the chat endpoint's reply is empty")
 
-    def _pieces(self, messages: Sequence[Message]) -> Iterator[str]:
+    def _pieces(self, messages: Sequence[Message], wanted: Wanted) -> Iterator[str]:
+        """What the endpoint sends, as it comes; less than all of it if it is no longer wanted."""
+        arrived: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        request = asyncio.run_coroutine_threadsafe(self._request(messages, arrived.put), self._loop)
+        request.add_done_callback(lambda _: arrived.put(None))
+        try:
+            while wanted():
+                try:
+                    piece = arrived.get(timeout=_LOOK_SECONDS)
+                except queue.Empty:
+                    continue
+                if piece is not None:
+                    yield piece
+                elif request.cancelled():
+                    raise ChatFailed("the chat endpoint is not asked any more")
+                else:
+                    return request.result()
+        finally:
+            request.cancel()
+
+    async def _request(self, messages: Sequence[Message], take: Callable[[str], None]) -> None:
+        """One request; `take` gets each piece of the reply. Raises ChatFailed."""
         settings = self._settings
         body: dict[str, Any] = {"stream": True, "messages": [{"role": m.role, "content": m.content} for m in messages]}
         if settings.model:
@@ -89,54 +137,71 @@ class Chat:
         headers = {"Accept": "text/event-stream"}
         if settings.key:
             headers["Authorization"] = f"Bearer {settings.key}"
-        timeout = httpx.Timeout(
-            settings.stall, connect=settings.first_word, read=max(settings.first_word, settings.stall)
-        )
-        start = time.monotonic()
+        now = asyncio.get_running_loop().time
+        end = now() + settings.total
         try:
-            with self._client.stream("POST", self._url, json=body, headers=headers, timeout=timeout) as response:
+            async with (
+                asyncio.timeout(settings.first_word) as deadline,
+                self._client.stream("POST", self._url, json=body, headers=headers) as response,
+            ):
                 if response.status_code != 200:
                     raise ChatFailed(f"the chat endpoint answered {response.status_code}")
-                yield from self._read(response, start)
-        except httpx.TimeoutException:
+                async for piece in _contents(response, settings.longest * 200):
+                    take(piece)
+                    deadline.reschedule(min(end, now() + settings.stall))
+        except TimeoutError:
             raise ChatFailed("the chat endpoint is too slow") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ChatFailed(f"the chat endpoint cannot be used: {error or type(error).__name__}") from None
 
-    def _read(self, response: httpx.Response, start: float) -> Iterator[str]:
-        if "application/json" in response.headers.get("content-type", ""):
-            yield _content(response.read().decode(errors="replace"), "message")
+    async def _end_requests(self) -> None:
+        requests = asyncio.all_tasks() - {asyncio.current_task()}
+        for request in requests:
+            request.cancel()
+        await asyncio.gather(*requests, return_exceptions=True)
+        await self._client.aclose()
+
+
+async def _contents(response: httpx.Response, limit: int) -> AsyncIterator[str]:
+    """The pieces of text in a response, streamed or not. Raises ChatFailed if it is no completion."""
+    if "application/json" in response.headers.get("content-type", ""):
+        yield _content((await response.aread()).decode(errors="replace"), "message")
+        return
+    async for line in _lines(response, limit):
+        data = line.removeprefix("data:").strip()
+        if data == "[DONE]":
             return
-        settings = self._settings
-        last = start
-        begun = False
-        for line in _lines(response, settings.longest * 200):
-            now = time.monotonic()
-            if now - start > settings.total or now - last > (settings.stall if begun else settings.first_word):
-                raise ChatFailed("the chat endpoint is too slow")
-            data = line.removeprefix("data:").strip()
-            if data == "[DONE]":
-                return
-            if not line.startswith("data:"):
-                continue
-            if piece := _content(data, "delta"):
-                begun, last = True, now
-                yield piece
-                last = time.monotonic()
+        if line.startswith("data:") and (piece := _content(data, "delta")):
+            yield piece
 
 
-def _lines(response: httpx.Response, limit: int) -> Iterator[str]:
+async def _lines(response: httpx.Response, limit: int) -> AsyncIterator[str]:
     """The lines of an event stream. Raises ChatFailed rather than hold more than `limit` characters."""
     rest = ""
     total = 0
-    for piece in response.iter_text():
+    async for piece in response.aiter_text():
         total += len(piece)
         if total > limit:
             raise ChatFailed("the chat endpoint sends too much")
         *whole, rest = re.split(r"\r\n|\n|\r", rest + piece)
-        # Even without a whole line the clock must be looked at: a comment a second is no reply.
-        yield from whole or [""]
+        for line in whole:
+            yield line
     yield rest
+
+
+def _whole_characters(pieces: Iterator[str]) -> Iterator[str]:
+    """Text cut anywhere -> the same without half characters.
+
+    An endpoint that escapes in JSON may put the two UTF-16 halves of an emoji into two events; a half that
+    stays alone cannot be encoded, so it is left out.
+    """
+    half = ""
+    for piece in pieces:
+        text, half = half + piece, ""
+        if "\ud800" <= text[-1:] <= "\udbff":
+            text, half = text[:-1], text[-1]
+        if text:
+            yield text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore")
 
 
 def _content(data: str, part: Literal["delta", "message"]) -> str:

@@ -85,6 +85,10 @@ def test_agent_text_is_a_kind_an_index_and_utf8() -> None:
     assert wire.encode(AgentText(7, " päivä")) == b"\x02\x07\x00\x00\x00 p\xc3\xa4iv\xc3\xa4"
 
 
+def test_agent_text_that_is_no_text_is_still_sent() -> None:
+    assert encode(AgentText(7, " a\ud83d")) == b"\x02\x07\0\0\0 a?"
+
+
 def test_a_flush_is_json() -> None:
     assert json.loads(wire.encode(wire.Flush(9))) == {"type": "flush", "index": 9}
 

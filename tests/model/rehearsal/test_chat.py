@@ -137,6 +137,60 @@ def test_a_dropped_reply_ends_the_request() -> None:
         assert server.hung_up.wait(10)
 
 
+def test_a_reply_not_wanted_any_more_ends_the_request_before_its_first_word() -> None:
+    asked = threading.Event()
+
+    def answer(handler: Handler) -> None:
+        handler.begin()
+        asked.set()
+        while not handler.server.released.is_set():
+            handler.raw(": thinking\n\n")
+
+    with serving(answer, first_word=60) as (chat, server):
+        assert list(chat.stream(QUESTION, lambda: not asked.is_set())) == []
+        assert server.hung_up.wait(10)
+
+
+def test_closing_ends_replies_that_are_being_read() -> None:
+    def answer(handler: Handler) -> None:
+        handler.begin()
+        handler.event("One moment. Then")
+        handler.server.released.wait(10)
+
+    with serving(answer) as (chat, _):
+        reply = chat.stream(QUESTION)
+        assert next(reply) == "One moment."
+        chat.close()
+        with pytest.raises(ChatFailed, match="not asked any more"):
+            next(reply)
+
+
+def escaped(*contents: str) -> Callable[[Handler], None]:
+    """Events with JSON escapes as they are."""
+
+    def answer(handler: Handler) -> None:
+        handler.begin()
+        for content in contents:
+            handler.raw('data: {"choices":[{"index":0,"delta":{"content":"' + content + '"}}]}\n\n')
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("contents", "said"),
+    [
+        (["Clef \\ud834", "\\udd1e here."], "Clef \U0001d11e here."),
+        (["Fine \\ud83d", "\\ude00."], "Fine ."),
+        (["Half \\ud83d", " a smile."], "Half a smile."),
+        (["Other \\ude00half."], "Other half."),
+        (["At the end \\ud83d"], "At the end"),
+    ],
+)
+def test_halves_of_characters_are_joined_or_left_out(contents: list[str], said: str) -> None:
+    with serving(escaped(*contents)) as (chat, _):
+        assert list(chat.stream(QUESTION)) == [said]
+
+
 def test_comments_empty_events_and_crlf() -> None:
     def answer(handler: Handler) -> None:
         handler.begin()
