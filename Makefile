@@ -2,6 +2,9 @@
 # make test       lint, types and tests (a few minutes)
 # make test-long  what takes longer: soak, chaos, load
 #
+# The tests need torch. PyPI's build for Linux carries CUDA (gigabytes); this one does not:
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test
+#
 # The virtual environment is made on first use and brought up to date when pyproject.toml or the
 # pinned versions change; nothing is installed twice.
 
@@ -45,5 +48,5 @@ $(VENV)/.demo: $(PYTHON) $(PINS)
 
 $(VENV)/.test: $(VENV)/.demo
 	@echo "Installing what the tests need into $(VENV) ..."
-	@$(PIP) install -c deploy/constraints.txt --no-build-isolation -e '.[rehearsal,dev]'
+	@$(PIP) install -c deploy/constraints.txt --no-build-isolation -e '.[rehearsal,model,dev]'
 	@touch $@

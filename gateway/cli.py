@@ -14,11 +14,16 @@ import os
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from gateway.settings import Settings, SettingsInvalid, load_settings, masked
+from model.commands import Places, told, voices_app, weights_app
+
+if TYPE_CHECKING:
+    from gateway.persona_model import Persona
+    from model.wire import SessionRequest
 
 # The matrices here are small: BLAS threads would spend their time waiting for each other, 400 ms for
 # a sentence where one thread takes 17 (measured on two busy cores). Read when numpy is first loaded.
@@ -35,6 +40,8 @@ personas_app = typer.Typer(no_args_is_help=True, help="Check the personas.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure, with figures you can compare.")
 app.add_typer(personas_app, name="personas")
 app.add_typer(bench_app, name="bench")
+app.add_typer(weights_app(lambda: _places(_settings())), name="weights")
+app.add_typer(voices_app(lambda: _places(_settings())), name="voices")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
 
@@ -223,6 +230,99 @@ def bench_gateway_command(
             calls=calls, seconds=seconds, find_max=find_max, worker_process=worker_process, json_output=json_output
         )
     )
+
+
+@app.command()
+def offline(
+    caller_wav: Annotated[Path, typer.Option(help="What the caller says: a WAV file.")],
+    out: Annotated[Path, typer.Option(help="What the agent says: a WAV file of the same length.")],
+    text: Annotated[Path | None, typer.Option(help="The agent's words and their times: a JSON file.")] = None,
+    voice: Annotated[str, typer.Option(help="One of `callplex voices list`.")] = "",
+    prompt: Annotated[str, typer.Option(help="Who the agent is and what it knows.")] = "",
+    persona: Annotated[Path | None, typer.Option(help="Take voice, prompt and sampling from this persona.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same conversation.")] = 0,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    stereo: Annotated[Path | None, typer.Option(help="Both sides: a WAV file, the caller on the left.")] = None,
+    json_output: Json = False,
+) -> None:
+    """Hold a conversation with a WAV file, with the duplex model and no phone."""
+    places = _places(_settings())
+    with told():
+        from model import commands
+        from model.offline import OfflineRun
+        from model.wire import Sampling
+
+        sampling = Sampling(seed=seed)
+        if persona is not None:
+            request = _persona_request(persona, seed)
+            voice, prompt, sampling = voice or request.voice, prompt or request.prompt, request.sampling
+        run = OfflineRun(
+            caller=caller_wav,
+            out=out,
+            text=text,
+            voice=voice or "NATF2",
+            prompt=prompt,
+            weights=places.weights,
+            recordings=places.recordings,
+            sampling=None if greedy else sampling,
+            device=device,
+            stereo=stereo,
+        )
+        commands.offline(run, json_output)
+
+
+@personas_app.command("clip")
+def personas_clip(
+    persona: Annotated[Path, typer.Argument(help="A persona file.")],
+    text: Annotated[str, typer.Option(help="What is said; by default the persona's disclosure.")] = "",
+    out: Annotated[Path | None, typer.Option(help="By default clips/PERSONA-VERSION.clip beside the persona.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The first seed that is tried.")] = 0,
+    attempts: Annotated[int, typer.Option(min=1, help="How many are.")] = 8,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Let a persona's voice say its disclosure, check it by speech recognition, and keep it as a clip."""
+    places = _places(_settings())
+    with told():
+        from model import commands
+        from model.clip_maker import ClipRequest
+        from model.folder import ModelFolder
+        from model.voices import VoiceRefused, voice_file
+
+        request, one = _persona_request(persona, seed), _persona(persona)
+        try:
+            voice_path = voice_file(request.voice, ModelFolder(places.weights).voices, places.recordings)
+        except VoiceRefused as error:
+            fail(str(error))
+        said = text or one.disclosure
+        if not said:
+            fail(f"{persona} has no disclosure; say what to speak with --text")
+        wanted = ClipRequest(
+            said, request.voice, voice_path, request.prompt, one.id, one.version, seed=seed, attempts=attempts
+        )
+        place = out or persona.parent / "clips" / f"{one.id}-{one.version}.clip"
+        commands.clip(wanted, places.weights, device, place)
+
+
+def _places(settings: Settings) -> Places:
+    return Places(settings.weights_dir or Path("weights"), settings.personas / "voices")
+
+
+def _persona(path: Path) -> Persona:
+    from gateway.personas import read_persona
+    from gateway.yaml_lines import Problem
+
+    problems: list[Problem] = []
+    persona = read_persona(path, problems)
+    if problems or persona is None:
+        fail("\n".join(map(str, problems)))
+    return persona
+
+
+def _persona_request(path: Path, seed: int) -> SessionRequest:
+    from gateway.personas import session_request
+
+    return session_request(_persona(path), "offline", {}, seed)
 
 
 def main() -> None:

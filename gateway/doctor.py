@@ -12,6 +12,7 @@ import ipaddress
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import ssl
@@ -325,11 +326,15 @@ def _personaplex(settings: Settings) -> Iterator[Finding]:
     if importlib.util.find_spec("model.engine") is None:
         detail = "this version has no personaplex engine"
         yield Finding("engine", False, detail, "export CALLPLEX_ENGINE=rehearsal")
-    if importlib.util.find_spec("torch") is None:
-        yield Finding("torch", False, "the personaplex engine needs torch, which is not installed", f"{_PIP} torch")
-    if settings.weights_dir is None or not settings.weights_dir.is_dir():
-        detail = "CALLPLEX_WEIGHTS_DIR does not name a folder with the model's weights"
-        yield Finding("weights", False, detail, "export CALLPLEX_WEIGHTS_DIR=/path/to/weights")
+    yield from packages("model")
+    # The model's own check, in another process: the gateway never imports torch.
+    command = [sys.executable, "-m", "model.gpu_check", "--json", "--calls", str(settings.worker_capacity)]
+    command += ["--weights", str(settings.weights_dir)] if settings.weights_dir else []
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        yield from [Finding(**finding) for finding in json.loads(done.stdout)["findings"]]
+    except (subprocess.TimeoutExpired, OSError, ValueError, KeyError, TypeError):
+        yield Finding("gpu", False, "the GPU cannot be examined", shlex.join(command))
 
 
 _FIND_WEIGHTS = """

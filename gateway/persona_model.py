@@ -33,6 +33,8 @@ VOICES = (
     *(f"VARM{n}" for n in range(5)),
 )
 """PersonaPlex's own: natural and varied, female and male."""
+RECORDING = r"[a-z][a-z0-9-]{0,39}"
+"""The name of a recorded voice, which `callplex voices add` keeps together with the consent to use it."""
 
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 LANGUAGES = ("en", "en-AU", "en-CA", "en-GB", "en-IE", "en-IN", "en-NZ", "en-US", "en-ZA")
@@ -68,7 +70,7 @@ def _phone(number: Any) -> Any:
 
 
 def _voice(name: str) -> str:
-    if name not in VOICES:
+    if name not in VOICES and not re.fullmatch(RECORDING, name):
         raise ValueError(f"no such voice; choose one of {', '.join(VOICES)}")
     return name
 
@@ -181,7 +183,11 @@ class Persona(Strict):
     name: LabelOrNothing = Field("", description="The agent's name; needed where there is an `organisation`.")
     organisation: Organisation | None = None
     language: Annotated[str, AfterValidator(_language), Field(json_schema_extra={"enum": list(LANGUAGES)})] = "en-US"
-    voice: Annotated[str, AfterValidator(_voice), Field(json_schema_extra={"enum": list(VOICES)})]
+    voice: Annotated[
+        str,
+        AfterValidator(_voice),
+        Field(json_schema_extra={"anyOf": [{"enum": list(VOICES)}, {"pattern": f"^{RECORDING}$"}]}),
+    ]
     role: Instructions = Field("", description="How the agent behaves. The same for every call: no {variables}.")
     facts: tuple[Fact, ...] = Field((), max_length=60, description="What the agent knows, one sentence each.")
     greeting: SpokenOrNothing = Field("", description="Said first, before the caller speaks.")

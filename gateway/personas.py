@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from gateway.persona_model import LONGEST_PROMPT, PLACEHOLDER, Persona, PersonaInvalid
+from gateway.persona_model import LONGEST_PROMPT, PLACEHOLDER, VOICES, Persona, PersonaInvalid
 from gateway.routing import ROUTING_FILE, Routing, read_routing
 from gateway.yaml_lines import Document, Problem, read_document
 from model.wire import Answer, Question, Sampling, Script, SessionRequest
@@ -28,6 +28,8 @@ __all__ = [
     "session_request",
 ]
 
+RECORDINGS = "voices"
+"""The folder of recorded voices among the personas."""
 LONGEST_VALUE = 200
 """Characters of a variable's value that a call may bring; the rest is cut off."""
 
@@ -61,12 +63,17 @@ def read_personas(folder: Path, problems: list[Problem]) -> dict[str, Persona]:
 
 
 def persona_paths(folder: Path) -> list[Path]:
-    """The persona files under a folder, in order. Hidden files and folders are editors' and mounts'."""
+    """The persona files under a folder, in order.
+
+    Hidden files and folders are editors' and mounts', and what lies in `voices` are recordings and their consent.
+    """
     found = []
     for path in sorted(folder.rglob("*.y*ml")):
         inside = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in inside.parts)
-        if path.suffix in (".yaml", ".yml") and not hidden and inside != Path(ROUTING_FILE):
+        if path.suffix not in (".yaml", ".yml") or hidden or inside.parts[0] == RECORDINGS:
+            continue
+        if inside != Path(ROUTING_FILE):
             found.append(path)
     return found
 
@@ -80,6 +87,7 @@ def read_persona(path: Path, problems: list[Problem]) -> Persona | None:
     if document is None or persona is None:
         return None
     problems.extend(_prompt_problems(document, persona))
+    problems.extend(_voice_problems(document, persona, path))
     return persona.identified(path.stem, hashlib.sha256(document.raw).hexdigest()[:12])
 
 
@@ -89,6 +97,16 @@ def _prompt_problems(document: Document, persona: Persona) -> list[Problem]:
         return []
     text = f"the prompt made of `role` and `facts` has {length} characters, {LONGEST_PROMPT} at most"
     return [document.problem(("facts",), text)]
+
+
+def _voice_problems(document: Document, persona: Persona, path: Path) -> list[Problem]:
+    """A recorded voice must lie in a `voices` folder beside or above the persona; the worker asks for its consent."""
+    name = persona.voice
+    places = [folder / RECORDINGS / f"{name}.wav" for folder in path.absolute().parents[:3]]
+    if name in VOICES or any(place.is_file() for place in places):
+        return []
+    text = f"no such voice; choose one of {', '.join(VOICES)}, or record one: callplex voices add {name}"
+    return [document.problem(("voice",), text)]
 
 
 def check_personas(path: Path) -> list[str]:

@@ -23,6 +23,8 @@ PURE = {
     "gateway/twilio/protocol.py",
     "gateway/twilio/signature.py",
     "gateway/twilio/twiml.py",
+    "model/config.py",
+    "model/prompt.py",
     "model/wire.py",
 }
 OUTSIDE_WORLD = {

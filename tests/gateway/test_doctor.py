@@ -261,9 +261,22 @@ def test_the_rehearsal_engine_finds_its_weights_or_says_what_to_install(tmp_path
     assert "CALLPLEX_WEIGHTS_DIR" in absent.fix
 
 
-def test_the_personaplex_engine_needs_torch_and_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert [finding.name for finding in wrong(engine="personaplex")] == ["engine", "torch", "weights"]
+def test_the_personaplex_engine_needs_packages_a_gpu_and_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = wrong(engine="personaplex", weights_dir=tmp_path / "absent")
+    by_name = {finding.name: finding for finding in found}
+    assert by_name.keys() >= {"gpu", "weights"}
+    assert by_name["weights"].fix == "callplex weights download"
+    assert "nvidia-smi" in by_name["gpu"].detail
+
+
+def test_a_gpu_check_that_cannot_run_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    found = of(examine(lambda: settings(engine="personaplex")), "gpu")
+    assert not found.ok
+    assert found.fix.startswith("/bin/false -m model.gpu_check --json")
 
 
 def test_tls_files_of_the_worker(tmp_path: Path) -> None:

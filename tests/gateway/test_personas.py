@@ -193,7 +193,7 @@ def test_a_file_that_is_no_persona_is_told_in_a_sentence(folder: Folder, content
 
 
 def test_every_problem_of_every_file_is_told_at_once(folder: Folder) -> None:
-    first = changed("voice: NATF2", "voice: nobody", changed("kind: name", "kind: colour"))
+    first = changed("voice: NATF2", "voice: Nobody", changed("kind: name", "kind: colour"))
     second = changed("person: desk", "person: boss", changed("needs: [caller]", "needs: [caller, dog]"))
     found = problems_of(folder(a=first, b=second, c="name: 'x", d=BANK))
     assert [":".join(problem.split(":")[:3]) for problem in found] == [
@@ -221,6 +221,15 @@ def test_editors_files_and_the_routing_are_no_personas(folder: Folder) -> None:
     (root / ".bank.yaml.swp.yaml").write_text("junk: [")
     (root / "notes.txt").write_text("junk: [")
     assert list(load_personas(root)) == ["bank"]
+
+
+def test_a_recorded_voice_must_be_there_and_its_records_are_no_persona(folder: Folder) -> None:
+    root = folder(bank__agent=changed("voice: NATF2", "voice: ann-lee"), voices__voices="voices: {}")
+    (problem,) = problems_of(root)
+    assert problem.startswith("bank/agent.yaml:5: voice: no such voice; choose one of NATF0")
+    assert problem.endswith("or record one: callplex voices add ann-lee")
+    (root / "voices" / "ann-lee.wav").write_bytes(b"")
+    assert load_personas(root)["agent"].voice == "ann-lee"
 
 
 def test_a_prompt_too_long_for_the_models_memory_is_refused(folder: Folder) -> None:

@@ -1,0 +1,88 @@
+"""The depth transformer: after each frame it walks through that frame's codebooks, one step for each.
+
+Owns the layers, whose norms all steps share while projections and MLPs belong to one step each. Knows no tokens:
+the language model embeds what a step is told and reads what it answers. N is the batch, D the width, H the heads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.config import DepformerConfig
+from model.streaming import Window, WindowKind
+from model.transformer import GatedMLP, RMSNorm
+
+
+class StepAttention(nn.Module):
+    """Attention weights of all steps, stacked along the rows: step s owns the s-th part of each matrix."""
+
+    def __init__(self, config: DepformerConfig) -> None:
+        super().__init__()
+        self._heads = config.heads
+        self._steps = config.steps
+        self.in_proj_weight = nn.Parameter(torch.empty(config.steps * 3 * config.dim, config.dim))
+        self.out_proj = nn.Linear(config.dim, config.steps * config.dim, bias=False)
+        nn.init.normal_(self.in_proj_weight, std=config.dim**-0.5)
+
+    def project(self, step: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`[N, D]` to query, key and value, each `[N, H, 1, D / H]`."""
+        weight = self.in_proj_weight.view(self._steps, -1, x.shape[-1])[step]
+        query, key, value = functional.linear(x, weight).view(x.shape[0], 3, self._heads, 1, -1).unbind(1)
+        return query, key, value
+
+    def combine(self, step: int, seen: Tensor) -> Tensor:
+        """What the heads saw, `[N, H, 1, D / H]`, to `[N, D]`."""
+        weight = self.out_proj.weight
+        return functional.linear(seen.flatten(1), weight.view(self._steps, -1, weight.shape[-1])[step])
+
+
+class DepformerLayer(nn.Module):
+    """Pre-norm residual layer with weights for each step."""
+
+    def __init__(self, config: DepformerConfig) -> None:
+        super().__init__()
+        self.self_attn = StepAttention(config)
+        self.norm1, self.norm2 = RMSNorm(config.dim), RMSNorm(config.dim)
+        self.gating = nn.ModuleList(GatedMLP(config.dim, config.hidden) for _ in range(config.steps))
+
+    def forward(self, step: int, x: Tensor, keys: list[Tensor], values: list[Tensor], first: int) -> Tensor:
+        """`[N, D]` to the same. This step's key and value join the lists; steps before `first` are out of sight."""
+        query, key, value = self.self_attn.project(step, self.norm1(x))
+        keys.append(key)
+        values.append(value)
+        seen = functional.scaled_dot_product_attention(
+            query, torch.cat(keys[first:], dim=2), torch.cat(values[first:], dim=2)
+        )
+        x = x + self.self_attn.combine(step, seen)
+        result: Tensor = x + self.gating[step](self.norm2(x))
+        return result
+
+
+class Depformer(nn.Module):
+    """The stack of layers, without positions and without a norm at its end."""
+
+    def __init__(self, config: DepformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(DepformerLayer(config) for _ in range(config.layers))
+
+    def frame(self, window: WindowKind = "full") -> FrameSteps:
+        """The steps of one frame, for any batch. Streaming in the `reference` window, the last step misses step 0."""
+        return FrameSteps(self, Window(self.config.steps, window))
+
+
+class FrameSteps:
+    """One frame under way: call it with step 0, 1, ... in order. Its memory ends with the frame."""
+
+    def __init__(self, depformer: Depformer, window: Window) -> None:
+        self._layers = depformer.layers
+        self._memory: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in self._layers]
+        self._first = [max(0, window.first(step)) for step in range(window.context)]
+
+    def __call__(self, step: int, x: Tensor) -> Tensor:
+        """`[N, D]` to the same."""
+        for layer, (keys, values) in zip(self._layers, self._memory, strict=True):
+            x = layer(step, x, keys, values, self._first[step])
+        return x

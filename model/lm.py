@@ -1,0 +1,299 @@
+"""PersonaPlex's language model: from the tokens of a frame to those of the next.
+
+Owns the tables and heads around the two transformers, and the order of one step: read a column, choose the text,
+walk the codebooks. Knows no sound, no words and no calls. B is the batch, T time in frames, D width, R rows (text,
+agent codebooks, caller codebooks), S slots, b those of a step, V the text vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from model.config import ZERO, LMConfig
+from model.depformer import Depformer
+from model.streaming import WindowKind
+from model.token_cache import TokenCache
+from model.transformer import RMSNorm, Transformer
+
+
+class Sampler(Protocol):
+    """How a token is chosen."""
+
+    def __call__(self, logits: Tensor, row: int, frame: Tensor, slots: Tensor) -> Tensor:
+        """`logits [b, card]` of `row` (0 text, 1 and on audio) to ids `[b]`.
+
+        `frame [b]` counts each slot's steps since its reset, `slots [b]` names them. Reads nothing back from the
+        device.
+        """
+        ...
+
+
+def greedy(logits: Tensor, row: int, frame: Tensor, slots: Tensor) -> Tensor:
+    """The likeliest token in float32: a Sampler without chance."""
+    return logits.float().argmax(dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherOutput:
+    """Predictions for codes that were given whole; masks are false where there is no prediction or no target."""
+
+    text_logits: Tensor
+    """`[B, 1, T, V]`."""
+    text_mask: Tensor
+    """`[B, 1, T]`."""
+    audio_logits: Tensor
+    """`[B, R - 1, T, card]`, NaN in the last frames of delayed rows."""
+    audio_mask: Tensor
+    """`[B, R - 1, T]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTrace:
+    """What went on inside a step. Means nothing for a slot at its step 0."""
+
+    inputs: Tensor
+    """`[b, R]`, the column the model read."""
+    hidden: Tensor
+    """`[b, D]`, the main transformer's normalised output."""
+    text_logits: Tensor
+    """`[b, V]`."""
+    audio_logits: Tensor
+    """`[b, steps, card]`."""
+    chosen: Tensor
+    """`[b, 1 + steps]`: what the sampler chose for each row, used or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """One frame of each slot in the batch."""
+
+    tokens: Tensor
+    """`[b, R]`, or UNGENERATED where not valid."""
+    valid: Tensor
+    """`[b]`: false in a slot's first steps, which emit nothing."""
+    trace: StepTrace
+
+    @property
+    def text(self) -> Tensor:
+        """`[b]`."""
+        return self.tokens[:, 0]
+
+
+class LMState:
+    """What the model remembers of its slots: token grid and attention memory."""
+
+    def __init__(self, lm: LM, slots: int, window: WindowKind) -> None:
+        self.window = window
+        self.kv = lm.transformer.cache(slots, window)
+        self.cache = TokenCache(lm.config, slots, self.kv.offsets.device)
+
+    def reset(self, slots: Tensor) -> None:
+        """Make `slots [b]` as good as new."""
+        self.kv.reset(slots)
+        self.cache.reset(slots)
+
+    def copy(self, source: int, targets: Tensor) -> None:
+        """Let `targets [b]` continue from where slot `source` stands, as from a prepared prompt."""
+        self.kv.copy(source, targets)
+        self.cache.copy(source, targets)
+
+
+class LM(nn.Module):
+    """The whole language model, with its parameters named as in the published file."""
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        self.config = config
+        main, depth = config.transformer, config.depformer
+        self.emb = nn.ModuleList(nn.Embedding(config.card + 1, main.dim) for _ in range(config.rows - 1))
+        self.text_emb = nn.Embedding(config.text_card + 1, main.dim)
+        self.text_linear = nn.Linear(main.dim, config.text_card, bias=False)
+        self.transformer = Transformer(main)
+        self.out_norm = RMSNorm(main.dim)
+        self.depformer_in = nn.ModuleList(nn.Linear(main.dim, depth.dim, bias=False) for _ in range(depth.steps))
+        self.depformer_emb = nn.ModuleList(nn.Embedding(config.card + 1, depth.dim) for _ in range(depth.steps - 1))
+        self.depformer_text_emb = nn.Embedding(config.text_card + 1, depth.dim)
+        self.depformer = Depformer(depth)
+        self.linears = nn.ModuleList(nn.Linear(depth.dim, config.card, bias=False) for _ in range(depth.steps))
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Columns of ids `[B, R, T]` to what the transformer reads, `[B, T, D]`: the sum over the rows."""
+        total = _embed(self.emb[0], codes[:, 1])
+        for row, table in enumerate(self.emb[1:], start=2):
+            total = total + _embed(table, codes[:, row])
+        return total + _embed(self.text_emb, codes[:, 0])
+
+    def forward(self, codes: Tensor) -> TeacherOutput:
+        """Teacher forcing: what the model predicts for each of `codes [B, R, T]` from all before it.
+
+        An id of ZERO (-1) is read as nothing and masked as a target.
+        """
+        batch, rows, length = codes.shape
+        start = torch.tensor(self.config.start_ids, device=codes.device).view(1, rows, 1)
+        start = start.expand(batch, rows, 1 + self.config.max_delay)
+        padded = torch.cat((start, codes), dim=2)
+        shift = (
+            torch.arange(length, device=codes.device) - torch.tensor(self.config.delays, device=codes.device)[:, None]
+        )
+        delayed = padded.gather(2, (shift + start.shape[2]).expand(batch, -1, -1))
+        hidden = self.out_norm(self.transformer(self.embed(torch.cat((start[:, :, :1], delayed[:, :, :-1]), dim=2))))
+        tokens = delayed.transpose(1, 2).reshape(-1, rows)
+        steps = self.config.depformer.steps
+        audio = self._walk(hidden.flatten(0, 1), tokens[:, 0], lambda step, _: tokens[:, 1 + step], steps, "full")
+        logits, known = self._undelay(audio.view(batch, length, steps, -1).transpose(1, 2))
+        mask = codes != ZERO
+        return TeacherOutput(self.text_linear(hidden)[:, None], mask[:, :1], logits, mask[:, 1 : 1 + steps] & known)
+
+    def _undelay(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift each row of `[B, steps, T, card]` back by its delay. Returns it and what is known, `[steps, T]`."""
+        length = logits.shape[2]
+        result = torch.full_like(logits, float("nan"))
+        known = torch.zeros(logits.shape[1:3], dtype=torch.bool, device=logits.device)
+        for step, delay in enumerate(self.config.delays[1 : 1 + logits.shape[1]]):
+            result[:, step, : length - delay] = logits[:, step, delay:]
+            known[step, : length - delay] = True
+        return result, known
+
+    def _walk(
+        self, hidden: Tensor, text: Tensor, decide: Callable[[int, Tensor], Tensor], steps: int, window: WindowKind
+    ) -> Tensor:
+        """Walk the codebooks of a frame from `hidden [N, D]` and `text [N]`: logits `[N, steps, card]`.
+
+        `decide(step, logits [N, card])` names the tokens `[N]` that the next step is told.
+        """
+        frame = self.depformer.frame(window)
+        token, all_logits = text, []
+        for step in range(steps):
+            table = self.depformer_emb[step - 1] if step else self.depformer_text_emb
+            logits = self.linears[step](frame(step, self.depformer_in[step](hidden) + _embed(table, token)))
+            token = decide(step, logits)
+            all_logits.append(logits)
+        return torch.stack(all_logits, dim=1)
+
+    def streaming(self, slots: int, window: WindowKind = "reference") -> LMState:
+        """Memory for `slots` conversations, all fresh, on the weights' device and of their type."""
+        return LMState(self, slots, window)
+
+    @torch.no_grad()
+    def step(
+        self,
+        state: LMState,
+        slots: Tensor | None,
+        user_codes: Tensor | None,
+        forced: Tensor | None = None,
+        forced_mask: Tensor | None = None,
+        *,
+        sampler: Sampler = greedy,
+        depformer_steps: int | None = None,
+    ) -> StepOutput:
+        """One step of `slots [b]`, all different (None: every slot, in order); the others are not touched.
+
+        `user_codes [b, codebooks]` are the caller's. `forced [b, R]` ids are taken where `forced_mask [b, R]` is
+        true, before the caller's. `depformer_steps`: None walks all codebooks, the number of one voice's suffices
+        when the caller's codes are given at every step, and chooses the same agent tokens. Everything depends on
+        shapes alone: the step can be captured as a CUDA graph.
+        """
+        config = self.config
+        steps = config.depformer.steps if depformer_steps is None else depformer_steps
+        given, mask = self._given(state, slots, user_codes, forced, forced_mask)
+        opened = state.cache.begin(slots, given, mask)
+        named = torch.arange(given.shape[0], device=given.device) if slots is None else slots
+        hidden = self._advance(state, slots, self.embed(opened.inputs[..., None]), opened.running.long())[:, 0]
+        text_logits = self.text_linear(hidden)
+        chosen = [sampler(text_logits, 0, opened.offset, named)]
+        text = torch.where(opened.given[:, 0], opened.target[:, 0], chosen[0])
+
+        def decide(step: int, logits: Tensor) -> Tensor:
+            row = step + 1
+            chosen.append(sampler(logits, row, opened.offset, named))
+            return torch.where(opened.given[:, row], opened.target[:, row], chosen[row])
+
+        audio_logits = self._walk(hidden, text, decide, steps, state.window)
+        picked = torch.stack(chosen, dim=1)
+        tokens, valid = opened.finish(torch.cat((picked, opened.target[:, 1 + steps :]), dim=1))
+        return StepOutput(tokens, valid, StepTrace(opened.inputs, hidden, text_logits, audio_logits, picked))
+
+    def _given(
+        self,
+        state: LMState,
+        slots: Tensor | None,
+        user_codes: Tensor | None,
+        forced: Tensor | None,
+        forced_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """All that is given to a step as ids and mask, both `[b, R]`."""
+        count = state.kv.offsets.shape[0] if slots is None else slots.shape[0]
+        given = torch.zeros((count, self.config.rows), dtype=torch.long, device=state.kv.offsets.device)
+        mask = torch.zeros_like(given, dtype=torch.bool)
+        if user_codes is not None:
+            given[:, -user_codes.shape[1] :] = user_codes
+            mask[:, -user_codes.shape[1] :].fill_(True)
+        if forced is not None and forced_mask is not None:
+            given = torch.where(forced_mask, forced, given)
+            mask = mask | forced_mask
+        return given, mask
+
+    def _advance(self, state: LMState, slots: Tensor | None, embedded: Tensor, length: int | Tensor) -> Tensor:
+        """Run the main transformer over `embedded [b, T, D]`, next in each slot's time: normalised `[b, T, D]`."""
+        positions = state.kv.positions(slots, embedded.shape[1])
+        hidden: Tensor = self.out_norm(self.transformer(embedded, positions, state.kv, slots))
+        state.kv.advance(slots, length)
+        return hidden
+
+    @torch.no_grad()
+    def prefill(self, state: LMState, slot: int, frames: Tensor, chunk: int = 256) -> Tensor | None:
+        """Leave `slot` as P steps with all of `frames [R, P]` given would, in passes of `chunk` columns.
+
+        No token is chosen. Returns the last normalised output of the main transformer, `[D]`, None where it did not
+        run (one frame, from a fresh slot). Raises ValueError if the slot has a frame under way not wholly given.
+        """
+        inputs = state.cache.extend(slot, frames)
+        return self._run(state, slot, self.embed(inputs[None]), chunk)
+
+    @torch.no_grad()
+    def replay_voice(
+        self, state: LMState, slot: int, embeddings: Tensor, tokens: Tensor, chunk: int = 256
+    ) -> Tensor | None:
+        """Leave fresh `slot` as a prompt of N voice frames would, from what a voice file holds.
+
+        `embeddings [N - 1, D]` is what the transformer read, `tokens [R, C]` the grid afterwards. Returns as
+        `prefill`. Raises ValueError for shapes of another model, or a slot that is not fresh.
+        """
+        dim, grid = self.config.transformer.dim, (self.config.rows, self.config.columns)
+        if embeddings.ndim != 2 or embeddings.shape[1] != dim:
+            raise ValueError(f"voice embeddings are {list(embeddings.shape)}, not [frames, {dim}]")
+        if tokens.shape != grid:
+            raise ValueError(f"the voice's token grid is {list(tokens.shape)}, not {list(grid)}")
+        if int(state.cache.offset[slot]):
+            raise ValueError(f"slot {slot} is not fresh: a voice comes first")
+        state.cache.tokens[slot] = tokens.to(state.cache.tokens)
+        state.cache.mark_given(slot, embeddings.shape[0] + 1)
+        weight = self.text_emb.weight
+        return self._run(state, slot, embeddings.to(weight.device, weight.dtype)[None], chunk)
+
+    @torch.no_grad()
+    def record_voice(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """What `replay_voice` takes, for a voice prompt's `frames [R, N]`: `[N - 1, D]` and `[R, C]`."""
+        cache = TokenCache(self.config, 1, frames.device)
+        inputs = cache.extend(0, frames)
+        return self.embed(inputs[None])[0], cache.tokens[0]
+
+    def _run(self, state: LMState, slot: int, embedded: Tensor, chunk: int) -> Tensor | None:
+        """Pass `embedded [1, T, D]` through the main transformer in chunks; the last output, `[D]`, if any."""
+        slots = torch.tensor([slot], device=embedded.device)
+        hidden = None
+        for part in torch.split(embedded, chunk, dim=1):
+            if part.shape[1]:
+                hidden = self._advance(state, slots, part, part.shape[1])[0, -1]
+        return hidden
+
+
+def _embed(table: nn.Module, ids: Tensor) -> Tensor:
+    """`ids [...]` to `[..., D]`; ZERO is exactly zero, other negative ids read the first entry."""
+    vectors: Tensor = table(ids.clamp(min=0))
+    return vectors.masked_fill((ids == ZERO)[..., None], 0.0)

@@ -1,0 +1,23 @@
+"""The model itself runs on a bare GPU machine: torch, numpy, safetensors and sentencepiece are all it imports."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.test_imports import imported, modules
+
+CORE = (
+    *(f"model/{name}.py" for name in ("config", "load", "streaming", "token_cache", "transformer", "depformer")),
+    *(f"model/{name}.py" for name in ("lm", "sampling", "tokenizer", "prompt", "voice")),
+    *(f"model/{name}.py" for name in ("word_queue", "forced_speech", "clip", "folder", "conversation")),
+    *(file for file in modules("model") if file.startswith("model/mimi/")),
+)
+ALLOWED = {"model", "torch", "numpy", "safetensors", "sentencepiece", "triton"}
+
+
+@pytest.mark.parametrize("file", CORE)
+def test_the_core_imports_little(file: str) -> None:
+    tops = {name.partition(".")[0] for name in imported(file)}
+    assert tops - ALLOWED <= sys.stdlib_module_names

@@ -1,0 +1,134 @@
+"""The judgement about cards, torch and memory, for machines that are not here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model.config import mimi_full, personaplex_7b
+from model.gpu_check import Card, Finding, Torch, bytes_needed, judge, parse_cards, read_cards, runs_on
+from tests.model.tiny_folder import make_folder
+
+GB = 1_000_000_000
+H100 = Card("NVIDIA H100 80GB HBM3", (9, 0), 85 * GB, 84 * GB, "575.57.08")
+BLACKWELL = Card("NVIDIA GeForce RTX 5090", (12, 0), 34 * GB, 33 * GB, "575.57.08")
+CU126 = Torch("2.7.1+cu126", "12.6", ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"), available=True)
+CU128 = Torch("2.8.0+cu128", "12.8", ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"), available=True)
+CPU = Torch("2.13.0+cpu", "", (), available=False)
+
+
+def found(card: Card, torch: Torch | None, needed: int = 20 * GB, calls: int = 2) -> dict[str, Finding]:
+    return {finding.name: finding for finding in judge([card], torch, needed, calls)}
+
+
+@pytest.mark.parametrize(("card", "torch"), [(H100, CU126), (H100, CU128), (BLACKWELL, CU128)])
+def test_what_fits_is_fine(card: Card, torch: Torch) -> None:
+    assert all(finding.ok for finding in found(card, torch).values())
+
+
+def test_blackwell_needs_a_build_for_cuda_12_8() -> None:
+    wrong = found(BLACKWELL, CU126)["torch"]
+    assert not wrong.ok
+    assert "not built for compute capability 12.0 of NVIDIA GeForce RTX 5090, which needs CUDA 12.8" in wrong.detail
+    assert "-m pip install" in wrong.fix
+    assert wrong.fix.endswith("--index-url https://download.pytorch.org/whl/cu128")
+
+
+@pytest.mark.parametrize(
+    ("torch", "says", "fix"),
+    [
+        (None, "torch is not installed", "callplex[model]"),
+        (CPU, "torch 2.13.0+cpu is built without CUDA", "whl/cu128"),
+        (Torch("2.13.0", "13.0", (), available=False), "needs driver 580 or later, here is 575.57.08", "driver-580"),
+        (Torch("2.8.0+cu128", "12.8", CU128.archs, available=False), "cannot use NVIDIA H100", "cuda()"),
+    ],
+)
+def test_a_torch_that_cannot_use_the_card(torch: Torch | None, says: str, fix: str) -> None:
+    wrong = found(H100, torch)["torch"]
+    assert not wrong.ok
+    assert says in wrong.detail
+    assert fix in wrong.fix
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability", "runs"),
+    [
+        (("sm_90",), (9, 0), True),
+        (("sm_86",), (8, 9), True),
+        (("sm_86",), (8, 0), False),
+        (("sm_90",), (12, 0), False),
+        (("compute_90",), (12, 0), True),
+        (("compute_120",), (9, 0), False),
+        (("sm_120",), (12, 1), True),
+        (("sm_90a",), (9, 0), True),
+        (("sm_100a",), (10, 3), False),
+        ((), (9, 0), False),
+    ],
+)
+def test_what_runs_on_what(archs: tuple[str, ...], capability: tuple[int, int], runs: bool) -> None:
+    assert runs_on(archs, capability) is runs
+
+
+def test_memory_that_does_not_suffice() -> None:
+    wrong = found(BLACKWELL, CU128, needed=40 * GB, calls=12)["gpu_memory"]
+    assert not wrong.ok
+    assert not wrong.warning
+    assert wrong.detail == "12 calls need 40.0 GB, NVIDIA GeForce RTX 5090 has 34.0 GB"
+    busy = found(BLACKWELL, CU128, needed=33 * GB + 1)["gpu_memory"]
+    assert (busy.ok, busy.warning) == (False, True)
+
+
+def test_an_old_card_and_none_at_all() -> None:
+    turing = Card("Tesla T4", (7, 5), 16 * GB, 16 * GB, "575.57.08")
+    assert "too old for bfloat16" in found(turing, CU128)["gpu"].detail
+    assert [(f.name, f.ok) for f in judge([], CU128, 0, 1)] == [("gpu", False)]
+
+
+def test_the_largest_card_counts() -> None:
+    assert next(judge([BLACKWELL, H100], CU128, 20 * GB, 2)).detail.startswith("NVIDIA H100")
+
+
+def test_the_published_model_s_memory() -> None:
+    """16.7 GB of weights, and keys and values of 3,000 positions, 32 layers and 4,096 channels for each call."""
+    lm, mimi = personaplex_7b(), mimi_full()
+    none, one = (bytes_needed(lm, mimi, calls, 17 * GB) for calls in (0, 1))
+    assert 18 * GB < none < 20 * GB
+    assert 3_000 * 32 * 4_096 * 2 * 2 <= one - none < 1.7 * GB
+    assert bytes_needed(lm, mimi, 10, 17 * GB) - none == 10 * (one - none)
+
+
+def test_nvidia_smi_s_lines() -> None:
+    lines = "NVIDIA H100 80GB HBM3, 9.0, 81559, 81004, 575.57.08\nTesla X, [N/A], [N/A], 0, 575\nnonsense\n"
+    (card,) = parse_cards(lines)
+    assert card == Card("NVIDIA H100 80GB HBM3", (9, 0), 81_559 << 20, 81_004 << 20, "575.57.08")
+
+
+def test_nvidia_smi_that_is_missing_or_fails(tmp_path: Path) -> None:
+    assert read_cards(str(tmp_path / "absent")) == []
+    assert read_cards("/bin/false") == []
+
+
+def test_the_command_prints_one_object_and_never_imports_torch_itself(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "weights").path
+    smi = tmp_path / "bin" / "nvidia-smi"
+    smi.parent.mkdir()
+    smi.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 5090, 12.0, 32607, 32000, 575.57.08'\n")
+    smi.chmod(0o755)
+    command = [sys.executable, "-m", "model.gpu_check", "--json", "--weights", str(folder), "--calls", "3"]
+    environment = {"PATH": f"{smi.parent}:/usr/bin:/bin"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    shown = json.loads(done.stdout)
+    by_name = {finding["name"]: finding for finding in shown["findings"]}
+    assert by_name["gpu"]["ok"]
+    assert by_name["gpu_memory"]["detail"].startswith("3 calls need 2.")
+    assert by_name["weights"] == {
+        "name": "weights", "ok": True, "detail": f"whole, in {folder}", "fix": "", "warning": False
+    }  # fmt: skip
+    assert shown["ok"] is by_name["torch"]["ok"]
+    assert done.returncode == (0 if shown["ok"] else 1)
+    check = "import sys, model.gpu_check; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], timeout=60).returncode == 0
