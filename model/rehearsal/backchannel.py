@@ -1,8 +1,9 @@
-"""Which words of a caller leave the floor to the agent, and whether a turn sounds finished. Pure text."""
+"""Which words of a caller leave the floor to the agent, and how a turn sounds to have ended. Pure text."""
 
 from __future__ import annotations
 
 import re
+from enum import Enum, auto
 
 
 def _set_of(words: str) -> frozenset[str]:
@@ -22,6 +23,8 @@ _FLOOR = _set_of(
     "help what who when where how why which but actually please can could repeat again question bye goodbye never"
 )
 _LONGEST = 6
+_REPLY = 8
+"""A complete reply to a question has at most so many words; who says more is telling something."""
 _UNFINISHED = _set_of("a an and because but if my or so that's the to uh um your i i'd i'm it's")
 """No sentence ends on these, whatever the recogniser puts after them."""
 _OPEN_ENDED = _UNFINISHED | _set_of("at by for from in is its of on that then was were with would")
@@ -47,15 +50,35 @@ def asks_for_floor(text: str) -> bool:
     return any(word in _FLOOR for word in _words(text))
 
 
-def sounds_finished(text: str) -> bool:
-    """Whether a speaker who said this and paused is probably done.
+class Ending(Enum):
+    """What the end of what was said lets expect."""
 
-    A trailing comma, dash or dots, a word that wants another, and digits (there may be more) are not.
+    QUESTION = auto()
+    """An answer is waited for."""
+    SHORT = auto()
+    """Complete, as replies are."""
+    STATEMENT = auto()
+    """A sentence told, after which there may come another."""
+    OPEN = auto()
+    """In the middle of a sentence, or of a number."""
+
+
+def ending(text: str) -> Ending:
+    """How a speaker who said this and paused has left it.
+
+    Left open are a trailing comma, dash or dots, a word that wants another, and digits: there may be more.
     """
     text = text.strip()
     words = _words(text)
     if not words or text.endswith(("...", "…", ",", "-")):
-        return False
+        return Ending.OPEN
     if text.endswith("?"):
-        return True
-    return words[-1] not in (_UNFINISHED if text.endswith((".", "!")) else _OPEN_ENDED) and not words[-1].isdigit()
+        return Ending.QUESTION
+    if words[-1] in (_UNFINISHED if text.endswith((".", "!")) else _OPEN_ENDED) or words[-1].isdigit():
+        return Ending.OPEN
+    taking_leave = all(word in _LISTENING | _FAREWELL for word in _words(_sentences(text)[-1]))
+    return Ending.SHORT if taking_leave or len(words) <= _REPLY else Ending.STATEMENT
+
+
+def _sentences(text: str) -> list[str]:
+    return [part for part in re.split(r"(?<=[.!?])\s+", text) if part]

@@ -17,17 +17,11 @@ from typing import Any, Literal
 
 import httpx
 
+from model.rehearsal.pieces import Wanted, always
 from model.rehearsal.speech_text import sentences
 
-Wanted = Callable[[], bool]
-"""Whether a reply that is being made is still wanted; asked from the thread that makes it."""
 _LOOK_SECONDS = 0.05
-"""Between two looks at that while nothing comes."""
-
-
-def always() -> bool:
-    """Wanted to the end."""
-    return True
+"""Between two looks at whether a reply is still wanted, while nothing comes."""
 
 
 class ChatFailed(Exception):

@@ -12,40 +12,22 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from model.rehearsal import lines
-from model.rehearsal.chat import Chat, ChatFailed, Message
+from model.rehearsal.chat import Chat, ChatFailed
+from model.rehearsal.chat_reply import chat_reply
+from model.rehearsal.course import Course
 from model.rehearsal.heard_text import read_digits, read_name
 from model.rehearsal.intents import Turn, understand
 from model.rehearsal.matcher import Matcher, words
-from model.rehearsal.memory import Memory
+from model.rehearsal.pieces import End, Piece, Sentence, Wanted, always
 from model.rehearsal.script import ScriptPlace
 from model.rehearsal.slots import Slots, is_secret, just_asked, read_answer
 from model.rehearsal.small_talk import SmallTalk
 from model.rehearsal.speech_text import digit_by_digit, sentences, speakable
-from model.wire import Answer, DoneReason, Question, SessionRequest
+from model.wire import Answer, Question, SessionRequest
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Sentence:
-    """Said next; figures are written as words already."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """The agent is finished once all sentences before this were said."""
-
-    reason: DoneReason
-    target: str = ""
-    """Name of the persona's transfer target, when the reason is `transfer`."""
-
-
-Piece = str | End
 
 
 class Dialogue:
@@ -59,67 +41,67 @@ class Dialogue:
         self._request = request
         self._script = request.script
         self._chat = chat
-        self._place = ScriptPlace(request.script, matcher)
-        self._slots = Slots(request.script.questions)
-        self._asking: Question | None = None
-        self._pending: list[Answer] = []
-        """Answers that wait until what they need is known."""
-        self._memory = Memory()
         self._small_talk = SmallTalk(request.script, request.prompt)
-        self._served = 0
-        """Answers given so far."""
-        self._from_script = False
-        """Whether the last reply was an answer of the script."""
-        self._aside = False
-        """Whether the reply is only about hearing each other, so that "repeat that" means the one before."""
-        self._read_back = ""
-        """The question whose number was read back last, which the caller may now correct."""
-        self._unclear = self._unknown = self._silences = 0
-        self._holding = False
+        self._course = Course(ScriptPlace(request.script, matcher), Slots(request.script.questions))
+        self._before = self._course
+        """What the course was before the last reply."""
+        self._wanted: Wanted = always
 
     def greeting(self) -> Iterator[Sentence | End]:
         """What is said first. Afterwards prepares the matcher, which may take a second."""
+        self._before = self._course.copy()
         yield from self._deliver([self._request.greeting or lines.GREETING])
-        self._place.prepare()
+        self._course.place.prepare()
 
-    def reply(self, heard: str) -> Iterator[Sentence | End]:
-        """The reply to a turn as recognised; empty text means that there was speech but no words."""
+    def reply(self, heard: str, wanted: Wanted = always) -> Iterator[Sentence | End]:
+        """The reply to a turn as recognised; empty text means that there was speech but no words.
+
+        It may end early, and says nothing more, when `wanted` no longer holds.
+        """
+        self._before = self._course.copy()
+        self._wanted = wanted
         turn = understand(heard)
-        self._silences = 0
-        self._memory.caller(turn.text)
+        self._course.silences = 0
+        self._course.memory.caller(turn.text)
         yield from self._deliver(self._react(turn))
 
     def still_there(self) -> Iterator[Sentence | End]:
         """After a long silence of the caller: asks, asks again, then says goodbye."""
-        self._aside = True
-        if self._holding:
-            self._holding = False
+        self._before = self._course.copy()
+        self._course.aside = True
+        if self._course.holding:
+            self._course.holding = False
             yield from self._deliver([lines.TAKE_TIME_STILL])
             return
-        self._silences += 1
-        if self._silences > len(lines.STILL_THERE):
+        self._course.silences += 1
+        if self._course.silences > len(lines.STILL_THERE):
             yield from self._deliver([lines.NOBODY_THERE, End("goodbye")])
         else:
-            yield from self._deliver([lines.STILL_THERE[self._silences - 1]])
+            yield from self._deliver([lines.STILL_THERE[self._course.silences - 1]])
 
     def spoken(self, text: str, complete: bool) -> None:
-        """How much of the last reply was heard, as said; `complete` if it was not cut off."""
-        self._memory.spoken(text, complete)
+        """How much of the last reply was heard, as said; `complete` if it was not cut off.
+
+        One of which nothing was heard is taken back: the next turn then begins with what it replied to.
+        """
+        if not text and not complete:
+            self._course = self._before
+        self._course.memory.spoken(text, complete)
 
     # The order of things
 
     def _react(self, turn: Turn) -> Iterator[Piece] | Sequence[Piece]:
-        if urgent := self._place.urgent(turn):
-            self._memory.offer = ""
+        if urgent := self._course.place.urgent(turn):
+            self._course.memory.offer = ""
             return self._state(urgent)
         if not turn.tokens:
             return self._not_understood()
-        self._from_script, scripted_before = False, self._from_script
-        offer, self._memory.offer = self._memory.offer, ""
-        if scripted_before and self._place.yes_or_no(turn, self._memory.asked):
+        self._course.from_script, scripted_before = False, self._course.from_script
+        offer, self._course.memory.offer = self._course.memory.offer, ""
+        if scripted_before and self._course.place.yes_or_no(turn, self._course.memory.asked):
             offer = ""
-        unheard, self._memory.unheard = self._memory.unheard, []
-        self._unclear = 0
+        unheard, self._course.memory.unheard = self._course.memory.unheard, []
+        self._course.unclear = 0
         for step in (self._about_the_call, self._about_the_offer, self._about_a_number, self._about_the_question):
             pieces = step(turn, offer, unheard)
             if pieces is not None:
@@ -127,9 +109,9 @@ class Dialogue:
         return self._about_anything(turn, offer, unheard)
 
     def _not_understood(self) -> list[Piece]:
-        self._unclear += 1
-        self._aside = True
-        return [*self._small_talk.not_understood(self._unclear)]
+        self._course.unclear += 1
+        self._course.aside = True
+        return [*self._small_talk.not_understood(self._course.unclear)]
 
     def _about_the_call(self, turn: Turn, offer: lines.Offer, unheard: list[str]) -> Sequence[Piece] | None:
         """A person, the end of the call, a repetition, a pause."""
@@ -141,16 +123,16 @@ class Dialogue:
             meant = self._meant(turn)
             return self._state(meant[0]) if meant and meant[0].then == "hangup" else self._goodbye(turn)
         if "repeat" in turn.intents:
-            self._memory.offer = offer
-            return unheard or self._memory.said or [lines.WHAT_ELSE]
+            self._course.memory.offer = offer
+            return unheard or self._course.memory.said or [lines.WHAT_ELSE]
         if unheard and turn.intents & {"hum", "acknowledge", "resume"} and not turn.bare:
-            self._memory.offer = offer
+            self._course.memory.offer = offer
             return unheard
         if turn.intents & {"hold", "resume"}:
-            self._memory.offer = offer
-            self._aside = True
-            self._holding = "hold" in turn.intents and "stop" not in turn.tokens
-            return [lines.TAKE_TIME if self._holding else lines.GO_AHEAD]
+            self._course.memory.offer = offer
+            self._course.aside = True
+            self._course.holding = "hold" in turn.intents and "stop" not in turn.tokens
+            return [lines.TAKE_TIME if self._course.holding else lines.GO_AHEAD]
         return None
 
     def _about_the_offer(self, turn: Turn, offer: lines.Offer, unheard: list[str]) -> Sequence[Piece] | None:
@@ -158,23 +140,23 @@ class Dialogue:
         if not offer:
             return None
         if "hum" in turn.intents and not ("mm-hm" in turn.intents and offer == "person"):
-            self._memory.offer = offer
+            self._course.memory.offer = offer
             return []
         if offer == "person":
             if turn.polarity > 0 or "mm-hm" in turn.intents or ("please" in turn.tokens and len(turn.tokens) < 3):
                 return self._connect(turn)
             if turn.bare and turn.polarity < 0:
-                return [*([just_asked(self._asking)] if self._asking else [lines.NO_PERSON])]
-        elif turn.bare and turn.polarity > 0 and not self._asking:
+                return [*([just_asked(self._course.asking)] if self._course.asking else [lines.NO_PERSON])]
+        elif turn.bare and turn.polarity > 0 and not self._course.asking:
             return [lines.GO_AHEAD]
         return None
 
     def _about_the_question(self, turn: Turn, offer: lines.Offer, unheard: list[str]) -> Sequence[Piece] | None:
         """The answer to what the agent asked for, or what kept the caller from giving it."""
-        for name, value in self._slots.volunteered(turn).items():
-            if self._asking is None or self._asking.name != name:
-                self._slots.fill(self._slots.forget(name), value)
-        question = self._asking
+        for name, value in self._course.slots.volunteered(turn).items():
+            if self._course.asking is None or self._course.asking.name != name:
+                self._course.slots.fill(self._course.slots.forget(name), value)
+        question = self._course.asking
         if question is None:
             return None
         if "why_asked" in turn.intents:
@@ -185,7 +167,7 @@ class Dialogue:
             return self._state(meant[0])
         asks_back = bool(meant) and ("?" in turn.text or (turn.parts and not value))
         if value and not asks_back and not self._is_evasive(turn, question):
-            self._pending += self._asked_beside(turn, question)
+            self._course.pending += self._asked_beside(turn, question)
             return self._take(question, value)
         if meant:
             return self._put_off(meant, question)
@@ -196,29 +178,31 @@ class Dialogue:
         asked = " ".join(part for part in turn.parts if part.endswith("?"))
         if not asked or question.kind == "words" or len(turn.parts) < 2:
             return []
-        return [answer for answer in self._meant(understand(asked)) if answer not in self._pending]
+        return [answer for answer in self._meant(understand(asked)) if answer not in self._course.pending]
 
     def _about_a_number(self, turn: Turn, offer: lines.Offer, unheard: list[str]) -> Sequence[Piece] | None:
         """A number that was just read back is corrected or continued."""
-        name, self._read_back = self._read_back, ""
+        name, self._course.read_back = self._course.read_back, ""
         if not name:
             return None
         digits = read_digits(turn.text)
         only_digits = digits and not re.search(r"[a-z]{6,}", " ".join(turn.tokens).replace(digits, ""))
-        question = self._slots.forget(name) if (turn.polarity < 0 and digits) or "wrong" in turn.intents else None
+        question = (
+            self._course.slots.forget(name) if (turn.polarity < 0 and digits) or "wrong" in turn.intents else None
+        )
         if question and digits:
             return self._take(question, digits)
         if question:
-            self._asking = question
+            self._course.asking = question
             return [lines.SORRY, just_asked(question)]
-        if self._asking is None and only_digits and turn.polarity == 0 and len(turn.tokens) <= len(digits) + 1:
-            before = self._slots[name]
-            return self._take(self._slots.forget(name), before + digits)
+        if self._course.asking is None and only_digits and turn.polarity == 0 and len(turn.tokens) <= len(digits) + 1:
+            before = self._course.slots[name]
+            return self._take(self._course.slots.forget(name), before + digits)
         return None
 
     def _about_anything(self, turn: Turn, offer: lines.Offer, unheard: list[str]) -> Iterator[Piece] | Sequence[Piece]:
         meant = [] if lines.is_introduction(turn.text) else self._meant(turn)
-        if meant and meant[0] is self._place.last and unheard and len(meant) == 1:
+        if meant and meant[0] is self._course.place.last and unheard and len(meant) == 1:
             return [lines.AS_I_SAID, *unheard]
         if self._chat and "hum" not in turn.intents and not (meant and meant[0].urgent):
             return self._converse(self._chat, meant, turn)
@@ -226,78 +210,78 @@ class Dialogue:
 
     def _scripted(self, turn: Turn, meant: list[Answer], offer: lines.Offer) -> Sequence[Piece]:
         if meant:
-            self._unknown = 0
+            self._course.unknown = 0
             return self._give(meant)
         if name := lines.is_introduction(turn.text) and read_name(turn.text, asked=True):
             return [lines.THANK_YOU_NAME.format(name=name.split()[0]), lines.HOW_HELP]
-        if small_talk := self._small_talk.reply(turn, offer, served=self._served > 0):
+        if small_talk := self._small_talk.reply(turn, offer, served=self._course.served > 0):
             return small_talk
-        if reply := self._place.any_reply():
+        if reply := self._course.place.any_reply():
             return self._give([reply])
         if number := self._small_talk.stray_number(turn):
             return number
-        self._unknown += 1
-        return self._small_talk.not_known(again=self._unknown > 1)
+        self._course.unknown += 1
+        return self._small_talk.not_known(again=self._course.unknown > 1)
 
     def _meant(self, turn: Turn) -> list[Answer]:
-        return self._place.meant(turn, self._memory.asked)
+        return self._course.place.meant(turn, self._course.memory.asked)
 
     # Giving answers
 
     def _give(self, answers: Sequence[Answer]) -> list[Piece]:
         """Say the answers, or first ask for what they need."""
-        self._pending += [answer for answer in answers if answer not in self._pending]
+        self._course.pending += [answer for answer in answers if answer not in self._course.pending]
         return self._proceed([])
 
     def _proceed(self, said: list[Piece]) -> list[Piece]:
         """Go on with what waits: ask for the next thing it needs, or say it."""
-        self._asking = None
-        while self._pending:
-            answer = self._pending[0]
-            if missing := self._slots.missing(answer.needs):
-                self._asking = missing[0]
+        self._course.asking = None
+        while self._course.pending:
+            answer = self._course.pending[0]
+            if missing := self._course.slots.missing(answer.needs):
+                self._course.asking = missing[0]
                 return [*said, missing[0].ask or just_asked(missing[0])]
-            self._pending.pop(0)
+            self._course.pending.pop(0)
             said += self._state(answer)
             if isinstance(said[-1], End):
-                self._pending.clear()
+                self._course.pending.clear()
         return [*said, *self._anything_else(said)]
 
     def _state(self, answer: Answer) -> list[Piece]:
         """An answer's words, and what it does. Needs nothing."""
-        self._place.last = answer
-        self._served += 1
-        self._from_script = True
-        said: list[Piece] = [self._slots.fill_in(answer.say)]
+        self._course.place.last = answer
+        self._course.served += 1
+        self._course.from_script = True
+        said: list[Piece] = [self._course.slots.fill_in(answer.say)]
         if answer.then == "hangup":
             return [*said, End("goodbye")]
         if answer.then == "transfer":
             target = answer.target or self._script.person
             return [*said, End("transfer", target)] if target else [*said, self._script.closed]
         if answer.urgent:
-            self._pending.clear()
-            self._asking = None
+            self._course.pending.clear()
+            self._course.asking = None
         return said
 
     def _anything_else(self, said: Sequence[Piece]) -> list[Piece]:
         """The question that invites more, after a short answer that leaves nothing open."""
         text = " ".join(piece for piece in said if isinstance(piece, str))
-        if not said or isinstance(said[-1], End) or text.endswith("?") or self._place.awaits_reply():
+        if not said or isinstance(said[-1], End) or text.endswith("?") or self._course.place.awaits_reply():
             return []
-        if self._memory.offered_more or len(words(text)) > lines.LONG:
+        if self._course.memory.offered_more or len(words(text)) > lines.LONG:
             return []
         return [lines.ANYTHING_ELSE]
 
     def _take(self, question: Question, value: str) -> list[Piece]:
         """Note an answer, read a number back, and go on."""
-        self._slots.fill(question, value)
-        self._unknown = 0
-        waiting = self._pending[0] if self._pending else None
-        is_last = waiting is not None and not self._slots.missing(waiting.needs)
+        self._course.slots.fill(question, value)
+        self._course.unknown = 0
+        waiting = self._course.pending[0] if self._course.pending else None
+        is_last = waiting is not None and not self._course.slots.missing(waiting.needs)
         says_it = is_last and waiting is not None and f"{{{question.name}}}" in waiting.say
         said: list[Piece] = []
         if question.kind == "digits":
-            self._read_back = question.name
+            self._course.read_back = question.name
             if is_secret(question.name + " " + question.ask):
                 said = [lines.THANK_YOU]
             elif not says_it:
@@ -305,7 +289,7 @@ class Dialogue:
         elif not says_it and not (waiting and is_last and lines.opens_politely(waiting.say)):
             said = [lines.THANK_YOU_NAME.format(name=value.split()[0]) if question.kind == "name" else lines.THANK_YOU]
         if waiting is None:
-            self._asking = None
+            self._course.asking = None
             return [*said, lines.WHAT_NEXT]
         return self._proceed(said)
 
@@ -313,9 +297,9 @@ class Dialogue:
         """The caller asks something instead of answering: say what can be said, then ask again."""
         said: list[Piece] = []
         for answer in meant:
-            if self._slots.missing(answer.needs):
-                if answer not in self._pending:
-                    self._pending.append(answer)
+            if self._course.slots.missing(answer.needs):
+                if answer not in self._course.pending:
+                    self._course.pending.append(answer)
                 continue
             said += self._state(answer)
         if said and isinstance(said[-1], End):
@@ -334,18 +318,18 @@ class Dialogue:
         if "hum" in turn.intents:
             return []
         if "cannot_say" in turn.intents or (turn.bare and turn.polarity < 0) or "never_mind" in turn.intents:
-            self._asking = None
-            self._pending.clear()
+            self._course.asking = None
+            self._course.pending.clear()
             return [lines.CANNOT_WITHOUT, *self._small_talk.offer_person()]
         if (turn.bare and turn.polarity > 0) or "acknowledge" in turn.intents:
             return [lines.GO_AHEAD]
-        if small := self._small_talk.reply(turn, "", served=self._served > 0, asking=True):
+        if small := self._small_talk.reply(turn, "", served=self._course.served > 0, asking=True):
             return [*small, ask]
         if unheard:
             return [ask]
-        self._unknown += 1
-        if self._unknown >= 2 and self._script.person:
-            self._unknown = 0
+        self._course.unknown += 1
+        if self._course.unknown >= 2 and self._script.person:
+            self._course.unknown = 0
             return [lines.NOT_GOT_AGAIN, *self._small_talk.offer_person()]
         return [lines.NOT_GOT, ask]
 
@@ -353,8 +337,8 @@ class Dialogue:
 
     def _connect(self, turn: Turn) -> list[Piece]:
         """Transfer, to whom the script says for these words, else to its person."""
-        wanted = self._place.transfer(turn) if "person" in turn.intents else None
-        if wanted and not self._slots.missing(wanted.needs):
+        wanted = self._course.place.transfer(turn) if "person" in turn.intents else None
+        if wanted and not self._course.slots.missing(wanted.needs):
             return self._state(wanted)
         if self._script.person:
             return [self._script.transferring, End("transfer", self._script.person)]
@@ -363,7 +347,7 @@ class Dialogue:
     def _is_closing(self, turn: Turn, offer: lines.Offer) -> bool:
         """Whether the caller wants nothing more, though without a goodbye."""
         if "closing" in turn.intents:
-            return self._asking is None or self._asking.kind != "words" or turn.polarity < 0
+            return self._course.asking is None or self._course.asking.kind != "words" or turn.polarity < 0
         return offer == "more" and turn.bare and turn.polarity < 0
 
     def _goodbye(self, turn: Turn) -> list[Piece]:
@@ -371,7 +355,7 @@ class Dialogue:
         said: list[Piece] = []
         asked = " ".join(part for part in turn.parts if part.endswith("?"))
         if asked and self._chat is None:
-            answers = [a for a in self._meant(understand(asked)) if not self._slots.missing(a.needs)]
+            answers = [a for a in self._meant(understand(asked)) if not self._course.slots.missing(a.needs)]
             said = [piece for answer in answers for piece in self._state(answer)]
             if said and isinstance(said[-1], End):
                 return said
@@ -379,22 +363,11 @@ class Dialogue:
 
     def _converse(self, chat: Chat, meant: list[Answer], turn: Turn) -> Iterator[Piece]:
         """The chat endpoint's reply; the script's if it fails."""
-        messages = [Message("system", lines.chat_instructions(self._request.prompt, bool(self._script.person)))]
-        said = 0
+        said = False
         try:
-            for sentence in chat.stream([*messages, *self._memory.history]):
-                text, mark = lines.marked(sentence)
-                if text:
-                    said += 1
-                    yield text
-                if mark == "transfer" and self._script.person:
-                    if not said:
-                        yield self._script.transferring
-                    yield End("transfer", self._script.person)
-                    return
-                if mark == "goodbye":
-                    yield End("goodbye")
-                    return
+            for piece in chat_reply(chat, self._request, self._course.memory.history, self._wanted):
+                said = True
+                yield piece
         except ChatFailed as failure:
             log.warning("call %s: %s", self._request.call_id, failure)
             yield from (
@@ -409,15 +382,15 @@ class Dialogue:
             cut = [part for piece in pieces for part in ([piece] if isinstance(piece, End) else sentences(piece))]
             ready = [part if isinstance(part, End) else Sentence(speakable(part)) for part in cut]
             # Noted before the first is said: an interrupted caller may drop the iterator at any point.
-            self._memory.agent([part.text for part in ready if isinstance(part, Sentence)], self._aside)
-            self._aside = False
+            self._course.memory.agent([part.text for part in ready if isinstance(part, Sentence)], self._course.aside)
+            self._course.aside = False
             yield from ready
             return
-        self._memory.agent_begins()
+        self._course.memory.agent_begins()
         for piece in pieces:
             if isinstance(piece, End):
                 yield piece
                 continue
             for sentence in map(speakable, sentences(piece)):
-                self._memory.agent([sentence])
+                self._course.memory.agent([sentence])
                 yield Sentence(sentence)

@@ -27,6 +27,13 @@ class Memory:
         """What a yes or no would be about, besides the script: a person, or anything else."""
         self.history: list[Message] = []
 
+    def copy(self) -> Memory:
+        """The same, unmoved by what is said from now on."""
+        same = Memory()
+        same.said, same.unheard, same.offer = list(self.said), list(self.unheard), self.offer
+        same.history = list(self.history)
+        return same
+
     @property
     def asked(self) -> bool:
         """Whether the agent's last sentence was a question."""

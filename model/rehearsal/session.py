@@ -13,14 +13,15 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.rehearsal.asr import Heard, Recogniser
-from model.rehearsal.dialogue import End, Sentence
 from model.rehearsal.listener import Listener
+from model.rehearsal.pieces import End, Sentence, Wanted
 from model.rehearsal.playout import Playout
 from model.rehearsal.tts import Speech, Synthesizer
 from model.rehearsal.turns import Action, Pause, Recognise, Reply, Resume, Said, StillThere, Turns
@@ -38,7 +39,7 @@ class Talker(Protocol):
 
     def greeting(self) -> Iterator[Sentence | End]: ...
 
-    def reply(self, heard: str) -> Iterator[Sentence | End]: ...
+    def reply(self, heard: str, wanted: Wanted) -> Iterator[Sentence | End]: ...
 
     def still_there(self) -> Iterator[Sentence | End]: ...
 
@@ -67,11 +68,10 @@ class _Turn:
     """Something for the agent to say next."""
 
     number: int
-    sentences: Callable[[], Iterator[Sentence | End]]
-    said: str
-    """What was heard of the turn before."""
-    complete: bool
-    """Whether that was all of it."""
+    sentences: Callable[[Wanted], Iterator[Sentence | End]]
+    """Called with what says whether they are still wanted."""
+    heard: tuple[str, bool]
+    """What was heard of the turn before, and whether that was all of it."""
 
 
 class RehearsalSession:
@@ -93,6 +93,9 @@ class RehearsalSession:
         self._rendered = True
         """Whether all of the present turn is in the playout."""
         self._complete = True
+        """Whether all of the present turn, and what was said besides, has been heard."""
+        self._replied = True
+        """Whether all of the present turn itself has been."""
         self._end: End | None = None
         self._next_frame = 0
         self._last_sound = 0
@@ -101,7 +104,7 @@ class RehearsalSession:
         self._closed = False
         self._runner = asyncio.create_task(self._run())
         self._turns.agent_thinks()
-        self._begin(dialogue.greeting)
+        self._begin(lambda _: dialogue.greeting())
         self._runner.add_done_callback(self._stopped)
 
     # What the server calls.
@@ -191,9 +194,14 @@ class RehearsalSession:
 
     async def _talk(self) -> None:
         loop = asyncio.get_running_loop()
+        untold: tuple[str, bool] | None = None
         while True:
             turn = await self._to_say.get()
-            await loop.run_in_executor(self._models.talking, self._render, turn, loop)
+            # One that was outdated while it waited is passed over; what was heard before it is told all the same.
+            untold = untold or turn.heard
+            if turn.number == self._number:
+                await loop.run_in_executor(self._models.talking, self._render, turn, untold, loop)
+                untold = None
             self._work(-1)
 
     async def _talk_aside(self) -> None:
@@ -208,11 +216,11 @@ class RehearsalSession:
             self._release(speech)
             self._work(-1)
 
-    def _render(self, turn: _Turn, loop: asyncio.AbstractEventLoop) -> None:
+    def _render(self, turn: _Turn, heard: tuple[str, bool], loop: asyncio.AbstractEventLoop) -> None:
         """On a thread: think, and hand over each sentence as soon as it can be heard."""
         if turn.number > 1:
-            self._dialogue.spoken(turn.said, turn.complete)
-        for item in turn.sentences():
+            self._dialogue.spoken(*heard)
+        for item in turn.sentences(lambda: turn.number == self._number):
             if turn.number != self._number:
                 return
             part = self._models.synthesizer.synthesize(item.text) if isinstance(item, Sentence) else item
@@ -234,11 +242,11 @@ class RehearsalSession:
                     self._playout.resume()
                 case Said(start, end, text):
                     self._outputs.put_nowait(CallerText(_frame_of(start), _frame_of(end - 1) + 1, text))
-                case Reply(text):
+                case Reply(text, instead):
                     self._pause()
-                    self._begin(lambda heard=text: self._dialogue.reply(heard))  # type: ignore[misc]
+                    self._begin(partial(self._dialogue.reply, text), instead)
                 case StillThere():
-                    self._begin(self._dialogue.still_there)
+                    self._begin(lambda _: self._dialogue.still_there())
 
     def _pause(self) -> None:
         """Silence the agent at once, if it is speaking."""
@@ -247,16 +255,17 @@ class RehearsalSession:
             if self._playout.said:
                 self._outputs.put_nowait(Flush(self._next_frame - 1))
 
-    def _begin(self, sentences: Callable[[], Iterator[Sentence | End]]) -> None:
-        """Drop what the agent had to say, and have a new turn rendered."""
+    def _begin(self, sentences: Callable[[Wanted], Iterator[Sentence | End]], instead: bool = False) -> None:
+        """Drop what the agent had to say, and have a new turn rendered; `instead` of one that counts as never said."""
         said = self._playout.drop()
-        complete, self._complete = self._complete, False
+        heard = ("", False) if instead else (said, self._complete or self._replied)
+        self._complete = self._replied = False
         self._playout.begin()
         self._end = None
         self._rendered = False
         self._number += 1
         self._work(1)
-        self._to_say.put_nowait(_Turn(self._number, sentences, said, complete))
+        self._to_say.put_nowait(_Turn(self._number, sentences, heard))
 
     def _add(self, number: int, part: Speech | End | None) -> None:
         """A part of a turn is ready: a sentence, its end of the call, or None, the end of the turn."""
@@ -281,7 +290,7 @@ class RehearsalSession:
         """If all of the turn has been said, it is the caller's."""
         if not self._rendered or not self._playout.empty or self._complete:
             return
-        self._complete = True
+        self._complete = self._replied = True
         self._turns.agent_finished()
         if self._end is not None:
             self._outputs.put_nowait(Done(self._last_sound, self._end.reason, self._end.target))

@@ -26,6 +26,12 @@ class Slots:
         self._questions = {question.name: question for question in questions}
         self._values: dict[str, str] = {}
 
+    def copy(self) -> Slots:
+        """The same answers, unmoved by what is filled in from now on."""
+        same = Slots(tuple(self._questions.values()))
+        same._values = dict(self._values)
+        return same
+
     def __getitem__(self, name: str) -> str:
         return self._values[name]
 

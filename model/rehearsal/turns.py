@@ -16,7 +16,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from model.rehearsal.backchannel import asks_for_floor, is_backchannel, sounds_finished
+from model.rehearsal.backchannel import Ending, asks_for_floor, ending, is_backchannel
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,18 @@ class Timing:
     """An utterance with less speech than this is a click or a cough."""
     quick: int = 6
     """Silence after which an utterance is recognised, in case it is over: 192 ms."""
+    end_question: int = 13
+    """Silence that ends an utterance that is a question: 416 ms."""
     end: int = 15
-    """Silence that ends an utterance that sounds finished: 480 ms."""
+    """Silence that ends one that is short and complete: 480 ms."""
+    end_statement: int = 21
+    """Silence that ends one that tells something, and may go on to tell more: 672 ms."""
     end_open: int = 26
-    """Silence that ends one that does not: 832 ms."""
+    """Silence that ends one that does not sound finished: 832 ms. The most that is waited."""
+    beyond: int = 6
+    """A statement is over when silence is this much longer than the caller's longest pause so far."""
+    cut_in: int = 4
+    """For each time the agent cut in, so much longer it waits in the rest of the call."""
     end_noise: int = 8
     """Silence that ends one in which no words were found, or only listening ones over the agent."""
     patience: int = 281
@@ -49,8 +57,8 @@ class Timing:
     """A "mm-hm" has at most this much speech, 0.6 s."""
     murmur: int = 25
     """A listening remark that is hard to understand has at most this much, 0.8 s."""
-    unheard: int = 16
-    """A reply of which less than this was heard, 0.5 s, counts as not heard: the caller simply went on."""
+    unheard: int = 22
+    """A reply of which less than this was heard, 0.7 s or two words, counts as not heard: the caller went on."""
 
 
 class Agent(Enum):
@@ -93,6 +101,8 @@ class Reply:
     """Drop what the agent still had to say, and answer `text`."""
 
     text: str
+    instead: bool = False
+    """The reply under way counts as never said, if a word of it was: `text` begins with what it answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +148,14 @@ class Turns:
         self._recent: deque[bool] = deque(maxlen=8)
         self._utterance: _Utterance | None = None
         self._quiet_since = 0
-        self._attempts = 0
+        self.attempts = 0
+        """Recognitions asked for so far."""
         self._answering = ""
         """The caller's words that the agent's present turn answers."""
         self._speaking_since: int | None = None
+        self._longest_pause = 0
+        """Of those after which the caller went on."""
+        self._cut_ins = 0
 
     @property
     def caller_talks(self) -> bool:
@@ -220,6 +234,7 @@ class Turns:
     def _go_on(self, utterance: _Utterance, now: int) -> None:
         """The caller speaks on: what was recognised at a pause is kept if it is long, else forgotten."""
         utterance.voiced += 1
+        self._longest_pause = max(self._longest_pause, now - utterance.last - 1)
         utterance.last = now
         if utterance.attempt < 0:
             return
@@ -235,9 +250,9 @@ class Turns:
         return enough and utterance.attempt < 0 and now - utterance.last == self._timing.quick
 
     def _recognise(self, utterance: _Utterance) -> Recognise:
-        self._attempts += 1
-        utterance.attempt = self._attempts
-        return Recognise(self._attempts, utterance.piece_start, self._now)
+        self.attempts += 1
+        utterance.attempt = self.attempts
+        return Recognise(self.attempts, utterance.piece_start, self._now)
 
     def _cut(self, utterance: _Utterance) -> Recognise:
         """The caller has spoken for very long without a pause: recognise what there is, and go on."""
@@ -263,8 +278,22 @@ class Turns:
         if not words or (over_agent and self._gives_way(utterance, words)):
             needed = self._timing.end_noise
         else:
-            needed = self._timing.end if sounds_finished(words) else self._timing.end_open
+            needed = self._hold(words)
         return self._close(utterance, words) if silence >= needed else []
+
+    def _hold(self, words: str) -> int:
+        """How long a silence ends an utterance: less after a question, more where the caller may go on."""
+        timing = self._timing
+        match ending(words):
+            case Ending.QUESTION:
+                needed = timing.end_question
+            case Ending.SHORT:
+                needed = timing.end
+            case Ending.STATEMENT:
+                needed = max(timing.end_statement, self._longest_pause + timing.beyond)
+            case Ending.OPEN:
+                needed = timing.end_open
+        return min(needed + self._cut_ins * timing.cut_in, timing.end_open)
 
     def _close(self, utterance: _Utterance, words: str) -> list[Action]:
         self._utterance = None
@@ -280,9 +309,11 @@ class Turns:
             return actions
         since = self._speaking_since
         heard = since is not None and utterance.start - since >= self._timing.unheard
-        if not heard and self._answering:
+        instead = not heard and bool(self._answering)
+        if instead:
+            self._cut_ins += since is not None
             words = f"{self._answering} {words}"
-        return [*actions, self._reply(words)]
+        return [*actions, self._reply(words, instead)]
 
     def _gives_way(self, utterance: _Utterance, words: str) -> bool:
         """Whether the caller, over the agent, did not want the floor."""
@@ -292,8 +323,8 @@ class Turns:
         unsure = utterance.confidence < (-0.5 if utterance.voiced <= self._timing.hum else -1.0)
         return unsure and utterance.voiced <= self._timing.murmur and not asks_for_floor(words)
 
-    def _reply(self, words: str) -> Reply:
+    def _reply(self, words: str, instead: bool = False) -> Reply:
         self.agent_thinks()
         self._answering = words
         self.closing = False
-        return Reply(words)
+        return Reply(words, instead)

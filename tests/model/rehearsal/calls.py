@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import wave
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from model.rehearsal.dialogue import End, Sentence
+from model.rehearsal.pieces import End, Sentence
 from model.rehearsal.session import Models, RehearsalSession
 from model.wire import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE, AgentFrame, CallerFrame, Flush, Output
 
@@ -78,7 +78,7 @@ class Script:
     def greeting(self) -> Iterator[Sentence | End]:
         return iter([Sentence(text) for text in self._greeting])
 
-    def reply(self, heard: str) -> Iterator[Sentence | End]:
+    def reply(self, heard: str, wanted: Callable[[], bool]) -> Iterator[Sentence | End]:
         self.heard.append(heard)
         return iter(self._replies.pop(0) if self._replies else [])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model.rehearsal.backchannel import asks_for_floor, is_backchannel, sounds_finished
+from model.rehearsal.backchannel import Ending, asks_for_floor, ending, is_backchannel
 
 
 @pytest.mark.parametrize(
@@ -27,18 +27,21 @@ def test_farewells_count_only_when_the_agent_takes_its_leave() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "finished"),
+    ("text", "left"),
     [
-        ("What is going on?", True),
-        ("That is what I asked for.", True),
-        ("That is what I asked for", False),
-        ("I would like to book an.", False),
-        ("It was declined and,", False),
-        ("My number is 4 1 1 1.", False),
-        ("My name is David Cohen", True),
-        ("Well...", False),
-        ("", False),
+        ("What is going on?", Ending.QUESTION),
+        ("That is what I asked for.", Ending.SHORT),
+        ("That is what I asked for", Ending.OPEN),
+        ("I would like to book an.", Ending.OPEN),
+        ("It was declined and,", Ending.OPEN),
+        ("My number is 4 1 1 1.", Ending.OPEN),
+        ("My name is David Cohen", Ending.SHORT),
+        ("Hi, my card was just declined at a Home Depot in Miami.", Ending.STATEMENT),
+        ("My card was declined at a Home Depot. It was twelve hundred dollars.", Ending.STATEMENT),
+        ("No, that is all I needed to know from you today. Thank you, bye.", Ending.SHORT),
+        ("Well...", Ending.OPEN),
+        ("", Ending.OPEN),
     ],
 )
-def test_whether_a_turn_sounds_finished(text: str, finished: bool) -> None:
-    assert sounds_finished(text) is finished
+def test_how_a_turn_has_ended(text: str, left: Ending) -> None:
+    assert ending(text) is left

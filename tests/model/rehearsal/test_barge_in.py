@@ -14,7 +14,7 @@ from statistics import median
 import numpy as np
 import pytest
 
-from model.rehearsal.dialogue import Sentence
+from model.rehearsal.pieces import Sentence
 from model.rehearsal.session import Models
 from model.wire import AgentText, CallerText
 from tests.model.rehearsal.calls import Floats, Script, converse, over_the_line, recording, resampled, seconds, trimmed

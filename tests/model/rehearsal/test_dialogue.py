@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from gateway.personas import load_personas, session_request
 from model.rehearsal.chat import Chat, ChatFailed, Message
-from model.rehearsal.dialogue import Dialogue, End, Sentence
+from model.rehearsal.dialogue import Dialogue
 from model.rehearsal.matcher import LexicalMatcher, Matcher
 from model.rehearsal.matcher_minilm import MiniLmMatcher
+from model.rehearsal.pieces import End, Sentence, Wanted, always
 from model.wire import Answer, Script, SessionRequest
 
 from .confusion import BANK, CLINIC, HOTEL
@@ -121,6 +122,19 @@ def test_two_questions_that_need_the_same_are_both_answered(talk: Talk) -> None:
     reply = call.say("4521")
     assert "ending in four five two one" in reply
     assert reply.endswith("Was that you?")
+
+
+def test_a_reply_of_which_nothing_was_heard_is_taken_back(talk: Talk) -> None:
+    call = talk()
+    first, whole = DECLINED.partition(" It was")[0], DECLINED
+    call.say(first)
+    call.interrupted(after="")
+    assert call.say(whole) == NAME_ASKED
+    call.interrupted(after="")
+    assert "first I need" not in call.say(whole).lower()
+    assert call.say("My name is David Cohen.") == STOPPED
+    call.interrupted(after="")
+    assert call.say("My name is David Cohen. Yes.").startswith("Thank you, David Cohen.")
 
 
 def test_why_the_name(talk: Talk) -> None:
@@ -369,7 +383,7 @@ def test_a_reply_dropped_early_is_remembered(talk: Talk) -> None:
     reply = call.dialogue.reply("My card was declined.")
     next(reply)
     del reply
-    call.interrupted(after="")
+    call.interrupted(after="I'm sorry about")
     assert call.say("David Cohen") == STOPPED
 
 
@@ -394,7 +408,7 @@ class ScriptedChat(Chat):
         self._sentences = sentences
         self.asked: list[Message] = []
 
-    def stream(self, messages: Sequence[Message]) -> Iterator[str]:
+    def stream(self, messages: Sequence[Message], wanted: Wanted = always) -> Iterator[str]:
         self.asked = list(messages)
         for sentence in self._sentences:
             if isinstance(sentence, ChatFailed):
@@ -417,6 +431,14 @@ def test_a_chat_endpoint_speaks_instead_of_the_script() -> None:
     call.say("Say that differently please")
     assert chat.asked[-2].content == "We close ... (the caller interrupted here)"
     assert call.say("No, that is all. Thank you.") == GOODBYE
+
+
+def test_a_chat_reply_that_nobody_heard_is_not_in_what_the_endpoint_is_told() -> None:
+    call, chat = with_chat("We close at 5 PM.")
+    call.say("What are your opening hours?")
+    call.interrupted(after="")
+    call.say("What are your opening hours? On Saturday I mean")
+    assert [message.role for message in chat.asked] == ["system", "assistant", "user"]
 
 
 def test_a_chat_endpoint_may_transfer_and_end() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Iterator
+from itertools import count
 
 import numpy as np
 import pytest
 
-from model.rehearsal.dialogue import End, Sentence
+from model.rehearsal.pieces import End, Sentence, Wanted
 from model.rehearsal.session import Models, RehearsalSession
 from model.wire import FRAME_SECONDS, AgentFrame, AgentText, CallerFrame, CallerText, Done, Flush
-from tests.model.rehearsal.calls import Script, converse, recording, seconds, turns
+from tests.model.rehearsal.calls import Script, converse, recording, seconds, to_int16, turns
 
 pytestmark = pytest.mark.anyio
 
@@ -123,8 +126,82 @@ async def test_close_ends_the_outputs_and_is_final(models: Models) -> None:
     assert [output async for output in session.outputs()] == []
 
 
+def told_in_two(pause: float) -> np.ndarray:
+    """A story with a longer pause before its last sentence than it was recorded with; 24 kHz."""
+    story = recording("bank-declined")
+    return np.concatenate([seconds(2), story[int(0.8 * 24_000) : int(6.75 * 24_000)], seconds(pause), cut_question()])
+
+
+def cut_question() -> np.ndarray:
+    return np.concatenate([recording("bank-declined")[int(6.9 * 24_000) : int(8.6 * 24_000)], seconds(4)])
+
+
+async def test_a_story_with_a_pause_in_it_is_heard_to_its_end(models: Models) -> None:
+    script = Script(["Hello."], [[Sentence("I am sorry about that.")]])
+    call = await converse(models, script, told_in_two(0.1))
+    (heard,) = script.heard
+    assert heard.startswith("Hi, my card was just declined")
+    assert heard.endswith("going on?")
+    assert call.flushes() == []
+
+
+async def test_an_agent_that_cut_in_starts_again_as_if_it_had_said_nothing(models: Models) -> None:
+    sorry = [Sentence("I am sorry about that, and I will look into it for you right away.")]
+    script = Script(["Hello."], [sorry, sorry])
+    call = await converse(models, script, told_in_two(0.7))
+    first, both = script.heard
+    assert both == f"{first} What is going on?"
+    assert len(call.flushes()) == 1
+    assert script.told == [("Hello.", True), ("", False)]
+    said = "".join(word.text for word in call.of(AgentText)).split()
+    assert said.count("sorry") <= 2, "at most a word or two of the reply that was dropped"
+    assert " ".join(said).endswith(sorry[0].text)
+
+
+class Pondering(Script):
+    """Finds no words for its first reply as long as that is wanted."""
+
+    def __init__(self) -> None:
+        super().__init__(["Hello."], [[], [Sentence("Yes.")]])
+        self.asked = [threading.Event(), threading.Event()]
+
+    def reply(self, heard: str, wanted: Wanted) -> Iterator[Sentence | End]:
+        words = super().reply(heard, wanted)
+        asked = self.asked.pop(0)
+        asked.set()
+        while self.asked and wanted():
+            threading.Event().wait(0.01)
+        return words
+
+
+async def test_a_reply_that_is_outdated_does_not_hold_up_the_next(models: Models) -> None:
+    script = Pondering()
+    session = RehearsalSession(models, script)
+    index = count()
+
+    def say(sound: np.ndarray) -> None:
+        for start in range(0, len(sound) - 1919, 1920):
+            session.push(CallerFrame(next(index), to_int16(sound[start : start + 1920]).tobytes()))
+
+    for _ in range(20):
+        await session.settled()
+        say(seconds(0.08))
+    for asked in list(script.asked):
+        say(after(0, "bank-hours", 0))
+        assert await asyncio.to_thread(asked.wait, 20)
+    await session.settled()
+    say(seconds(1))
+    await session.settled()
+    await session.close()
+    said = [output.text async for output in session.outputs() if isinstance(output, AgentText)]
+    assert "".join(said) == " Hello. Yes."
+    question = "Hello, what time does the branch close on Saturday?"
+    assert script.heard == [question, f"{question} {question}"]
+    assert script.told == [("Hello.", True), ("", False)]
+
+
 class Broken(Script):
-    def reply(self, heard: str) -> None:  # type: ignore[override]
+    def reply(self, heard: str, wanted: Wanted) -> None:  # type: ignore[override]
         raise RuntimeError("no answer")
 
 

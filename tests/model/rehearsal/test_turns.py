@@ -56,7 +56,7 @@ def test_an_utterance_is_recognised_at_its_pause_and_answered_at_its_end() -> No
     (recognise,) = turns.hear(False)
     assert recognise == Recognise(1, 10 - TIMING.lead, 10 + 20 + TIMING.quick)
     assert turns.recognised(1, "What time is it?") == []
-    assert hear(turns, TIMING.end - TIMING.quick - 1, speech=False) == []
+    assert hear(turns, TIMING.end_question - TIMING.quick - 1, speech=False) == []
     assert turns.hear(False) == [Said(10, 30, "What time is it?"), Reply("What time is it?")]
     assert turns.agent is Agent.THINKING
 
@@ -86,7 +86,9 @@ def test_a_pause_inside_a_sentence_does_not_end_it() -> None:
 @pytest.mark.parametrize(
     ("text", "wait"),
     [
+        ("Is that all?", TIMING.end_question),
         ("That is all.", TIMING.end),
+        ("My card was declined at a Home Depot in Miami.", TIMING.end_statement),
         ("That is all and", TIMING.end_open),
         ("It is 4 1 1", TIMING.end_open),
         ("Well...", TIMING.end_open),
@@ -152,7 +154,53 @@ def test_who_goes_on_before_the_reply_is_heard_gets_one_answer_to_both() -> None
     assert kinds(talk(turns, "I want to book a visit."))[-1] == "Reply"
     hear(turns, 10, speech=True)
     assert not turns.agent_speaks(), "the caller is talking: hold the reply"
-    assert talk(turns, "For Tuesday.")[-1] == Reply("I want to book a visit. For Tuesday.")
+    assert talk(turns, "For Tuesday.")[-1] == Reply("I want to book a visit. For Tuesday.", instead=True)
+
+
+def cut_in_on(turns: Turns) -> list[Action]:
+    """The caller says one thing, the agent begins to answer, and the caller says another."""
+    talk(turns, "My card was just declined at a Home Depot.")
+    turns.agent_speaks()
+    hear(turns, TIMING.unheard - 10, speech=False)
+    return talk(turns, "What is going on?")
+
+
+def test_an_agent_that_cut_in_starts_again_with_all_that_was_said() -> None:
+    actions = cut_in_on(Turns())
+    assert kinds(actions) == ["Pause", "Recognise", "Said", "Reply"]
+    assert actions[-1] == Reply("My card was just declined at a Home Depot. What is going on?", instead=True)
+
+
+def silence_that_ends(turns: Turns, text: str) -> int:
+    hear(turns, 20, speech=True)
+    hear(turns, TIMING.quick, speech=False)
+    turns.recognised(turns.attempts, text)
+    waited = TIMING.quick
+    while turns.caller_talks:
+        turns.hear(False)
+        waited += 1
+    return waited
+
+
+def test_having_cut_in_the_agent_waits_longer_but_not_for_ever() -> None:
+    turns = Turns()
+    for times in range(5):
+        cut_in_on(turns)
+        turns.agent_finished()
+        assert silence_that_ends(turns, "That is all.") == min(
+            TIMING.end + (times + 1) * TIMING.cut_in, TIMING.end_open
+        )
+        turns.agent_finished()
+
+
+def test_a_caller_who_pauses_long_within_a_turn_is_given_longer_after_a_statement() -> None:
+    turns = Turns()
+    hear(turns, 20, speech=True)
+    hear(turns, TIMING.end_statement - 3, speech=False)
+    told = silence_that_ends(turns, "My card was declined at a Home Depot in Miami.")
+    assert told == TIMING.end_statement - 3 + TIMING.beyond
+    turns.agent_finished()
+    assert silence_that_ends(turns, "Is that all?") == TIMING.end_question
 
 
 def test_a_backchannel_while_the_reply_is_prepared_keeps_the_reply() -> None:
