@@ -73,9 +73,7 @@ class Desk:
 
     def ready(self) -> bool:
         """Whether a call that comes now would be answered by an agent."""
-        if self._draining or len(self._calls) >= self.settings.max_calls:
-            return False
-        return self._pool is None or self._pool.ready
+        return not self._full() and (self._pool is None or self._pool.ready)
 
     @property
     def active_calls(self) -> int:
@@ -86,29 +84,50 @@ class Desk:
         return self.personas.routing.route(number, datetime.now(UTC))
 
     async def answer(self, leg: CallLeg, persona: str) -> None:
-        """Run the whole call; returns when it is over, filed, and its webhook is on its way."""
+        """Run the whole call; returns when it is over, filed, and its webhook is on its way.
+
+        One that cannot be taken any more is let go at once: `ready` was asked before its line was open.
+        """
         who = self.personas.personas[persona]
+        if why := self._full():
+            await self._refuse(leg, who, why)
+            return
+        plan = self._plan(who, leg.info)
         folder = self._open_folder(leg.info)
         recording = Recording(folder.recording) if folder is not None and who.record else None
         call = Call(
-            leg,
-            self._engine,
-            self._plan(who, leg.info),
-            recording,
-            lambda utterance: self.live.publish(leg.info.call_id, utterance),
+            leg, self._engine, plan, recording, lambda utterance: self.live.publish(leg.info.call_id, utterance)
         )
         started_at = datetime.now(UTC)
-        self._remember(leg.info.carrier_call_id or leg.info.call_id, call)
+        self._remember(leg.info, call.outcome)
         self._calls.add(call)
         self.telemetry.active.set(len(self._calls))
         log.info("call %s: %s called %s, %s answers", call.info.call_id, *_numbers(leg.info), persona)
         try:
             await call.run()
         finally:
-            await self._file(call, started_at)
-            self._calls.discard(call)
-            self._finished.set()
-            self.telemetry.active.set(len(self._calls))
+            try:
+                await self._file(call, started_at)
+            finally:
+                self._calls.discard(call)
+                self._finished.set()
+                self.telemetry.active.set(len(self._calls))
+
+    def _full(self) -> str:
+        """Why we take no more calls: `draining` or `busy`; empty while we do."""
+        if self._draining:
+            return "draining"
+        return "busy" if len(self._calls) >= self.settings.max_calls else ""
+
+    async def _refuse(self, leg: CallLeg, persona: Persona, why: str) -> None:
+        """Let the line go so that the carrier asks what comes next, and is told the fallback."""
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        outcome.set_result(Outcome("shutdown" if why == "draining" else "busy", fallback=persona.fallback or ""))
+        self._remember(leg.info, outcome)
+        self.telemetry.refused.labels(why).inc()
+        log.warning("call %s is not taken: %s", leg.info.call_id, why)
+        # Not "shutdown", after which a line may be ended for good: nobody would be dialled.
+        await leg.hangup("busy")
 
     async def outcome(self, carrier_call_id: str) -> Outcome | None:
         """How a call ended; waits briefly for one that is just ending. None: never heard of it."""
@@ -137,8 +156,9 @@ class Desk:
             log.error("call %s: %s", info.call_id, error)
             return None
 
-    def _remember(self, carrier_call_id: str, call: Call) -> None:
-        self._outcomes[carrier_call_id] = call.outcome
+    def _remember(self, info: CallInfo, outcome: asyncio.Future[Outcome]) -> None:
+        carrier_call_id = info.carrier_call_id or info.call_id
+        self._outcomes[carrier_call_id] = outcome
         self._outcomes.move_to_end(carrier_call_id)
         while len(self._outcomes) > OUTCOMES_KEPT:
             self._outcomes.popitem(last=False)
@@ -162,9 +182,9 @@ class Desk:
     async def _end_calls(self) -> None:
         """Calls that are on the line when the gateway stops are ended and filed, not dropped."""
         self._draining = True
-        for call in self._calls:
-            call.end("shutdown")
         while self._calls:
+            for call in self._calls:
+                call.end("shutdown")
             self._finished.clear()
             await self._finished.wait()
 

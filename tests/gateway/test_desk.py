@@ -1,0 +1,176 @@
+"""The desk behind the real application and sockets: whom it takes, whom it turns away, what it lets go of."""
+
+from __future__ import annotations
+
+import asyncio
+import xml.etree.ElementTree as ET
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+
+from gateway import desk as desk_module
+from gateway.app import carrier_app
+from gateway.desk import Desk
+from gateway.leg import CallInfo
+from gateway.twilio.peer import CarrierStream
+from tests.gateway.twilio.serving import TIMEOUT, serving, settings
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass
+class HeldLeg:
+    """A line that is held until `release`: it neither speaks nor lets go before."""
+
+    listening: asyncio.Event = field(default_factory=asyncio.Event)
+    release: asyncio.Event = field(default_factory=asyncio.Event)
+    hanging_up: asyncio.Event = field(default_factory=asyncio.Event)
+    on_hold: bool = True
+    info: CallInfo = field(default_factory=lambda: CallInfo("held", "+1", "+2", "memory", "CA-held"))
+
+    async def listen(self, heard: Callable[[bytes], None]) -> None:
+        self.listening.set()
+        await self.release.wait()
+
+    async def play(self, pcm: bytes) -> None:
+        return
+
+    async def flush(self) -> None:
+        return
+
+    async def drain(self, timeout: float) -> None:
+        return
+
+    async def transfer(self, target: str) -> None:
+        return
+
+    async def hangup(self, reason: str) -> None:
+        self.hanging_up.set()
+        await self.release.wait()
+
+
+def desk_in(folder: Path, **values: object) -> Desk:
+    """A desk that echoes, with one persona whose fallback and recording are set."""
+    personas = folder / "personas"
+    personas.mkdir()
+    persona = "voice: NATF0\nrole: You work for a bank.\nfallback: '+15550999'\nrecord: true\n"
+    (personas / "bank.yaml").write_text(persona)
+    (personas / "routing.yaml").write_text("default:\n  persona: bank\n")
+    return Desk(settings(personas=personas, data_dir=folder / "data", embedded_echo=True, **values))
+
+
+@dataclass
+class Carrier:
+    client: httpx.AsyncClient
+
+    async def voice(self, call_sid: str) -> tuple[str, Mapping[str, str]]:
+        """Announce a call; gives the stream's URL and its parameters."""
+        response = await self.client.post("/twilio/voice", data={"CallSid": call_sid, "To": "+2", "From": "+1"})
+        stream = ET.fromstring(response.content).find("Connect/Stream")
+        assert stream is not None, response.text
+        return stream.attrib["url"], {p.attrib["name"]: p.attrib["value"] for p in stream}
+
+    async def after(self, call_sid: str) -> list[tuple[str, str | None]]:
+        form = {"CallSid": call_sid, "To": "+2", "From": "+1", "CallStatus": "in-progress"}
+        response = await self.client.post("/twilio/after", data=form)
+        return [(verb.tag, verb.text) for verb in ET.fromstring(response.content)]
+
+
+@asynccontextmanager
+async def carrier_of(desk: Desk) -> AsyncIterator[Carrier]:
+    async with serving(carrier_app(desk)) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        yield Carrier(client)
+
+
+@asynccontextmanager
+async def stream(call_sid: str, announced: tuple[str, Mapping[str, str]]) -> AsyncIterator[ClientConnection]:
+    url, parameters = announced
+    line = CarrierStream("MZ1", call_sid, "AC1")
+    async with connect(url) as socket:
+        await socket.send(line.connected())
+        await socket.send(line.start(parameters))
+        await socket.send(line.media(bytes(160)))
+        yield socket
+
+
+async def let_go(socket: ClientConnection) -> str | None:
+    async with asyncio.timeout(TIMEOUT):
+        await socket.wait_closed()
+    return socket.close_reason
+
+
+async def test_one_call_too_many_reaches_the_fallback(tmp_path: Path) -> None:
+    desk = desk_in(tmp_path, max_calls=1)
+    async with carrier_of(desk) as carrier, desk.open():
+        tickets = [await carrier.voice("CA1"), await carrier.voice("CA2")]
+        async with stream("CA1", tickets[0]) as first:
+            async with asyncio.timeout(TIMEOUT):
+                await first.recv()
+            async with stream("CA2", tickets[1]) as second:
+                assert await let_go(second) == "busy"
+            assert desk.active_calls == 1
+            assert await carrier.after("CA2") == [("Dial", "+15550999"), ("Hangup", None)]
+    assert b'callplex_calls_refused_total{why="busy"} 1.0' in desk.telemetry.render()
+
+
+async def test_a_call_that_comes_while_the_gateway_stops_reaches_the_fallback(tmp_path: Path) -> None:
+    desk, held, stop = desk_in(tmp_path), HeldLeg(), asyncio.Event()
+
+    async def serve() -> None:
+        async with desk.open():
+            await stop.wait()
+
+    async with carrier_of(desk) as carrier, asyncio.TaskGroup() as tasks:
+        ticket = await carrier.voice("CA2")
+        gateway = tasks.create_task(serve())
+        tasks.create_task(desk.answer(held, "bank"))
+        async with asyncio.timeout(TIMEOUT):
+            await held.listening.wait()
+            stop.set()
+            await held.hanging_up.wait()
+        async with stream("CA2", ticket) as late:
+            await let_go(late)
+        assert await carrier.after("CA2") == [("Dial", "+15550999"), ("Hangup", None)]
+        assert not gateway.done()
+        held.release.set()
+    assert desk.active_calls == 0
+    assert b'callplex_calls_refused_total{why="draining"} 1.0' in desk.telemetry.render()
+
+
+async def test_a_call_that_cannot_be_filed_does_not_stay_on_the_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk, held = desk_in(tmp_path), HeldLeg()
+
+    async def refuse(document: Mapping[str, Any]) -> None:
+        raise TypeError("str is not valid UTF-8: surrogates not allowed")
+
+    monkeypatch.setattr(desk.records, "finish", refuse)
+    async with asyncio.timeout(TIMEOUT), desk.open():
+        answering = asyncio.create_task(desk.answer(held, "bank"))
+        await held.listening.wait()
+        held.release.set()
+        with pytest.raises(TypeError, match="surrogates"):
+            await answering
+        assert desk.active_calls == 0
+
+
+async def test_a_call_that_cannot_be_planned_leaves_no_recording_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = desk_in(tmp_path)
+
+    def refuse(*arguments: object) -> None:
+        raise KeyError("variable")
+
+    monkeypatch.setattr(desk_module, "session_request", refuse)
+    with pytest.raises(KeyError):
+        await desk.answer(HeldLeg(), "bank")
+    assert not (tmp_path / "data").exists()
+    assert desk.active_calls == 0
