@@ -364,7 +364,7 @@ def _checked(kind: type[Any], name: str, annotation: str, value: Any, where: str
     if annotation == "tuple[str, ...]":
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise WireError(f"{field_name} must be a list of strings")
-        return tuple(value)
+        return tuple(_writable(item) for item in value)
     plain: dict[str, type | tuple[type, ...]] = {"str": str, "bool": bool, "int": int, "float": (int, float)}
     expected = plain.get(annotation)
     if expected is None:
@@ -375,4 +375,9 @@ def _checked(kind: type[Any], name: str, annotation: str, value: Any, where: str
         raise WireError(f"{field_name} is out of range")
     if isinstance(value, int | float) and annotation == "float" and not -1e9 <= value <= 1e9:  # nor NaN
         raise WireError(f"{field_name} is out of range")
-    return value
+    return _writable(value) if isinstance(value, str) else value
+
+
+def _writable(text: str) -> str:
+    r"""JSON can hold half a character (`"\ud83d"`, RFC 8259 section 8.2), which no file or socket takes."""
+    return text if text.isascii() else text.encode(errors="replace").decode()

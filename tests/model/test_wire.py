@@ -159,6 +159,14 @@ def test_a_bad_open_request_names_the_field(change: dict[str, Any], words: str) 
         wire.decode_open(message)
 
 
+def test_half_a_character_becomes_a_question_mark() -> None:
+    half = '{"type": "caller_text", "start": 0, "end": 1, "text": "hei \\ud83d \\ud83d\\ude00 \\u00e4"}'
+    assert wire.decode_from_worker(half) == wire.CallerText(0, 1, "hei ? 😀 ä")
+    script = {"answers": [{"id": "a", "say": "b", "when": ["c", "\udc00"]}]}
+    request = wire.decode_open(json.dumps({"type": "open", "call_id": "c", "script": script}))
+    assert request.script.answers[0].when == ("c", "?")
+
+
 def test_an_open_request_is_text() -> None:
     with pytest.raises(WireError, match="JSON text"):
         wire.decode_open(b"{}")
