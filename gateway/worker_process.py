@@ -20,7 +20,8 @@ class WorkerRefused(Exception):
 
 async def run_worker(settings: Settings, exit_with_parent: bool = False) -> None:
     """Serve the configured engine until stopped. Raises WorkerRefused."""
-    from model.server import ListenRefused, serve
+    from model.server import ListenRefused
+    from model.serving import serve
 
     engine, refusals = _engine(settings)
     try:

@@ -13,13 +13,9 @@ import ipaddress
 import json
 import logging
 import os
-import signal
 import socket
 import ssl
-import sys
-import threading
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -46,8 +42,6 @@ MAX_BEHIND = 125
 what a session holds in memory, whether the engine is slow or the gateway does not read."""
 PING_SECONDS = 10.0
 """Between keep-alive pings, and how long the answer may take: finds gateways whose machine vanished."""
-EXIT_GRACE = 5.0
-"""Seconds between the loss of the parent process and a hard exit."""
 
 
 class WorkerSession(Protocol):
@@ -356,59 +350,6 @@ async def _send_outputs(connection: ServerConnection, session: WorkerSession, pr
     if not finished:
         raise RuntimeError("the engine ended a session without saying why")
     raise _Finished
-
-
-# The process.
-
-
-async def serve(
-    engine: WorkerEngine,
-    listen: str,
-    *,
-    token: str = "",
-    capacity: int = 4,
-    tls: ssl.SSLContext | None = None,
-    exit_with_parent: bool = False,
-    announce: Callable[[str], None] | None = None,
-) -> None:
-    """Run a worker until SIGTERM, SIGINT or, with `exit_with_parent`, the end of standard input.
-
-    `announce` is told the URL once sessions can be opened; by default one JSON line on standard
-    output says it: `{"listening": "ws://127.0.0.1:8090/api/session"}`. Raises ListenRefused.
-    """
-    server = WorkerServer(engine, listen, token=token, capacity=capacity, tls=tls)
-    loop = asyncio.get_running_loop()
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    if exit_with_parent:
-        watch = threading.Thread(target=_watch_parent, args=(loop, stopped), name="parent-watch", daemon=True)
-        watch.start()
-    async with AsyncExitStack() as stack:
-        await engine.start()
-        stack.push_async_callback(engine.stop)
-        await server.start()
-        stack.push_async_callback(server.stop)
-        log.info("worker %s: %s engine, %d slots, %s", server.name, engine.name, capacity, server.url)
-        (announce or _print_url)(server.url)
-        await stopped.wait()
-
-
-def _print_url(url: str) -> None:
-    sys.stdout.write(json.dumps({"listening": url}) + "\n")
-    sys.stdout.flush()
-
-
-def _watch_parent(loop: asyncio.AbstractEventLoop, stopped: asyncio.Event) -> None:
-    """Runs in a thread, so that even a worker whose event loop hangs does not outlive its parent.
-
-    The parent holds the write end of our standard input; the kernel closes it however the parent ends.
-    """
-    while os.read(0, 4096):
-        pass
-    loop.call_soon_threadsafe(stopped.set)
-    time.sleep(EXIT_GRACE)
-    os._exit(1)
 
 
 def _split_address(listen: str) -> tuple[str, int]:

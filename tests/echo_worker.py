@@ -7,7 +7,7 @@ import asyncio
 import os
 
 from model.echo import EchoEngine
-from model.server import serve
+from model.serving import serve
 
 
 def main() -> None:

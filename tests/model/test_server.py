@@ -393,15 +393,15 @@ def test_a_worker_process_ends_with_its_parents_pipe() -> None:
 
 HANGS = """
 import asyncio, time
-from model import echo, server
+from model import echo, serving
 
 class Hanging(echo.EchoEngine):
     async def start(self):
         print("hanging", flush=True)
         time.sleep(60)
 
-server.EXIT_GRACE = 0.1
-asyncio.run(server.serve(Hanging(), "127.0.0.1:0", exit_with_parent=True))
+serving.EXIT_GRACE = 0.1
+asyncio.run(serving.serve(Hanging(), "127.0.0.1:0", exit_with_parent=True))
 """
 
 

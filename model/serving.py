@@ -1,0 +1,76 @@
+"""The worker's process: from an engine that loads to a server that listens, and its end.
+
+Owns signals, the parent's pipe and the line that says where the worker listens. Sessions are
+`model.server`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from model.server import WorkerEngine, WorkerServer
+
+log = logging.getLogger(__name__)
+
+EXIT_GRACE = 5.0
+"""Seconds between the loss of the parent process and a hard exit."""
+
+
+async def serve(
+    engine: WorkerEngine,
+    listen: str,
+    *,
+    token: str = "",
+    capacity: int = 4,
+    tls: ssl.SSLContext | None = None,
+    exit_with_parent: bool = False,
+    announce: Callable[[str], None] | None = None,
+) -> None:
+    """Run a worker until SIGTERM, SIGINT or, with `exit_with_parent`, the end of standard input.
+
+    `announce` is told the URL once sessions can be opened; by default one JSON line on standard
+    output says it: `{"listening": "ws://127.0.0.1:8090/api/session"}`. Raises ListenRefused.
+    """
+    server = WorkerServer(engine, listen, token=token, capacity=capacity, tls=tls)
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    if exit_with_parent:
+        watch = threading.Thread(target=_watch_parent, args=(loop, stopped), name="parent-watch", daemon=True)
+        watch.start()
+    async with AsyncExitStack() as stack:
+        await engine.start()
+        stack.push_async_callback(engine.stop)
+        await server.start()
+        stack.push_async_callback(server.stop)
+        log.info("worker %s: %s engine, %d slots, %s", server.name, engine.name, capacity, server.url)
+        (announce or _print_url)(server.url)
+        await stopped.wait()
+
+
+def _print_url(url: str) -> None:
+    sys.stdout.write(json.dumps({"listening": url}) + "\n")
+    sys.stdout.flush()
+
+
+def _watch_parent(loop: asyncio.AbstractEventLoop, stopped: asyncio.Event) -> None:
+    """Runs in a thread, so that even a worker whose event loop hangs does not outlive its parent.
+
+    The parent holds the write end of our standard input; the kernel closes it however the parent ends.
+    """
+    while os.read(0, 4096):
+        pass
+    loop.call_soon_threadsafe(stopped.set)
+    time.sleep(EXIT_GRACE)
+    os._exit(1)
