@@ -41,7 +41,9 @@ class Settings(BaseSettings):
     public_url: str = Field("", description="https URL under which the carrier reaches LISTEN")
     trusted_proxies: str = Field("", description="comma list of proxy addresses whose forwarding headers count")
     twilio_auth_token: SecretStr = Field(SecretStr(""), description="checks X-Twilio-Signature")
-    twilio_account_sid: str = Field("", description="with the auth token: ends and transfers calls by REST")
+    twilio_account_sid: str = Field(
+        "", description="with the auth token: ends by REST the calls whose stream may be dead"
+    )
     twilio_api_url: str = Field("https://api.twilio.com", description="Twilio's REST endpoint")
     allow_unsigned: bool = Field(False, description="serve unsigned requests from anywhere; for trials only")
     data_dir: Path = Field(Path("data"), description="calls, recordings, the database")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from base64 import b64encode
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
@@ -11,8 +12,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from gateway.twilio import rest as rest_module
 from gateway.twilio.rest import TwilioRest, rest_from
-from tests.gateway.twilio.serving import serving, settings
+from tests.gateway.twilio.serving import TIMEOUT, serving, settings
 
 pytestmark = pytest.mark.anyio
 
@@ -71,6 +73,29 @@ async def test_a_refusal_is_logged_and_not_raised(caplog: pytest.LogCaptureFixtu
     await rest.close()
     assert "call CA2 could not be ended by REST" in caplog.text
     assert AUTH not in caplog.text
+
+
+async def test_an_answer_that_drips_holds_no_call(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(rest_module, "TIMEOUT", 0.2)
+    gone = asyncio.Event()
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
+        while not writer.is_closing():
+            writer.write(b".")
+            await asyncio.sleep(0.02)
+        gone.set()
+
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    async with server:
+        rest = TwilioRest(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "AC1", AUTH)
+        async with asyncio.timeout(TIMEOUT):
+            assert not await rest.end_call("CA1")
+            await rest.close()
+            await gone.wait()
+    assert "no answer within 0.2 s" in caplog.text
 
 
 def test_a_client_needs_both_credentials() -> None:
