@@ -25,6 +25,8 @@ TEXT_LIMIT = 1e-4
 AUDIO_LIMIT = 5e-3
 EMBEDDING_LIMIT = 1e-6
 PCM_LIMIT = 1e-4
+STAGE_LIMIT = 2e-4
+LOUDNESS_LIMIT = 1e-6
 """How far floats may lie from the reference's, whose own summation order moves them by less."""
 
 

@@ -155,7 +155,7 @@ def test_a_recording_is_used_only_with_consent(folder: ModelFolder, tmp_path: Pa
         ({"weights": Path("nowhere")}, "weights download"),
         ({"voice": "NATM3"}, "NATM3 is not in .*weights download"),
         ({"voice": "../NATF2"}, "no consent"),
-        ({"prompt": "you are a teacher " * 40}, "prompt takes .* frames .* window holds 400"),
+        ({"prompt": "you are a teacher " * 200}, "prompt takes .* frames .* window holds 400"),
         ({"out": Path("nowhere/out.wav")}, r"out\.wav cannot be written"),
         ({"device": "tpu"}, "say cpu or cuda"),
     ],
