@@ -26,9 +26,9 @@ _SEAM = 16
 """Samples over which a period's end is bent towards its beginning, and the first step is undone."""
 
 _Sound = NDArray[np.float64]
-_GAIN: _Sound = np.concatenate((np.ones(FULL), 1.0 - np.arange(FADED - FULL) / (FADED - FULL)))
-_RISE: _Sound = 0.5 - 0.5 * np.cos(np.pi * (np.arange(OVERLAP) + 0.5) / OVERLAP)
-_BEND: _Sound = (np.arange(_SEAM) + 1.0) / (_SEAM + 1.0)
+_GAIN: _Sound = np.asarray(np.minimum(1.0, (FADED - np.arange(FADED)) / (FADED - FULL)), np.float64)
+_RISE: _Sound = np.asarray(np.sin(np.pi / 2 * (np.arange(OVERLAP) + 0.5) / OVERLAP) ** 2, np.float64)
+_BEND: _Sound = np.asarray((np.arange(_SEAM) + 1.0) / (_SEAM + 1.0), np.float64)
 
 
 class Concealer:

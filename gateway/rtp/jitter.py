@@ -85,10 +85,8 @@ class JitterBuffer:
         """Another stream follows (new SSRC): its timestamps have nothing to do with the old ones."""
         self._packets.clear()
         self._estimator.reset()
-        self._started = False
+        self._started = self.playing = False
         self._strays = 0
-        if self.playing:
-            self._cut()
 
     @property
     def delay(self) -> float:
@@ -221,7 +219,8 @@ class JitterBuffer:
         else:
             self._edge += missing
         self._invented += missing
-        self.counters.concealed += missing
+        if self.counters.played:
+            self.counters.concealed += missing
         if self._invented > IDLE:
             self._stop()
         return self._concealer.invent(missing, since)
@@ -238,7 +237,7 @@ class JitterBuffer:
     def _stop(self) -> None:
         """The stream has ceased; the next packet begins it anew, with the transits known so far."""
         self.playing = False
-        self.counters.concealed -= self._invented
+        self.counters.concealed = max(0, self.counters.concealed - self._invented)
         self._held = self._invented = 0
 
     def _offset(self, now: float) -> float:

@@ -30,23 +30,24 @@ class ReceptionReport:
 class Reception:
     """One source's, from its first packet on."""
 
-    def __init__(self, sequence: int, timestamp: int, now: float) -> None:
+    def __init__(self, sequence: int) -> None:
         self.jitter = 0.0
+        """Of the packets' arrivals, in samples."""
         self.duplicates = 0
         self.received = 0
         self._lost_before = 0
         """Of a numbering the source has given up since."""
         self._expected_prior = 0
         self._lost_prior = 0
-        self._begin(sequence, timestamp, now)
+        self._timestamp = -1
+        self._arrival = 0.0
+        self._begin(sequence)
 
-    def _begin(self, sequence: int, timestamp: int, now: float) -> None:
+    def _begin(self, sequence: int) -> None:
         self._base = self._highest = sequence
         self._base_received = self.received
         self._seen = 0
         self._expected_next = -1
-        self._timestamp = timestamp
-        self._arrival = now
 
     @property
     def expected(self) -> int:
@@ -57,23 +58,27 @@ class Reception:
         """Packets that never came, since the beginning."""
         return self._lost_before + self.expected - (self.received - self._base_received)
 
-    def receive(self, sequence: int, timestamp: int, now: float) -> bool:
+    def receive(self, sequence: int) -> bool:
         """Count a packet; false if it must not be used: a double, or a number out of nowhere."""
         ahead = (sequence - self._highest) & 0xFFFF
         if ahead == 1:
             self._highest += 1
             self._seen = (self._seen << 1 | 1) & _WINDOW_MASK
-        elif not self._unusual(ahead, sequence, timestamp, now):
+        elif not self._unusual(ahead, sequence):
             return False
         self.received += 1
-        elapsed = ((timestamp - self._timestamp + _HALF) % _WRAP) - _HALF
-        difference = (now - self._arrival) * RATE - elapsed
-        self.jitter += (abs(difference) - self.jitter) * 0.0625
-        self._timestamp = timestamp
-        self._arrival = now
         return True
 
-    def _unusual(self, ahead: int, sequence: int, timestamp: int, now: float) -> bool:
+    def time(self, timestamp: int, now: float) -> None:
+        """A packet of sound came at `now` (A.8). Events repeat their timestamps and are not timed."""
+        if self._timestamp >= 0:
+            elapsed = ((timestamp - self._timestamp + _HALF) % _WRAP) - _HALF
+            difference = (now - self._arrival) * RATE - elapsed
+            self.jitter += (abs(difference) - self.jitter) * 0.0625
+        self._timestamp = timestamp
+        self._arrival = now
+
+    def _unusual(self, ahead: int, sequence: int) -> bool:
         """Any packet but the one that was next; false to leave it."""
         if ahead == 0 or ahead > 0x10000 - _MAX_MISORDER:
             bit = 1 << (-ahead & 0xFFFF)
@@ -91,7 +96,7 @@ class Reception:
             self._expected_next = (sequence + 1) & 0xFFFF
             return False
         self._lost_before = self.lost
-        self._begin(sequence, timestamp, now)
+        self._begin(sequence)
         self._seen = 1
         return True
 

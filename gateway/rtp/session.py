@@ -1,34 +1,40 @@
 """One call's RTP sockets around its `MediaStream`, and the clock that drives it. Thin.
 
-Owns a pair of UDP ports from `open` to `close`. There is no task and no queue here: a datagram is
-taken in the callback that reads it, and the ticker sends directly on the non-blocking socket.
+Owns a pair of UDP ports from `open` to `close`. There is no task, no transport and no queue here: a
+datagram is taken in the callback that reads it, and the ticker sends directly on the non-blocking socket.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
+import secrets
 import socket
+import time
+from base64 import b64encode
 from collections.abc import Callable
-from typing import Any
 
 from gateway.rtp.latch import Addr
+from gateway.rtp.plan import Identity, MediaPlan, MediaReport
 from gateway.rtp.ports import PortRange
-from gateway.rtp.stream import Identity, MediaPlan, MediaStream
+from gateway.rtp.stream import MediaStream
 from gateway.rtp.ticker import Ticker
 
+RECEIVE_BUFFER = 1 << 16
+"""Bytes the kernel keeps for one call: seconds of sound, so that a stall of the loop loses nothing."""
 
-class _Receiver(asyncio.DatagramProtocol):
-    """The reading end of a socket."""
+LARGEST = 2_048
+"""Bytes read of a datagram; what is longer is no telephone's."""
 
-    def __init__(self, take: Callable[[bytes, Any], None]) -> None:
-        self._take = take
 
-    def datagram_received(self, data: bytes, addr: Any) -> None:
-        self._take(data, addr)
+def new_identity() -> Identity:
+    """Random beginnings for one call, and a name for its reports (RFC 7022, section 4.2)."""
+    name = b64encode(secrets.token_bytes(12)).decode("ascii")
+    return Identity(secrets.randbits(32), secrets.randbits(16), secrets.randbits(32), name)
 
 
 class RtpSession:
-    """One call's media. `await open(...)`, put `local_port` in the SDP, `start(plan)` with the answer."""
+    """One call's media: `open`, put `local_port` in the SDP, `start(plan)` once it is agreed, `close`."""
 
     def __init__(self, rtp: socket.socket, rtcp: socket.socket, ticker: Ticker, identity: Identity) -> None:
         self.local_port: int = rtp.getsockname()[1]
@@ -38,21 +44,21 @@ class RtpSession:
         self._rtcp = rtcp
         self._ticker = ticker
         self._identity = identity
-        self._now = asyncio.get_running_loop().time
+        self._loop = asyncio.get_running_loop()
+        self._now = self._loop.time
         self._stream: MediaStream | None = None
         self._on_frame: Callable[[bytes], None] | None = None
-        self._transports: list[asyncio.DatagramTransport] = []
+        self._on_digit: Callable[[str], None] | None = None
         self._closed = False
 
     @classmethod
-    async def open(cls, ports: PortRange, ticker: Ticker, identity: Identity) -> RtpSession:
+    def open(cls, ports: PortRange, ticker: Ticker, identity: Identity | None = None) -> RtpSession:
         """Bind a pair of ports. Raises PortsExhausted. Packets are taken from `start` on."""
         rtp, rtcp = ports.bind()
-        session = cls(rtp, rtcp, ticker, identity)
-        loop = asyncio.get_running_loop()
-        for sock, take in ((rtp, session._take_rtp), (rtcp, session._take_rtcp)):
-            transport, _ = await loop.create_datagram_endpoint(lambda take=take: _Receiver(take), sock=sock)  # type: ignore[misc]
-            session._transports.append(transport)
+        rtp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        session = cls(rtp, rtcp, ticker, identity or new_identity())
+        session._loop.add_reader(rtp, session._read_rtp)
+        session._loop.add_reader(rtcp, session._read_rtcp)
         return session
 
     @property
@@ -70,6 +76,8 @@ class RtpSession:
         self._stream = MediaStream(self._identity, plan, self._now())
         if self._on_frame is not None:
             self._stream.on_frame = self._on_frame
+        if self._on_digit is not None:
+            self._stream.on_digit = self._on_digit
         self._ticker.add(self)
 
     def listen(self, on_frame: Callable[[bytes], None]) -> None:
@@ -82,44 +90,74 @@ class RtpSession:
         if self._stream is not None:
             self._stream.on_frame = on_frame
 
+    def on_digit(self, pressed: Callable[[str], None]) -> None:
+        """From now on `pressed` is given each key the caller presses, once; it never raises."""
+        self._on_digit = pressed
+        if self._stream is not None:
+            self._stream.on_digit = pressed
+
     def send(self, pcm: bytes) -> None:
         """Our sound, int16 at 8 kHz, any number of whole 20 ms. It leaves with the clock."""
         if self._stream is not None:
-            self._stream.talk.push(pcm)
+            self._stream.sender.talk.push(pcm)
 
     def flush(self) -> None:
         """Drop what has not left yet."""
         if self._stream is not None:
-            self._stream.talk.clear()
+            self._stream.sender.talk.clear()
+
+    def send_digits(self, digits: str) -> None:
+        """Press keys at the far end, 200 ms each. Raises ValueError for what is no key, or far too many.
+
+        Goes nowhere unless telephone-event was agreed: see the plan's `dtmf_type`.
+        """
+        if self._stream is not None:
+            self._stream.sender.digits.push(digits)
 
     @property
     def unheard(self) -> float:
         """Seconds of our sound that have not left yet."""
-        return 0.0 if self._stream is None else self._stream.talk.unheard
+        return 0.0 if self._stream is None else self._stream.sender.talk.unheard
 
     def close(self) -> None:
-        """Give the ports back. Safe to call twice."""
+        """Tell the peer's RTCP goodbye and give the ports back. Safe to call twice."""
         if self._closed:
             return
         self._closed = True
         self._ticker.remove(self)
-        for transport in self._transports:
-            transport.abort()
-        self._rtp.close()
-        self._rtcp.close()
+        if self._stream is not None:
+            self._report(self._stream, self._now(), goodbye=True)
+        for sock in (self._rtp, self._rtcp):
+            self._loop.remove_reader(sock)
+            sock.close()
 
     def tick(self, now: float) -> None:
         """The ticker's."""
         stream = self._stream
-        assert stream is not None
-        for data in stream.tick(now):
-            if (remote := stream.remote) is not None:
+        if stream is None or self._closed:
+            return
+        packets = stream.tick(now)
+        remote = stream.source or stream.plan.remote
+        if remote is not None:
+            for data in packets:
                 self._send_to(self._rtp, data, remote)
+        if now >= stream.reporter.due:
+            self._report(stream, now)
 
     def skip(self, ticks: int) -> None:
         """The ticker's."""
         if self._stream is not None:
             self._stream.skip(ticks)
+
+    def summary(self) -> MediaReport | None:
+        """The call's figures; None if no media were ever agreed."""
+        return self._stream.summary() if self._stream is not None else None
+
+    def _report(self, stream: MediaStream, now: float, goodbye: bool = False) -> None:
+        data = stream.report(now, time.time(), random.random(), goodbye)
+        remote = stream.remote_rtcp
+        if remote is not None:
+            self._send_to(self._rtp if stream.plan.rtcp_mux else self._rtcp, data, remote)
 
     def _send_to(self, sock: socket.socket, data: bytes, remote: Addr) -> None:
         try:
@@ -127,9 +165,19 @@ class RtpSession:
         except OSError:
             self.send_errors += 1
 
-    def _take_rtp(self, data: bytes, addr: Any) -> None:
+    def _read_rtp(self) -> None:
+        """One datagram: whoever floods a call waits for the loop's other work each time."""
+        try:
+            data, source = self._rtp.recvfrom(LARGEST)
+        except OSError:
+            return
         if self._stream is not None:
-            self._stream.receive_rtp(data, addr if len(addr) == 2 else addr[:2], self._now())
+            self._stream.receive_rtp(data, source if len(source) == 2 else source[:2], self._now())
 
-    def _take_rtcp(self, data: bytes, addr: Any) -> None:
-        """Reports of the peer."""
+    def _read_rtcp(self) -> None:
+        try:
+            data, source = self._rtcp.recvfrom(LARGEST)
+        except OSError:
+            return
+        if self._stream is not None:
+            self._stream.receive_rtcp(data, source[:2], self._now())

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.rtp.ports import PortRange, PortsExhausted
 from gateway.rtp.session import RtpSession
-from gateway.rtp.stream import Identity, MediaPlan
+from gateway.rtp.plan import Identity, MediaPlan
 from gateway.rtp.ticker import PHASES, TICK, Ticker
 from tests.virtual_time import run as run_virtually
 
@@ -36,8 +36,8 @@ def free_range(pairs: int = 8) -> PortRange:
 
 async def two_sessions() -> tuple[RtpSession, RtpSession]:
     ports, ticker = free_range(), Ticker()
-    left = await RtpSession.open(ports, ticker, Identity(1, 65_530, 2**32 - 100))
-    right = await RtpSession.open(ports, ticker, Identity(2, 7, 7))
+    left = RtpSession.open(ports, ticker, Identity(1, 65_530, 2**32 - 100))
+    right = RtpSession.open(ports, ticker, Identity(2, 7, 7))
     left.start(MediaPlan((HOST, right.local_port)))
     right.start(MediaPlan((HOST, left.local_port)))
     return left, right
