@@ -1,0 +1,412 @@
+"""Session descriptions: who sends which sound where (RFC 4566, RFC 3264, RFC 4568).
+
+Owns the reading of offers and answers, tolerantly, and the writing of ours. One audio stream of G.711 with keypad
+digits; every other stream of an offer is declined in its place. Keys come in as an argument.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode, b64encode
+from binascii import Error as Base64Error
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Literal, cast
+
+from gateway.sip.errors import SipError
+from gateway.sip.fields import parse_number
+from gateway.sip.uri import Addr
+
+Codec = Literal["PCMU", "PCMA"]
+Direction = Literal["sendrecv", "sendonly", "recvonly", "inactive"]
+
+STATIC: dict[int, str] = {0: "PCMU/8000", 8: "PCMA/8000"}
+"""Payload types that need no rtpmap (RFC 3551)."""
+NUMBERS: dict[Codec, int] = {"PCMU": 0, "PCMA": 8}
+DIGITS = "telephone-event/8000"
+DIGITS_NUMBER = 101
+DIRECTIONS = ("sendrecv", "sendonly", "recvonly", "inactive")
+MIRRORED: dict[Direction, Direction] = {
+    "sendrecv": "sendrecv",
+    "sendonly": "recvonly",
+    "recvonly": "sendonly",
+    "inactive": "inactive",
+}
+PLAIN = ("RTP/AVP", "RTP/AVPF")
+SECURE = ("RTP/SAVP", "RTP/SAVPF")
+SUITES = ("AES_CM_128_HMAC_SHA1_80", "AES_CM_128_HMAC_SHA1_32")
+KEY_BYTES = 30
+"""Master key and salt of both suites (RFC 4568, section 6.2)."""
+
+PTIMES = (10, 120)
+"""Milliseconds of a packet that we send: what the peer asks for, between these."""
+
+MAX_LINES = 500
+MAX_MEDIA = 16
+
+_SPACE = re.compile(r"\s")
+_CRYPTO = re.compile(r"([0-9]{1,9})\s+(\S+)\s+inline:([A-Za-z0-9+/=]+)(?:\|\S*)?\s*(.*)\Z")
+
+
+class Srtp(Enum):
+    """What we make of encryption."""
+
+    REFUSED = "refused"
+    ALLOWED = "allowed"
+    """Taken when offered."""
+    REQUIRED = "required"
+
+
+@dataclass(frozen=True, slots=True)
+class Crypto:
+    """One a=crypto line (RFC 4568)."""
+
+    tag: int
+    suite: str
+    key: bytes = field(repr=False)
+    """Master key and salt, 30 bytes."""
+
+    def __str__(self) -> str:
+        return f"{self.tag} {self.suite} inline:{b64encode(self.key).decode()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """One stream of a description."""
+
+    kind: str
+    port: int
+    profile: str
+    formats: tuple[str, ...]
+    host: str = ""
+    rtpmap: tuple[tuple[str, str], ...] = ()
+    ptime: int | None = None
+    direction: Direction = "sendrecv"
+    crypto: tuple[Crypto, ...] = ()
+    rtcp_port: int | None = None
+
+    def name_of(self, number: str) -> str:
+        """Encoding and clock rate of a payload type, in upper case: `PCMU/8000`."""
+        for known, name in self.rtpmap:
+            if known == number:
+                return name
+        return STATIC.get(int(number), "") if number.isascii() and number.isdigit() and len(number) < 4 else ""
+
+    def number_of(self, name: str) -> int | None:
+        """The payload type the peer gives to an encoding; None when it does not offer it."""
+        for number in self.formats:
+            if self.name_of(number) == name.upper():
+                return int(number)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionDescription:
+    """What a peer describes."""
+
+    session_id: str
+    version: str
+    media: tuple[Media, ...]
+
+    def audio(self) -> Media | None:
+        """The first audio stream that is not declined."""
+        return next((media for media in self.media if media.kind == "audio" and media.port), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What we take and offer."""
+
+    codecs: tuple[Codec, ...] = ("PCMU", "PCMA")
+    """In our order of preference; the offerer's order decides an answer."""
+    digits: bool = True
+    srtp: Srtp = Srtp.ALLOWED
+    ptime: int = 20
+    """Milliseconds of a packet that we like to get."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """What both sides do from now on."""
+
+    codec: Codec
+    payload_type: int
+    """Of the codec, both ways."""
+    ptime: int
+    """Milliseconds of a packet that the peer likes to get."""
+    digits: int | None
+    """Payload type of telephone-event; None when the peer does not know it."""
+    remote: Addr
+    """Where our RTP goes."""
+    remote_rtcp: Addr
+    direction: Direction
+    """Ours: `recvonly` or `inactive` when the peer holds the call."""
+    local_crypto: Crypto | None = None
+    """What we encrypt with."""
+    remote_crypto: Crypto | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Our answer and what it means."""
+
+    sdp: bytes
+    agreed: Agreed
+
+
+# Reading
+
+
+def parse_sdp(data: bytes) -> SessionDescription:
+    """Read a description; raises SipError (488). Lines that say nothing to us are passed over."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    lines = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
+    if not lines or not lines[0].startswith("v="):
+        raise SipError("the session description does not begin with its version", 488)
+    if len(lines) > MAX_LINES:
+        raise SipError(f"the session description has more than {MAX_LINES} lines", 488)
+    session: list[str] = []
+    sections: list[list[str]] = []
+    for line in lines:
+        if re.match(r"m\s*=", line):
+            sections.append([])
+        (sections[-1] if sections else session).append(line)
+    if len(sections) > MAX_MEDIA:
+        raise SipError(f"the session description has more than {MAX_MEDIA} streams", 488)
+    origin = next((line[2:].split() for line in session if line.startswith("o=")), [])
+    common = Media("", 0, "", (), host=_host(session), direction=_direction(session) or "sendrecv")
+    media = tuple(_read_media(section, common) for section in sections)
+    session_id, version = (origin[1], origin[2]) if len(origin) >= 3 else ("", "")
+    return SessionDescription(session_id, version, media)
+
+
+def _read_media(lines: list[str], common: Media) -> Media:
+    words = lines[0].partition("=")[2].split()
+    if len(words) < 4:
+        raise SipError("a stream of the session description is malformed", 488)
+    port = parse_number(words[1].partition("/")[0])
+    if port is None or port > 65535:
+        raise SipError("a stream of the session description has no valid port", 488)
+    attributes = [line[2:] for line in lines if line.startswith("a=")]
+    return Media(
+        words[0].lower(),
+        port,
+        words[2].upper(),
+        tuple(words[3:]),
+        _host(lines) or common.host,
+        tuple(_read_rtpmaps(attributes)),
+        _read_ptime(attributes),
+        _direction(lines) or common.direction,
+        tuple(_read_cryptos(attributes)),
+        _read_rtcp(attributes),
+    )
+
+
+def _host(lines: list[str]) -> str:
+    for line in lines:
+        if line.startswith("c="):
+            words = line[2:].split()
+            return words[2].partition("/")[0] if len(words) >= 3 else ""
+    return ""
+
+
+def _direction(lines: list[str]) -> Direction | None:
+    found = [line[2:].strip().lower() for line in lines if line.startswith("a=")]
+    known = [value for value in found if value in DIRECTIONS]
+    return cast("Direction", known[0]) if known else None
+
+
+def _read_rtpmaps(attributes: list[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for attribute in attributes:
+        name, _, value = attribute.partition(":")
+        words = value.split()
+        if name.strip().lower() == "rtpmap" and len(words) >= 2 and (parse_number(words[0]) or 0) < 128:
+            pairs.append((words[0], words[1].upper().removesuffix("/1")))
+    return pairs
+
+
+def _read_ptime(attributes: list[str]) -> int | None:
+    values: dict[str, int] = {}
+    for attribute in attributes:
+        name, _, value = attribute.partition(":")
+        number = parse_number(value.partition(".")[0])
+        if number:
+            values[name.strip().lower()] = number
+    wanted, longest = values.get("ptime"), values.get("maxptime")
+    if wanted is None or longest is None:
+        return wanted if wanted is not None else longest if longest is not None and longest < 20 else None
+    return min(wanted, longest)
+
+
+def _read_cryptos(attributes: list[str]) -> list[Crypto]:
+    """Those we can use: known suite, whole key, no session parameter that changes the packets."""
+    found = []
+    for attribute in attributes:
+        name, _, value = attribute.partition(":")
+        line = _CRYPTO.match(value.strip()) if name.strip().lower() == "crypto" else None
+        if line is None or line[2].upper() not in SUITES or line[4].strip():
+            continue
+        try:
+            key = b64decode(line[3] + "=" * (-len(line[3]) % 4), validate=True)
+        except Base64Error:
+            continue
+        if len(key) == KEY_BYTES:
+            found.append(Crypto(int(line[1]), line[2].upper(), key))
+    return found
+
+
+def _read_rtcp(attributes: list[str]) -> int | None:
+    for attribute in attributes:
+        name, _, value = attribute.partition(":")
+        if name.strip().lower() == "rtcp" and value.split():
+            number = parse_number(value.split()[0])
+            return number if number is not None and 0 < number < 65536 else None
+    return None
+
+
+def is_hold(data: bytes) -> bool:
+    """Whether a description asks us not to send sound (RFC 3264, section 8.4; the address 0.0.0.0 of RFC 2543)."""
+    try:
+        audio = parse_sdp(data).audio()
+    except SipError:
+        return False
+    return audio is not None and (audio.direction in ("sendonly", "inactive") or audio.host in ("0.0.0.0", "::"))
+
+
+# Writing
+
+
+def answer_offer(
+    offer: SessionDescription,
+    local: Addr,
+    capabilities: Capabilities,
+    *,
+    session_id: int,
+    version: int = 1,
+    key: bytes = b"",
+) -> Answer:
+    """Our answer: the first audio stream we can take, all others declined. Raises SipError (488) when there is none.
+
+    `local` is where we want RTP, as the peer reaches it; `key` 30 fresh bytes, used if the stream is encrypted.
+    """
+    for place, media in enumerate(offer.media):
+        agreed = _agree(media, capabilities, key)
+        if agreed is not None:
+            lines = _session_lines(local, session_id, version)
+            for other, stream in enumerate(offer.media):
+                lines += _stream_lines(stream, agreed, local, capabilities) if other == place else [_declined(stream)]
+            return Answer(_join(lines), agreed)
+    raise SipError("no stream of the offer can be taken", 488)
+
+
+def _agree(media: Media, capabilities: Capabilities, key: bytes) -> Agreed | None:
+    """What an offered stream comes to; None when it cannot be taken."""
+    if media.kind != "audio" or not media.port or not media.host:
+        return None
+    ours = None
+    if media.profile in SECURE:
+        if capabilities.srtp is Srtp.REFUSED or not media.crypto:
+            return None
+        ours = media.crypto[0]
+    elif media.profile not in PLAIN or capabilities.srtp is Srtp.REQUIRED:
+        return None
+    chosen = _choose(media, capabilities)
+    if chosen is None:
+        return None
+    direction = MIRRORED[media.direction]
+    if media.host in ("0.0.0.0", "::") and direction == "sendrecv":
+        direction = "recvonly"
+    digits = media.number_of(DIGITS) if capabilities.digits else None
+    return Agreed(
+        chosen[0],
+        chosen[1],
+        min(max(media.ptime or 20, PTIMES[0]), PTIMES[1]) // 10 * 10,
+        digits,
+        Addr(media.host, media.port),
+        Addr(media.host, media.rtcp_port or min(media.port + 1, 65535)),
+        direction,
+        replace(ours, key=_check_key(key)) if ours is not None else None,
+        ours,
+    )
+
+
+def _choose(media: Media, capabilities: Capabilities) -> tuple[Codec, int] | None:
+    """The offerer's first format that we know (RFC 3264, section 6.1)."""
+    for number in media.formats:
+        name = media.name_of(number).removesuffix("/8000")
+        for codec in capabilities.codecs:
+            if name == codec:
+                return codec, int(number)
+    return None
+
+
+def _check_key(key: bytes) -> bytes:
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"an SRTP key has {KEY_BYTES} bytes, not {len(key)}")
+    return key
+
+
+def make_offer(
+    local: Addr, capabilities: Capabilities, *, session_id: int, version: int = 1, key: bytes = b"", hold: bool = False
+) -> bytes:
+    """An offer of ours, encrypted only when that is required (RFC 4568: an SAVP stream is not taken unencrypted)."""
+    secure = capabilities.srtp is Srtp.REQUIRED
+    numbers = [NUMBERS[codec] for codec in capabilities.codecs] + ([DIGITS_NUMBER] if capabilities.digits else [])
+    lines = _session_lines(local, session_id, version)
+    lines.append(f"m=audio {local.port} {'RTP/SAVP' if secure else 'RTP/AVP'} {' '.join(map(str, numbers))}")
+    lines += [f"a=rtpmap:{NUMBERS[codec]} {codec}/8000" for codec in capabilities.codecs]
+    if capabilities.digits:
+        lines += [f"a=rtpmap:{DIGITS_NUMBER} {DIGITS}", f"a=fmtp:{DIGITS_NUMBER} 0-15"]
+    if secure:
+        lines += [f"a=crypto:{Crypto(place, suite, _check_key(key))}" for place, suite in enumerate(SUITES, 1)]
+    lines += [f"a=ptime:{capabilities.ptime}", "a=sendonly" if hold else "a=sendrecv"]
+    return _join(lines)
+
+
+def read_answer(offer: bytes, answer: SessionDescription, capabilities: Capabilities) -> Agreed:
+    """What a peer's answer to our `offer` comes to; raises SipError (488) when it is no use."""
+    ours = parse_sdp(offer).media[0]
+    theirs = answer.media[0] if answer.media else None
+    if theirs is None:
+        raise SipError("the answer has no stream", 488)
+    agreed = _agree(theirs, capabilities, ours.crypto[0].key if ours.crypto else b"")
+    if agreed is None:
+        raise SipError("the answer takes no stream of ours", 488)
+    if agreed.remote_crypto is not None:
+        chosen = [one for one in ours.crypto if one.tag == agreed.remote_crypto.tag]
+        if not chosen or chosen[0].suite != agreed.remote_crypto.suite:
+            raise SipError("the answer chooses a key that was not offered", 488)
+        agreed = replace(agreed, local_crypto=chosen[0])
+    if ours.direction == "sendonly" and agreed.direction == "sendrecv":
+        agreed = replace(agreed, direction="sendonly")
+    return agreed
+
+
+def _session_lines(local: Addr, session_id: int, version: int) -> list[str]:
+    family = "IP6" if ":" in local.host else "IP4"
+    origin = f"o=callplex {session_id} {version} IN {family} {local.host}"
+    return ["v=0", origin, "s=callplex", f"c=IN {family} {local.host}", "t=0 0"]
+
+
+def _stream_lines(media: Media, agreed: Agreed, local: Addr, capabilities: Capabilities) -> list[str]:
+    numbers = [agreed.payload_type] + ([agreed.digits] if agreed.digits is not None else [])
+    lines = [f"m=audio {local.port} {media.profile} {' '.join(map(str, numbers))}"]
+    lines.append(f"a=rtpmap:{agreed.payload_type} {agreed.codec}/8000")
+    if agreed.digits is not None:
+        lines += [f"a=rtpmap:{agreed.digits} {DIGITS}", f"a=fmtp:{agreed.digits} 0-15"]
+    if agreed.local_crypto is not None:
+        lines.append(f"a=crypto:{agreed.local_crypto}")
+    return [*lines, f"a=ptime:{capabilities.ptime}", f"a={agreed.direction}"]
+
+
+def _declined(media: Media) -> str:
+    return f"m={_SPACE.sub('', media.kind)} 0 {media.profile} {media.formats[0]}"
+
+
+def _join(lines: Sequence[str]) -> bytes:
+    return "".join(f"{line}\r\n" for line in lines).encode()
