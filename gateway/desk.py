@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Literal
 
 import httpx
 
@@ -73,9 +74,17 @@ class Desk:
 
     def ready(self) -> bool:
         """Whether a call that comes now would be answered by an agent."""
-        if self._draining or len(self._calls) >= self.settings.max_calls:
-            return False
-        return self._pool is None or self._pool.ready
+        return not self.refusal()
+
+    def refusal(self) -> Literal["", "busy", "unavailable"]:
+        """Why a call that comes now would not be answered: all lines are taken, or no agent can be reached."""
+        if self._draining:
+            return "unavailable"
+        if len(self._calls) >= self.settings.max_calls:
+            return "busy"
+        if self._pool is None or self._pool.ready:
+            return ""
+        return "busy" if self._pool.reachable else "unavailable"
 
     @property
     def active_calls(self) -> int:

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+
+from gateway.sip.settings import SipSettings
 
 
 class SettingsInvalid(Exception):
@@ -29,6 +31,8 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="CALLPLEX_",
+        env_nested_delimiter="_",
+        env_nested_max_split=1,
         env_file=".env",
         toml_file="callplex.toml",
         frozen=True,
@@ -61,6 +65,7 @@ class Settings(BaseSettings):
     webhook_url: str = Field("", description="where call.ended is posted")
     webhook_secret: SecretStr = Field(SecretStr(""), description="Standard Webhooks secret, whsec_...")
     max_calls: int = Field(1000, ge=1, description="calls the gateway takes at once")
+    sip: SipSettings = Field(SipSettings.model_validate({}), description="the SIP endpoint, `[sip]` in callplex.toml")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
 
     @field_validator("listen", "admin_listen", "worker_listen")
@@ -128,9 +133,20 @@ def load_settings(**overrides: object) -> Settings:
 def masked(settings: Settings) -> dict[str, str]:
     """The effective settings as text under their variables' names; secrets show only that they are set."""
     shown: dict[str, str] = {}
-    for name in Settings.model_fields:
+    _show(settings, "CALLPLEX_", shown)
+    return shown
+
+
+def _show(settings: BaseModel, prefix: str, shown: dict[str, str]) -> None:
+    for name in type(settings).model_fields:
         value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            _show(value, f"{prefix}{name.upper()}_", shown)
+            continue
         if isinstance(value, SecretStr):
             value = "********" if value.get_secret_value() else ""
-        shown["CALLPLEX_" + name.upper()] = "" if value is None else str(value)
-    return shown
+        elif isinstance(value, tuple):
+            value = ", ".join(str(getattr(one, "name", one)) for one in value)
+        elif isinstance(value, dict):
+            value = ", ".join(f"{key}:********" for key in value)
+        shown[prefix + name.upper()] = "" if value is None else str(value)
