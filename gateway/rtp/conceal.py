@@ -38,9 +38,12 @@ class Concealer:
         self._heard: deque[bytes] = deque(maxlen=4)
         self._period: _Sound = np.zeros(1)
         self._step = 0.0
+        self._peak = 0.0
         self._made = 0
+        self._back = 0
+        """Samples of returning sound that have been cross-faded."""
         self.active = False
-        """Whether the newest sound handed out was invented."""
+        """Whether invented sound is in what was handed out last, and in what comes next."""
         self.remember = self._heard.append
         """Called with each 20 ms of int16 sound as they are played."""
 
@@ -51,23 +54,25 @@ class Concealer:
 
     def invent(self, count: int, since: bytes = b"") -> bytes:
         """The next `count` samples of what might have come; `since` was played and not yet remembered."""
-        if not self.active:
+        if not self.active or self._back:
             self._begin(since)
         return self._next(count)
 
     def resume(self, pcm: bytes) -> bytes:
-        """Sound that is back, its beginning cross-faded with the invented; as long as `pcm`."""
-        self.active = False
+        """Sound that is back, as long as `pcm`; to be called until OVERLAP samples have been cross-faded."""
         real = np.frombuffer(pcm, np.int16)
-        overlap = min(OVERLAP, len(real))
+        start = self._back
+        overlap = min(OVERLAP - start, len(real))
+        self._back = start + overlap
+        self.active = self._back < OVERLAP
+        rise = _RISE[start : self._back]
         invented = np.frombuffer(self._next(overlap), np.int16)
-        rise = _RISE[:overlap]
         mixed = np.rint(invented * (1.0 - rise) + real[:overlap] * rise).astype(np.int16)
         return mixed.tobytes() + pcm[2 * overlap :]
 
     def _begin(self, since: bytes) -> None:
         self.active = True
-        self._made = 0
+        self._made = self._back = 0
         history = np.frombuffer(b"".join(self._heard) + since, np.int16).astype(np.float64)[-_HISTORY:]
         if len(history) < _HISTORY:
             history = np.concatenate((np.zeros(_HISTORY - len(history)), history))
@@ -75,6 +80,7 @@ class Concealer:
         period = history[-length:].copy()
         # The first pass follows real sound, later ones follow the period's own end.
         self._step = float(history[-1] - history[-length - 1])
+        self._peak = float(np.abs(history).max())
         before = history[-length - _SEAM : -length]
         period[-_SEAM:] += _BEND * (before - period[-_SEAM:])
         self._period = period
@@ -91,7 +97,7 @@ class Concealer:
             left = _BEND[::-1][start : start + audible]
             sound[: len(left)] += self._step * left
         sound *= _GAIN[start : start + audible]
-        pcm = np.clip(np.rint(sound), -32_768, 32_767).astype(np.int16).tobytes()
+        pcm = np.rint(np.clip(sound, -self._peak, self._peak)).astype(np.int16).tobytes()
         return pcm + bytes(2 * (count - audible))
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections import deque
 
 RATE = 8_000
-MIN_DELAY = 160
-"""Samples; 20 ms."""
+MIN_DELAY = 200
+"""Samples; 25 ms: a frame's 20, and what stretching must see ahead when the clocks drift apart."""
 MAX_DELAY = 960
 """Samples; 120 ms."""
 START_DELAY = 320

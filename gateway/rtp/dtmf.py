@@ -92,13 +92,12 @@ class DtmfSender:
 
     def push(self, digits: str) -> None:
         """Queue digits. Raises ValueError for one that has no event, or when too many wait."""
-        upper = digits.upper()
-        for digit in upper:
-            if digit not in DIGITS:
+        for digit in digits:
+            if digit.upper() not in DIGITS:
                 raise ValueError(f"{digit!r} is not a keypad digit")
-        if len(self._waiting) + len(upper) > MAX_WAITING:
+        if len(self._waiting) + len(digits) > MAX_WAITING:
             raise ValueError(f"more than {MAX_WAITING} digits wait to be sent")
-        self._waiting.extend(DIGITS.index(digit) for digit in upper)
+        self._waiting.extend(DIGITS.index(digit.upper()) for digit in digits)
 
     @property
     def active(self) -> bool:

@@ -35,8 +35,9 @@ IDLE = 8_000
 """Samples invented in a row after which the stream is taken to have stopped: 1 s."""
 _SLACK = 320
 """Samples of delay beyond MAX_DELAY at which stretching gives way to a jump."""
-_START_STEERING, _STOP_STEERING, _STEER_HARD = 48, 8, 200
-"""Samples off target at which frames begin to be stretched, cease to be, or are by 4 instead of 1."""
+_TOO_LATE, _TOO_EARLY, _STEERED, _STEER_HARD = 48, -16, 8, 200
+"""Samples off target at which frames begin to be stretched, cease to be, or are by 4 instead of 1. Too
+little delay is mended sooner: it takes sound that is there to stretch any."""
 _HALF, _WRAP = 1 << 31, 1 << 32
 
 
@@ -139,7 +140,7 @@ class JitterBuffer:
         elif self._invented and self._packets and self._concealer.silent:
             self._anchor(now)
         amount = FRAME + self._steer(now)
-        if not self._ready and amount == FRAME and not self._invented:
+        if not self._ready and amount == FRAME and not self._concealer.active:
             # What nearly always happens with 20 ms packets.
             pcm = self._packets.get(self._edge)
             if pcm is not None and len(pcm) == 2 * FRAME:
@@ -162,10 +163,7 @@ class JitterBuffer:
         real = self._ready[: 2 * FRAME]
         self._ready = self._ready[2 * FRAME :]
         if real:
-            self._before = real if len(real) >= 2 * REACH else self._before[-2 * REACH :] + real
-            if self._invented:
-                real = self._concealer.resume(real)
-                self._invented = 0
+            real = self._real(real)
         while (missing := FRAME - len(real) // 2) > 0:
             real += self._patch(missing, now, real)
         self._concealer.remember(real)
@@ -175,10 +173,10 @@ class JitterBuffer:
         frame, rest = self._ready[: 2 * amount], self._ready[2 * amount :]
         made = stretch(self._before[-2 * REACH :], frame, rest[: 2 * REACH])
         self._ready, self._before = rest, frame
+        self._invented = 0
         self.counters.stretched += abs(amount - FRAME)
-        if self._invented:
+        if self._concealer.active:
             made = self._concealer.resume(made)
-            self._invented = 0
         self._concealer.remember(made)
         return made
 
@@ -202,9 +200,9 @@ class JitterBuffer:
             self._edge += len(pcm) // 2
 
     def _blend(self) -> None:
-        if not self._invented:
+        if not self._concealer.active:
             self._concealer.invent(0)
-            self._invented = 1
+            self._invented = max(self._invented, 1)
 
     def _patch(self, missing: int, now: float, since: bytes) -> bytes:
         """Sound for a place where there is none; up to the next packet, if it is known."""
@@ -230,9 +228,13 @@ class JitterBuffer:
         self._fill(missing)
         real = self._ready[: 2 * missing]
         self._ready = self._ready[2 * missing :]
-        self._before = self._before[-2 * REACH :] + real
+        return self._real(real)
+
+    def _real(self, pcm: bytes) -> bytes:
+        """Real sound is played, cross-faded with the invented that came before it."""
+        self._before = pcm if len(pcm) >= 2 * REACH else self._before[-2 * REACH :] + pcm
         self._invented = 0
-        return self._concealer.resume(real)
+        return self._concealer.resume(pcm) if self._concealer.active else pcm
 
     def _stop(self) -> None:
         """The stream has ceased; the next packet begins it anew, with the transits known so far."""
@@ -252,7 +254,7 @@ class JitterBuffer:
             self._leap(int(error))
             return 0
         size = abs(error)
-        if size < (_STOP_STEERING if self._steering else _START_STEERING):
+        if size < _STEERED or not (self._steering or error > _TOO_LATE or error < _TOO_EARLY):
             self._steering = False
             return 0
         self._steering = True
