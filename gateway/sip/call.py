@@ -72,6 +72,8 @@ class SipCall:
     """The peer's INVITE or UPDATE that awaits our answer."""
     offering: ClientTransaction | None = field(default=None, repr=False)
     """Our re-INVITE or UPDATE in progress."""
+    offer_limit: Timer | None = field(default=None, repr=False)
+    """When a re-INVITE of ours that proceeds without end is given up."""
     unacknowledged: Unacknowledged | None = field(default=None, repr=False)
     late_offer: bool = field(default=False, repr=False)
     """Our 2xx held the offer: the ACK brings the answer."""

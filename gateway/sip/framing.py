@@ -27,24 +27,38 @@ class StreamFramer:
         self._searched = 0
         self._length: int | None = None
         """Bytes of the message whose head is complete."""
+        self._fault: SipError | None = None
         self.pings = 0
         """Keep-alives that await an answer of PONG."""
 
     def receive(self, data: bytes) -> list[bytes]:
         """The messages that these bytes complete; raises SipError when the rest cannot be told apart."""
+        if self._fault is not None:
+            raise self._fault
         self._buffer += data
-        messages = []
-        while True:
-            if self._length is None and not self._read_head():
-                break
-            assert self._length is not None
-            if len(self._buffer) < self._length:
-                break
-            messages.append(bytes(self._buffer[: self._length]))
-            del self._buffer[: self._length]
-            self._length = None
-            self._searched = 0
+        messages: list[bytes] = []
+        while (message := self._next(first=not messages)) is not None:
+            messages.append(message)
         return messages
+
+    def _next(self, first: bool) -> bytes | None:
+        """One whole message. A fault behind whole messages is raised the next time, so that those are not lost."""
+        try:
+            if self._length is None and not self._read_head():
+                return None
+        except SipError as fault:
+            self._fault = fault
+            if first:
+                raise
+            return None
+        length = self._length
+        if length is None or len(self._buffer) < length:
+            return None
+        message = bytes(self._buffer[:length])
+        del self._buffer[:length]
+        self._length = None
+        self._searched = 0
+        return message
 
     def _read_head(self) -> bool:
         self._skip_keep_alives()

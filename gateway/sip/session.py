@@ -182,7 +182,15 @@ class Sessions:
         call.offering = self._core.ask(
             call, "INVITE", lambda response, then: self._changed(call, sdp, response, then), now, fields, (SDP, sdp)
         )
+        timing = self._core.config.timing
+        limit = now + timing.lifetime + timing.t4
+        call.offer_limit = self._core.timers.at(limit, lambda then: self._stuck(call, then))
         return True
+
+    def _stuck(self, call: SipCall, now: float) -> None:
+        """A provisional response and then nothing: as if there had been none."""
+        if call.offering is not None:
+            call.offering.fail(408, now)
 
     def interval_fields(self, call: SipCall) -> list[tuple[str, str]]:
         """The session timer we ask for (RFC 4028, section 7.4)."""
@@ -195,6 +203,8 @@ class Sessions:
     def _changed(self, call: SipCall, sdp: bytes, response: Response, now: float) -> None:
         if response.code < 200:
             return
+        if call.offer_limit is not None and call.offering is not None:
+            call.offer_limit.cancel()
         if response.code < 300:
             again = call.dialog is not None and self.acknowledge(call, response)
             if again or call.ended:

@@ -64,6 +64,7 @@ class Pair:
         """A test's own loss: which messages vanish."""
         self._flying: list[tuple[float, int, bytes, UserAgentCore, Addr]] = []
         self._count = 0
+        self.lost = self.doubled = self.shuffled = 0
 
     def target(self) -> Uri:
         suffix = "" if self.transport == "udp" else f";transport={self.transport}"
@@ -88,10 +89,14 @@ class Pair:
     def _fly(self, core: UserAgentCore, data: bytes, addr: Addr) -> None:
         other = next((one for one in (self.left, self.right) if self.host(one).host == addr.host), None)
         if other is None or self.drop(data) or self.chance.random() < self.line.loss:
+            self.lost += 1
             return
-        for _ in range(2 if self.chance.random() < self.line.doubled else 1):
+        twice = self.chance.random() < self.line.doubled
+        self.doubled += twice
+        for _ in range(2 if twice else 1):
             wait = self.line.delay
             if self.chance.random() < self.line.shuffled:
+                self.shuffled += 1
                 wait += self.chance.uniform(0, 1.5)
             self._count += 1
             heapq.heappush(self._flying, (self.now + wait, self._count, data, other, self.host(core)))
