@@ -20,8 +20,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 
-from gateway.audio import SILENCE, Downsampler, JitterBuffer, Upsampler, level
-from gateway.engine import Engine, EngineError, EngineFull, EngineLost, Session
+from gateway.audio import CARRIER_FRAME_SECONDS, SILENCE, Downsampler, JitterBuffer, Upsampler, level
+from gateway.engine import Engine, EngineFull, EngineLost, Session
 from gateway.latency import ResponseMeter
 from gateway.leg import CallLeg, LegError, Outcome
 from gateway.recording import Recording
@@ -32,18 +32,20 @@ log = logging.getLogger(__name__)
 
 FIRST_FRAME_WAIT = 0.2
 """Seconds the clock waits for the line's first sound; a line that stays silent gets its agent all the same."""
-FIRST_TICK = 0.11
-"""From the first 20 ms frame to the first tick: three more frames, 40 ms against jitter, and half a
-frame so that the carrier's clock and ours do not race for the same instant."""
+FIRST_TICK_FRAMES = JitterBuffer.FRAMES_PER_TICK + JitterBuffer.TARGET
+"""Carrier frames that the first tick waits for: those it takes, and 40 ms against jitter."""
+BEHIND_CARRIER = 0.005
+"""The clock ticks this long after a carrier's frame is due, so that the two do not race."""
 LATE_TICK = 0.02
 """A tick later than this is counted as a missed deadline."""
-LAST_WORDS = 6.0
-"""Seconds the agent has to take its leave when the call has reached its limit."""
+STOOD_STILL = 1.0
+"""A tick later than this means that this process did not run; the clock is set anew."""
+LAST_WORDS = 8.0
+"""Seconds the agent has to take its leave when the call has reached a limit."""
+SPOKEN = 0.8
+"""Seconds of the agent's silence after which its farewell is over."""
 DRAIN = 3.0
 """Seconds to wait at most for the line to play the agent's last words."""
-
-UNSERVED = frozenset({"busy", "worker_lost", "failed"})
-"""End reasons after which the caller is offered the persona's fallback."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,32 +115,28 @@ class Call:
         self._over = asyncio.Event()
         self._reason = ""
         self._target = ""
-        self._leaving = False
+        self._session: Session | None = None
+        self._engine_done = False
+        self._leaving = ""
+        self._leave_at = 0.0
         self._silence_began = 0.0
 
     async def run(self) -> str:
         """Bridge until the call ends, clean up whatever happened, and return the end reason."""
-        session: Session | None = None
         try:
-            session = await self._engine.open(self.plan.request)
-            self.engine_name = session.engine
             async with asyncio.TaskGroup() as tasks:
-                for work in (self._listen(), self._keep_time(session), self._speak(session)):
-                    tasks.create_task(self._until_over(work))
+                tasks.create_task(self._until_over(self._listen()))
+                tasks.create_task(self._until_over(self._converse(tasks)))
                 await self._over.wait()
                 # The group waits for its tasks; what is over must not wait for the other side.
                 raise _Over
         except* _Over:
             pass
-        except* EngineFull as full:
-            self._refused("busy", full)
-        except* EngineError as lost:
-            self._refused("worker_lost", lost)
         except* Exception:
             log.exception("call %s failed", self.info.call_id)
             self.end("failed")
         finally:
-            await self._clean_up(session)
+            await self._clean_up()
         return self._reason
 
     def end(self, reason: str, target: str = "") -> None:
@@ -151,32 +149,37 @@ class Call:
         """One of the call's tasks: the two peers' faults are reasons to end, anything else is our bug."""
         try:
             await work
+        except EngineFull as error:
+            self._fault("busy", error)
         except EngineLost as error:
-            log.warning("call %s: %s", self.info.call_id, error)
-            self.end("worker_lost")
+            self._fault("worker_lost", error)
         except LegError as error:
-            log.warning("call %s: %s", self.info.call_id, error)
-            self.end("protocol_error")
+            self._fault("protocol_error", error)
 
-    def _refused(self, reason: str, group: BaseExceptionGroup[EngineError]) -> None:
-        log.warning("call %s: %s", self.info.call_id, group.exceptions[0])
+    def _fault(self, reason: str, error: Exception) -> None:
+        log.warning("call %s: %s", self.info.call_id, error)
         self.end(reason)
 
-    async def _clean_up(self, session: Session | None) -> None:
+    async def _clean_up(self) -> None:
         """Runs on every way out, a cancelled call's too: free the slot, tell the carrier, close the file."""
         self.end("shutdown")
-        reason = self._reason
         self.counters.frames_lost = self._jitter.missing + self._jitter.dropped
-        fallback = self.plan.fallback if reason in UNSERVED else ""
         if not self.outcome.done():
-            self.outcome.set_result(Outcome(reason, self._target, fallback))
-        if session is not None:
-            await session.close()
+            self.outcome.set_result(Outcome(self._reason, self._target, self.plan.fallback))
+        if self._session is not None:
+            await self._session.close()
         if self._recording is not None:
             while self._unanswered:
                 self._recording.write(self._unanswered.popleft(), SILENCE)
-            await asyncio.wrap_future(self._recording.close())
-        await self._leg.hangup(reason)
+            # Shielded: a cancelled call's file is closed all the same.
+            await asyncio.shield(asyncio.wrap_future(self._recording.close()))
+        await self._leg.hangup(self._reason)
+
+    async def _converse(self, tasks: asyncio.TaskGroup) -> None:
+        session = self._session = await self._engine.open(self.plan.request)
+        self.engine_name = session.engine
+        tasks.create_task(self._until_over(self._keep_time(session)))
+        tasks.create_task(self._until_over(self._speak(session)))
 
     async def _listen(self) -> None:
         await self._leg.listen(self._hear)
@@ -189,55 +192,72 @@ class Call:
             self._answered.set()
 
     async def _keep_time(self, session: Session) -> None:
-        """The call's clock. A late tick is followed by an early one: no tick is ever skipped."""
-        try:
-            await asyncio.wait_for(self._answered.wait(), FIRST_FRAME_WAIT)
-        except TimeoutError:
-            log.info("call %s: no sound from the line yet", self.info.call_id)
+        """The call's clock. A late tick is followed by an early one; none is skipped unless we stood still."""
+        await self._first_sound()
         upsample = Upsampler()
-        self._first_tick = self._now() + FIRST_TICK
-        while True:
-            tick = self.counters.frames_in
-            wait = self._first_tick + tick * FRAME_SECONDS - self._now()
-            if wait > 0:
-                await asyncio.sleep(wait)
-            elif wait < -LATE_TICK:
-                self.counters.deadline_misses += 1
+        while not self._engine_done:
+            await self._next_tick()
+            at = self.counters.frames_in * FRAME_SECONDS
             pcm = self._jitter.pop()
             self._unanswered.append(pcm)
-            self.responses.caller(tick * FRAME_SECONDS, FRAME_SECONDS, level(pcm))
+            self.responses.caller(at, FRAME_SECONDS, level(pcm))
             await session.send(upsample(pcm))
             self.counters.frames_in += 1
-            self._check_peers()
-            if not self._leaving:
-                await self._check_limits(session, tick * FRAME_SECONDS)
+            owed = (self.counters.frames_in - self.counters.frames_out) * FRAME_SECONDS
+            if owed > self.plan.engine_silence_seconds:
+                raise EngineLost(f"the worker has not answered for {owed:.1f} s")
+            if self._leaving:
+                await self._leave(at)
+            elif reason := self._limit(at):
+                log.info("call %s: ending it at %.0f s, %s", self.info.call_id, at, reason)
+                self._leaving = reason
+                self._leave_at = at
+                await session.say(self.plan.farewell)
 
-    def _check_peers(self) -> None:
-        """Whether the worker still answers and the line still sends."""
-        owed = (self.counters.frames_in - self.counters.frames_out) * FRAME_SECONDS
-        if owed > self.plan.engine_silence_seconds:
-            raise EngineLost(f"the worker has not answered for {owed:.1f} s")
+    async def _first_sound(self) -> None:
+        """Set the clock by the line's first sound, or go on without it."""
+        timer = asyncio.get_running_loop().call_later(FIRST_FRAME_WAIT, self._answered.set)
+        await self._answered.wait()
+        timer.cancel()
+        if not len(self._jitter):
+            log.info("call %s: no sound from the line yet", self.info.call_id)
+            self._last_media = self._now()
+        missing = max(0, FIRST_TICK_FRAMES - len(self._jitter))
+        self._first_tick = max(self._now(), self._last_media + missing * CARRIER_FRAME_SECONDS + BEHIND_CARRIER)
+
+    async def _next_tick(self) -> None:
+        wait = self._first_tick + self.counters.frames_in * FRAME_SECONDS - self._now()
+        if wait >= -LATE_TICK:
+            await asyncio.sleep(max(0.0, wait))
+            return
+        self.counters.deadline_misses += 1
+        if wait < -STOOD_STILL:
+            # The machine slept or was moved. Nobody else stood still: none of what they failed to
+            # do in that time counts against them, and sound that old is of no use to anybody.
+            log.warning("call %s: our clock stood still for %.1f s", self.info.call_id, -wait)
+            self._first_tick -= wait
+            self._last_media = self._now()
+        # Lets what has arrived meanwhile be read, so that catching up is not taken for silence.
+        await asyncio.sleep(0)
+
+    def _limit(self, at: float) -> str:
+        """The reason why the call must end now, if there is one."""
         if self._leg.on_hold:
             self._last_media = self._now()
-        if self._now() - self._last_media > self.plan.no_media_seconds:
-            log.warning("call %s: no sound from the line for %g s", self.info.call_id, self.plan.no_media_seconds)
-            self.end("no_media")
-
-    async def _check_limits(self, session: Session, at: float) -> None:
-        """End the call politely when it has lasted too long, or nobody speaks any more."""
-        if self._leg.on_hold:
             self._silence_began = at
-        silent = at - max(self._silence_began, self.responses.last_speech)
         if at >= self.plan.max_seconds:
-            reason = "time_limit"
-        elif silent >= self.plan.max_silence_seconds:
-            reason = "silence"
-        else:
-            return
-        log.info("call %s: ending it at %.0f s, %s", self.info.call_id, at, reason)
-        self._leaving = True
-        await session.say(self.plan.farewell)
-        asyncio.get_running_loop().call_later(LAST_WORDS, self.end, reason)
+            return "time_limit"
+        if self._now() - self._last_media > self.plan.no_media_seconds:
+            return "no_media"
+        silent = at - max(self._silence_began, self.responses.last_speech)
+        return "silence" if silent >= self.plan.max_silence_seconds else ""
+
+    async def _leave(self, at: float) -> None:
+        """The farewell was asked for: the call is over when it has been spoken, or took too long."""
+        said = self.responses.agent_end > self._leave_at and at - self.responses.agent_end >= SPOKEN
+        if said or at - self._leave_at >= LAST_WORDS:
+            await self._leg.drain(DRAIN)
+            self.end(self._leaving)
 
     async def _speak(self, session: Session) -> None:
         downsample = Downsampler()
@@ -272,6 +292,7 @@ class Call:
 
     async def _finish(self, done: Done) -> None:
         """The agent said goodbye, or wants the caller connected: let its last words be heard first."""
+        self._engine_done = True
         await self._leg.drain(DRAIN)
         if done.reason == "goodbye":
             self.end("agent_goodbye")

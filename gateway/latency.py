@@ -28,7 +28,8 @@ class ResponseMeter:
         self._spoke = 0.0
         self._spoke_since = 0.0
         self._caller_end = 0.0
-        self._agent_end = -MIN_QUIET
+        self.agent_end = -MIN_QUIET
+        """Call time at which the agent's newest sound ends."""
 
     @property
     def responses(self) -> list[float]:
@@ -54,11 +55,11 @@ class ResponseMeter:
             return
         if self.first_sound is None:
             self.first_sound = start
-        begins = start - self._agent_end >= MIN_QUIET
+        begins = start - self.agent_end >= MIN_QUIET
         if begins and self._pending is None and self._spoke >= MIN_SPEECH and start >= self._caller_end:
             self._pending = start, round(1000 * (start - self._caller_end), 1)
             self._spoke_since = 0.0
-        self._agent_end = self.last_speech = start + seconds
+        self.agent_end = self.last_speech = start + seconds
 
     def _settle(self, now: float) -> None:
         if self._pending is not None and now >= self._pending[0] + SETTLED:

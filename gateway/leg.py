@@ -41,7 +41,7 @@ class Outcome:
     target: str = ""
     """Number or address to connect the caller to, when the reason is `transfer`."""
     fallback: str = ""
-    """Number of the persona's fallback, when the agent could not serve the call; may be empty."""
+    """Number of the persona's fallback, for a caller the agent could not serve; may be empty."""
 
 
 class CallLeg(Protocol):

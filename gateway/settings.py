@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     @classmethod
     def _base_url(cls, value: str) -> str:
         parts = urlsplit(value)
-        if value and (parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment):
+        if value and (parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname or parts.query or parts.fragment):
             raise ValueError(f"{value!r} is not a base URL, for example https://voice.example.com")
         return value.rstrip("/")
 

@@ -22,9 +22,10 @@ async def run_worker(settings: Settings, exit_with_parent: bool = False) -> None
     """Serve the configured engine until stopped. Raises WorkerRefused."""
     from model.server import ListenRefused, serve
 
+    engine, refusals = _engine(settings)
     try:
         await serve(
-            _engine(settings),
+            engine,
             settings.worker_listen,
             token=settings.worker_token.get_secret_value(),
             capacity=settings.worker_capacity,
@@ -33,22 +34,33 @@ async def run_worker(settings: Settings, exit_with_parent: bool = False) -> None
         )
     except ListenRefused as error:
         raise WorkerRefused(str(error)) from error
+    except refusals as error:
+        raise WorkerRefused(str(error)) from error
 
 
-def _engine(settings: Settings) -> WorkerEngine:
+def _engine(settings: Settings) -> tuple[WorkerEngine, tuple[type[Exception], ...]]:
+    """The configured engine, and the errors with which its start says what is missing."""
     if settings.engine == "echo":
         from model.echo import EchoEngine
 
-        return EchoEngine()
+        return EchoEngine(), ()
     if settings.engine == "personaplex":
         raise WorkerRefused("the personaplex engine is not part of this version; set CALLPLEX_ENGINE=rehearsal")
     try:
+        from model.rehearsal.chat import ChatSettings
         from model.rehearsal.engine import RehearsalEngine
+        from model.rehearsal.weights import WeightsMissing
     except ImportError as error:
         raise WorkerRefused(
             f"the rehearsal engine needs the package {error.name}; install it with: pip install 'callplex[rehearsal]'"
         ) from error
-    return RehearsalEngine(settings.weights_dir)
+    chat = None
+    if settings.chat_url:
+        chat = ChatSettings(settings.chat_url, settings.chat_model, settings.chat_key.get_secret_value())
+    try:
+        return RehearsalEngine(settings.weights_dir, chat), (WeightsMissing,)
+    except WeightsMissing as error:
+        raise WorkerRefused(str(error)) from error
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:

@@ -34,6 +34,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._jumping.elapsed
 
+    def stand_still(self, seconds: float) -> None:
+        """The process does not run for a while: the clock goes on, nothing else does."""
+        self._jumping.elapsed += seconds
+
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Like asyncio.run, on a clock that jumps."""

@@ -22,7 +22,7 @@ import orjson
 from numpy.typing import NDArray
 
 from gateway.audio import CARRIER_FRAME_SAMPLES, ENGINE_RATE, LINE_RATE, RATIO, TAPS
-from gateway.bench.tracks import TRACK_FRAMES, find_frames
+from gateway.bench.tracks import TRACK_FRAMES, VOICED_FRAMES, find_frames
 
 FRAME_SECONDS = CARRIER_FRAME_SAMPLES / LINE_RATE
 GATHER_SECONDS = 0.08
@@ -56,7 +56,7 @@ class Measured:
     over_best: Floats
     """Seconds over the shortest round trip of the same call: what varies."""
     sent: int
-    """20 ms frames sent."""
+    """20 ms frames sent that were not silent."""
     lost: int
     """20 ms frames sent that never came back."""
     underruns: int
@@ -113,7 +113,8 @@ def merged(parts: Sequence[Measured]) -> Measured:
 def _measure_call(log: LineLog, start: float, end: float) -> tuple[Floats, int, int, int]:
     """Round trips, frames sent, frames lost, underruns of one call in the window."""
     due = np.frombuffer(log.sent_at, np.float64) if len(log.sent_at) else np.empty(0)
-    in_window = (due >= start) & (due <= end)
+    voiced = np.arange(len(due)) % TRACK_FRAMES < VOICED_FRAMES
+    in_window = (due >= start) & (due <= end) & voiced
     sent = int(in_window.sum())
     arrivals, sizes, sound = _sound(log.received)
     if not sent or not len(sound):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.bench.measure import DESIGNED_SECONDS, FRAME_SECONDS, Measured
+from gateway.bench.tracks import TRACK_FRAMES, VOICED_FRAMES
 
 LIMIT_MS = 20.0
 """Added latency at the 99th percentile that a gateway must stay under."""
@@ -78,7 +79,7 @@ class Resources:
 
 def load_report(measured: Measured, wanted: int, failures: Sequence[str], seconds: float, used: Resources) -> Load:
     """Percentiles and rates. Minutes of call count those that were up."""
-    minutes = measured.sent * FRAME_SECONDS / 60
+    minutes = measured.sent * FRAME_SECONDS / 60 * TRACK_FRAMES / VOICED_FRAMES
     up = max(1, measured.calls)
     cpu = 100 * used.cpu_seconds / seconds
     return Load(

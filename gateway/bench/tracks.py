@@ -7,6 +7,9 @@ Every 20 ms the caller's sound steps to another of 16 levels. No two neighbours 
 ordered pair of levels occurs once, so any 40 ms tell their place in a track of 240 frames (4.8 s).
 Steps survive G.711 and the resamplers: between them the level is constant, and a linear-phase filter
 leaves the middle of a step where it was, plus its own delay. So the place is known to a sample.
+
+The last 0.64 s of a track are silent, as speech has pauses: a gateway may use them to give back the
+delay of a stall.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ _MAGNITUDES = tuple(round(300 * 1.6**step) for step in range(8))
 LEVELS = tuple(sign * magnitude for magnitude in _MAGNITUDES for sign in (1, -1))
 TRACK_FRAMES = len(LEVELS) * (len(LEVELS) - 1)
 """20 ms frames until the track repeats: 240, 4.8 s."""
+VOICED_FRAMES = TRACK_FRAMES - 32
+"""Frames of the track before its pause."""
 _UNKNOWN = 255
 _SETTLED = 25
 """Samples either side of a frame's middle that must carry the same level; the two filters of a round
@@ -47,7 +52,8 @@ def track() -> list[int]:
 
 def track_payloads() -> list[bytes]:
     """The track as mu-law, 160 bytes a frame."""
-    samples = [np.full(CARRIER_FRAME_SAMPLES, LEVELS[level], np.int16) for level in track()]
+    values = [LEVELS[level] for level in track()[:VOICED_FRAMES]] + [0] * (TRACK_FRAMES - VOICED_FRAMES)
+    samples = [np.full(CARRIER_FRAME_SAMPLES, value, np.int16) for value in values]
     return [encode_ulaw(frame.tobytes()) for frame in samples]
 
 
@@ -60,7 +66,7 @@ class Heard:
     starts: Floats
     """Where its first sample lies in the received sound, in samples; the way's filter delay included."""
     unreadable: int
-    """20 ms pieces of received sound that hold no frame of the track: silence, gaps, cuts."""
+    """20 ms pieces of received sound that hold no frame of the track: pauses, gaps, cuts."""
 
 
 def find_frames(payload: bytes) -> Heard:

@@ -95,6 +95,21 @@ class CarrierSocket(WebSocketsSansIOProtocol):
         return True
 
     def data_received(self, data: bytes) -> None:
+        if (
+            self._sink is not None
+            and len(data) > 8
+            and data[0] == TEXT
+            and data[1] == MASKED + LENGTH_16
+            and (data[2] << 8 | data[3]) == len(data) - 8
+            and not self._handed_over
+            and not self._rest
+        ):
+            # The usual case: one read, one message.
+            self._take(data, 0, len(data))
+        else:
+            self._receive(data)
+
+    def _receive(self, data: bytes) -> None:
         if not self.handshake_complete:
             # Bytes behind the request, before we answered it, are already in uvicorn's parser.
             self._handed_over = self.handshake_initiated

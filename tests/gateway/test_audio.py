@@ -159,8 +159,17 @@ def test_jitter_buffer_begins_without_the_sound_that_waited_for_the_call() -> No
     assert buffer.dropped == 8
 
 
+def test_jitter_buffer_gives_back_all_delay_in_a_pause() -> None:
+    buffer = JitterBuffer()
+    for arriving in (6, 12, 4, 4, 4, 4, 4):
+        for _ in range(arriving):
+            buffer.push(bytes(CARRIER_FRAME_BYTES))
+        buffer.pop()
+    assert len(buffer) == 2  # the target; it was ten when the burst had come
+
+
 def test_jitter_buffer_gives_back_delay_it_does_not_need() -> None:
-    buffer, sent = JitterBuffer(), 0
+    buffer, sent = JitterBuffer(), 200  # numbers are levels too: these are no pause
 
     def arrive(count: int) -> None:
         nonlocal sent
@@ -232,6 +241,24 @@ def test_pacer_drops_quiet_frames_to_catch_up_and_is_bounded() -> None:
         pacer.push(sound, 0.0)
     assert pacer.dropped == 2  # the quiet one, then the oldest
     assert pacer.unheard(0.0) == pytest.approx(0.24)
+
+
+def test_pacer_takes_a_standing_delay_back_in_the_first_pause() -> None:
+    pacer = Pacer()
+    for _ in range(2):
+        pacer.push(LOUD, 0.0)
+    now = 0.0
+    assert pacer.pop(now) == LOUD
+    now = pacer.next_time(now) or 0.0
+    assert pacer.pop(now) == LOUD
+    for tick in range(1, 4):  # each of these has to wait 60 ms
+        pacer.push(LOUD, 0.08 * tick)
+        assert pacer.pop(0.08 * tick) is None
+        assert pacer.pop(0.08 * tick + 0.061) == LOUD
+    pacer.push(QUIET, 0.32)
+    assert pacer.dropped == 1
+    pacer.push(LOUD, 0.40)
+    assert pacer.pop(0.40) == LOUD
 
 
 def test_pacer_starts_afresh_after_clear() -> None:

@@ -367,7 +367,7 @@ async def test_a_call_that_fails_still_lets_the_line_go() -> None:
 
 
 async def test_proxies_that_are_no_addresses_are_named_at_start() -> None:
-    with pytest.raises(ValueError, match="'loadbalancer' does not appear to be an IPv4 or IPv6 network"):
+    with pytest.raises(ValueError, match="'loadbalancer' is not an address or network"):
         app_for(Desk(settings(trusted_proxies="10.0.0.1, loadbalancer")))
 
 
