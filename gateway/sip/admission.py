@@ -39,6 +39,9 @@ def inspect_form(message: Request | Response) -> None:
     if len(message.call_id) > MAX_CALL_ID:
         raise SipError("the Call-ID is too long")
     _ = (message.via, message.from_, message.to, message.cseq)
+    for value in (*message.headers.items("Contact"), *message.headers.items("Record-Route")):
+        if value != "*":
+            parse_name_addr(value)
 
 
 def inspect_request(request: Request) -> None:
@@ -49,12 +52,9 @@ def inspect_request(request: Request) -> None:
     forwards = request.headers.first("Max-Forwards")
     if forwards and (parse_number(forwards) is None or int(forwards) > LONG_FLIGHT):
         raise SipError("Max-Forwards is no number below 256")
-    for value in request.headers.items("Contact"):
-        if value != "*":
-            parse_name_addr(value)
     request_uri(request)
     if request.method not in KNOWN:
-        raise SipError(f"{request.method[:32]} is no method", 501, headers=(("Allow", ALLOW),))
+        raise SipError("the method is not known", 501, headers=(("Allow", ALLOW),))
     if request.method not in ALLOWED:
         raise SipError(f"{request.method} is not served", 405, headers=(("Allow", ALLOW),))
 
@@ -65,7 +65,7 @@ def request_uri(request: Request) -> Uri:
         raise SipError("the Request-URI is in angle brackets")
     uri = parse_uri(request.uri)
     if uri.scheme not in ("sip", "sips", "tel"):
-        raise SipError(f"a {uri.scheme[:32]} address is not served", 416)
+        raise SipError("an address of that scheme is not served", 416)
     if uri.headers:
         raise SipError("the Request-URI carries header fields")
     return uri
@@ -78,7 +78,7 @@ def inspect_demands(request: Request) -> None:
     unknown = [option for option in request.headers.items("Require") if option.lower() not in EXTENSIONS]
     if unknown:
         named = ", ".join(unknown)[:256]
-        raise SipError(f"extension {named} is not supported", 420, headers=(("Unsupported", named),))
+        raise SipError("a required extension is not supported", 420, headers=(("Unsupported", named),))
     if request.method in ("INVITE", "UPDATE"):
         _inspect_accept(request)
         find_sdp(request)

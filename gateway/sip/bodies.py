@@ -30,7 +30,7 @@ def find_sdp(message: Request | Response) -> bytes | None:
         return None
     encoding = message.headers.first("Content-Encoding").strip().lower()
     if encoding not in ("", "identity"):
-        raise SipError(f"content encoding {encoding[:32]} is not understood", 415, headers=(("Accept-Encoding", ""),))
+        raise SipError("the content encoding is not understood", 415, headers=(("Accept-Encoding", ""),))
     found = _search(message.headers.first("Content-Type"), message.body, 0)
     if found is None:
         raise SipError("the body holds no session description", 415, headers=(("Accept", SDP),))

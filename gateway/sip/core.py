@@ -152,10 +152,13 @@ class Core:
         """Requests inside the call's dialog are unknown from now on."""
         self.calls.pop((call.call_id, call.local.tag), None)
 
-    def finish(self, call: SipCall, reason: Ended, code: int = 0, text: str = "") -> None:
-        """The call is over, once: its timers go, and the application hears of it."""
+    def finish(self, call: SipCall, reason: Ended, now: float, code: int = 0, text: str = "") -> None:
+        """The call is over, once: no request of the peer's stays open, timers go, the application hears of it."""
         if call.ended:
             return
+        if call.waiting is not None:
+            self.respond(call.waiting, 487, now)
+            call.waiting = None
         call.state = CallState.ENDED
         for timer in (call.retry, call.transfer_limit):
             if timer is not None:

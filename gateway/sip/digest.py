@@ -41,7 +41,7 @@ def parse_auth(value: str) -> dict[str, str]:
     """`Digest name=value, ...` into lower-case names; raises SipError for another scheme or no grammar."""
     scheme, _, rest = value.strip().partition(" ")
     if scheme.lower() != "digest":
-        raise SipError(f"authentication scheme {scheme[:32]} is not spoken here", 401)
+        raise SipError("the authentication scheme is not spoken here", 401)
     fields: dict[str, str] = {}
     for part in split_list(rest):
         name, equals, content = part.partition("=")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 
 class SipError(Exception):
-    """The peer broke SIP or SDP; a request that did so is answered with `code`."""
+    """The peer broke SIP or SDP; a request that did so is answered with `code`.
+
+    The message is one of a fixed set, nothing of it the peer's own words: faults are counted by it.
+    """
 
     def __init__(
         self, message: str, code: int = 400, reason: str = "", headers: tuple[tuple[str, str], ...] = ()

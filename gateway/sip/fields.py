@@ -23,12 +23,17 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 MAX_CSEQ = 2**31 - 1
+MAX_PARTS = 200
+"""Separators in one field."""
 
 
 def split_list(value: str, separator: str = ",") -> list[str]:
-    """Cut at separators that stand outside quotes and angle brackets; empty parts are kept."""
-    if separator not in value:
+    """Cut at separators that stand outside quotes and angle brackets; empty parts are kept. Raises SipError."""
+    count = value.count(separator)
+    if count == 0:
         return [value.strip()]
+    if count > MAX_PARTS:
+        raise SipError(f"a header field has more than {MAX_PARTS} parts")
     parts = [""]
     for piece in _PIECES.findall(value):
         if piece == separator:

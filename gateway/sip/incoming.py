@@ -78,7 +78,7 @@ class Incoming:
         call.waiting = None
         self._core.respond(transaction, code, now, reason, fields)
         self._core.drop(call)
-        self._core.finish(call, Ended.REJECTED, code)
+        self._core.finish(call, Ended.REJECTED, now, code)
 
     def cancel(self, transaction: ServerTransaction, now: float) -> None:
         """The caller gives up; too late if we answered. Raises SipError (481) when there is no such call."""
@@ -92,7 +92,7 @@ class Incoming:
             call.waiting = None
             self._core.respond(meant, 487, now)
             self._core.drop(call)
-            self._core.finish(call, Ended.CANCELED, 487)
+            self._core.finish(call, Ended.CANCELED, now, 487)
         elif self._core.respond(meant, 487, now) is not None:
             self._sessions.withdrawn(meant)
 

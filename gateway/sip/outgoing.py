@@ -138,7 +138,7 @@ class Outgoing:
         if call.state is not CallState.CALLING or attempt is None:
             return
         self._core.drop(call)
-        self._core.finish(call, reason)
+        self._core.finish(call, reason, now)
         self._abandon_after(attempt, now)
         if attempt.proceeding:
             self._cancel(attempt, now)
@@ -160,7 +160,7 @@ class Outgoing:
         """A BYE came before the 2xx that it ends: that was lost, or is late."""
         attempt = call.attempt
         self._core.drop(call)
-        self._core.finish(call, Ended.BYE)
+        self._core.finish(call, Ended.BYE, now)
         if attempt is not None:
             self._abandon_after(attempt, now)
 
@@ -211,7 +211,7 @@ class Outgoing:
             silent = response.local and response.code == 408
             reason = Ended.NO_ANSWER if silent else Ended.LOST if response.local else Ended.REJECTED
             self._core.drop(call)
-            self._core.finish(call, reason, response.code, response.reason)
+            self._core.finish(call, reason, now, response.code, response.reason)
 
     def _try_again(self, call: SipCall, attempt: Attempt, response: Response, now: float) -> bool:
         """Whether the call goes on, with a password, a longer interval, or somewhere else."""

@@ -64,34 +64,26 @@ class Sessions:
         """Send a BYE; the dialog is known until it is answered, so that crossing requests find it."""
         if call.ended:
             return
-        self.drop_waiting(call, now)
-        self._core.finish(call, reason)
+        self._core.finish(call, reason, now)
         self._core.ask(call, "BYE", lambda response, then: self._gone(call, response), now)
 
     def _gone(self, call: SipCall, response: Response) -> None:
         if response.code >= 200:
             self._core.drop(call)
 
-    def drop_waiting(self, call: SipCall, now: float) -> None:
-        """Leave no request of the peer's unanswered."""
-        if call.waiting is not None:
-            self._core.respond(call.waiting, 487, now)
-            call.waiting = None
-
     def bye(self, call: SipCall, transaction: ServerTransaction, now: float) -> None:
         """The peer hangs up."""
         self._core.respond(transaction, 200, now)
-        self.drop_waiting(call, now)
         if call.ended:
             return
         self._core.drop(call)
-        self._core.finish(call, Ended.BYE, text=reason_text(transaction.request))
+        self._core.finish(call, Ended.BYE, now, text=reason_text(transaction.request))
 
     def lost(self, call: SipCall, response: Response, now: float) -> bool:
         """Whether a response to a request inside the dialog means that the call is over (section 12.2.1.2)."""
         if response.code == 481:
             self._core.drop(call)
-            self._core.finish(call, Ended.LOST, 481, response.reason)
+            self._core.finish(call, Ended.LOST, now, 481, response.reason)
             return True
         if response.code == 408 or (response.local and response.code == 503):
             self.hang_up(call, Ended.LOST, now)

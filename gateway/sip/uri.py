@@ -153,13 +153,13 @@ def is_private(host: str) -> bool:
 def address_of(uri: Uri) -> Addr:
     """Where a request for this URI goes, `maddr` included; the shell resolves names. Raises SipError if nowhere."""
     if not uri.is_sip:
-        raise SipError(f"a {uri.scheme} address cannot be reached over SIP", 416, "Unsupported URI Scheme")
+        raise SipError("an address of that scheme cannot be reached over SIP", 416, "Unsupported URI Scheme")
     wanted = (uri.param("transport") or "").lower()
     if uri.scheme == "sips" or wanted == "tls":
         transport: Transport = "tls"
     elif wanted in ("", *TRANSPORTS):
         transport = cast("Transport", wanted or "udp")
     else:
-        raise SipError(f"transport {wanted} is not spoken here")
+        raise SipError("the transport of an address is not spoken here")
     host = uri.param("maddr") or uri.host
     return Addr(bare_host(host), uri.port or default_port(transport), transport)

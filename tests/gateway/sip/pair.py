@@ -6,7 +6,7 @@ import heapq
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gateway.sip.agent import UserAgentCore
 from gateway.sip.call import SipCall
@@ -23,13 +23,13 @@ ANSWER = SDP.replace(b"192.0.2.1", b"192.0.2.2")
 HOLD = SDP + b"a=sendonly\r\n"
 
 
-def config(host: str, **changes: object) -> AgentConfig:
+def config(host: str, **changes: Any) -> AgentConfig:
     """An agent at `host`, reachable over everything."""
     plain = AgentConfig({"udp": (host, 5060), "tcp": (host, 5060), "tls": (host, 5061)})
-    return replace(plain, **changes)  # type: ignore[arg-type]
+    return replace(plain, **changes)
 
 
-def agent(host: str = "192.0.2.1", seed: int = 1, **changes: object) -> UserAgentCore:
+def agent(host: str = "192.0.2.1", seed: int = 1, **changes: Any) -> UserAgentCore:
     return UserAgentCore(config(host, **changes), random.Random(seed).randbytes)
 
 
