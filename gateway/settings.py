@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import tomllib
+from base64 import b64decode
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -47,6 +48,7 @@ class Settings(BaseSettings):
     twilio_auth_token: SecretStr = Field(SecretStr(""), description="checks X-Twilio-Signature")
     twilio_account_sid: str = Field("", description="with the auth token: ends and transfers calls by REST")
     twilio_api_url: str = Field("https://api.twilio.com", description="Twilio's REST endpoint")
+    telnyx_public_key: str = Field("", description="checks telnyx-signature-ed25519; empty: no calls from Telnyx")
     allow_unsigned: bool = Field(False, description="serve unsigned requests from anywhere; for trials only")
     data_dir: Path = Field(Path("data"), description="calls, recordings, the database")
     personas: Path = Field(Path("personas"), description="folder of persona files and routing.yaml")
@@ -78,7 +80,9 @@ class Settings(BaseSettings):
     @classmethod
     def _base_url(cls, value: str) -> str:
         parts = urlsplit(value)
-        if value and (parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname or parts.query or parts.fragment):
+        if value and (
+            parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname or parts.query or parts.fragment
+        ):
             raise ValueError(f"{value!r} is not a base URL, for example https://voice.example.com")
         return value.rstrip("/")
 
@@ -90,6 +94,17 @@ class Settings(BaseSettings):
                 ipaddress.ip_network(item, strict=False)
             except ValueError:
                 raise ValueError(f"{item!r} is not an address or network, for example 10.0.0.0/8") from None
+        return value
+
+    @field_validator("telnyx_public_key")
+    @classmethod
+    def _ed25519_key(cls, value: str) -> str:
+        try:
+            known = not value or len(b64decode(value, validate=True)) == 32
+        except ValueError:
+            known = False
+        if not known:
+            raise ValueError("the public key must be base64 of 32 bytes, as Telnyx's portal shows it")
         return value
 
     @classmethod
