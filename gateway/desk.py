@@ -137,6 +137,7 @@ class Desk:
             request=session_request(persona, info.call_id, variables, secrets.randbits(32)),
             transfers=dict(persona.transfers),
             fallback=persona.fallback or "",
+            masks_keypad=persona.keypad == "masked",
             max_seconds=persona.limits.max_seconds,
             max_silence_seconds=persona.limits.max_silence,
         )

@@ -1,4 +1,4 @@
-"""A SIP call as a CallLeg: answered when the call begins to listen, and handed on when it ends so.
+"""A SIP call as a CallLeg: answered when the agent is there, and handed on when it ends so.
 
 Owns the way from a call's end reason to what the peer is told: BYE, 486 or 503 before the answer, a redirection or a
 transfer where somebody else is to take over. Sound is the line's affair. Knows nothing of engines or personas.
@@ -52,12 +52,15 @@ class SipLeg:
         """The caller put us on hold: missing sound is expected."""
         return self.call.on_hold
 
-    async def listen(self, heard: Callable[[bytes], None]) -> None:
-        """Answer the call, then hear the caller until hang-up: 160 int16 samples at 8 kHz each. Raises LegError."""
-        self.line.rtp.listen(heard)
+    def answer(self) -> None:
+        """Pick up."""
         endpoint = self.line.endpoint
         endpoint.core.answer(self.call, self._sdp, endpoint.now())
         endpoint.pump()
+
+    async def listen(self, heard: Callable[[bytes], None]) -> None:
+        """The caller until hang-up: 160 int16 samples at 8 kHz each. Raises LegError."""
+        self.line.rtp.listen(heard)
         await self.line.over.wait()
         if self.line.fault:
             raise LegError(self.line.fault)

@@ -14,7 +14,9 @@ import pytest
 from gateway.audio import encode_ulaw
 from gateway.bench.ports import free_ports
 
-needs_sipp = pytest.mark.skipif(shutil.which("sipp") is None, reason="sipp is not installed: apt-get install sip-tester")
+needs_sipp = pytest.mark.skipif(
+    shutil.which("sipp") is None, reason="sipp is not installed: apt-get install sip-tester"
+)
 
 DIGIT_PCAP = "/usr/share/sip-tester/dtmf_2833_5.pcap"
 """A 5, pressed as a telephone-event of payload type 101; part of sipp."""
@@ -26,16 +28,22 @@ s=-
 c=IN IP[media_ip_type] [media_ip]
 t=0 0
 m=audio [rtpstream_audio_port] RTP/AVP {formats}
+a=x-captured:audio [media_port]
 a=rtpmap:101 telephone-event/8000
 a=fmtp:101 0-15
 a={direction}"""
+
+
+"""The line of our own makes sipp send captured packets from the port that its other sound comes from."""
 
 
 def sdp(direction: str = "sendrecv", version: int = 1, formats: str = "0 101") -> str:
     return SDP.format(direction=direction, version=version, formats=formats)
 
 
-def send(method: str, cseq: int, *, branch: str = "", body: str = "", kind: str = "application/sdp", uri: str = "") -> str:
+def send(
+    method: str, cseq: int, *, branch: str = "", body: str = "", kind: str = "application/sdp", uri: str = ""
+) -> str:
     """A request of the caller's: outside the dialog while `branch` is `invite`, else inside it."""
     first = branch == "invite"
     target = uri or ("sip:[service]@[remote_ip]:[remote_port]" if first else "[next_url]")
@@ -90,8 +98,10 @@ def play(file: Path, seconds: float) -> list[str]:
     return [stream, pause(int(1000 * seconds))]
 
 
-def play_pcap(file: str) -> str:
-    return f'<nop><action><exec play_pcap_audio="{file}"/></action></nop>'
+def press_five() -> list[str]:
+    """A telephone sends either its sound or the key."""
+    keys = f'<nop><action><exec rtp_stream="pause"/><exec play_pcap_audio="{DIGIT_PCAP}"/></action></nop>'
+    return [keys, pause(500), '<nop><action><exec rtp_stream="resume"/></action></nop>']
 
 
 def tone(folder: Path, seconds: float = 2.0) -> Path:
@@ -125,7 +135,9 @@ def run_sipp(
     scenario, log = folder / "scenario.xml", folder / "messages.log"
     head = '<?xml version="1.0" encoding="us-ascii"?>\n<scenario name="caller">\n'
     scenario.write_text(head + "\n".join(steps) + "\n</scenario>\n")
-    (port,) = free_ports(1)
+    port, media = free_ports(2)
+    # Sound from a file and keys from a capture are to come from one port, like a telephone's.
+    options = ("-mp", str(media), *options)
     command = ["sipp", address, "-sf", str(scenario), "-m", "1", "-i", "127.0.0.1", "-mi", "127.0.0.1", "-p", str(port)]
     command += ["-nostdin", "-timeout", str(timeout), "-s", number, "-trace_msg", "-message_file", str(log)]
     done = subprocess.run(

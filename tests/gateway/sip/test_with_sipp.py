@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +13,13 @@ import pytest
 
 from tests.gateway.gateway_process import GatewayProcess, running_gateway
 from tests.gateway.sip.sipp import (
-    DIGIT_PCAP,
     answered,
     hang_up,
     invite,
     needs_sipp,
     pause,
     play,
-    play_pcap,
+    press_five,
     recv,
     run_sipp,
     sdp,
@@ -56,7 +56,7 @@ def calls_so_far(gateway: GatewayProcess) -> int:
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
 def test_a_call_with_sound_and_a_key(gateway: GatewayProcess, tmp_path: Path, transport: str) -> None:
     before = calls_so_far(gateway)
-    steps = [*answered(), *play(tone(tmp_path), 2.0), play_pcap(DIGIT_PCAP), pause(800), *hang_up()]
+    steps = [*answered(), *play(tone(tmp_path), 2.0), *press_five(), pause(300), *hang_up()]
     options = ["-t", "t1"] if transport == "tcp" else []
     done = run_sipp(tmp_path, gateway.sip[transport], steps, *options)
     assert done.ok, done
@@ -64,7 +64,7 @@ def test_a_call_with_sound_and_a_key(gateway: GatewayProcess, tmp_path: Path, tr
     assert (record["from"], record["to"], record["persona"]) == ("+12065550142", "+12065550198", "teacher")
     assert record["end_reason"] == "caller_hangup"
     assert record["metrics"]["frames_in"] >= 20
-    assert record["metrics"]["frames_lost"] <= 5
+    assert record["metrics"]["frames_lost"] <= 12
     assert [said["text"] for said in record["utterances"]] == ["[keypad 5]"]
 
 
@@ -77,11 +77,14 @@ def test_a_number_decides_who_answers(gateway: GatewayProcess, tmp_path: Path) -
 
 def test_a_duplicate_invite_is_one_call(gateway: GatewayProcess, tmp_path: Path) -> None:
     before = calls_so_far(gateway)
-    steps = [invite(), invite(), recv(100, optional=True), recv(180, optional=True), recv(200), send("ACK", 1)]
-    done = run_sipp(tmp_path, gateway.sip["udp"], [*steps, pause(300), *hang_up()])
+    ring = [recv(100, optional=True), recv(180, optional=True)]
+    steps = [invite(), *ring, recv(200), invite(), recv(200), send("ACK", 1), pause(300), *hang_up()]
+    done = run_sipp(tmp_path, gateway.sip["udp"], steps, "-nr")
     assert done.ok, done
     assert len(call_records(gateway, before + 1)) == before + 1
-    tags = {line.partition(";tag=")[2] for line in done.messages.splitlines() if line.startswith("To:") and "tag=" in line}
+    tags = {
+        line.partition(";tag=")[2] for line in done.messages.splitlines() if line.startswith("To:") and "tag=" in line
+    }
     assert len(tags) == 1
 
 
@@ -143,18 +146,32 @@ def test_a_late_offer(gateway: GatewayProcess, tmp_path: Path) -> None:
     ("body", "code"), [(sdp(formats="9 101"), 488), (sdp().replace("RTP/AVP", "RTP/SAVP"), 488), ("nonsense", 488)]
 )
 def test_sound_that_cannot_be_agreed_on(gateway: GatewayProcess, tmp_path: Path, body: str, code: int) -> None:
-    done = run_sipp(tmp_path, gateway.sip["udp"], [invite(body), recv(100, optional=True), recv(code), send("ACK", 1, branch="invite")])
+    done = run_sipp(
+        tmp_path,
+        gateway.sip["udp"],
+        [invite(body), recv(100, optional=True), recv(code), send("ACK", 1, branch="invite")],
+    )
     assert done.ok, done
 
 
 def test_options_tell_what_is_served(gateway: GatewayProcess, tmp_path: Path) -> None:
-    done = run_sipp(tmp_path, gateway.sip["udp"], [send("OPTIONS", 1, branch="invite"), recv(200, check="Allow: INVITE")])
+    done = run_sipp(
+        tmp_path, gateway.sip["udp"], [send("OPTIONS", 1, branch="invite"), recv(200, check="Allow: INVITE")]
+    )
     assert done.ok, done
 
 
 def test_a_caller_who_gives_up_while_it_rings(tmp_path: Path) -> None:
     cancel = send("CANCEL", 1, branch="invite")
-    steps = [invite(), recv(100, optional=True), recv(180), cancel, recv(200), recv(487), send("ACK", 1, branch="invite")]
+    steps = [
+        invite(),
+        recv(100, optional=True),
+        recv(180),
+        cancel,
+        recv(200),
+        recv(487),
+        send("ACK", 1, branch="invite"),
+    ]
     with running_gateway(tmp_path, **ECHO, CALLPLEX_SIP_RING_SECONDS="30") as gateway:
         done = run_sipp(tmp_path / "sipp", gateway.sip["udp"], steps)
         assert done.ok, done
@@ -182,12 +199,12 @@ def test_without_a_worker_callers_are_told_that_nobody_is_there(tmp_path: Path) 
 
 def test_a_gateway_that_stops_hangs_up(tmp_path: Path) -> None:
     steps = [*answered(), '<recv request="BYE"/>']
-    reply = "\n".join(["SIP/2.0 200 OK", "[last_Via:]", "[last_From:]", "[last_To:]", "[last_Call-ID:]", "[last_CSeq:]"])
+    reply = "\n".join(
+        ["SIP/2.0 200 OK", "[last_Via:]", "[last_From:]", "[last_To:]", "[last_Call-ID:]", "[last_CSeq:]"]
+    )
     steps.append(f"<send><![CDATA[\n{reply}\nContent-Length: 0\n\n]]></send>")
     with running_gateway(tmp_path, **ECHO) as gateway:
-        import threading
-
-        stopper = threading.Thread(target=lambda: (call_up(gateway), gateway.stop()))
+        stopper = threading.Thread(target=lambda: stop_in_call(gateway))
         stopper.start()
         done = run_sipp(tmp_path / "sipp", gateway.sip["udp"], steps)
         stopper.join()
@@ -195,7 +212,8 @@ def test_a_gateway_that_stops_hangs_up(tmp_path: Path) -> None:
         assert call_records(gateway, 1)[-1]["end_reason"] == "shutdown"
 
 
-def call_up(gateway: GatewayProcess) -> None:
+def stop_in_call(gateway: GatewayProcess) -> None:
     until = time.monotonic() + 20
     while gateway.get("/readyz").json()["calls"] == 0 and time.monotonic() < until:
         time.sleep(0.02)
+    gateway.stop()
