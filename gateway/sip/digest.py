@@ -20,6 +20,8 @@ from gateway.sip.fields import quote_string, split_list, unquote_string
 from gateway.sip.message import Headers, Request, Response
 
 NONCE_SECONDS = 300.0
+TICK = 0.001
+"""Seconds to which a nonce's time is rounded."""
 MAX_NONCES = 4_096
 """Nonces whose counts are remembered; an older one is stale."""
 
@@ -211,7 +213,7 @@ class ServerDigest:
         genuine = self._matches(fields, password if password is not None else self._secret.decode(), request)
         if not genuine or password is None:
             raise self._refusal("user or password are wrong", now, stale=False)
-        stale = not 0 <= now - signed_at <= NONCE_SECONDS or signed_at <= self._forgotten
+        stale = not -TICK <= now - signed_at <= NONCE_SECONDS or signed_at <= self._forgotten
         if stale or not self._count(nonce, fields.get("nc", "")):
             raise self._refusal("the nonce is used up", now, stale=True)
         return fields["username"]
