@@ -6,7 +6,7 @@ tick at `now` the sample played is `offset = now * 8000 - position` behind its t
 transit (arrival minus timestamp, see `delay`) is below that is in time. Everything is steering of that
 offset towards the estimator's target:
 
-    small errors, clock skew   frames of 160 +- 1 or +- 4 samples are stretched to 160: no step, no gap
+    small errors, clock skew   frames of 160 +- 2 or +- 4 samples are stretched to 160: no step, no gap
     a packet is missing        invented (see `conceal`); the line moves on, what comes later is late
     nothing is there           invented, the line waits: what comes late is still played, with more
                                delay from now on; beyond MAX_DELAY the line moves on
@@ -35,8 +35,8 @@ IDLE = 8_000
 """Samples invented in a row after which the stream is taken to have stopped: 1 s."""
 _SLACK = 320
 """Samples of delay beyond MAX_DELAY at which stretching gives way to a jump."""
-_TOO_LATE, _TOO_EARLY, _STEERED, _STEER_HARD = 48, -16, 8, 200
-"""Samples off target at which frames begin to be stretched, cease to be, or are by 4 instead of 1. Too
+_TOO_LATE, _TOO_EARLY, _STEERED, _STEER_HARD = 80, -16, 8, 100
+"""Samples off target at which frames begin to be stretched, cease to be, or are by 4 instead of 2. Too
 little delay is mended sooner: it takes sound that is there to stretch any."""
 _HALF, _WRAP = 1 << 31, 1 << 32
 
@@ -258,7 +258,7 @@ class JitterBuffer:
             self._steering = False
             return 0
         self._steering = True
-        step = 4 if size > _STEER_HARD else 1
+        step = 4 if size > _STEER_HARD else 2
         return step if error > 0 else -step
 
     def _leap(self, samples: int) -> None:

@@ -38,7 +38,7 @@ def test_an_hour_of_clock_skew_makes_no_click_and_no_delay(ppm: float) -> None:
 def test_any_packet_time_comes_out_whole(samples: int) -> None:
     buffer = JitterBuffer()
     heard = play(buffer, packets(10, samples), 9.5)
-    assert roughness(heard.sound(1)) < 60
+    assert roughness(heard.sound(1)) < 100
     assert buffer.counters.concealed == buffer.counters.late == 0
     assert max(heard.delays[100:]) < 0.06
 
@@ -154,7 +154,8 @@ def test_ticks_that_were_left_out_do_not_become_delay() -> None:
     assert buffer.delay <= MAX + 0.04
     sound = np.frombuffer(b"".join(frame or b"" for frame in later), np.int16).astype(float)
     assert len(sound) == 800
-    assert largest_step(np.concatenate((heard.sound(2.9), sound))) < 1.15 * STEP
+    # Two tones of opposite phase, cross-faded in 5 ms.
+    assert largest_step(np.concatenate((heard.sound(2.9), sound))) < 1.4 * STEP
 
 
 def test_nothing_is_played_before_the_stream_and_nothing_after_it() -> None:
