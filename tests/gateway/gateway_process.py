@@ -57,6 +57,7 @@ def environment(data: Path, **settings: str) -> dict[str, str]:
 @contextmanager
 def running_gateway(folder: Path, **settings: str) -> Iterator[GatewayProcess]:
     """Start a gateway whose data and log lie in `folder`; killed on leaving if it still runs."""
+    folder.mkdir(exist_ok=True)
     data, log = folder / "data", folder / "gateway.log"
     with log.open("w") as errors:
         process = subprocess.Popen(

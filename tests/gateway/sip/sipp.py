@@ -89,6 +89,12 @@ def hang_up(cseq: int = 2) -> list[str]:
     return [send("BYE", cseq), recv(200)]
 
 
+def respond(status: str) -> str:
+    """An answer to the request received last."""
+    lines = [f"SIP/2.0 {status}", *(f"[last_{name}:]" for name in ("Via", "From", "To", "Call-ID", "CSeq"))]
+    return "<send><![CDATA[\n" + "\n".join([*lines, "Content-Length: 0", "", ""]) + "\n]]></send>"
+
+
 def pause(milliseconds: int) -> str:
     return f'<pause milliseconds="{milliseconds}"/>'
 
