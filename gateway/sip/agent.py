@@ -79,12 +79,18 @@ class UserAgentCore:
             elif is_scanner(message):
                 raise Unanswered("the peer is a scanner")
             else:
-                if message.method != "ACK" and not self.config.trusted(addr) and not self.config.users:
+                if not self._known(message, addr):
                     raise Unanswered("the peer is a stranger")
                 inspect_request(message)
                 layer.receive_request(message, addr, now)
         except SipError as error:
             self._unfit(message, error, addr, now)
+
+    def _known(self, request: Request, addr: Addr) -> bool:
+        """Whether a peer is answered at all: one that is trusted, may prove itself, or has a call with us."""
+        if self.config.users or self.config.trusted(addr) or request.method == "ACK":
+            return True
+        return self._core.find(request) is not None or self._core.layer.knows(request)
 
     def _unfit(self, message: Request | Response, error: SipError, addr: Addr, now: float) -> None:
         self._refusals.count(str(error), addr, now)
@@ -242,7 +248,7 @@ class UserAgentCore:
             digest = digest or registration.digest
             proxy = registration.trunk.addr
             from_ = from_ or registration.trunk.identity
-        transport = (proxy or address_of(target)).transport
+        transport = self._core.reachable(proxy or address_of(target)).transport
         host = self.config.addresses[transport][0]
         return self._outgoing.invite(
             target,
@@ -286,7 +292,7 @@ class UserAgentCore:
 
     def probe(self, target: Uri, now: float) -> None:
         """Ask whether a peer lives (OPTIONS); Probed follows. Raises SipError when the target gives no address."""
-        addr = address_of(target)
+        addr = self._core.reachable(address_of(target))
         chance = self._core.chance
         here = NameAddr(Uri("sip", self.config.user, host=self.config.addresses[addr.transport][0]))
         headers = Headers([("Max-Forwards", MAX_FORWARDS), ("From", str(here.with_tag(chance.token())))])

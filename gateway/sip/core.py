@@ -128,11 +128,18 @@ class Core:
         return self.layer.request(request, hop, heard, now)
 
     def hop(self, call: SipCall) -> Addr:
+        """Where a request inside a call's dialog goes: back where the peer came from, if it names nothing better."""
         assert call.dialog is not None
         try:
-            return call.dialog.next_hop()
+            return self.reachable(call.dialog.next_hop())
         except SipError:
             return call.dialog.flow
+
+    def reachable(self, addr: Addr) -> Addr:
+        """An address of a transport that we speak; raises SipError."""
+        if addr.transport not in self.config.addresses:
+            raise SipError("the transport of an address is not spoken here", 416)
+        return addr
 
     # Calls
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gateway.sip.fields import NameAddr, parse_name_addr
 from gateway.sip.message import Headers, Request, Response
-from gateway.sip.uri import Addr, Transport, Uri, address_of, bare_host, is_private, parse_uri
+from gateway.sip.uri import Addr, Transport, Uri, address_of, bare_host, default_port, is_private, parse_uri
 
 MAX_FORWARDS = "70"
 MAX_ROUTES = 32
@@ -65,16 +65,20 @@ class Dialog:
         return self.routes[0].uri, [*self.routes[1:], NameAddr(self.target)]
 
     def next_hop(self) -> Addr:
-        """Where the next request goes.
+        """Where the next request goes; raises SipError when the peer's address says nothing we can use.
 
         Where the peer's messages came from, if its own address cannot be reached from elsewhere, or if a
-        connection from that host is open; else the first route or the target.
+        connection from that host is open; else the first route or the target. A peer on a connection that names
+        no transport means that of the connection.
         """
-        hop = address_of(self.routes[0].uri if self.routes else self.target)
-        if hop.transport != "udp" and hop.transport == self.flow.transport and hop.host == self.flow.host:
-            return self.flow
-        if hop.host != self.flow.host and is_private(hop.host) and not is_private(self.flow.host):
-            return self.flow
+        uri, flow = self.routes[0].uri if self.routes else self.target, self.flow
+        hop = address_of(uri)
+        if flow.transport != "udp" and hop.transport == "udp" and uri.param("transport") is None:
+            hop = Addr(hop.host, uri.port or default_port(flow.transport), flow.transport)
+        if flow.transport != "udp" and (hop.host, hop.transport) == (flow.host, flow.transport):
+            return flow
+        if hop.host != flow.host and is_private(hop.host) and not is_private(flow.host):
+            return flow
         return hop
 
     def refresh(self, message: Request | Response, addr: Addr | None) -> None:

@@ -50,6 +50,7 @@ class IncomingCall:
     from_: NameAddr
     to: NameAddr
     headers: Headers
+    """Without what proved the caller's password."""
     offer: bytes | None
     """SDP; None when the caller waits for our offer."""
     addr: Addr

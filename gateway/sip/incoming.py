@@ -10,6 +10,7 @@ from gateway.sip.bodies import find_sdp
 from gateway.sip.call import CallState, SipCall
 from gateway.sip.core import Core, Fields, peer_allows
 from gateway.sip.dialog import dialog_as_server
+from gateway.sip.digest import without_proof
 from gateway.sip.errors import SipError
 from gateway.sip.events import Ended, Established, IncomingCall, Reanswer
 from gateway.sip.message import Request
@@ -50,7 +51,7 @@ class Incoming:
         self._core.add(call)
         self._core.respond(transaction, 100, now)
         self._core.emit(
-            IncomingCall(call, uri, request.from_, request.to, request.headers.copy(), offer, transaction.addr)
+            IncomingCall(call, uri, request.from_, request.to, without_proof(request.headers), offer, transaction.addr)
         )
 
     def ringing(self, call: SipCall, code: int, sdp: bytes, now: float) -> None:
@@ -107,8 +108,10 @@ class Incoming:
         if first:
             call.state = CallState.ESTABLISHED
             self._core.emit(Established(call, answer))
+            self._sessions.note_hold(call)
         elif answer is not None:
             self._core.emit(Reanswer(call, answer))
+            self._sessions.note_hold(call)
         self._sessions.watch(call, now)
         if call.hang_up_on_ack:
             self._sessions.hang_up(call, Ended.HANGUP, now)
@@ -124,5 +127,4 @@ class Incoming:
             answer = None
         if answer is not None:
             call.remote_sdp = answer
-            self._sessions.note_hold(call)
         return answer

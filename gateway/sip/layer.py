@@ -142,6 +142,10 @@ class TransactionLayer:
         """Answer; False when the request has had its final answer."""
         return transaction.respond(response, now)
 
+    def knows(self, request: Request) -> bool:
+        """Whether a request is a copy of one in progress."""
+        return _key(request, request.via, request.method) in self._servers
+
     def cancelled(self, cancel: Request) -> ServerTransaction | None:
         """The INVITE that a CANCEL means (section 9.2); None when there is none."""
         return self._servers.get(_key(cancel, cancel.via, "INVITE"))

@@ -77,7 +77,7 @@ class Outgoing:
     ) -> SipCall:
         """Call somebody; raises SipError when the target gives no address."""
         core = self._core
-        addr = proxy or address_of(target)
+        addr = core.reachable(proxy or address_of(target))
         local = from_.with_tag(core.chance.token())
         call = SipCall(core.chance.token(12), True, CallState.CALLING, local, NameAddr(target), target, addr)
         call.local_sdp = sdp
@@ -236,10 +236,17 @@ class Outgoing:
             attempt.targets.extendleft(reversed(contacts_by_preference(response)[:MAX_TARGETS]))
         while attempt.targets and len(attempt.tried) <= MAX_TARGETS:
             target = attempt.targets.popleft()
-            if str(target) not in attempt.tried and attempt.may_redirect(target) and _reachable(target):
+            if str(target) not in attempt.tried and attempt.may_redirect(target) and self._reachable(target):
                 attempt.target = target
                 return True
         return False
+
+    def _reachable(self, target: Uri) -> bool:
+        try:
+            self._core.reachable(address_of(target))
+        except SipError:
+            return False
+        return True
 
 
 def contacts_by_preference(response: Response) -> list[Uri]:
@@ -254,14 +261,6 @@ def contacts_by_preference(response: Response) -> list[Uri]:
         if contact.uri.is_sip:
             found.append((q, contact.uri.without_headers()))
     return [uri for _, uri in sorted(found, key=lambda pair: -pair[0])]
-
-
-def _reachable(target: Uri) -> bool:
-    try:
-        address_of(target)
-    except SipError:
-        return False
-    return True
 
 
 def _fork_of(call: SipCall, dialog: Dialog) -> SipCall:

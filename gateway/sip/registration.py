@@ -50,9 +50,10 @@ class Trunk:
 
 
 class Registration:
-    """One trunk's."""
+    """One trunk's; raises SipError when its address gives no way to it."""
 
     def __init__(self, core: Core, trunk: Trunk) -> None:
+        core.reachable(trunk.addr)
         self.trunk = trunk
         self.registered = False
         self.digest = ClientDigest(trunk.credentials, core.chance) if trunk.credentials is not None else None

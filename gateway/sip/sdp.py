@@ -6,14 +6,15 @@ digits; every other stream of an offer is declined in its place. Keys come in as
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from base64 import b64decode, b64encode
-from binascii import Error as Base64Error
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal, cast
 
+from gateway.sip.crypto import KEY_BYTES as KEY_BYTES
+from gateway.sip.crypto import SUITES, Crypto, check_key, read_crypto
 from gateway.sip.errors import SipError
 from gateway.sip.fields import parse_number
 from gateway.sip.uri import Addr
@@ -35,10 +36,6 @@ MIRRORED: dict[Direction, Direction] = {
 }
 PLAIN = ("RTP/AVP", "RTP/AVPF")
 SECURE = ("RTP/SAVP", "RTP/SAVPF")
-SUITES = ("AES_CM_128_HMAC_SHA1_80", "AES_CM_128_HMAC_SHA1_32")
-KEY_BYTES = 30
-"""Master key and salt of both suites (RFC 4568, section 6.2)."""
-
 PTIMES = (10, 120)
 """Milliseconds of a packet that we send: what the peer asks for, between these."""
 
@@ -46,7 +43,6 @@ MAX_LINES = 500
 MAX_MEDIA = 16
 
 _SPACE = re.compile(r"\s")
-_CRYPTO = re.compile(r"([0-9]{1,9})\s+(\S+)\s+inline:([A-Za-z0-9+/=]+)(?:\|\S*)?\s*(.*)\Z")
 
 
 class Srtp(Enum):
@@ -56,19 +52,6 @@ class Srtp(Enum):
     ALLOWED = "allowed"
     """Taken when offered."""
     REQUIRED = "required"
-
-
-@dataclass(frozen=True, slots=True)
-class Crypto:
-    """One a=crypto line (RFC 4568)."""
-
-    tag: int
-    suite: str
-    key: bytes = field(repr=False)
-    """Master key and salt, 30 bytes."""
-
-    def __str__(self) -> str:
-        return f"{self.tag} {self.suite} inline:{b64encode(self.key).decode()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +161,19 @@ def parse_sdp(data: bytes) -> SessionDescription:
     if len(sections) > MAX_MEDIA:
         raise SipError(f"the session description has more than {MAX_MEDIA} streams", 488)
     origin = next((line[2:].split() for line in session if line.startswith("o=")), [])
-    common = Media("", 0, "", (), host=_host(session), direction=_direction(session) or "sendrecv")
+    common = Media("", 0, "", (), host=_host(session), direction=_direction(_attributes(session)) or "sendrecv")
     media = tuple(_read_media(section, common) for section in sections)
     session_id, version = (origin[1], origin[2]) if len(origin) >= 3 else ("", "")
     return SessionDescription(session_id, version, media)
+
+
+Attributes = list[tuple[str, str]]
+
+
+def _attributes(lines: list[str]) -> Attributes:
+    """Names, in lower case, and values of the a= lines."""
+    pairs = [line[2:].partition(":") for line in lines if line.startswith("a=")]
+    return [(name.strip().lower(), value.strip()) for name, _, value in pairs]
 
 
 def _read_media(lines: list[str], common: Media) -> Media:
@@ -191,7 +183,7 @@ def _read_media(lines: list[str], common: Media) -> Media:
     port = parse_number(words[1].partition("/")[0])
     if port is None or port > 65535:
         raise SipError("a stream of the session description has no valid port", 488)
-    attributes = [line[2:] for line in lines if line.startswith("a=")]
+    attributes = _attributes(lines)
     return Media(
         words[0].lower(),
         port,
@@ -199,74 +191,43 @@ def _read_media(lines: list[str], common: Media) -> Media:
         tuple(words[3:]),
         _host(lines) or common.host,
         tuple(_read_rtpmaps(attributes)),
-        _read_ptime(attributes),
-        _direction(lines) or common.direction,
-        tuple(_read_cryptos(attributes)),
-        _read_rtcp(attributes),
+        _read_ptime(dict(attributes)),
+        _direction(attributes) or common.direction,
+        tuple(one for name, value in attributes if name == "crypto" and (one := read_crypto(value)) is not None),
+        _read_rtcp(dict(attributes)),
     )
 
 
 def _host(lines: list[str]) -> str:
-    for line in lines:
-        if line.startswith("c="):
-            words = line[2:].split()
-            return words[2].partition("/")[0] if len(words) >= 3 else ""
-    return ""
+    words = next((line[2:].split() for line in lines if line.startswith("c=")), [])
+    return words[2].partition("/")[0] if len(words) >= 3 else ""
 
 
-def _direction(lines: list[str]) -> Direction | None:
-    found = [line[2:].strip().lower() for line in lines if line.startswith("a=")]
-    known = [value for value in found if value in DIRECTIONS]
+def _direction(attributes: Attributes) -> Direction | None:
+    known = [name for name, _ in attributes if name in DIRECTIONS]
     return cast("Direction", known[0]) if known else None
 
 
-def _read_rtpmaps(attributes: list[str]) -> list[tuple[str, str]]:
+def _read_rtpmaps(attributes: Attributes) -> list[tuple[str, str]]:
     pairs = []
-    for attribute in attributes:
-        name, _, value = attribute.partition(":")
+    for name, value in attributes:
         words = value.split()
-        if name.strip().lower() == "rtpmap" and len(words) >= 2 and (parse_number(words[0]) or 0) < 128:
+        number = parse_number(words[0]) if len(words) >= 2 else None
+        if name == "rtpmap" and number is not None and number < 128:
             pairs.append((words[0], words[1].upper().removesuffix("/1")))
     return pairs
 
 
-def _read_ptime(attributes: list[str]) -> int | None:
-    values: dict[str, int] = {}
-    for attribute in attributes:
-        name, _, value = attribute.partition(":")
-        number = parse_number(value.partition(".")[0])
-        if number:
-            values[name.strip().lower()] = number
-    wanted, longest = values.get("ptime"), values.get("maxptime")
-    if wanted is None or longest is None:
-        return wanted if wanted is not None else longest if longest is not None and longest < 20 else None
-    return min(wanted, longest)
+def _read_ptime(attributes: dict[str, str]) -> int | None:
+    wanted, longest = (parse_number(attributes.get(name, "").partition(".")[0]) for name in ("ptime", "maxptime"))
+    if wanted and longest:
+        return min(wanted, longest)
+    return wanted or (longest if longest and longest < 20 else None)
 
 
-def _read_cryptos(attributes: list[str]) -> list[Crypto]:
-    """Those we can use: known suite, whole key, no session parameter that changes the packets."""
-    found = []
-    for attribute in attributes:
-        name, _, value = attribute.partition(":")
-        line = _CRYPTO.match(value.strip()) if name.strip().lower() == "crypto" else None
-        if line is None or line[2].upper() not in SUITES or line[4].strip():
-            continue
-        try:
-            key = b64decode(line[3] + "=" * (-len(line[3]) % 4), validate=True)
-        except Base64Error:
-            continue
-        if len(key) == KEY_BYTES:
-            found.append(Crypto(int(line[1]), line[2].upper(), key))
-    return found
-
-
-def _read_rtcp(attributes: list[str]) -> int | None:
-    for attribute in attributes:
-        name, _, value = attribute.partition(":")
-        if name.strip().lower() == "rtcp" and value.split():
-            number = parse_number(value.split()[0])
-            return number if number is not None and 0 < number < 65536 else None
-    return None
+def _read_rtcp(attributes: dict[str, str]) -> int | None:
+    number = parse_number(attributes.get("rtcp", "").partition(" ")[0])
+    return number if number and number < 65536 else None
 
 
 def is_hold(data: bytes) -> bool:
@@ -306,7 +267,7 @@ def answer_offer(
 
 def _agree(media: Media, capabilities: Capabilities, key: bytes) -> Agreed | None:
     """What an offered stream comes to; None when it cannot be taken."""
-    if media.kind != "audio" or not media.port or not media.host:
+    if media.kind != "audio" or not media.port or not _is_address(media.host):
         return None
     ours = None
     if media.profile in SECURE:
@@ -330,9 +291,17 @@ def _agree(media: Media, capabilities: Capabilities, key: bytes) -> Agreed | Non
         Addr(media.host, media.port),
         Addr(media.host, media.rtcp_port or min(media.port + 1, 65535)),
         direction,
-        replace(ours, key=_check_key(key)) if ours is not None else None,
+        replace(ours, key=check_key(key)) if ours is not None else None,
         ours,
     )
+
+
+def _is_address(host: str) -> bool:
+    """Whether sound can be sent there: one host's address, no name to be looked up and no group's."""
+    try:
+        return not ipaddress.ip_address(host).is_multicast
+    except ValueError:
+        return False
 
 
 def _choose(media: Media, capabilities: Capabilities) -> tuple[Codec, int] | None:
@@ -343,12 +312,6 @@ def _choose(media: Media, capabilities: Capabilities) -> tuple[Codec, int] | Non
             if name == codec:
                 return codec, int(number)
     return None
-
-
-def _check_key(key: bytes) -> bytes:
-    if len(key) != KEY_BYTES:
-        raise ValueError(f"an SRTP key has {KEY_BYTES} bytes, not {len(key)}")
-    return key
 
 
 def make_offer(
@@ -363,7 +326,7 @@ def make_offer(
     if capabilities.digits:
         lines += [f"a=rtpmap:{DIGITS_NUMBER} {DIGITS}", f"a=fmtp:{DIGITS_NUMBER} 0-15"]
     if secure:
-        lines += [f"a=crypto:{Crypto(place, suite, _check_key(key))}" for place, suite in enumerate(SUITES, 1)]
+        lines += [f"a=crypto:{Crypto(place, suite, check_key(key))}" for place, suite in enumerate(SUITES, 1)]
     lines += [f"a=ptime:{capabilities.ptime}", "a=sendonly" if hold else "a=sendrecv"]
     return _join(lines)
 

@@ -19,7 +19,7 @@ from gateway.sip.framing import StreamFramer
 from gateway.sip.message import MAX_MESSAGE, Request, Response, parse_message
 from gateway.sip.sdp import Capabilities, Srtp, answer_offer, is_hold, parse_sdp
 from gateway.sip.transfer import read_sipfrag
-from gateway.sip.uri import Addr, address_of, parse_uri
+from gateway.sip.uri import Addr, Transport, address_of, parse_uri
 from tests.gateway.sip.pair import ANSWER, SDP, Line, Pair, agent
 
 PEER = Addr("192.0.2.99", 5060)
@@ -167,11 +167,11 @@ def drive(core: UserAgentCore, now: float) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(mutated(TORTURE), min_size=1, max_size=8), st.sampled_from(("udp", "tcp", "tls")))
-def test_the_core_survives_whatever_comes(messages: list[bytes], transport: str) -> None:
-    core = agent("192.0.2.200")
+def test_the_core_survives_whatever_comes(messages: list[bytes], transport: Transport) -> None:
+    core = agent("192.0.2.200", addresses={transport: ("192.0.2.200", 5060)})
     now = 0.0
     for message in messages:
-        core.receive(message, PEER._replace(transport=transport), now)  # type: ignore[arg-type]
+        core.receive(message, PEER._replace(transport=transport), now)
         drive(core, now)
         now += 0.4
         core.handle_timer(now)

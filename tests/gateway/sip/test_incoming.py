@@ -459,6 +459,59 @@ def test_a_scanner_hears_nothing() -> None:
     assert script.core.dropped == {"the peer is a scanner": 3}
 
 
+def test_a_peer_without_transport_in_its_contact_means_that_of_its_connection() -> None:
+    for contact, hop in (
+        ("<sip:ann@192.0.2.99:5070>", Addr("192.0.2.99", 40000, "tcp")),
+        ("<sip:ann@pbx.example.com>", Addr("pbx.example.com", 5060, "tcp")),
+        ("<sip:ann@pbx.example.com;transport=udp>", Addr("pbx.example.com", 5060, "udp")),
+        ("<sip:ann@pbx.example.com;transport=sctp>", Addr("192.0.2.99", 40000, "tcp")),
+        ("<tel:+4412>", Addr("192.0.2.99", 40000, "tcp")),
+    ):
+        script, call, tag = answered(f"Contact: {contact}", addr=Addr("192.0.2.99", 40000, "tcp"))
+        script.say(ask("ACK", to_tag=tag, branch="z9hG4bKack"))
+        script.core.hangup(call, script.now)
+        script.collect()
+        assert script.arrived[-1][2] == hop, contact
+
+
+def test_a_contact_of_a_transport_that_we_do_not_have_is_not_followed() -> None:
+    script, call, _ = talking("Contact: <sip:ann@192.0.2.99;transport=tls>", addresses={"udp": ("192.0.2.1", 5060)})
+    script.core.hangup(call, script.now)
+    assert script.collect() == ["BYE sip:ann@192.0.2.99;transport=tls"]
+    assert script.arrived[-1][2] == PEER
+
+
+def test_a_call_that_begins_on_hold_is_told_so() -> None:
+    script = Script()
+    script.say(invite(body=HOLD))
+    script.core.answer(script.take(IncomingCall).call, ANSWER, script.now)
+    script.collect()
+    script.say(ask("ACK", to_tag=script.response().to.tag, branch="z9hG4bKack"))
+    script.take(Established)
+    assert script.take(Held).call.on_hold
+
+
+def test_what_proved_a_password_is_not_handed_on() -> None:
+    script = Script()
+    script.say(invite("Authorization: Digest realm=x", "X-Kept: yes"))
+    headers = script.take(IncomingCall).headers
+    assert "Authorization" not in headers
+    assert "X-Kept" in headers
+
+
+def test_a_stranger_that_we_called_is_heard() -> None:
+    script = Script(trusted=lambda addr: False)
+    script.core.invite(parse_uri("sip:bob@192.0.2.99:5070"), SDP, script.now)
+    script.collect()
+    script.answer(200, "Contact: <sip:bob@192.0.2.99:5070>", body=ANSWER)
+    request = script.request(0)
+    bye = ask("BYE", to_tag=request.from_.tag, from_tag="peer", call_id=request.call_id)
+    assert script.say(bye) == ["200 OK"]
+    assert script.take(Terminated).reason is Ended.BYE
+    assert script.say(bye) == ["200 OK"]
+    assert script.say(ask("BYE", to_tag="none", branch="z9hG4bKother")) == []
+
+
 def test_a_stranger_hears_nothing_when_there_are_no_passwords() -> None:
     script = Script(trusted=lambda addr: addr.host == "192.0.2.50")
     assert script.say(invite()) == []

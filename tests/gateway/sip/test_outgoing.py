@@ -260,6 +260,14 @@ def test_a_target_that_cannot_be_called_is_our_own_error() -> None:
         with pytest.raises(SipError):
             script.core.invite(parse_uri(target), SDP, 0.0)
     assert script.core.calls == 0
+    only_udp = Script(addresses={"udp": ("192.0.2.1", 5060)})
+    with pytest.raises(SipError, match="not spoken here"):
+        only_udp.core.invite(parse_uri("sips:a@b"), SDP, 0.0)
+    with pytest.raises(SipError, match="not spoken here"):
+        only_udp.core.probe(parse_uri("sips:a@b"), 0.0)
+    with pytest.raises(SipError, match="not spoken here"):
+        only_udp.core.register(Trunk("t", parse_uri("sips:a"), "us"), 0.0)
+    assert only_udp.collect() == []
 
 
 def test_an_address_that_cannot_be_reached_fails_at_once() -> None:

@@ -154,6 +154,10 @@ def test_streams_we_cannot_take_are_declined_in_their_place() -> None:
         offer(media="m=video 4000 RTP/AVP 0"),
         offer(media="m=audio 0 RTP/AVP 0"),
         offer(media="a=nothing"),
+        offer(host="phone.example.com"),
+        offer(host="224.0.0.1"),
+        offer("a=rtpmap:abc PCMU/8000", media="m=audio 4000 RTP/AVP abc"),
+        offer("a=rtpmap:200 PCMU/8000", media="m=audio 4000 RTP/AVP 200"),
     ],
 )
 def test_nothing_in_common_is_488(text: str) -> None:
