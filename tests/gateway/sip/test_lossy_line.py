@@ -216,3 +216,51 @@ def test_the_line_is_as_bad_as_it_says() -> None:
     assert sent > 500
     for count in (pair.lost, pair.doubled, pair.shuffled):
         assert 0.12 < count / sent < 0.28
+
+
+def patient(seed: int) -> str:
+    """Nobody gives up: whatever the line does, each step reaches the other side before the next one begins."""
+    chance = random.Random(seed)
+    pair = Pair(seed, Line(WORST, WORST, WORST, 0.02))
+    ours = pair.call()
+    pair.run(15.0)
+    theirs = pair.incoming()
+    if chance.random() < 0.3:
+        pair.right.reject(theirs, 486, pair.now)
+        pair.run(30.0)
+        ended = pair.take(pair.left, Terminated)
+        assert (ended.reason, ended.code) == (Ended.REJECTED, 486)
+        return "rejected"
+    pair.right.answer(theirs, ANSWER, pair.now)
+    pair.run(30.0)
+    assert ours.state is theirs.state is CallState.ESTABLISHED
+    assert (pair.take(pair.left, Established).sdp, pair.take(pair.right, Established).sdp) == (ANSWER, None)
+    caller_changes = chance.random() < 0.5
+    if caller_changes:
+        assert pair.left.reinvite(ours, HOLD, pair.now)
+        pair.run(30.0)
+        pair.right.answer(pair.take(pair.right, Reoffer).call, ANSWER, pair.now)
+        pair.run(30.0)
+        assert theirs.on_hold
+        assert ours.local_sdp == HOLD
+        assert ours.offering is None
+        assert theirs.unacknowledged is None
+    ending, ended_by, other = chance.choice(((pair.left, ours, pair.right), (pair.right, theirs, pair.left)))
+    ending.hangup(ended_by, pair.now)
+    pair.run(30.0)
+    assert pair.take(ending, Terminated).reason is Ended.HANGUP
+    assert pair.take(other, Terminated).reason is Ended.BYE
+    pair.run(100.0)
+    assert pair.at_rest()
+    return "held" if caller_changes else "talked"
+
+
+def test_patient_people_always_reach_each_other() -> None:
+    stories: Counter[str] = Counter()
+    for seed in range(1000):
+        try:
+            stories[patient(seed)] += 1
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {error!r}") from error
+    assert min(stories.values()) > 200
+    assert len(stories) == 3
