@@ -27,9 +27,7 @@ SCANNERS = (
 )
 """Beginnings of User-Agent, in lower case, of tools that look for open gateways."""
 
-MAX_CAUSES = 200
 EVENT_SECONDS = 1.0
-OTHER = "another fault"
 
 
 def is_scanner(request: object) -> bool:
@@ -49,9 +47,7 @@ class Refusals:
         self._emit = emit
 
     def count(self, cause: str, addr: Addr, now: float) -> None:
-        """One more message without service."""
-        if cause not in self.counts and len(self.counts) >= MAX_CAUSES:
-            cause = OTHER
+        """One more message without service; `cause` is one of a fixed set."""
         total = self.counts[cause] = self.counts.get(cause, 0) + 1
         last, told = self._told.get(cause, (now - EVENT_SECONDS, 0))
         if now - last >= EVENT_SECONDS:

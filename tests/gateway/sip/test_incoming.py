@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 from gateway.sip.call import CallState, SipCall
-from gateway.sip.events import Ended, Established, Held, IncomingCall, InfoDigits, Reoffer, Resumed, Terminated
+from gateway.sip.events import (
+    Ended,
+    Established,
+    Held,
+    IncomingCall,
+    InfoDigits,
+    MessageDropped,
+    Reoffer,
+    Resumed,
+    Terminated,
+)
 from gateway.sip.uri import Addr, parse_uri
 from tests.gateway.sip.pair import ANSWER, HOLD, SDP
 from tests.gateway.sip.script import PEER, Script, ask, invite
@@ -510,6 +520,40 @@ def test_a_stranger_that_we_called_is_heard() -> None:
     assert script.take(Terminated).reason is Ended.BYE
     assert script.say(bye) == ["200 OK"]
     assert script.say(ask("BYE", to_tag="none", branch="z9hG4bKother")) == []
+
+
+def test_without_session_timers_of_our_own_none_is_asked_for() -> None:
+    script, _, _ = talking(session_expires=0)
+    assert "Session-Expires" not in script.response().headers
+    assert script.run(100_000.0) == []
+
+
+def test_a_caller_without_session_timers_is_refreshed_by_us() -> None:
+    script, _, _ = talking(session_expires=200)
+    assert script.response().headers.first("Session-Expires") == "200;refresher=uas"
+    assert "Require" not in script.response().headers
+    assert script.run(100.0) == [(100.0, "INVITE sip:ann@192.0.2.99:5070")]
+
+
+def test_when_too_many_requests_are_in_progress_new_ones_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.sip.layer.MAX_TRANSACTIONS", 3)
+    script = Script()
+    for number in range(3):
+        assert script.say(ask("OPTIONS", cseq=number)) == ["200 OK"]
+    assert script.say(ask("OPTIONS", cseq=3)) == ["503 Service Unavailable"]
+    assert script.say(ask("OPTIONS", cseq=2)) == ["200 OK"]
+    script.run(32.0)
+    assert script.say(ask("OPTIONS", cseq=4)) == ["200 OK"]
+
+
+def test_a_flood_of_faults_is_told_once_a_second() -> None:
+    script = Script()
+    for number in range(25):
+        script.say(ask("OPTIONS", "Require: x", branch=f"z9hG4bK{number}", call_id=str(number)))
+        script.now += 0.125
+    told = [event.count for event in script.events if isinstance(event, MessageDropped)]
+    assert told == [1, 8, 8, 8]
+    assert script.core.dropped == {"a required extension is not supported": 25}
 
 
 def test_a_stranger_hears_nothing_when_there_are_no_passwords() -> None:

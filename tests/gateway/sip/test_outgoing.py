@@ -243,6 +243,14 @@ def test_a_redirection_elsewhere_needs_our_leave() -> None:
     assert script.arrived[-1][2].host == "good.example.com"
 
 
+def test_what_a_redirection_names_badly_is_passed_over() -> None:
+    contacts = (
+        "Contact: <mailto:a@b>, <sip:x@192.0.2.99>;q=high, <sip:s@192.0.2.99;transport=sctp>, <sip:ok@192.0.2.99>"
+    )
+    script, _ = calling()
+    assert script.answer(302, contacts)[-1] == "INVITE sip:ok@192.0.2.99"
+
+
 def test_redirections_do_not_go_round() -> None:
     script, _ = calling(may_redirect=lambda uri: True)
     assert script.answer(302, "Contact: <sip:bob@192.0.2.99:5070>") == ["ACK sip:bob@192.0.2.99:5070"]
