@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.sip.agent import UserAgentCore
-from gateway.sip.events import Event
+from gateway.sip.call import SipCall
+from gateway.sip.events import Established, Event, IncomingCall
 from gateway.sip.message import Message, Request, Response, parse_message
 from gateway.sip.uri import Addr
-from tests.gateway.sip.pair import SDP, E, agent
+from tests.gateway.sip.pair import ANSWER, SDP, E, agent
 
 PEER = Addr("192.0.2.99", 5070)
 
@@ -107,3 +108,24 @@ def invite(*fields: str, **changes: str | int | bytes) -> bytes:
     """An INVITE with an offer, if not told otherwise."""
     changes.setdefault("body", SDP)
     return ask("INVITE", *fields, **changes)  # type: ignore[arg-type]
+
+
+def called(*fields: str, **config: Any) -> tuple[Script, SipCall]:
+    script = Script(**config)
+    assert script.say(invite(*fields)) == ["100 Trying"]
+    return script, script.take(IncomingCall).call
+
+
+def answered(*fields: str, **config: Any) -> tuple[Script, SipCall, str]:
+    """A call that waits for its ACK, and our tag."""
+    script, call = called(*fields, **config)
+    script.core.answer(call, ANSWER, script.now)
+    assert script.collect() == ["200 OK"]
+    return script, call, script.response().to.tag
+
+
+def talking(*fields: str, **config: Any) -> tuple[Script, SipCall, str]:
+    script, call, tag = answered(*fields, **config)
+    assert script.say(ask("ACK", to_tag=tag, branch="z9hG4bKack")) == []
+    script.take(Established)
+    return script, call, tag

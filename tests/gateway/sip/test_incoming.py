@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from gateway.sip.call import CallState, SipCall
+from gateway.sip.call import CallState
 from gateway.sip.events import (
     Ended,
     Established,
-    Held,
     IncomingCall,
-    InfoDigits,
-    MessageDropped,
-    Reoffer,
-    Resumed,
     Terminated,
 )
 from gateway.sip.uri import Addr, parse_uri
-from tests.gateway.sip.pair import ANSWER, HOLD, SDP
-from tests.gateway.sip.script import PEER, Script, ask, invite
-
-
-def called(*fields: str, **config: Any) -> tuple[Script, SipCall]:
-    script = Script(**config)
-    assert script.say(invite(*fields)) == ["100 Trying"]
-    return script, script.take(IncomingCall).call
-
-
-def answered(*fields: str, **config: Any) -> tuple[Script, SipCall, str]:
-    """A call that waits for its ACK, and our tag."""
-    script, call = called(*fields, **config)
-    script.core.answer(call, ANSWER, script.now)
-    assert script.collect() == ["200 OK"]
-    return script, call, script.response().to.tag
-
-
-def talking(*fields: str, **config: Any) -> tuple[Script, SipCall, str]:
-    script, call, tag = answered(*fields, **config)
-    assert script.say(ask("ACK", to_tag=tag, branch="z9hG4bKack")) == []
-    script.take(Established)
-    return script, call, tag
+from tests.gateway.sip.pair import ANSWER, SDP
+from tests.gateway.sip.script import PEER, Script, answered, ask, called, invite, talking
 
 
 def test_what_the_application_is_told_of_a_call() -> None:
@@ -279,134 +251,6 @@ def test_options_tell_what_we_can() -> None:
     assert script.core.calls == 0
 
 
-def test_a_refer_is_refused() -> None:
-    script, call, tag = talking()
-    refer = ask("REFER", "Refer-To: <sip:premium@example.com>", to_tag=tag, cseq=2)
-    assert script.say(refer) == ["405 Method Not Allowed"]
-    assert not call.ended
-
-
-@pytest.mark.parametrize(
-    ("kind", "body", "digits", "milliseconds"),
-    [
-        ("application/dtmf-relay", b"Signal=5\r\nDuration=160\r\n", "5", 160),
-        ("application/dtmf-relay", b"Signal= *\nDuration= 250\n", "*", 250),
-        ("application/dtmf-relay", b"signal=11\r\n", "#", 0),
-        ("application/dtmf", b"7", "7", 0),
-        ("application/dtmf", b"12#\r\n", "12#", 0),
-    ],
-)
-def test_keys_come_by_info(kind: str, body: bytes, digits: str, milliseconds: int) -> None:
-    script, call, tag = talking()
-    assert script.say(ask("INFO", to_tag=tag, cseq=2, body=body, kind=kind)) == ["200 OK"]
-    assert script.take(InfoDigits) == InfoDigits(call, digits, milliseconds)
-
-
-def test_other_infos_are_refused_and_empty_ones_are_fine() -> None:
-    script, _, tag = talking()
-    other = ask("INFO", to_tag=tag, cseq=2, body=b"<xml/>", kind="application/media_control+xml")
-    assert script.say(other) == ["415 Unsupported Media Type"]
-    assert script.say(ask("INFO", to_tag=tag, cseq=3)) == ["200 OK"]
-    assert script.say(ask("INFO", to_tag=tag, cseq=4, body=b"Signal=x", kind="application/dtmf-relay")) == [
-        "415 Unsupported Media Type"
-    ]
-
-
-def test_an_old_request_is_not_served() -> None:
-    script, call, tag = talking()
-    assert script.say(ask("INFO", to_tag=tag, cseq=7)) == ["200 OK"]
-    assert script.say(ask("BYE", to_tag=tag, cseq=5)) == ["500 Server Internal Error"]
-    assert not call.ended
-
-
-def test_hold_and_resume() -> None:
-    script, call, tag = talking()
-    assert script.say(invite(to_tag=tag, cseq=2, body=HOLD)) == ["100 Trying"]
-    assert script.take(Held).call.on_hold
-    assert script.take(Reoffer).offer == HOLD
-    script.core.answer(call, ANSWER + b"a=recvonly\r\n", script.now)
-    assert script.collect() == ["200 OK"]
-    script.say(ask("ACK", to_tag=tag, cseq=2, branch="z9hG4bKack2"))
-    script.say(invite(to_tag=tag, cseq=3))
-    assert not script.take(Resumed).call.on_hold
-    script.core.answer(call, ANSWER, script.now)
-    assert script.collect() == ["200 OK"]
-
-
-def test_a_reinvite_that_changes_nothing_is_answered_at_once() -> None:
-    script, _, tag = talking()
-    assert script.say(invite(to_tag=tag, cseq=2)) == ["100 Trying", "200 OK"]
-    assert script.response().body == ANSWER
-    script.say(ask("ACK", to_tag=tag, cseq=2, branch="z9hG4bKack2"))
-    assert script.say(invite(to_tag=tag, cseq=3, body=b"")) == ["100 Trying", "200 OK"]
-    assert script.response().body == ANSWER
-    assert script.events == []
-
-
-def test_a_change_can_be_refused_and_the_call_goes_on() -> None:
-    script, call, tag = talking()
-    script.say(invite(to_tag=tag, cseq=2, body=HOLD))
-    script.core.reject(call, 488, script.now)
-    assert script.collect() == ["488 Not Acceptable Here"]
-    assert call.state is CallState.ESTABLISHED
-
-
-def test_changes_that_collide() -> None:
-    script, call, tag = talking()
-    script.say(invite(to_tag=tag, cseq=2, body=HOLD))
-    assert script.say(invite(to_tag=tag, cseq=3, branch="z9hG4bKx")) == ["500 Server Internal Error"]
-    assert 0 <= int(script.response().headers.first("Retry-After")) <= 10
-    assert not script.core.reinvite(call, SDP, script.now)
-    script.core.answer(call, ANSWER, script.now)
-    script.collect()
-    assert script.say(invite(to_tag=tag, cseq=4, branch="z9hG4bKy")) == ["491 Request Pending"]
-    script.say(ask("ACK", to_tag=tag, cseq=2, branch="z9hG4bKack2"))
-    assert script.core.reinvite(call, SDP, script.now)
-    script.collect()
-    assert script.say(invite(to_tag=tag, cseq=5, branch="z9hG4bKz")) == ["491 Request Pending"]
-
-
-def test_a_change_withdrawn() -> None:
-    script, call, tag = talking()
-    script.say(invite(to_tag=tag, cseq=2, body=HOLD))
-    cancel = ask("CANCEL", to_tag=tag, cseq=2, branch="z9hG4bKINVITE2")
-    assert script.say(cancel) == ["200 OK", "487 Request Terminated"]
-    assert call.state is CallState.ESTABLISHED
-    script.core.answer(call, ANSWER, script.now)
-    assert script.collect() == []
-    script.say(ask("ACK", to_tag=tag, cseq=2, branch="z9hG4bKINVITE2"))
-    assert script.say(ask("BYE", to_tag=tag, cseq=3)) == ["200 OK"]
-
-
-def test_an_update_refreshes_or_changes() -> None:
-    script, call, tag = talking()
-    assert script.say(ask("UPDATE", "Contact: <sip:ann@192.0.2.98>", to_tag=tag, cseq=2)) == ["200 OK"]
-    assert script.response().body == b""
-    script.say(ask("UPDATE", to_tag=tag, cseq=3, body=HOLD))
-    assert script.take(Reoffer).offer == HOLD
-    script.core.answer(call, ANSWER, script.now)
-    assert script.collect() == ["200 OK"]
-    assert script.run(40.0) == []
-
-
-def test_a_hang_up_while_the_peer_waits_for_a_change_leaves_nothing_open() -> None:
-    script, call, tag = talking()
-    script.say(invite(to_tag=tag, cseq=2, body=HOLD))
-    script.core.hangup(call, script.now)
-    assert script.collect() == ["487 Request Terminated", "BYE sip:ann@192.0.2.99:5070"]
-
-
-def test_a_reinvite_moves_the_peer() -> None:
-    script, call, tag = talking()
-    moved = Addr("192.0.2.97", 5060)
-    script.say(invite("Contact: <sip:ann@192.0.2.97>", to_tag=tag, cseq=2, via="SIP/2.0/UDP 192.0.2.97"), moved)
-    script.say(ask("ACK", to_tag=tag, cseq=2, branch="z9hG4bKack2"))
-    script.core.hangup(call, script.now)
-    script.collect()
-    assert script.request().uri == "sip:ann@192.0.2.97"
-    assert script.arrived[-1][2] == moved
-
-
 def test_a_phone_behind_nat_is_reached_where_it_comes_from() -> None:
     public = Addr("8.8.4.4", 31337)
     script = Script(addr=public)
@@ -441,34 +285,6 @@ def test_a_connection_is_used_again() -> None:
     assert script.request().via.transport == "TCP"
 
 
-@pytest.mark.parametrize(
-    ("fields", "lines"),
-    [
-        (("Require: 100rel, timer",), ["420 Bad Extension"]),
-        (("Require: timer",), ["100 Trying"]),
-        (("Accept: text/plain",), ["406 Not Acceptable"]),
-        (("Accept: application/*;q=0.5",), ["100 Trying"]),
-        (("Content-Encoding: gzip",), ["415 Unsupported Media Type"]),
-        (("Supported: timer", "Session-Expires: 30"), ["422 Session Interval Too Small"]),
-        (("Session-Expires: 30",), ["100 Trying"]),
-        (("Max-Forwards: 3",), ["400 Bad Request"]),
-        (("Contact: *",), ["400 Bad Request"]),
-        (("Contact: <sip:a@b",), ["400 Bad Request"]),
-        (("Record-Route: nonsense",), ["400 Bad Request"]),
-    ],
-)
-def test_what_an_invite_may_ask(fields: tuple[str, ...], lines: list[str]) -> None:
-    assert Script().say(invite(*fields)) == lines
-
-
-def test_a_scanner_hears_nothing() -> None:
-    script = Script()
-    assert script.say(ask("OPTIONS", "User-Agent: friendly-scanner")) == []
-    assert script.say(ask("OPTIONS", "User-Agent: sipvicious 0.3", branch="z9hG4bK" + "x" * 9, cseq_method="BYE")) == []
-    assert script.say(ask("NONSENSE", "User-Agent: pplsip")) == []
-    assert script.core.dropped == {"the peer is a scanner": 3}
-
-
 def test_a_peer_without_transport_in_its_contact_means_that_of_its_connection() -> None:
     for contact, hop in (
         ("<sip:ann@192.0.2.99:5070>", Addr("192.0.2.99", 40000, "tcp")),
@@ -489,84 +305,3 @@ def test_a_contact_of_a_transport_that_we_do_not_have_is_not_followed() -> None:
     script.core.hangup(call, script.now)
     assert script.collect() == ["BYE sip:ann@192.0.2.99;transport=tls"]
     assert script.arrived[-1][2] == PEER
-
-
-def test_a_call_that_begins_on_hold_is_told_so() -> None:
-    script = Script()
-    script.say(invite(body=HOLD))
-    script.core.answer(script.take(IncomingCall).call, ANSWER, script.now)
-    script.collect()
-    script.say(ask("ACK", to_tag=script.response().to.tag, branch="z9hG4bKack"))
-    script.take(Established)
-    assert script.take(Held).call.on_hold
-
-
-def test_what_proved_a_password_is_not_handed_on() -> None:
-    script = Script()
-    script.say(invite("Authorization: Digest realm=x", "X-Kept: yes"))
-    headers = script.take(IncomingCall).headers
-    assert "Authorization" not in headers
-    assert "X-Kept" in headers
-
-
-def test_a_stranger_that_we_called_is_heard() -> None:
-    script = Script(trusted=lambda addr: False)
-    script.core.invite(parse_uri("sip:bob@192.0.2.99:5070"), SDP, script.now)
-    script.collect()
-    script.answer(200, "Contact: <sip:bob@192.0.2.99:5070>", body=ANSWER)
-    request = script.request(0)
-    bye = ask("BYE", to_tag=request.from_.tag, from_tag="peer", call_id=request.call_id)
-    assert script.say(bye) == ["200 OK"]
-    assert script.take(Terminated).reason is Ended.BYE
-    assert script.say(bye) == ["200 OK"]
-    assert script.say(ask("BYE", to_tag="none", branch="z9hG4bKother")) == []
-
-
-def test_without_session_timers_of_our_own_none_is_asked_for() -> None:
-    script, _, _ = talking(session_expires=0)
-    assert "Session-Expires" not in script.response().headers
-    assert script.run(100_000.0) == []
-
-
-def test_a_caller_without_session_timers_is_refreshed_by_us() -> None:
-    script, _, _ = talking(session_expires=200)
-    assert script.response().headers.first("Session-Expires") == "200;refresher=uas"
-    assert "Require" not in script.response().headers
-    assert script.run(100.0) == [(100.0, "INVITE sip:ann@192.0.2.99:5070")]
-
-
-def test_when_too_many_requests_are_in_progress_new_ones_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.sip.layer.MAX_TRANSACTIONS", 3)
-    script = Script()
-    for number in range(3):
-        assert script.say(ask("OPTIONS", cseq=number)) == ["200 OK"]
-    assert script.say(ask("OPTIONS", cseq=3)) == ["503 Service Unavailable"]
-    assert script.say(ask("OPTIONS", cseq=2)) == ["200 OK"]
-    script.run(32.0)
-    assert script.say(ask("OPTIONS", cseq=4)) == ["200 OK"]
-
-
-def test_a_flood_of_faults_is_told_once_a_second() -> None:
-    script = Script()
-    for number in range(25):
-        script.say(ask("OPTIONS", "Require: x", branch=f"z9hG4bK{number}", call_id=str(number)))
-        script.now += 0.125
-    told = [event.count for event in script.events if isinstance(event, MessageDropped)]
-    assert told == [1, 8, 8, 8]
-    assert script.core.dropped == {"a required extension is not supported": 25}
-
-
-def test_a_stranger_hears_nothing_when_there_are_no_passwords() -> None:
-    script = Script(trusted=lambda addr: addr.host == "192.0.2.50")
-    assert script.say(invite()) == []
-    assert script.say(b"OPTIONS sip:a SIP/7.0\r\nVia: SIP/7.0/UDP h\r\n\r\n") == []
-    assert script.say(invite(), Addr("192.0.2.50", 5060)) == ["100 Trying"]
-
-
-def test_a_fault_without_a_way_back_is_only_counted() -> None:
-    script = Script()
-    assert script.say(b"INVITE sip:a@b SIP/2.0\r\nFrom: x\r\n\r\n") == []
-    assert script.say(b"INVITE sip:a@b SIP/2.0\r\nVia: nonsense\r\n\r\n") == []
-    assert script.say(b"ACK sip:a@b SIP/2.0\r\nVia: SIP/2.0/UDP h\r\n\r\n") == []
-    assert script.say(b"\r\n\r\n") == []
-    assert sum(script.core.dropped.values()) == 4
