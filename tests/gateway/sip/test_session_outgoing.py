@@ -13,13 +13,7 @@ from gateway.sip.events import (
     Terminated,
 )
 from tests.gateway.sip.pair import ANSWER, HOLD, SDP, Pair
-
-CONTACT = "Contact: <sip:bob@192.0.2.99:5070>"
-CHALLENGE = 'WWW-Authenticate: Digest realm="trunk", nonce="n1", qop="auth", algorithm=MD5'
-
-from tests.gateway.sip.test_outgoing import talking
-
-CONTACT = "Contact: <sip:bob@192.0.2.99:5070>"
+from tests.gateway.sip.test_outgoing import CONTACT, talking
 
 
 def test_our_change_of_the_session() -> None:
