@@ -57,6 +57,7 @@ PURE = {
     "gateway/sip/events.py",
     "gateway/sip/fields.py",
     "gateway/sip/framing.py",
+    "gateway/sip/guard.py",
     "gateway/sip/incoming.py",
     "gateway/sip/layer.py",
     "gateway/sip/message.py",

@@ -86,13 +86,13 @@ class _Stream(asyncio.Protocol):
             self._endpoint.drop(str(error), self.addr)
             self.abort()
             return
+        while self._answered < self._framer.pings:
+            self._answered += 1
+            self.write(PONG)
         if messages:
             self._wait(IDLE)
         for message in messages:
             self._endpoint.receive(message, self.addr)
-        while self._answered < self._framer.pings:
-            self._answered += 1
-            self.write(PONG)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._limit is not None:

@@ -156,7 +156,9 @@ class Switchboard:
         self._quiet.set()
         if before is not None and before.registered == event.registered and before.code == event.code:
             return
-        if event.registered:
+        if not self._taking:
+            log.info("trunk %s: told that we leave: %d %s", event.trunk, event.code, event.reason)
+        elif event.registered:
             log.info("trunk %s: registered, again in %.0f s", event.trunk, event.retry_after)
         else:
             log.warning("trunk %s: not registered: %d %s", event.trunk, event.code, event.reason)
