@@ -1,5 +1,6 @@
 # make demo       one call, answered end to end, on this machine
 # make test       lint, types and tests (a few minutes)
+# make test-sip   SIP against sipp, baresip and kamailio (installed with apt when run by root)
 # make test-long  what takes longer: soak, chaos, load
 #
 # The tests need torch. PyPI's build for Linux carries CUDA (gigabytes); this one does not:
@@ -13,16 +14,20 @@ PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip -qq --disable-pip-version-check
 PINS := pyproject.toml deploy/constraints.txt deploy/requirements-speech.txt
 
-.PHONY: help demo test test-long lint clean
+.PHONY: help demo test test-sip test-long lint clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -3
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -4
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/callplex demo
 
 test: lint
 	$(PYTHON) -m pytest -m "not long"
+
+test-sip: $(VENV)/.test
+	@sh deploy/install_sip_peers.sh
+	$(PYTHON) -m pytest -m "sip and not long"
 
 test-long: $(VENV)/.test
 	$(PYTHON) -m pytest -m long

@@ -15,13 +15,15 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from gateway import telemetry
 from gateway.desk import Desk
+from gateway.telnyx.routes import router as telnyx_router
 from gateway.twilio.routes import router as twilio_router
 
 
 def carrier_app(desk: Desk) -> FastAPI:
-    """Listens on CALLPLEX_LISTEN: Twilio, health."""
+    """Listens on CALLPLEX_LISTEN: Twilio, Telnyx, health."""
     app = FastAPI(title="Callplex", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(twilio_router(desk))
+    app.include_router(telnyx_router(desk))
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

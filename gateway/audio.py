@@ -60,6 +60,16 @@ def encode_ulaw(pcm: bytes) -> bytes:
     return audioop.lin2ulaw(pcm, 2)
 
 
+def decode_alaw(payload: bytes) -> bytes:
+    """G.711 A-law, one byte a sample, to int16 (ITU-T G.711)."""
+    return audioop.alaw2lin(payload, 2)
+
+
+def encode_alaw(pcm: bytes) -> bytes:
+    """int16 to G.711 A-law, one byte a sample (ITU-T G.711)."""
+    return audioop.lin2alaw(pcm, 2)
+
+
 def level(pcm: bytes) -> int:
     """Root mean square of int16 samples: 0 is digital silence, a phone voice lies around 1,000-5,000."""
     return audioop.rms(pcm, 2)

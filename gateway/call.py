@@ -30,6 +30,8 @@ from model.wire import FRAME_SECONDS, AgentFrame, AgentText, CallerText, Done, F
 
 log = logging.getLogger(__name__)
 
+MASKED_KEY = "\u2022"
+
 FIRST_FRAME_WAIT = 0.2
 """Seconds the clock waits for the line's first sound; a line that stays silent gets its agent all the same."""
 FIRST_TICK_FRAMES = JitterBuffer.FRAMES_PER_TICK + JitterBuffer.TARGET
@@ -61,6 +63,8 @@ class CallPlan:
     max_seconds: float = 900.0
     max_silence_seconds: float = 60.0
     """When neither side said a word for this long, the call is over."""
+    masks_keypad: bool = False
+    """Keys the caller presses leave a mark, but not which they were."""
     no_media_seconds: float = 10.0
     engine_silence_seconds: float = 2.0
     """An engine that owes this much sound is lost."""
@@ -120,6 +124,7 @@ class Call:
         self._leaving = ""
         self._leave_at = 0.0
         self._silence_began = 0.0
+        leg.on_digit = self._press
 
     async def run(self) -> str:
         """Bridge until the call ends, clean up whatever happened, and return the end reason."""
@@ -178,6 +183,7 @@ class Call:
     async def _converse(self, tasks: asyncio.TaskGroup) -> None:
         session = self._session = await self._engine.open(self.plan.request)
         self.engine_name = session.engine
+        self._leg.answer()
         tasks.create_task(self._until_over(self._keep_time(session)))
         tasks.create_task(self._until_over(self._speak(session)))
 
@@ -190,6 +196,13 @@ class Call:
         self._jitter.push(frame)
         if not self._answered.is_set():
             self._answered.set()
+
+    def _press(self, key: str) -> None:
+        """A key of the caller's telephone: a sign of life, and something to remember."""
+        at = self.counters.frames_in * FRAME_SECONDS
+        self._silence_began = at
+        shown = MASKED_KEY if self.plan.masks_keypad else key
+        self._tell(self.transcript.press(shown, at))
 
     async def _keep_time(self, session: Session) -> None:
         """The call's clock. A late tick is followed by an early one; none is skipped unless we stood still."""
@@ -286,7 +299,10 @@ class Call:
             self.answer_ms = round(1000 * (played - self._began), 1)
 
     def _note(self, output: AgentText | CallerText | Flush) -> None:
-        for utterance in self.transcript.add(output):
+        self._tell(self.transcript.add(output))
+
+    def _tell(self, changed: list[Utterance]) -> None:
+        for utterance in changed:
             if self._on_utterance is not None:
                 self._on_utterance(utterance)
 

@@ -97,14 +97,16 @@ def serve(
     settings = _settings(listen=listen, admin_listen=admin_listen)
     from gateway.engine import EngineError
     from gateway.persona_model import PersonaInvalid
-    from gateway.serving import CannotListen
+    from gateway.serving import CannotListen, Listening
     from gateway.serving import serve as serve_gateway
     from gateway.webhooks import WebhookInvalid
 
-    def ready(public: str, admin: str) -> None:
+    def ready(at: Listening) -> None:
         if json_output:
-            typer.echo(json.dumps({"listening": public, "admin": admin}))
-        _say_what_next(settings, public, admin)
+            typer.echo(json.dumps({"listening": at.public, "admin": at.admin, "sip": dict(at.sip)}))
+        _say_what_next(settings, at.public, at.admin)
+        if at.sip:
+            typer.echo(f"  SIP: {', '.join(f'{kind} {where}' for kind, where in at.sip.items())}", err=True)
 
     _run(
         serve_gateway(settings, ready),

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Literal
 
 import httpx
 
@@ -73,7 +74,15 @@ class Desk:
 
     def ready(self) -> bool:
         """Whether a call that comes now would be answered by an agent."""
-        return not self._full() and (self._pool is None or self._pool.ready)
+        return not self.refusal()
+
+    def refusal(self) -> Literal["", "busy", "unavailable"]:
+        """Why a call that comes now would not be answered: all lines are taken, or no agent can be reached."""
+        if why := self._full():
+            return "busy" if why == "busy" else "unavailable"
+        if self._pool is None or self._pool.ready:
+            return ""
+        return "busy" if self._pool.reachable else "unavailable"
 
     @property
     def active_calls(self) -> int:
@@ -145,6 +154,7 @@ class Desk:
             request=session_request(persona, info.call_id, variables, secrets.randbits(32)),
             transfers=dict(persona.transfers),
             fallback=persona.fallback or "",
+            masks_keypad=persona.keypad == "masked",
             max_seconds=persona.limits.max_seconds,
             max_silence_seconds=persona.limits.max_silence,
         )

@@ -46,8 +46,16 @@ class Outcome:
 
 class CallLeg(Protocol):
     info: CallInfo
-    on_hold: bool
-    """While true, missing media is expected and does not end the call."""
+
+    @property
+    def on_hold(self) -> bool:
+        """While true, missing media is expected and does not end the call."""
+
+    on_digit: Callable[[str], None] | None
+    """Called with each key the caller presses, if somebody wants to know."""
+
+    def answer(self) -> None:
+        """The agent is there: pick the phone up, where the carrier has not done so already."""
 
     async def listen(self, heard: Callable[[bytes], None]) -> None:
         """Until hang-up, give `heard` the caller's sound as it arrives: int16 at `info.rate`, 20 ms each.

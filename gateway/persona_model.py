@@ -197,6 +197,9 @@ class Persona(Strict):
     transfers: dict[Name, Phone] = Field({}, description="The only numbers the agent can connect a caller to.")
     fallback: PhoneOrNothing = Field("", description="Number that gets the call when the agent cannot serve it.")
     limits: Limits = Limits.model_validate({})
+    keypad: Literal["kept", "masked"] = Field(
+        "kept", description="What the transcript shows of keys the caller presses."
+    )
     record: bool = Field(False, description="Keep the sound of the call.")
     variables: dict[Name, SpokenOrNothing] = Field({}, description="{name} -> value when the call brings none.")
     sampling: SamplingSpec = SamplingSpec.model_validate({})

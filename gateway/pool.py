@@ -138,6 +138,11 @@ class WorkerPool:
         """At least one worker answers and has a free slot, as far as is known."""
         return any(worker.free > 0 for worker in self.workers)
 
+    @property
+    def reachable(self) -> bool:
+        """At least one worker answers, with or without a free slot."""
+        return any(worker.healthy for worker in self.workers)
+
     async def start(self) -> None:
         """Start the local worker, or ask the others once how they are.
 

@@ -11,8 +11,9 @@ import ipaddress
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -20,6 +21,9 @@ from starlette.types import ASGIApp
 from gateway.app import admin_app, carrier_app
 from gateway.desk import Desk
 from gateway.settings import Settings, split_address
+from gateway.sip.endpoint import SipUnavailable, refuse_open_door
+from gateway.sip.switchboard import Switchboard
+from gateway.sip.uri import bracketed
 from gateway.twilio.socket import CarrierSocket
 
 log = logging.getLogger(__name__)
@@ -63,12 +67,23 @@ def address_of(listener: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def serve(settings: Settings, on_ready: Callable[[str, str], None]) -> None:
-    """Run until SIGINT or SIGTERM. `on_ready` is told both addresses once calls are taken.
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where a gateway is reached, as host:port; ports chosen by the system included."""
+
+    public: str
+    admin: str
+    sip: Mapping[str, str]
+    """By transport; empty when there is no SIP."""
+
+
+async def serve(settings: Settings, on_ready: Callable[[Listening], None]) -> None:
+    """Run until SIGINT or SIGTERM. `on_ready` is told the addresses once calls are taken.
 
     Raises CannotListen, PersonaInvalid, RoutingInvalid or EngineLost before the first call.
     """
     _refuse_open_admin(settings)
+    _refuse_open_sip(settings)
     desk = Desk(settings)
     with (
         bind(settings.listen, "CALLPLEX_LISTEN") as public,
@@ -80,15 +95,55 @@ async def serve(settings: Settings, on_ready: Callable[[str, str], None]) -> Non
             loop.add_signal_handler(number, stopped.set)
         listeners = [_listener(carrier_app(desk)), _listener(admin_app(desk))]
         async with asyncio.TaskGroup() as tasks:
-            async with desk.open():
+            async with _sip(settings, desk) as sip, desk.open():
                 for listener, sock in zip(listeners, (public, admin), strict=True):
                     tasks.create_task(listener.serve(sockets=[sock]))
+                if sip is not None:
+                    sip.take_calls()
                 _spare_the_collector()
-                on_ready(address_of(public), address_of(admin))
+                on_ready(Listening(address_of(public), address_of(admin), _sip_addresses(sip)))
                 await stopped.wait()
                 log.info("stopping: %d calls on the line are ended", desk.active_calls)
             for listener in listeners:
                 listener.should_exit = True
+
+
+def _refuse_open_sip(settings: Settings) -> None:
+    try:
+        refuse_open_door(settings.sip)
+    except SipUnavailable as error:
+        raise CannotListen(str(error)) from None
+
+
+@asynccontextmanager
+async def _sip(settings: Settings, desk: Desk) -> AsyncIterator[Switchboard | None]:
+    """The SIP side. Its sockets close after the desk has ended its calls, whose BYEs still have to leave.
+
+    The default address is a convenience: another program that has it is no reason not to start.
+    """
+    if not settings.sip.addresses:
+        yield None
+        return
+    board = Switchboard(settings.sip, desk)
+    try:
+        await board.bind()
+    except SipUnavailable as error:
+        await board.close()
+        if "listen" in settings.sip.model_fields_set:
+            raise CannotListen(str(error)) from None
+        log.warning("no SIP: %s", error)
+        yield None
+        return
+    try:
+        yield board
+    finally:
+        await board.close()
+
+
+def _sip_addresses(board: Switchboard | None) -> dict[str, str]:
+    if board is None:
+        return {}
+    return {kind: f"{bracketed(host)}:{port}" for kind, (host, port) in board.endpoint.addresses.items()}
 
 
 def _spare_the_collector() -> None:

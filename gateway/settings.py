@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import ipaddress
 import tomllib
+from base64 import b64decode
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+
+from gateway.sip.settings import SipSettings
 
 
 class SettingsInvalid(Exception):
@@ -29,6 +32,8 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="CALLPLEX_",
+        env_nested_delimiter="_",
+        env_nested_max_split=1,
         env_file=".env",
         toml_file="callplex.toml",
         frozen=True,
@@ -45,6 +50,7 @@ class Settings(BaseSettings):
         "", description="with the auth token: ends by REST the calls whose stream may be dead"
     )
     twilio_api_url: str = Field("https://api.twilio.com", description="Twilio's REST endpoint")
+    telnyx_public_key: str = Field("", description="checks telnyx-signature-ed25519; empty: no calls from Telnyx")
     allow_unsigned: bool = Field(False, description="serve unsigned requests from anywhere; for trials only")
     data_dir: Path = Field(Path("data"), description="calls, recordings, the database")
     personas: Path = Field(Path("personas"), description="folder of persona files and routing.yaml")
@@ -63,6 +69,7 @@ class Settings(BaseSettings):
     webhook_url: str = Field("", description="where call.ended is posted")
     webhook_secret: SecretStr = Field(SecretStr(""), description="Standard Webhooks secret, whsec_...")
     max_calls: int = Field(1000, ge=1, description="calls the gateway takes at once")
+    sip: SipSettings = Field(SipSettings.model_validate({}), description="the SIP endpoint, `[sip]` in callplex.toml")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
 
     @field_validator("listen", "admin_listen", "worker_listen")
@@ -89,6 +96,17 @@ class Settings(BaseSettings):
                 ipaddress.ip_network(item, strict=False)
             except ValueError:
                 raise ValueError(f"{item!r} is not an address or network, for example 10.0.0.0/8") from None
+        return value
+
+    @field_validator("telnyx_public_key")
+    @classmethod
+    def _ed25519_key(cls, value: str) -> str:
+        try:
+            known = not value or len(b64decode(value, validate=True)) == 32
+        except ValueError:
+            known = False
+        if not known:
+            raise ValueError("the public key must be base64 of 32 bytes, as Telnyx's portal shows it")
         return value
 
     @classmethod
@@ -132,9 +150,20 @@ def load_settings(**overrides: object) -> Settings:
 def masked(settings: Settings) -> dict[str, str]:
     """The effective settings as text under their variables' names; secrets show only that they are set."""
     shown: dict[str, str] = {}
-    for name in Settings.model_fields:
+    _show(settings, "CALLPLEX_", shown)
+    return shown
+
+
+def _show(settings: BaseModel, prefix: str, shown: dict[str, str]) -> None:
+    for name in type(settings).model_fields:
         value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            _show(value, f"{prefix}{name.upper()}_", shown)
+            continue
         if isinstance(value, SecretStr):
             value = "********" if value.get_secret_value() else ""
-        shown["CALLPLEX_" + name.upper()] = "" if value is None else str(value)
-    return shown
+        elif isinstance(value, tuple):
+            value = ", ".join(str(getattr(one, "name", one)) for one in value)
+        elif isinstance(value, dict):
+            value = ", ".join(f"{key}:********" for key in value)
+        shown[prefix + name.upper()] = "" if value is None else str(value)

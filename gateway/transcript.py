@@ -21,6 +21,8 @@ AGENT_PAUSE = 1.0
 """Seconds without a word after which the agent's next word is a new utterance."""
 CALLER_PAUSE = 0.6
 """Seconds between two texts of the caller below which they are one utterance."""
+KEY_PAUSE = 3.0
+"""Seconds between two keys of the telephone up to which they belong together."""
 RESUME_WITHIN = 4.0
 """Seconds of silence in which an unfinished sentence may still go on after a backchannel."""
 BACKCHANNEL_SECONDS = 2.0
@@ -152,6 +154,7 @@ class Transcript:
         self._frame = frame_seconds
         self._agent: list[_AgentTurn] = []
         self._caller: list[_CallerTurn] = []
+        self._keys: list[_CallerTurn] = []
         self._numbers = 0
 
     def add(self, output: Output) -> list[Utterance]:
@@ -168,9 +171,21 @@ class Transcript:
             return self._add_flush(output)
         return []
 
+    def press(self, key: str, at: float) -> list[Utterance]:
+        """A key of the caller's telephone; those pressed one after the other make one utterance."""
+        if self._keys and at - self._keys[-1].end <= KEY_PAUSE:
+            turn = self._keys[-1]
+            turn.text, turn.end = turn.text[:-1] + key + "]", at
+        else:
+            turn = _CallerTurn(self._next_number(), at, at, f"[keypad {key}]")
+            self._keys.append(turn)
+        return [_caller_view(turn)]
+
     def utterances(self) -> list[Utterance]:
         """All utterances so far, ordered by start; those of both sides may overlap."""
-        both = [self._agent_view(turn) for turn in self._agent] + [_caller_view(turn) for turn in self._caller]
+        both = [self._agent_view(turn) for turn in self._agent] + [
+            _caller_view(turn) for turn in (*self._caller, *self._keys)
+        ]
         return sorted((one for one in both if one.text), key=lambda one: (one.start, one.number))
 
     def _next_number(self) -> int:

@@ -39,7 +39,7 @@ class Guard:
     def __init__(self, settings: Settings) -> None:
         self._auth_token = settings.twilio_auth_token.get_secret_value()
         self._loopback_only = settings.loopback_only
-        self._public_url = _as_http(settings.public_url.strip().rstrip("/"))
+        self._public_url = as_http(settings.public_url.strip().rstrip("/"))
         self._proxies = _networks(settings.trusted_proxies)
 
     def admit(self, connection: HTTPConnection, parameters: Iterable[tuple[str, str]] = ()) -> str:
@@ -96,7 +96,8 @@ def _last(value: str | None, default: str) -> str:
     return default if value is None else value.rpartition(",")[2].strip()
 
 
-def _as_http(url: str) -> str:
+def as_http(url: str) -> str:
+    """ws -> http, wss -> https, as webhooks need it."""
     scheme, separator, rest = url.partition("://")
     return _HTTP.get(scheme, scheme) + separator + rest
 

@@ -1,4 +1,4 @@
-"""A Twilio call as a CallLeg: one WebSocket, mu-law both ways, paced.
+"""A Twilio call as a CallLeg: one WebSocket, mu-law both ways, paced. Telnyx's streams use it too.
 
 Owns the socket after the stream's start message. There is no task or queue of its own: a message is
 parsed and its sound handed on in the callback that read it, and sound that waits for its time leaves
@@ -15,8 +15,9 @@ from contextlib import suppress
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from gateway.audio import Pacer, decode_ulaw, encode_ulaw
+from gateway.audio import CARRIER_FRAME_BYTES, Pacer, decode_ulaw, encode_ulaw
 from gateway.leg import CallInfo
+from gateway.telnyx.protocol import TelnyxProtocol
 from gateway.twilio.flood import FloodGuard
 from gateway.twilio.protocol import Dtmf, Event, Mark, Media, PeerError, Stop, StreamProtocol
 from gateway.twilio.rest import TwilioRest
@@ -44,7 +45,12 @@ class TwilioLeg:
     """Media Streams do not say when a call is held."""
 
     def __init__(
-        self, info: CallInfo, websocket: WebSocket, protocol: StreamProtocol, flood: FloodGuard, rest: TwilioRest | None
+        self,
+        info: CallInfo,
+        websocket: WebSocket,
+        protocol: StreamProtocol | TelnyxProtocol,
+        flood: FloodGuard,
+        rest: TwilioRest | None,
     ) -> None:
         self.info = info
         self.counters = protocol.counters
@@ -106,7 +112,9 @@ class TwilioLeg:
             return
         if type(event) is Media:
             if within:
-                self._heard(decode_ulaw(event.payload))
+                pcm = decode_ulaw(event.payload)
+                for start in range(0, len(pcm), CARRIER_FRAME_BYTES):
+                    self._heard(pcm[start : start + CARRIER_FRAME_BYTES])
             if self.pacer.waiting:
                 self._pump()
         elif isinstance(event, Stop):
@@ -128,6 +136,9 @@ class TwilioLeg:
             self.digits.append(event.digit)
             if self.on_digit is not None:
                 self.on_digit(event.digit)
+
+    def answer(self) -> None:
+        """Twilio has answered before it opens a stream."""
 
     async def play(self, pcm: bytes) -> None:
         """80 ms of the agent, 640 int16 samples at 8 kHz, in one message as soon as it may leave."""

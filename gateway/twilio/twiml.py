@@ -21,11 +21,11 @@ def connect_stream(url: str, action: str, parameters: Mapping[str, str]) -> byte
     Twilio allows under 500 characters for a parameter's name and value together.
     """
     response = Element("Response")
-    connect = SubElement(response, "Connect", action=_clean(action), method="POST")
-    stream = SubElement(connect, "Stream", url=_clean(url))
+    connect = SubElement(response, "Connect", action=clean(action), method="POST")
+    stream = SubElement(connect, "Stream", url=clean(url))
     for name, value in parameters.items():
-        SubElement(stream, "Parameter", name=_clean(name), value=_clean(value))
-    return _document(response)
+        SubElement(stream, "Parameter", name=clean(name), value=clean(value))
+    return document(response)
 
 
 def dial(target: str) -> bytes:
@@ -33,39 +33,41 @@ def dial(target: str) -> bytes:
     response = Element("Response")
     verb = SubElement(response, "Dial")
     if target.lower().startswith(("sip:", "sips:")):
-        SubElement(verb, "Sip").text = _clean(target)
+        SubElement(verb, "Sip").text = clean(target)
     else:
-        verb.text = _clean(target)
+        verb.text = clean(target)
     SubElement(response, "Hangup")
-    return _document(response)
+    return document(response)
 
 
 def say(text: str) -> bytes:
     """The carrier's voice says this, then hangs up."""
     response = Element("Response")
-    SubElement(response, "Say").text = _clean(text)
+    SubElement(response, "Say").text = clean(text)
     SubElement(response, "Hangup")
-    return _document(response)
+    return document(response)
 
 
 def hangup() -> bytes:
     """End the call."""
     response = Element("Response")
     SubElement(response, "Hangup")
-    return _document(response)
+    return document(response)
 
 
 def reject() -> bytes:
     """Do not answer: the caller hears the busy tone and nobody is charged."""
     response = Element("Response")
     SubElement(response, "Reject", reason="busy")
-    return _document(response)
+    return document(response)
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
+    """The text without what XML cannot carry."""
     return _NOT_XML.sub("", text)
 
 
-def _document(response: Element) -> bytes:
+def document(response: Element) -> bytes:
+    """The tree as bytes, with its declaration."""
     body: bytes = tostring(response, encoding="utf-8", xml_declaration=True)
     return body

@@ -25,6 +25,8 @@ class GatewayProcess:
     admin: str
     data: Path
     log: Path
+    sip: dict[str, str]
+    """Where it speaks SIP, host:port by transport."""
 
     def get(self, path: str) -> httpx.Response:
         return httpx.get(self.url + path, timeout=10)
@@ -47,6 +49,7 @@ def environment(data: Path, **settings: str) -> dict[str, str]:
         "CALLPLEX_PERSONAS": str(REPOSITORY / "personas"),
         "CALLPLEX_LISTEN": "127.0.0.1:0",
         "CALLPLEX_ADMIN_LISTEN": "127.0.0.1:0",
+        "CALLPLEX_SIP_LISTEN": "",
         **settings,
     }
 
@@ -54,6 +57,7 @@ def environment(data: Path, **settings: str) -> dict[str, str]:
 @contextmanager
 def running_gateway(folder: Path, **settings: str) -> Iterator[GatewayProcess]:
     """Start a gateway whose data and log lie in `folder`; killed on leaving if it still runs."""
+    folder.mkdir(exist_ok=True)
     data, log = folder / "data", folder / "gateway.log"
     with log.open("w") as errors:
         process = subprocess.Popen(
@@ -69,7 +73,8 @@ def running_gateway(folder: Path, **settings: str) -> Iterator[GatewayProcess]:
         line = process.stdout.readline()
         assert line, f"the gateway did not start: {log.read_text()}"
         addresses = json.loads(line)
-        yield GatewayProcess(process, f"http://{addresses['listening']}", f"http://{addresses['admin']}", data, log)
+        url, admin = f"http://{addresses['listening']}", f"http://{addresses['admin']}"
+        yield GatewayProcess(process, url, admin, data, log, addresses["sip"])
     finally:
         if process.poll() is None:
             process.kill()

@@ -36,6 +36,8 @@ class MemoryLeg:
     flushed: int = 0
     transferred: str = ""
     hung_up: list[str] = field(default_factory=list)
+    answered: int = 0
+    on_digit: Callable[[str], None] | None = None
     outcome_before_hangup: Callable[[], bool] = lambda: True
 
     async def listen(self, heard: Callable[[bytes], None]) -> None:
@@ -48,6 +50,9 @@ class MemoryLeg:
             raise LegError("media before start")
         if self.then_silent:
             await asyncio.Event().wait()
+
+    def answer(self) -> None:
+        self.answered += 1
 
     async def play(self, pcm: bytes) -> None:
         self.played.append((asyncio.get_running_loop().time(), pcm))

@@ -1,0 +1,183 @@
+"""One call's RTP sockets around its `MediaStream`, and the clock that drives it. Thin.
+
+Owns a pair of UDP ports from `open` to `close`. There is no task, no transport and no queue here: a
+datagram is taken in the callback that reads it, and the ticker sends directly on the non-blocking socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import socket
+import time
+from base64 import b64encode
+from collections.abc import Callable
+
+from gateway.rtp.latch import Addr
+from gateway.rtp.plan import Identity, MediaPlan, MediaReport
+from gateway.rtp.ports import PortRange
+from gateway.rtp.stream import MediaStream
+from gateway.rtp.ticker import Ticker
+
+RECEIVE_BUFFER = 1 << 16
+"""Bytes the kernel keeps for one call: seconds of sound, so that a stall of the loop loses nothing."""
+
+LARGEST = 2_048
+"""Bytes read of a datagram; what is longer is no telephone's."""
+
+
+def new_identity() -> Identity:
+    """Random beginnings for one call, and a name for its reports (RFC 7022, section 4.2)."""
+    name = b64encode(secrets.token_bytes(12)).decode("ascii")
+    return Identity(secrets.randbits(32), secrets.randbits(16), secrets.randbits(32), name)
+
+
+class RtpSession:
+    """One call's media: `open`, put `local_port` in the SDP, `start(plan)` once it is agreed, `close`."""
+
+    def __init__(self, rtp: socket.socket, rtcp: socket.socket, ticker: Ticker, identity: Identity) -> None:
+        self.local_port: int = rtp.getsockname()[1]
+        self.send_errors = 0
+        """Datagrams the kernel did not take."""
+        self._rtp = rtp
+        self._rtcp = rtcp
+        self._ticker = ticker
+        self._identity = identity
+        self._loop = asyncio.get_running_loop()
+        self._now = self._loop.time
+        self._stream: MediaStream | None = None
+        self._on_frame: Callable[[bytes], None] | None = None
+        self._on_digit: Callable[[str], None] | None = None
+        self._closed = False
+
+    @classmethod
+    def open(cls, ports: PortRange, ticker: Ticker, identity: Identity | None = None) -> RtpSession:
+        """Bind a pair of ports. Raises PortsExhausted. Packets are taken from `start` on."""
+        rtp, rtcp = ports.bind()
+        rtp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        session = cls(rtp, rtcp, ticker, identity or new_identity())
+        session._loop.add_reader(rtp, session._read_rtp)
+        session._loop.add_reader(rtcp, session._read_rtcp)
+        return session
+
+    @property
+    def stream(self) -> MediaStream | None:
+        """The media themselves, once started: counters, delay."""
+        return self._stream
+
+    def start(self, plan: MediaPlan) -> None:
+        """Offer and answer are agreed: sound flows. Called again after a re-INVITE, it changes the plan."""
+        if self._closed:
+            return
+        if self._stream is not None:
+            self._stream.change(plan, self._now())
+            return
+        self._stream = MediaStream(self._identity, plan, self._now())
+        if self._on_frame is not None:
+            self._stream.on_frame = self._on_frame
+        if self._on_digit is not None:
+            self._stream.on_digit = self._on_digit
+        self._ticker.add(self)
+
+    def listen(self, on_frame: Callable[[bytes], None]) -> None:
+        """From now on `on_frame` is given the caller's sound: 320 bytes of int16 every 20 ms.
+
+        Nothing comes before the peer's first packet, nor once it has sent nothing for a second. It is
+        called from the ticker; it must be quick and never raises.
+        """
+        self._on_frame = on_frame
+        if self._stream is not None:
+            self._stream.on_frame = on_frame
+
+    def on_digit(self, pressed: Callable[[str], None]) -> None:
+        """From now on `pressed` is given each key the caller presses, once; it never raises."""
+        self._on_digit = pressed
+        if self._stream is not None:
+            self._stream.on_digit = pressed
+
+    def send(self, pcm: bytes) -> None:
+        """Our sound, int16 at 8 kHz, any number of whole 20 ms. It leaves with the clock."""
+        if self._stream is not None:
+            self._stream.sender.talk.push(pcm)
+
+    def flush(self) -> None:
+        """Drop what has not left yet."""
+        if self._stream is not None:
+            self._stream.sender.talk.clear()
+
+    def send_digits(self, digits: str) -> None:
+        """Press keys at the far end, 200 ms each. Raises ValueError for what is no key, or far too many.
+
+        Goes nowhere unless telephone-event was agreed: see the plan's `dtmf_type`.
+        """
+        if self._stream is not None:
+            self._stream.sender.digits.push(digits)
+
+    @property
+    def unheard(self) -> float:
+        """Seconds of our sound that have not left yet."""
+        return 0.0 if self._stream is None else self._stream.sender.talk.unheard
+
+    def close(self) -> None:
+        """Tell the peer's RTCP goodbye and give the ports back. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._ticker.remove(self)
+        if self._stream is not None:
+            self._report(self._stream, self._now(), goodbye=True)
+        for sock in (self._rtp, self._rtcp):
+            self._loop.remove_reader(sock)
+            sock.close()
+
+    def tick(self, now: float) -> None:
+        """The ticker's."""
+        stream = self._stream
+        if stream is None or self._closed:
+            return
+        packets = stream.tick(now)
+        remote = stream.source or stream.plan.remote
+        if remote is not None:
+            for data in packets:
+                self._send_to(self._rtp, data, remote)
+        if now >= stream.reporter.due:
+            self._report(stream, now)
+
+    def skip(self, ticks: int) -> None:
+        """The ticker's."""
+        if self._stream is not None:
+            self._stream.skip(ticks)
+
+    def summary(self) -> MediaReport | None:
+        """The call's figures; None if no media were ever agreed."""
+        return self._stream.summary() if self._stream is not None else None
+
+    def _report(self, stream: MediaStream, now: float, goodbye: bool = False) -> None:
+        data = stream.report(now, time.time(), random.random(), goodbye)
+        remote = stream.remote_rtcp
+        if remote is not None:
+            self._send_to(self._rtp if stream.plan.rtcp_mux else self._rtcp, data, remote)
+
+    def _send_to(self, sock: socket.socket, data: bytes, remote: Addr) -> None:
+        try:
+            sock.sendto(data, remote)
+        except OSError:
+            self.send_errors += 1
+
+    def _read_rtp(self) -> None:
+        """One datagram: whoever floods a call waits for the loop's other work each time."""
+        try:
+            data, source = self._rtp.recvfrom(LARGEST)
+        except OSError:
+            return
+        if self._stream is not None:
+            self._stream.receive_rtp(data, source if len(source) == 2 else source[:2], self._now())
+
+    def _read_rtcp(self) -> None:
+        try:
+            data, source = self._rtcp.recvfrom(LARGEST)
+        except OSError:
+            return
+        if self._stream is not None:
+            self._stream.receive_rtcp(data, source[:2], self._now())

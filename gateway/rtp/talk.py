@@ -1,0 +1,68 @@
+"""What we say: sound from the call, cut to 20 ms, waiting for the ticker. Pure.
+
+The call hands over 80 ms at a time and the ticker takes 20. A cushion of one tick lies between the two,
+so that a frame a little late leaves no hole. After a stall frames come in a burst: quiet ones are left
+out, and beyond the limit the oldest go, so that the delay of a stall does not stay.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from gateway.audio import level
+
+FRAME_BYTES = 320
+SECONDS = 0.02
+QUIET = 60
+"""Root mean square under which a frame may be left out to catch up."""
+CUSHION = 1
+"""Ticks that sound waits after the queue was empty."""
+RELAXED = 6
+"""Frames that may wait, 120 ms, before quiet ones are left out."""
+LIMIT = 20
+"""Frames that may wait at all: 400 ms."""
+
+
+class TalkQueue:
+    """One call's."""
+
+    def __init__(self) -> None:
+        self._frames: deque[bytes] = deque()
+        self._wait = CUSHION
+        self.dropped = 0
+        """20 ms frames left out to catch up."""
+
+    def push(self, pcm: bytes) -> None:
+        """int16 sound at 8 kHz, whole frames of 20 ms. Raises ValueError for anything else."""
+        if len(pcm) % FRAME_BYTES:
+            raise ValueError(f"{len(pcm)} bytes are not whole frames of 20 ms")
+        frames = self._frames
+        for start in range(0, len(pcm), FRAME_BYTES):
+            frames.append(pcm[start : start + FRAME_BYTES])
+        while len(frames) > LIMIT:
+            frames.popleft()
+            self.dropped += 1
+
+    def pop(self) -> bytes | None:
+        """The next 20 ms; None when there is nothing to say."""
+        frames = self._frames
+        if not frames:
+            self._wait = CUSHION
+            return None
+        if self._wait:
+            self._wait -= 1
+            return None
+        frame = frames.popleft()
+        while len(frames) > RELAXED and level(frame) < QUIET:
+            frame = frames.popleft()
+            self.dropped += 1
+        return frame
+
+    def clear(self) -> None:
+        """Forget what waits."""
+        self._frames.clear()
+
+    @property
+    def unheard(self) -> float:
+        """Seconds of sound that wait here."""
+        return SECONDS * len(self._frames)

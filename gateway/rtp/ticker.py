@@ -1,0 +1,78 @@
+"""The one 20 ms clock of all calls. Owns a timer of the event loop; knows sessions only as things that tick.
+
+Ticks are nominal: they lie exactly 20 ms apart, however late the loop gets to them, so that nothing
+drifts. A late tick is followed by an early one; after a long stall ticks are left out, and said to be.
+Calls are spread over phases of the 20 ms, so that hundreds of them do not all want the same instant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Protocol
+
+TICK = 0.02
+PHASES = 4
+MOST_LATE = 10
+"""Ticks made up for after a stall: 200 ms. More would only fill the peer's jitter buffer."""
+_STEP = TICK / PHASES
+
+
+class Ticking(Protocol):
+    def tick(self, now: float) -> None:
+        """20 ms have passed; `now` is the nominal time of the event loop's clock."""
+
+    def skip(self, ticks: int) -> None:
+        """These many ticks will not come."""
+
+
+class Ticker:
+    """Runs while something ticks. To be made and used inside the loop's thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._phases: list[list[Ticking]] = [[] for _ in range(PHASES)]
+        self._step = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self.skipped = 0
+        """Ticks left out because the loop stalled."""
+
+    def add(self, ticking: Ticking) -> None:
+        """From now on it ticks."""
+        min(self._phases, key=len).append(ticking)
+        if self._timer is None:
+            self._step = math.ceil(self._loop.time() / _STEP)
+            self._schedule()
+
+    def remove(self, ticking: Ticking) -> None:
+        """It ticks no more; nothing happens if it did not."""
+        for phase in self._phases:
+            if ticking in phase:
+                phase.remove(ticking)
+        if not any(self._phases) and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _schedule(self) -> None:
+        self._timer = self._loop.call_at(self._step * _STEP, self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        due = math.floor(self._loop.time() / _STEP + 1e-6)
+        late = (due - self._step) // PHASES - MOST_LATE
+        if late > 0:
+            self._leave_out(late)
+        while self._step <= due:
+            now = self._step * _STEP
+            for ticking in tuple(self._phases[self._step % PHASES]):
+                ticking.tick(now)
+            self._step += 1
+        if any(self._phases):
+            self._schedule()
+
+    def _leave_out(self, ticks: int) -> None:
+        self.skipped += ticks
+        self._step += ticks * PHASES
+        for phase in self._phases:
+            for ticking in phase:
+                ticking.skip(ticks)

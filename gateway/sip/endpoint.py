@@ -1,0 +1,421 @@
+"""The only SIP socket: UDP, TCP and TLS around the user agent's core. Thin.
+
+Owns the sockets, the one timer and the order of things: what was read goes into the core, what the core wants
+sent goes out, and its events go to whoever asked for them. Decides nothing about calls. Names are looked up as
+addresses only; there are no SRV or NAPTR records (RFC 3263).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from gateway.sip.agent import UserAgentCore
+from gateway.sip.errors import SipError
+from gateway.sip.events import AgentConfig, Event, MessageDropped
+from gateway.sip.framing import PONG, StreamFramer
+from gateway.sip.guard import DropLog, Peers, RateLimit
+from gateway.sip.settings import ListenAddress, SipSettings
+from gateway.sip.timers import Timing
+from gateway.sip.uri import TRANSPORTS, Addr, Transport
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT = 5.0
+FIRST_MESSAGE = 15.0
+"""Seconds a new connection has to deliver its first whole message."""
+IDLE = 3_600.0
+"""Seconds a connection may be silent."""
+MAX_STREAMS = 2_000
+MAX_STREAMS_OF_PEER = 200
+MAX_BACKLOG = 1 << 18
+"""Bytes that may wait for a peer that does not read."""
+MAX_WAITING = 100
+"""Messages that may wait for a connection to come up, or a name to be looked up."""
+NAME_SECONDS = 60.0
+"""How long an address looked up is believed."""
+
+
+class SipUnavailable(Exception):
+    """The endpoint cannot be opened; the message says why and what to do, in one sentence."""
+
+
+class _Datagrams(asyncio.DatagramProtocol):
+    def __init__(self, take: Callable[[bytes, Addr], None]) -> None:
+        self._take = take
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self._take(data, Addr(addr[0], addr[1], "udp"))
+
+
+class _Stream(asyncio.Protocol):
+    """One TCP or TLS connection, whoever opened it."""
+
+    def __init__(self, endpoint: SipEndpoint, transport: Transport) -> None:
+        self._endpoint = endpoint
+        self._kind = transport
+        self._framer = StreamFramer()
+        self._line: asyncio.Transport | None = None
+        self._limit: asyncio.TimerHandle | None = None
+        self._answered = 0
+        self.addr = Addr("", 0, transport)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
+        self._line = transport  # type: ignore[assignment]
+        peer = transport.get_extra_info("peername")
+        if not peer:
+            transport.close()
+            return
+        self.addr = Addr(peer[0], peer[1], self._kind)
+        if not self._endpoint.welcome(self):
+            transport.close()
+            return
+        self._wait(FIRST_MESSAGE)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            messages = self._framer.receive(data)
+        except SipError as error:
+            self._endpoint.drop(str(error), self.addr)
+            self.abort()
+            return
+        while self._answered < self._framer.pings:
+            self._answered += 1
+            self.write(PONG)
+        if messages:
+            self._wait(IDLE)
+        for message in messages:
+            self._endpoint.receive(message, self.addr)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
+        self._endpoint.farewell(self)
+
+    def write(self, data: bytes) -> None:
+        assert self._line is not None
+        if self._line.get_write_buffer_size() > MAX_BACKLOG:
+            self.abort()
+            return
+        self._line.write(data)
+
+    def abort(self) -> None:
+        if self._line is not None:
+            self._line.abort()
+
+    def _wait(self, seconds: float) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
+        self._limit = asyncio.get_running_loop().call_later(seconds, self.abort)
+
+
+class SipEndpoint:
+    """Open it, set `on_event`, and use `core` followed by `pump`."""
+
+    def __init__(self, settings: SipSettings, *, timing: Timing | None = None, user: str = "callplex") -> None:
+        refuse_open_door(settings)
+        self.settings = settings
+        self.on_event: Callable[[Event], None] = lambda event: None
+        self.addresses: Mapping[Transport, tuple[str, int]] = {}
+        """As bound, the port chosen by the system included."""
+        self.public: Mapping[Transport, tuple[str, int]] = {}
+        """As peers are told."""
+        self.peers = Peers(settings.networks, loopback=not settings.users)
+        self.drops = DropLog()
+        self._timing = timing or Timing()
+        self._user = user
+        self._rate = RateLimit(settings.requests_per_second)
+        self._loop = asyncio.get_running_loop()
+        self._udp: asyncio.DatagramTransport | None = None
+        self._udp_socket: socket.socket | None = None
+        self._servers: list[asyncio.Server] = []
+        self._streams: dict[Addr, _Stream] = {}
+        self._waiting: dict[Addr, list[bytes]] = {}
+        self._names: dict[str, tuple[float, str]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._pumping = False
+        self._closed = False
+        self._tls: ssl.SSLContext | None = None
+        self.core: UserAgentCore
+        self.ready = False
+        """Open: `core` is there."""
+
+    async def open(self) -> None:
+        """Bind everything in `listen`. Raises SipUnavailable."""
+        bound: dict[Transport, tuple[str, int]] = {}
+        for address in self.settings.addresses:
+            wanted = address
+            if address.port == 0 and address.transport == "tcp" and "udp" in bound:
+                wanted = address._replace(port=bound["udp"][1])
+            try:
+                bound[address.transport] = await self._bind(wanted)
+            except OSError as error:
+                await self.close()
+                raise SipUnavailable(
+                    f"cannot listen on {address.transport}:{address.host}:{address.port}: {error.strerror or error}; "
+                    "stop what uses it, or set CALLPLEX_SIP_LISTEN"
+                ) from None
+        self.addresses = bound
+        self.public = self._advertised(bound)
+        config = AgentConfig(
+            addresses=self.public,
+            user=self._user,
+            timing=self._timing,
+            realm=self.settings.realm,
+            users={name: secret.get_secret_value() for name, secret in self.settings.users.items()},
+            trusted=self.peers.trusts,
+        )
+        self.core = UserAgentCore(config, os.urandom)
+        self.ready = True
+
+    async def _bind(self, address: ListenAddress) -> tuple[str, int]:
+        if address.transport == "udp":
+            transport, _ = await self._loop.create_datagram_endpoint(
+                lambda: _Datagrams(self.receive), local_addr=(address.host, address.port)
+            )
+            self._udp = transport
+            name = transport.get_extra_info("sockname")
+            return name[0], name[1]
+        tls = self._server_tls() if address.transport == "tls" else None
+        server = await self._loop.create_server(
+            lambda: _Stream(self, address.transport), address.host, address.port, ssl=tls, backlog=512
+        )
+        self._servers.append(server)
+        name = server.sockets[0].getsockname()
+        return name[0], name[1]
+
+    def _advertised(self, bound: Mapping[Transport, tuple[str, int]]) -> dict[Transport, tuple[str, int]]:
+        first = next(iter(bound.values()), ("127.0.0.1", 5060))
+        told: dict[Transport, tuple[str, int]] = {}
+        for transport in TRANSPORTS:
+            host, port = bound.get(transport, first)
+            if self.settings.public_address:
+                host = self.settings.public_address
+            elif ipaddress.ip_address(host).is_unspecified:
+                host = own_address(host)
+            told[transport] = (host, port)
+        return told
+
+    async def close(self) -> None:
+        """Give every socket back. Safe to call twice."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._udp is not None:
+            self._udp.close()
+        for server in self._servers:
+            server.close()
+        for stream in tuple(self._streams.values()):
+            stream.abort()
+
+    def now(self) -> float:
+        return self._loop.time()
+
+    # In
+
+    def receive(self, data: bytes, addr: Addr) -> None:
+        """One whole message from the network."""
+        if self._closed or not data.strip(b"\r\n\0 "):
+            return
+        now = self._loop.time()
+        if not self._rate.admit(addr.host, now):
+            self.drop("too many messages from one address", addr)
+            return
+        self.core.receive(data, addr, now)
+        self.pump()
+
+    def drop(self, cause: str, addr: Addr, count: int = 1) -> None:
+        """Count what gets no answer; now and then say so."""
+        line = self.drops.note(cause, addr.host, count, self._loop.time())
+        if line:
+            log.warning("%s", line)
+
+    def welcome(self, stream: _Stream) -> bool:
+        """Whether a new connection may stay."""
+        of_peer = sum(addr.host == stream.addr.host for addr in self._streams)
+        if self._closed or len(self._streams) >= MAX_STREAMS or of_peer >= MAX_STREAMS_OF_PEER:
+            self.drop("too many connections", stream.addr)
+            return False
+        self._streams[stream.addr] = stream
+        return True
+
+    def farewell(self, stream: _Stream) -> None:
+        """A connection is gone."""
+        if self._streams.get(stream.addr) is stream:
+            del self._streams[stream.addr]
+
+    # Out
+
+    def pump(self) -> None:
+        """Send what the core wants sent, hand on its events, and set the timer for what comes next."""
+        if self._pumping or self._closed:
+            return
+        self._pumping = True
+        try:
+            while True:
+                for data, addr in self.core.datagrams_to_send(self._loop.time()):
+                    self._send(data, addr)
+                event = self.core.next_event()
+                if event is None:
+                    break
+                if isinstance(event, MessageDropped):
+                    self.drop(event.cause, event.addr, event.count)
+                else:
+                    self.on_event(event)
+        finally:
+            self._pumping = False
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        due = self.core.get_timer()
+        if self._timer is not None:
+            if due is not None and self._timer.when() == due and not self._timer.cancelled():
+                return
+            self._timer.cancel()
+            self._timer = None
+        if due is not None:
+            self._timer = self._loop.call_at(due, self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        self.core.handle_timer(self._loop.time())
+        self.pump()
+
+    def _send(self, data: bytes, addr: Addr) -> None:
+        host = self._known_host(addr.host)
+        if host is None:
+            self._queue(data, addr, self._look_up)
+            return
+        reached = addr._replace(host=host)
+        if addr.transport == "udp":
+            if self._udp is not None:
+                self._udp.sendto(data, (reached.host, reached.port))
+            else:
+                self._later_undeliverable(addr)
+            return
+        stream = self._streams.get(reached)
+        if stream is not None:
+            stream.write(data)
+        else:
+            self._queue(data, addr, self._connect)
+
+    def _known_host(self, host: str) -> str | None:
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            until, address = self._names.get(host, (0.0, ""))
+            return address if self._loop.time() < until else None
+        return host
+
+    def _queue(self, data: bytes, addr: Addr, work: Callable[[Addr], Awaitable[None]]) -> None:
+        waiting = self._waiting.get(addr)
+        if waiting is not None:
+            if len(waiting) < MAX_WAITING:
+                waiting.append(data)
+            return
+        self._waiting[addr] = [data]
+        self._start(self._deliver(addr, work))
+
+    async def _deliver(self, addr: Addr, work: Callable[[Addr], Awaitable[None]]) -> None:
+        """Do what a destination needs first, then send what has waited for it."""
+        try:
+            await asyncio.wait_for(work(addr), CONNECT_TIMEOUT)
+        except (OSError, TimeoutError, ssl.SSLError) as error:
+            log.info("nothing can be sent to %s:%d over %s: %s", addr.host, addr.port, addr.transport, error)
+            self._waiting.pop(addr, None)
+            self.core.undeliverable(addr, self._loop.time())
+            self.pump()
+            return
+        for data in self._waiting.pop(addr, []):
+            self._send(data, addr)
+
+    async def _look_up(self, addr: Addr) -> None:
+        await self.resolve(addr.host)
+
+    async def resolve(self, host: str) -> str:
+        """The address of a name. Raises OSError when there is none."""
+        known = self._known_host(host)
+        if known is not None:
+            return known
+        found = await self._loop.getaddrinfo(host, None, family=self._family, type=socket.SOCK_DGRAM)
+        address = str(found[0][4][0])
+        self._names[host] = (self._loop.time() + NAME_SECONDS, address)
+        return address
+
+    @property
+    def _family(self) -> int:
+        hosts = [host for host, _ in self.addresses.values()]
+        return socket.AF_INET6 if hosts and all(":" in host for host in hosts) else socket.AF_INET
+
+    async def _connect(self, addr: Addr) -> None:
+        host = await self.resolve(addr.host)
+        tls = self._client_tls() if addr.transport == "tls" else None
+        name = addr.host if tls is not None else None
+        await self._loop.create_connection(
+            lambda: _Stream(self, addr.transport), host, addr.port, ssl=tls, server_hostname=name
+        )
+
+    def _later_undeliverable(self, addr: Addr) -> None:
+        async def tell() -> None:
+            self.core.undeliverable(addr, self._loop.time())
+            self.pump()
+
+        self._start(tell())
+
+    def _start(self, work: Any) -> None:
+        task: asyncio.Task[None] = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _server_tls(self) -> ssl.SSLContext:
+        return server_tls(self.settings)
+
+    def _client_tls(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = ssl.create_default_context(cafile=self.settings.tls_ca)
+        return self._tls
+
+
+def refuse_open_door(settings: SipSettings) -> None:
+    """Raises SipUnavailable when anybody could call from elsewhere."""
+    away = [one for one in settings.addresses if not ipaddress.ip_address(one.host).is_loopback]
+    if away and not settings.networks and not settings.users:
+        raise SipUnavailable(
+            f"CALLPLEX_SIP_LISTEN is {settings.listen}, where anybody can call; name the peers that may in "
+            "CALLPLEX_SIP_ALLOW, give passwords in [sip.users], or listen on 127.0.0.1"
+        )
+
+
+def server_tls(settings: SipSettings) -> ssl.SSLContext:
+    """The certificate we show. Raises SipUnavailable."""
+    assert settings.tls_cert is not None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise SipUnavailable(f"the certificate {settings.tls_cert} cannot be used: {error}") from None
+    return context
+
+
+def own_address(unspecified: str) -> str:
+    """This machine's address on the way to the network. Raises SipUnavailable."""
+    family, far = (socket.AF_INET6, "2001:db8::1") if ":" in unspecified else (socket.AF_INET, "192.0.2.1")
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((far, 5060))
+        except OSError:
+            raise SipUnavailable(
+                f"this machine's own address cannot be told from {unspecified}; set CALLPLEX_SIP_PUBLIC_ADDRESS"
+            ) from None
+        return str(probe.getsockname()[0])

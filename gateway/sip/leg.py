@@ -1,0 +1,118 @@
+"""A SIP call as a CallLeg: answered when the agent is there, and handed on when it ends so.
+
+Owns the way from a call's end reason to what the peer is told: BYE, 486 or 503 before the answer, a redirection or a
+transfer where somebody else is to take over. Sound is the line's affair. Knows nothing of engines or personas.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from gateway.leg import CallInfo, LegError
+from gateway.sip.call import CallState, SipCall
+from gateway.sip.line import MAX_DIGITS, SipLine
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER = 10
+"""Seconds after which a caller who found no free agent may try again."""
+BUSY, UNAVAILABLE = 486, 503
+UNSERVED = frozenset({"busy", "worker_lost", "failed"})
+"""End reasons after which the caller still needs somebody."""
+
+HandOver = Callable[["SipLeg", str], bool]
+"""Takes over a call that is to be connected to a number; False when there is no way to reach it."""
+
+
+class SipLeg:
+    """An incoming call, from the INVITE on."""
+
+    def __init__(self, info: CallInfo, call: SipCall, line: SipLine, sdp: bytes, hand_over: HandOver) -> None:
+        self.info = info
+        self.call = call
+        self.line = line
+        self.digits: deque[str] = deque(maxlen=MAX_DIGITS)
+        """The newest keys the caller pressed."""
+        self.on_digit: Callable[[str], None] | None = None
+        """Called with each key as it comes."""
+        self.fallback = ""
+        """Number that gets the caller when the agent cannot serve."""
+        self.transfer_target = ""
+        self._sdp = sdp
+        self._hand_over = hand_over
+        self._hung_up = False
+        line.call = call
+        line.on_digit = self._press
+
+    @property
+    def on_hold(self) -> bool:
+        """The caller put us on hold: missing sound is expected."""
+        return self.call.on_hold
+
+    def answer(self) -> None:
+        """Pick up."""
+        endpoint = self.line.endpoint
+        endpoint.core.answer(self.call, self._sdp, endpoint.now())
+        endpoint.pump()
+
+    async def listen(self, heard: Callable[[bytes], None]) -> None:
+        """The caller until hang-up: 160 int16 samples at 8 kHz each. Raises LegError."""
+        self.line.rtp.listen(heard)
+        await self.line.over.wait()
+        if self.line.fault:
+            raise LegError(self.line.fault)
+
+    async def play(self, pcm: bytes) -> None:
+        """80 ms of the agent; they leave with the clock, 20 ms at a time."""
+        self.line.rtp.send(pcm)
+
+    async def flush(self) -> None:
+        """Drop what has not left yet."""
+        self.line.rtp.flush()
+
+    async def drain(self, timeout: float) -> None:
+        """Wait until all has left."""
+        now = asyncio.get_running_loop().time
+        until = now() + timeout
+        while (unheard := self.line.rtp.unheard) and not self.line.over.is_set():
+            if now() >= until:
+                log.info("call %s: the line did not take everything within %g s", self.info.call_id, timeout)
+                return
+            await asyncio.sleep(min(unheard, max(0.0, until - now())))
+
+    async def transfer(self, target: str) -> None:
+        """Remembered only: the caller is handed on when the call ends."""
+        self.transfer_target = target
+
+    async def hangup(self, reason: str) -> None:
+        """Refuse, hand on or end the call, whichever its end reason and its state ask for."""
+        if self._hung_up:
+            return
+        self._hung_up = True
+        self.line.rtp.listen(lambda frame: None)
+        target = self.transfer_target if reason == "transfer" else self.fallback if reason in UNSERVED else ""
+        if target and not self.call.ended and self._hand_over(self, target):
+            return
+        self.end(reason)
+
+    def end(self, reason: str) -> None:
+        """No more of this call."""
+        if self.call.state is CallState.INCOMING:
+            self.refuse(BUSY if reason == "busy" else UNAVAILABLE)
+        else:
+            self.line.hangup()
+
+    def refuse(self, code: int) -> None:
+        """A final answer of 486 or 503."""
+        endpoint = self.line.endpoint
+        endpoint.core.reject(self.call, code, endpoint.now(), retry_after=RETRY_AFTER)
+        endpoint.pump()
+        self.line.rtp.close()
+
+    def _press(self, digit: str) -> None:
+        self.digits.append(digit)
+        if self.on_digit is not None:
+            self.on_digit(digit)

@@ -1,0 +1,209 @@
+"""One SIP call with its sound: signalling handle, session descriptions and RTP held together.
+
+Owns what offer and answer agree, for as long as the call lasts: the first exchange, a late offer, holds and other
+changes. `leg`, `bridge` and the terminal phone are built on it. Knows no personas and no routing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+
+from gateway.rtp.codec import CODECS
+from gateway.rtp.plan import MediaPlan, MediaReport
+from gateway.rtp.ports import PortRange
+from gateway.rtp.session import RtpSession
+from gateway.rtp.srtp import SrtpKeys
+from gateway.rtp.ticker import Ticker
+from gateway.sip.call import SipCall
+from gateway.sip.endpoint import SipEndpoint
+from gateway.sip.errors import SipError
+from gateway.sip.events import Ended, Established, Event, InfoDigits, Progress, Reanswer, Reoffer, Terminated
+from gateway.sip.sdp import (
+    KEY_BYTES,
+    Agreed,
+    Capabilities,
+    Srtp,
+    answer_offer,
+    make_offer,
+    parse_sdp,
+    read_answer,
+)
+from gateway.sip.settings import SipSettings, port_range
+from gateway.sip.uri import Addr, Transport
+
+MAX_DIGITS = 100
+
+
+class MediaRoom:
+    """Where calls get their ports and their clock: one for an endpoint."""
+
+    def __init__(self, settings: SipSettings) -> None:
+        low, high = port_range(settings.rtp_ports)
+        host = settings.addresses[0].host if settings.addresses else "127.0.0.1"
+        self.ports = PortRange(host, low, high, secrets.randbits(16))
+        self.ticker = Ticker()
+
+
+class SipLine:
+    """One call. Raises PortsExhausted when there is no room for its sound."""
+
+    def __init__(self, endpoint: SipEndpoint, room: MediaRoom, transport: Transport) -> None:
+        self.endpoint = endpoint
+        self.call: SipCall | None = None
+        self.rtp = RtpSession.open(room.ports, room.ticker)
+        self.up = asyncio.Event()
+        """Both sides agree that the call is up."""
+        self.over = asyncio.Event()
+        self.ended: Terminated | None = None
+        self.fault = ""
+        """What the peer did wrong, when that ended the call."""
+        self.on_digit: Callable[[str], None] = lambda digit: None
+        self._offer = b""
+        self._key = os.urandom(KEY_BYTES)
+        self._session_id = secrets.randbits(31)
+        self._version = 0
+        self._local = Addr(endpoint.public[transport][0], self.rtp.local_port)
+        self._capabilities = Capabilities(srtp=_encryption(endpoint.settings, transport))
+        self.rtp.on_digit(self._press)
+
+    # Offer and answer
+
+    def answer(self, offer: bytes) -> bytes:
+        """Our answer, or our offer when the peer made none. Raises SipError for what cannot be taken."""
+        if not offer:
+            return self.offer()
+        self._version += 1
+        answer = answer_offer(
+            parse_sdp(offer),
+            self._local,
+            self._capabilities,
+            session_id=self._session_id,
+            version=self._version,
+            key=self._key,
+        )
+        self._start(answer.agreed)
+        return answer.sdp
+
+    def offer(self) -> bytes:
+        """What we would like."""
+        self._version += 1
+        self._offer = make_offer(
+            self._local, self._capabilities, session_id=self._session_id, version=self._version, key=self._key
+        )
+        return self._offer
+
+    def agree(self, answer: bytes) -> None:
+        """The peer's answer to our offer. Raises SipError."""
+        self._start(read_answer(self._offer, parse_sdp(answer), self._capabilities))
+
+    def _start(self, agreed: Agreed) -> None:
+        self.rtp.start(plan_of(agreed))
+
+    # What happens to the call
+
+    def heard(self, event: Event) -> None:
+        """An event of this call."""
+        match event:
+            case Established(sdp=sdp):
+                if sdp is not None:
+                    self._take(sdp)
+                elif self._offer and self.rtp.stream is None:
+                    self._fail("the peer never said where its sound is to go")
+                self.up.set()
+            case Progress(sdp=sdp):
+                if sdp is not None:
+                    self._take(sdp)
+            case Reoffer(call=call, offer=offer):
+                self._change(call, offer or b"")
+            case Reanswer(sdp=sdp):
+                self._take(sdp)
+            case InfoDigits(digits=digits):
+                for digit in digits:
+                    self._press(digit)
+            case Terminated():
+                self.ended = event
+                self.fault = self.fault or FAULTS.get(event.reason, "")
+                self.over.set()
+                self.rtp.close()
+            case _:
+                pass
+
+    def _take(self, answer: bytes) -> None:
+        try:
+            self.agree(answer)
+        except SipError as error:
+            self._fail(str(error))
+
+    def _change(self, call: SipCall, offer: bytes) -> None:
+        try:
+            sdp = self.answer(offer)
+        except SipError as error:
+            self.endpoint.core.reject(call, error.code, self.endpoint.now())
+        else:
+            self.endpoint.core.answer(call, sdp, self.endpoint.now())
+        self.endpoint.pump()
+
+    def _fail(self, fault: str) -> None:
+        self.fault = fault
+        self.hangup()
+
+    def _press(self, digit: str) -> None:
+        self.on_digit(digit)
+
+    # What we do
+
+    def hangup(self) -> None:
+        """End the call, whatever state it is in. Safe to call twice."""
+        if self.call is not None:
+            self.endpoint.core.hangup(self.call, self.endpoint.now())
+            self.endpoint.pump()
+        self.rtp.close()
+
+    @property
+    def report(self) -> MediaReport | None:
+        """What became of the sound; None if there never was any."""
+        return self.rtp.summary()
+
+
+FAULTS = {
+    Ended.NO_ACK: "our answer was never acknowledged",
+    Ended.EXPIRED: "the session was not refreshed in time",
+    Ended.LOST: "the peer does not know the call any more, or cannot be reached",
+}
+
+
+def plan_of(agreed: Agreed) -> MediaPlan:
+    """What signalling agreed, as RTP wants to know it. Names instead of addresses are left to the first packet."""
+    keys = None
+    if agreed.local_crypto is not None and agreed.remote_crypto is not None:
+        keys = SrtpKeys(agreed.local_crypto.suite, agreed.local_crypto.key, agreed.remote_crypto.key)
+    plan = MediaPlan(
+        remote=_numeric(agreed.remote),
+        codec=CODECS[agreed.codec],
+        ptime=min(agreed.ptime, 60),
+        dtmf_type=agreed.digits,
+        sends=agreed.direction in ("sendrecv", "sendonly"),
+        keys=keys,
+    )
+    rtcp = _numeric(agreed.remote_rtcp)
+    return plan if rtcp is None else replace(plan, remote_rtcp=rtcp)
+
+
+def _numeric(addr: Addr) -> tuple[str, int] | None:
+    try:
+        address = ipaddress.ip_address(addr.host)
+    except ValueError:
+        return None
+    return None if address.is_unspecified else (addr.host, addr.port)
+
+
+def _encryption(settings: SipSettings, transport: Transport) -> Srtp:
+    """Keys are taken where nobody reads them on their way, or where calls must be encrypted anyhow."""
+    if settings.srtp == "required":
+        return Srtp.REQUIRED
+    return Srtp.ALLOWED if transport == "tls" else Srtp.REFUSED

@@ -1,0 +1,375 @@
+"""Session descriptions: who sends which sound where (RFC 4566, RFC 3264, RFC 4568).
+
+Owns the reading of offers and answers, tolerantly, and the writing of ours. One audio stream of G.711 with keypad
+digits; every other stream of an offer is declined in its place. Keys come in as an argument.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Literal, cast
+
+from gateway.sip.crypto import KEY_BYTES as KEY_BYTES
+from gateway.sip.crypto import SUITES, Crypto, check_key, read_crypto
+from gateway.sip.errors import SipError
+from gateway.sip.fields import parse_number
+from gateway.sip.uri import Addr
+
+Codec = Literal["PCMU", "PCMA"]
+Direction = Literal["sendrecv", "sendonly", "recvonly", "inactive"]
+
+STATIC: dict[int, str] = {0: "PCMU/8000", 8: "PCMA/8000"}
+"""Payload types that need no rtpmap (RFC 3551)."""
+NUMBERS: dict[Codec, int] = {"PCMU": 0, "PCMA": 8}
+DIGITS = "telephone-event/8000"
+DIGITS_NUMBER = 101
+DIRECTIONS = ("sendrecv", "sendonly", "recvonly", "inactive")
+MIRRORED: dict[Direction, Direction] = {
+    "sendrecv": "sendrecv",
+    "sendonly": "recvonly",
+    "recvonly": "sendonly",
+    "inactive": "inactive",
+}
+PLAIN = ("RTP/AVP", "RTP/AVPF")
+SECURE = ("RTP/SAVP", "RTP/SAVPF")
+PTIMES = (10, 120)
+"""Milliseconds of a packet that we send: what the peer asks for, between these."""
+
+MAX_LINES = 500
+MAX_MEDIA = 16
+
+_SPACE = re.compile(r"\s")
+
+
+class Srtp(Enum):
+    """What we make of encryption."""
+
+    REFUSED = "refused"
+    ALLOWED = "allowed"
+    """Taken when offered."""
+    REQUIRED = "required"
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """One stream of a description."""
+
+    kind: str
+    port: int
+    profile: str
+    formats: tuple[str, ...]
+    host: str = ""
+    rtpmap: tuple[tuple[str, str], ...] = ()
+    ptime: int | None = None
+    direction: Direction = "sendrecv"
+    crypto: tuple[Crypto, ...] = ()
+    rtcp_port: int | None = None
+
+    def name_of(self, number: str) -> str:
+        """Encoding and clock rate of a payload type, in upper case: `PCMU/8000`."""
+        for known, name in self.rtpmap:
+            if known == number:
+                return name
+        return STATIC.get(int(number), "") if number.isascii() and number.isdigit() and len(number) < 4 else ""
+
+    def number_of(self, name: str) -> int | None:
+        """The payload type the peer gives to an encoding; None when it does not offer it."""
+        for number in self.formats:
+            if self.name_of(number) == name.upper():
+                return int(number)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionDescription:
+    """What a peer describes."""
+
+    session_id: str
+    version: str
+    media: tuple[Media, ...]
+
+    def audio(self) -> Media | None:
+        """The first audio stream that is not declined."""
+        return next((media for media in self.media if media.kind == "audio" and media.port), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What we take and offer."""
+
+    codecs: tuple[Codec, ...] = ("PCMU", "PCMA")
+    """In our order of preference; the offerer's order decides an answer."""
+    digits: bool = True
+    srtp: Srtp = Srtp.ALLOWED
+    ptime: int = 20
+    """Milliseconds of a packet that we like to get."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """What both sides do from now on."""
+
+    codec: Codec
+    payload_type: int
+    """Of the codec, both ways."""
+    ptime: int
+    """Milliseconds of a packet that the peer likes to get."""
+    digits: int | None
+    """Payload type of telephone-event; None when the peer does not know it."""
+    remote: Addr
+    """Where our RTP goes."""
+    remote_rtcp: Addr
+    direction: Direction
+    """Ours: `recvonly` or `inactive` when the peer holds the call."""
+    local_crypto: Crypto | None = None
+    """What we encrypt with."""
+    remote_crypto: Crypto | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Our answer and what it means."""
+
+    sdp: bytes
+    agreed: Agreed
+
+
+# Reading
+
+
+def parse_sdp(data: bytes) -> SessionDescription:
+    """Read a description; raises SipError (488). Lines that say nothing to us are passed over."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    lines = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
+    if not lines or not lines[0].startswith("v="):
+        raise SipError("the session description does not begin with its version", 488)
+    if len(lines) > MAX_LINES:
+        raise SipError(f"the session description has more than {MAX_LINES} lines", 488)
+    session: list[str] = []
+    sections: list[list[str]] = []
+    for line in lines:
+        if re.match(r"m\s*=", line):
+            sections.append([])
+        (sections[-1] if sections else session).append(line)
+    if len(sections) > MAX_MEDIA:
+        raise SipError(f"the session description has more than {MAX_MEDIA} streams", 488)
+    origin = next((line[2:].split() for line in session if line.startswith("o=")), [])
+    common = Media("", 0, "", (), host=_host(session), direction=_direction(_attributes(session)) or "sendrecv")
+    media = tuple(_read_media(section, common) for section in sections)
+    session_id, version = (origin[1], origin[2]) if len(origin) >= 3 else ("", "")
+    return SessionDescription(session_id, version, media)
+
+
+Attributes = list[tuple[str, str]]
+
+
+def _attributes(lines: list[str]) -> Attributes:
+    """Names, in lower case, and values of the a= lines."""
+    pairs = [line[2:].partition(":") for line in lines if line.startswith("a=")]
+    return [(name.strip().lower(), value.strip()) for name, _, value in pairs]
+
+
+def _read_media(lines: list[str], common: Media) -> Media:
+    words = lines[0].partition("=")[2].split()
+    if len(words) < 4:
+        raise SipError("a stream of the session description is malformed", 488)
+    port = parse_number(words[1].partition("/")[0])
+    if port is None or port > 65535:
+        raise SipError("a stream of the session description has no valid port", 488)
+    attributes = _attributes(lines)
+    return Media(
+        words[0].lower(),
+        port,
+        words[2].upper(),
+        tuple(words[3:]),
+        _host(lines) or common.host,
+        tuple(_read_rtpmaps(attributes)),
+        _read_ptime(dict(attributes)),
+        _direction(attributes) or common.direction,
+        tuple(one for name, value in attributes if name == "crypto" and (one := read_crypto(value)) is not None),
+        _read_rtcp(dict(attributes)),
+    )
+
+
+def _host(lines: list[str]) -> str:
+    words = next((line[2:].split() for line in lines if line.startswith("c=")), [])
+    return words[2].partition("/")[0] if len(words) >= 3 else ""
+
+
+def _direction(attributes: Attributes) -> Direction | None:
+    known = [name for name, _ in attributes if name in DIRECTIONS]
+    return cast("Direction", known[0]) if known else None
+
+
+def _read_rtpmaps(attributes: Attributes) -> list[tuple[str, str]]:
+    pairs = []
+    for name, value in attributes:
+        words = value.split()
+        number = parse_number(words[0]) if len(words) >= 2 else None
+        if name == "rtpmap" and number is not None and number < 128:
+            pairs.append((words[0], words[1].upper().removesuffix("/1")))
+    return pairs
+
+
+def _read_ptime(attributes: dict[str, str]) -> int | None:
+    wanted, longest = (parse_number(attributes.get(name, "").partition(".")[0]) for name in ("ptime", "maxptime"))
+    if wanted and longest:
+        return min(wanted, longest)
+    return wanted or (longest if longest and longest < 20 else None)
+
+
+def _read_rtcp(attributes: dict[str, str]) -> int | None:
+    number = parse_number(attributes.get("rtcp", "").partition(" ")[0])
+    return number if number and number < 65536 else None
+
+
+def is_hold(data: bytes) -> bool:
+    """Whether a description asks us not to send sound (RFC 3264, section 8.4; the address 0.0.0.0 of RFC 2543)."""
+    try:
+        audio = parse_sdp(data).audio()
+    except SipError:
+        return False
+    return audio is not None and (audio.direction in ("sendonly", "inactive") or audio.host in ("0.0.0.0", "::"))
+
+
+# Writing
+
+
+def answer_offer(
+    offer: SessionDescription,
+    local: Addr,
+    capabilities: Capabilities,
+    *,
+    session_id: int,
+    version: int = 1,
+    key: bytes = b"",
+) -> Answer:
+    """Our answer: the first audio stream we can take, all others declined. Raises SipError (488) when there is none.
+
+    `local` is where we want RTP, as the peer reaches it; `key` 30 fresh bytes, used if the stream is encrypted.
+    """
+    for place, media in enumerate(offer.media):
+        agreed = _agree(media, capabilities, key)
+        if agreed is not None:
+            lines = _session_lines(local, session_id, version)
+            for other, stream in enumerate(offer.media):
+                lines += _stream_lines(stream, agreed, local, capabilities) if other == place else [_declined(stream)]
+            return Answer(_join(lines), agreed)
+    raise SipError("no stream of the offer can be taken", 488)
+
+
+def _agree(media: Media, capabilities: Capabilities, key: bytes) -> Agreed | None:
+    """What an offered stream comes to; None when it cannot be taken."""
+    if media.kind != "audio" or not media.port or not _is_address(media.host):
+        return None
+    ours = None
+    if media.profile in SECURE:
+        if capabilities.srtp is Srtp.REFUSED or not media.crypto:
+            return None
+        ours = media.crypto[0]
+    elif media.profile not in PLAIN or capabilities.srtp is Srtp.REQUIRED:
+        return None
+    chosen = _choose(media, capabilities)
+    if chosen is None:
+        return None
+    direction = MIRRORED[media.direction]
+    if media.host in ("0.0.0.0", "::") and direction == "sendrecv":
+        direction = "recvonly"
+    digits = media.number_of(DIGITS) if capabilities.digits else None
+    return Agreed(
+        chosen[0],
+        chosen[1],
+        min(max(media.ptime or 20, PTIMES[0]), PTIMES[1]) // 10 * 10,
+        digits,
+        Addr(media.host, media.port),
+        Addr(media.host, media.rtcp_port or min(media.port + 1, 65535)),
+        direction,
+        replace(ours, key=check_key(key)) if ours is not None else None,
+        ours,
+    )
+
+
+def _is_address(host: str) -> bool:
+    """Whether sound can be sent there: one host's address, no name to be looked up and no group's."""
+    try:
+        return not ipaddress.ip_address(host).is_multicast
+    except ValueError:
+        return False
+
+
+def _choose(media: Media, capabilities: Capabilities) -> tuple[Codec, int] | None:
+    """The offerer's first format that we know (RFC 3264, section 6.1)."""
+    for number in media.formats:
+        name = media.name_of(number).removesuffix("/8000")
+        for codec in capabilities.codecs:
+            if name == codec:
+                return codec, int(number)
+    return None
+
+
+def make_offer(
+    local: Addr, capabilities: Capabilities, *, session_id: int, version: int = 1, key: bytes = b"", hold: bool = False
+) -> bytes:
+    """An offer of ours, encrypted only when that is required (RFC 4568: an SAVP stream is not taken unencrypted)."""
+    secure = capabilities.srtp is Srtp.REQUIRED
+    numbers = [NUMBERS[codec] for codec in capabilities.codecs] + ([DIGITS_NUMBER] if capabilities.digits else [])
+    lines = _session_lines(local, session_id, version)
+    lines.append(f"m=audio {local.port} {'RTP/SAVP' if secure else 'RTP/AVP'} {' '.join(map(str, numbers))}")
+    lines += [f"a=rtpmap:{NUMBERS[codec]} {codec}/8000" for codec in capabilities.codecs]
+    if capabilities.digits:
+        lines += [f"a=rtpmap:{DIGITS_NUMBER} {DIGITS}", f"a=fmtp:{DIGITS_NUMBER} 0-15"]
+    if secure:
+        lines += [f"a=crypto:{Crypto(place, suite, check_key(key))}" for place, suite in enumerate(SUITES, 1)]
+    lines += [f"a=ptime:{capabilities.ptime}", "a=sendonly" if hold else "a=sendrecv"]
+    return _join(lines)
+
+
+def read_answer(offer: bytes, answer: SessionDescription, capabilities: Capabilities) -> Agreed:
+    """What a peer's answer to our `offer` comes to; raises SipError (488) when it is no use."""
+    ours = parse_sdp(offer).media[0]
+    theirs = answer.media[0] if answer.media else None
+    if theirs is None:
+        raise SipError("the answer has no stream", 488)
+    agreed = _agree(theirs, capabilities, ours.crypto[0].key if ours.crypto else b"")
+    if agreed is None:
+        raise SipError("the answer takes no stream of ours", 488)
+    if agreed.remote_crypto is not None:
+        chosen = [one for one in ours.crypto if one.tag == agreed.remote_crypto.tag]
+        if not chosen or chosen[0].suite != agreed.remote_crypto.suite:
+            raise SipError("the answer chooses a key that was not offered", 488)
+        agreed = replace(agreed, local_crypto=chosen[0])
+    if ours.direction == "sendonly" and agreed.direction == "sendrecv":
+        agreed = replace(agreed, direction="sendonly")
+    return agreed
+
+
+def _session_lines(local: Addr, session_id: int, version: int) -> list[str]:
+    family = "IP6" if ":" in local.host else "IP4"
+    origin = f"o=callplex {session_id} {version} IN {family} {local.host}"
+    return ["v=0", origin, "s=callplex", f"c=IN {family} {local.host}", "t=0 0"]
+
+
+def _stream_lines(media: Media, agreed: Agreed, local: Addr, capabilities: Capabilities) -> list[str]:
+    numbers = [agreed.payload_type] + ([agreed.digits] if agreed.digits is not None else [])
+    lines = [f"m=audio {local.port} {media.profile} {' '.join(map(str, numbers))}"]
+    lines.append(f"a=rtpmap:{agreed.payload_type} {agreed.codec}/8000")
+    if agreed.digits is not None:
+        lines += [f"a=rtpmap:{agreed.digits} {DIGITS}", f"a=fmtp:{agreed.digits} 0-15"]
+    if agreed.local_crypto is not None:
+        lines.append(f"a=crypto:{agreed.local_crypto}")
+    return [*lines, f"a=ptime:{capabilities.ptime}", f"a={agreed.direction}"]
+
+
+def _declined(media: Media) -> str:
+    return f"m={_SPACE.sub('', media.kind)} 0 {media.profile} {media.formats[0]}"
+
+
+def _join(lines: Sequence[str]) -> bytes:
+    return "".join(f"{line}\r\n" for line in lines).encode()

@@ -1,0 +1,224 @@
+"""RTP sessions over real loopback sockets: two of them talk, and the clock that drives them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+
+from gateway.rtp.plan import Identity, MediaPlan
+from gateway.rtp.ports import PortRange, PortsExhausted
+from gateway.rtp.session import RtpSession
+from gateway.rtp.ticker import PHASES, TICK, Ticker
+from tests.virtual_time import run as run_virtually
+
+HOST = "127.0.0.1"
+TONE = np.rint(6_000 * np.sin(2 * np.pi * 500 * np.arange(8_000) / 8_000)).astype(np.int16).tobytes()
+
+
+def free_range(pairs: int = 6) -> PortRange:
+    """A range whose pairs are all free now: other tests on this machine take single ports."""
+    for base in range(42_000, 60_000, 2 * pairs):
+        ports = PortRange(HOST, base, base + 2 * pairs - 1)
+        with ExitStack() as bound:
+            try:
+                for _ in range(pairs):
+                    for sock in ports.bind():
+                        bound.enter_context(sock)
+            except PortsExhausted:
+                continue
+            return ports
+    raise AssertionError("no free ports on this machine")
+
+
+async def two_sessions(dtmf_type: int | None = None) -> tuple[RtpSession, RtpSession]:
+    ports, ticker = free_range(), Ticker()
+    left = RtpSession.open(ports, ticker, Identity(1, 65_530, 2**32 - 100))
+    right = RtpSession.open(ports, ticker, Identity(2, 7, 7))
+    left.start(MediaPlan((HOST, right.local_port), dtmf_type=dtmf_type))
+    right.start(MediaPlan((HOST, left.local_port), dtmf_type=dtmf_type))
+    return left, right
+
+
+def test_two_sessions_hear_each_other() -> None:
+    async def talk() -> None:
+        left, right = await two_sessions()
+        heard: list[bytes] = []
+        enough = asyncio.Event()
+
+        def hear(frame: bytes) -> None:
+            heard.append(frame)
+            if len(heard) == 30:
+                enough.set()
+
+        right.listen(hear)
+        left.send(TONE[: 320 * 16])
+        async with asyncio.timeout(10):
+            await enough.wait()
+        left.close()
+        right.close()
+        assert all(len(frame) == 320 for frame in heard)
+        sound = np.frombuffer(b"".join(heard), np.int16).astype(float)
+        assert 5_500 < np.abs(sound).max() < 6_500
+        # A quarter of a second of sine: its energy arrives, and at its frequency.
+        spectrum = np.abs(np.fft.rfft(sound))
+        assert abs(np.argmax(spectrum) * 8_000 / len(sound) - 500) < 10
+
+    asyncio.run(talk())
+
+
+def test_digits_cross_and_the_report_says_what_came() -> None:
+    async def talk() -> None:
+        left, right = await two_sessions(dtmf_type=101)
+        pressed = asyncio.Event()
+        digits: list[str] = []
+
+        def press(digit: str) -> None:
+            digits.append(digit)
+            pressed.set()
+
+        right.on_digit(press)
+        left.send_digits("7")
+        async with asyncio.timeout(10):
+            await pressed.wait()
+        summary = right.summary()
+        left.close()
+        right.close()
+        left.close()
+        assert digits == ["7"]
+        assert summary is not None
+        assert summary.received >= 1
+        assert summary.malformed == 0
+
+    asyncio.run(talk())
+
+
+def test_before_the_answer_and_after_the_end_nothing_breaks() -> None:
+    async def unanswered() -> None:
+        session = RtpSession.open(free_range(), Ticker())
+        session.send(TONE[:640])
+        session.flush()
+        session.send_digits("1")
+        assert session.unheard == 0
+        assert session.summary() is None
+        assert session.stream is None
+        session.close()
+        session.start(MediaPlan((HOST, 9)))
+        assert session.stream is None
+
+    asyncio.run(unanswered())
+
+
+def test_a_closed_session_gives_its_ports_back() -> None:
+    async def reopen() -> None:
+        ports, ticker = free_range(), Ticker()
+        sessions = [RtpSession.open(ports, ticker) for _ in range(len(ports))]
+        with pytest.raises(PortsExhausted, match="no free pair"):
+            RtpSession.open(ports, ticker)
+        for session in sessions:
+            session.close()
+        again = RtpSession.open(ports, ticker)
+        assert again.local_port in {session.local_port for session in sessions}
+        again.close()
+
+    asyncio.run(reopen())
+
+
+def test_ports_are_pairs_in_turn_and_taken_ones_are_left_out() -> None:
+    ports = free_range(6)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        rtp, rtcp = ports.bind()
+        first = rtp.getsockname()[1]
+        assert first % 2 == 0
+        assert rtcp.getsockname()[1] == first + 1
+        other.bind((HOST, first + 3))
+        following, above = ports.bind()
+        assert following.getsockname()[1] == first + 4
+        for sock in (rtp, rtcp, following, above):
+            assert not sock.getblocking()
+            sock.close()
+
+
+@pytest.mark.parametrize(("low", "high"), [(4_001, 4_002), (0, 10), (60_000, 70_000), (5_000, 4_000)])
+def test_a_range_without_a_pair_is_refused(low: int, high: int) -> None:
+    with pytest.raises(ValueError, match=f"{low}-{high}"):
+        PortRange(HOST, low, high)
+
+
+class Ticks:
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.skipped = 0
+
+    def tick(self, now: float) -> None:
+        self.times.append(now)
+
+    def skip(self, ticks: int) -> None:
+        self.skipped += ticks
+
+
+def test_an_hour_of_ticks_does_not_drift() -> None:
+    async def an_hour() -> None:
+        ticker, calls = Ticker(), [Ticks() for _ in range(2 * PHASES)]
+        for call in calls:
+            ticker.add(call)
+        await asyncio.sleep(3_600)
+        for call in calls:
+            ticker.remove(call)
+        for call in calls:
+            assert abs(len(call.times) - 3_600 / TICK) <= 1
+            assert call.times[-1] - call.times[0] == pytest.approx((len(call.times) - 1) * TICK, abs=1e-6)
+            assert call.skipped == 0
+        # Spread over the 20 ms, and nothing ticks any more.
+        assert len({round(call.times[0] % TICK, 4) for call in calls}) == PHASES
+        before = len(calls[0].times)
+        await asyncio.sleep(1)
+        assert len(calls[0].times) == before
+
+    run_virtually(an_hour())
+
+
+def test_late_ticks_are_made_up_for_and_a_long_stall_is_left_out() -> None:
+    async def stalls() -> None:
+        loop = asyncio.get_running_loop()
+        ticker, call = Ticker(), Ticks()
+        ticker.add(call)
+        await asyncio.sleep(0.1)
+        selector = loop._jumping  # type: ignore[attr-defined]
+        selector.elapsed += 0.15
+        await asyncio.sleep(0.05)
+        assert call.skipped == 0
+        assert np.diff(call.times) == pytest.approx(TICK)
+        selector.elapsed += 5
+        await asyncio.sleep(0.05)
+        assert call.skipped == ticker.skipped > 200
+        assert len(call.times) + call.skipped == pytest.approx(5.35 / TICK, abs=2)
+        ticker.remove(call)
+
+    run_virtually(stalls())
+
+
+def test_a_call_may_end_inside_a_tick() -> None:
+    class Last(Ticks):
+        def __init__(self, ticker: Ticker) -> None:
+            super().__init__()
+            self._ticker = ticker
+
+        def tick(self, now: float) -> None:
+            super().tick(now)
+            self._ticker.remove(self)
+
+    async def once() -> None:
+        ticker = Ticker()
+        last, other = Last(ticker), Ticks()
+        for call in (last, other):
+            ticker.add(call)
+        await asyncio.sleep(0.1)
+        ticker.remove(other)
+        assert len(last.times) == 1
+        assert len(other.times) >= 4
+
+    run_virtually(once())

@@ -1,0 +1,62 @@
+"""What we say waits for the clock: in order, with a cushion, and never for long."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.rtp.talk import CUSHION, FRAME_BYTES, LIMIT, TalkQueue
+
+LOUD, QUIET = b"\x00\x10" * 160, b"\x01\x00" * 160
+
+
+def frame(number: int) -> bytes:
+    return number.to_bytes(2, "big") + LOUD[2:]
+
+
+def test_eighty_milliseconds_come_out_as_four_frames_after_a_cushion() -> None:
+    talk = TalkQueue()
+    assert talk.pop() is None
+    talk.push(b"".join(map(frame, range(4))))
+    assert [talk.pop() for _ in range(CUSHION)] == CUSHION * [None]
+    assert talk.unheard == pytest.approx(0.08)
+    assert [talk.pop() for _ in range(5)] == [frame(0), frame(1), frame(2), frame(3), None]
+
+
+def test_a_frame_late_by_less_than_the_cushion_leaves_no_hole() -> None:
+    talk = TalkQueue()
+    talk.push(b"".join(map(frame, range(4))))
+    heard = [talk.pop() for _ in range(CUSHION + 3)]
+    # The next 80 ms should have come with the tick before this one.
+    talk.push(b"".join(map(frame, range(4, 8))))
+    heard += [talk.pop() for _ in range(5)]
+    assert heard[CUSHION:] == [frame(number) for number in range(8)]
+
+
+def test_a_burst_loses_its_quiet_frames_first() -> None:
+    talk = TalkQueue()
+    talk.push(b"".join(frame(number) if number % 2 else QUIET for number in range(16)))
+    heard = [talk.pop() for _ in range(CUSHION + 16)]
+    loud = [spoken for spoken in heard if spoken not in (None, QUIET)]
+    assert loud == [frame(number) for number in range(1, 16, 2)]
+    assert talk.dropped == heard.count(None) - CUSHION > 3
+
+
+def test_beyond_the_limit_the_oldest_go() -> None:
+    talk = TalkQueue()
+    talk.push(b"".join(map(frame, range(LIMIT + 5))))
+    assert talk.unheard == pytest.approx(0.02 * LIMIT)
+    assert talk.dropped == 5
+    assert [talk.pop() for _ in range(CUSHION + 1)][-1] == frame(5)
+
+
+def test_clearing_makes_silence_at_once() -> None:
+    talk = TalkQueue()
+    talk.push(3 * LOUD)
+    talk.clear()
+    assert talk.pop() is None
+    assert talk.unheard == 0
+
+
+def test_a_broken_frame_is_refused() -> None:
+    with pytest.raises(ValueError, match="whole frames"):
+        TalkQueue().push(bytes(FRAME_BYTES + 2))

@@ -1,0 +1,138 @@
+"""The endpoint's real sockets: who is answered, who is not, streams cut anywhere, and refusing to start."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from gateway.sip.endpoint import SipEndpoint, SipUnavailable
+from gateway.sip.settings import SipSettings
+from tests.gateway.gateway_process import running_gateway
+
+pytestmark = pytest.mark.anyio
+
+HEAD = (
+    "{method} sip:agent@127.0.0.1 SIP/2.0\r\nVia: SIP/2.0/{transport} 127.0.0.1:9;branch=z9hG4bK{branch};rport\r\n"
+    "From: <sip:caller@127.0.0.1>;tag=1\r\nTo: <sip:agent@127.0.0.1>\r\nCall-ID: {branch}\r\nCSeq: 1 {method}\r\n"
+    "Max-Forwards: 70\r\n{more}Content-Length: 0\r\n\r\n"
+)
+
+
+def options(branch: str = "1", transport: str = "UDP", more: str = "", method: str = "OPTIONS") -> bytes:
+    return HEAD.format(method=method, transport=transport, branch=branch, more=more).encode()
+
+
+@asynccontextmanager
+async def endpoint(**values: object) -> AsyncIterator[SipEndpoint]:
+    opened = SipEndpoint(SipSettings.model_validate({"listen": "127.0.0.1:0", **values}))
+    await opened.open()
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+class Peer:
+    """A UDP socket that asks, and takes what comes back."""
+
+    def __init__(self, opened: SipEndpoint) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._socket.connect(opened.addresses["udp"])
+
+    def send(self, data: bytes) -> None:
+        self._socket.send(data)
+
+    async def receive(self) -> str:
+        async with asyncio.timeout(5):
+            return (await asyncio.get_running_loop().sock_recv(self._socket, 65_536)).decode()
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@asynccontextmanager
+async def peer(opened: SipEndpoint) -> AsyncIterator[Peer]:
+    one = Peer(opened)
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+async def test_options_over_udp_and_tcp() -> None:
+    async with endpoint() as opened, peer(opened) as caller:
+        caller.send(options())
+        assert (await caller.receive()).startswith("SIP/2.0 200 OK")
+        reader, writer = await asyncio.open_connection(*opened.addresses["tcp"])
+        asked = b"\r\n\r\n" + options("2", "TCP") + options("3", "TCP")
+        for place in range(0, len(asked), 7):
+            writer.write(asked[place : place + 7])
+            await writer.drain()
+        assert await reader.readexactly(2) == b"\r\n"
+        for branch in ("2", "3"):
+            head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).decode()
+            assert head.startswith("SIP/2.0 200 OK")
+            assert f"branch=z9hG4bK{branch}" in head
+        writer.close()
+
+
+async def test_a_scanner_hears_nothing_and_an_honest_peer_after_it_does() -> None:
+    async with endpoint() as opened, peer(opened) as caller:
+        caller.send(options("1", more="User-Agent: friendly-scanner\r\n"))
+        caller.send(options("2"))
+        assert "branch=z9hG4bK2" in await caller.receive()
+        assert opened.drops.dropped == 1
+
+
+async def test_without_a_password_nobody_gets_in_where_passwords_are_asked_for() -> None:
+    async with endpoint(users={"bob": "secret"}) as opened, peer(opened) as caller:
+        caller.send(options("1", method="INVITE", more="Contact: <sip:caller@127.0.0.1:9>\r\n"))
+        answer = await caller.receive()
+        assert answer.startswith("SIP/2.0 401")
+        assert "SHA-256" in answer
+        assert "MD5" in answer
+
+
+async def test_a_peer_that_floods_is_cut_off_with_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        async with endpoint(requests_per_second=10) as opened, peer(opened) as caller:
+            for number in range(300):
+                caller.send(options(str(number)))
+                if number % 50 == 0:
+                    await asyncio.sleep(0)
+            async with asyncio.timeout(5):
+                while not opened.drops.dropped:
+                    await asyncio.sleep(0.01)
+    lines = [record.message for record in caplog.records if "too many messages" in record.message]
+    assert len(lines) == 1
+
+
+async def test_a_stream_that_cannot_be_read_is_closed() -> None:
+    async with endpoint() as opened:
+        reader, writer = await asyncio.open_connection(*opened.addresses["tcp"])
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+
+
+async def test_a_port_in_use_is_said() -> None:
+    async with endpoint() as opened:
+        host, port = opened.addresses["udp"]
+        with pytest.raises(SipUnavailable, match=f"udp:{host}:{port}.*CALLPLEX_SIP_LISTEN"):
+            async with endpoint(listen=f"udp:{host}:{port}"):
+                pass
+
+
+def test_a_gateway_with_an_open_door_does_not_start(tmp_path: Path) -> None:
+    with (
+        pytest.raises(AssertionError, match="where anybody can call; name the peers"),
+        running_gateway(tmp_path, CALLPLEX_EMBEDDED_ECHO="1", CALLPLEX_SIP_LISTEN="0.0.0.0:0"),
+    ):
+        pass

@@ -1,0 +1,169 @@
+"""A call that is up, message by message: changes and their collisions, hold, keys, session timers."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.sip.call import CallState
+from gateway.sip.events import (
+    Established,
+    Held,
+    IncomingCall,
+    InfoDigits,
+    Reoffer,
+    Resumed,
+)
+from gateway.sip.uri import Addr
+from tests.gateway.sip.pair import ANSWER, HOLD, SDP
+from tests.gateway.sip.script import Script, ask, invite, talking
+
+
+def test_a_refer_is_refused() -> None:
+    script, call, tag = talking()
+    refer = ask("REFER", "Refer-To: <sip:premium@example.com>", to_tag=tag, cseq=2)
+    assert script.say(refer) == ["405 Method Not Allowed"]
+    assert not call.ended
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "digits", "milliseconds"),
+    [
+        ("application/dtmf-relay", b"Signal=5\r\nDuration=160\r\n", "5", 160),
+        ("application/dtmf-relay", b"Signal= *\nDuration= 250\n", "*", 250),
+        ("application/dtmf-relay", b"signal=11\r\n", "#", 0),
+        ("application/dtmf", b"7", "7", 0),
+        ("application/dtmf", b"12#\r\n", "12#", 0),
+    ],
+)
+def test_keys_come_by_info(kind: str, body: bytes, digits: str, milliseconds: int) -> None:
+    script, call, tag = talking()
+    assert script.say(ask("INFO", to_tag=tag, cseq=2, body=body, kind=kind)) == ["200 OK"]
+    assert script.take(InfoDigits) == InfoDigits(call, digits, milliseconds)
+
+
+def test_other_infos_are_refused_and_empty_ones_are_fine() -> None:
+    script, _, tag = talking()
+    other = ask("INFO", to_tag=tag, cseq=2, body=b"<xml/>", kind="application/media_control+xml")
+    assert script.say(other) == ["415 Unsupported Media Type"]
+    assert script.say(ask("INFO", to_tag=tag, cseq=3)) == ["200 OK"]
+    assert script.say(ask("INFO", to_tag=tag, cseq=4, body=b"Signal=x", kind="application/dtmf-relay")) == [
+        "415 Unsupported Media Type"
+    ]
+
+
+def test_an_old_request_is_not_served() -> None:
+    script, call, tag = talking()
+    assert script.say(ask("INFO", to_tag=tag, cseq=7)) == ["200 OK"]
+    assert script.say(ask("BYE", to_tag=tag, cseq=5)) == ["500 Server Internal Error"]
+    assert not call.ended
+
+
+def test_hold_and_resume() -> None:
+    script, call, tag = talking()
+    assert script.say(invite(to_tag=tag, cseq=2, body=HOLD)) == ["100 Trying"]
+    assert script.take(Held).call.on_hold
+    assert script.take(Reoffer).offer == HOLD
+    script.core.answer(call, ANSWER + b"a=recvonly\r\n", script.now)
+    assert script.collect() == ["200 OK"]
+    script.say(ask("ACK", to_tag=tag, cseq=2, branch="z9hG4bKack2"))
+    script.say(invite(to_tag=tag, cseq=3))
+    assert not script.take(Resumed).call.on_hold
+    script.core.answer(call, ANSWER, script.now)
+    assert script.collect() == ["200 OK"]
+
+
+def test_a_reinvite_that_changes_nothing_is_answered_at_once() -> None:
+    script, _, tag = talking()
+    assert script.say(invite(to_tag=tag, cseq=2)) == ["100 Trying", "200 OK"]
+    assert script.response().body == ANSWER
+    script.say(ask("ACK", to_tag=tag, cseq=2, branch="z9hG4bKack2"))
+    assert script.say(invite(to_tag=tag, cseq=3, body=b"")) == ["100 Trying", "200 OK"]
+    assert script.response().body == ANSWER
+    assert script.events == []
+
+
+def test_a_change_can_be_refused_and_the_call_goes_on() -> None:
+    script, call, tag = talking()
+    script.say(invite(to_tag=tag, cseq=2, body=HOLD))
+    script.core.reject(call, 488, script.now)
+    assert script.collect() == ["488 Not Acceptable Here"]
+    assert call.state is CallState.ESTABLISHED
+
+
+def test_changes_that_collide() -> None:
+    script, call, tag = talking()
+    script.say(invite(to_tag=tag, cseq=2, body=HOLD))
+    assert script.say(invite(to_tag=tag, cseq=3, branch="z9hG4bKx")) == ["500 Server Internal Error"]
+    assert 0 <= int(script.response().headers.first("Retry-After")) <= 10
+    assert not script.core.reinvite(call, SDP, script.now)
+    script.core.answer(call, ANSWER, script.now)
+    script.collect()
+    assert script.say(invite(to_tag=tag, cseq=4, branch="z9hG4bKy")) == ["491 Request Pending"]
+    script.say(ask("ACK", to_tag=tag, cseq=2, branch="z9hG4bKack2"))
+    assert script.core.reinvite(call, SDP, script.now)
+    script.collect()
+    assert script.say(invite(to_tag=tag, cseq=5, branch="z9hG4bKz")) == ["491 Request Pending"]
+
+
+def test_a_change_withdrawn() -> None:
+    script, call, tag = talking()
+    script.say(invite(to_tag=tag, cseq=2, body=HOLD))
+    cancel = ask("CANCEL", to_tag=tag, cseq=2, branch="z9hG4bKINVITE2")
+    assert script.say(cancel) == ["200 OK", "487 Request Terminated"]
+    assert call.state is CallState.ESTABLISHED
+    script.core.answer(call, ANSWER, script.now)
+    assert script.collect() == []
+    script.say(ask("ACK", to_tag=tag, cseq=2, branch="z9hG4bKINVITE2"))
+    assert script.say(ask("BYE", to_tag=tag, cseq=3)) == ["200 OK"]
+
+
+def test_an_update_refreshes_or_changes() -> None:
+    script, call, tag = talking()
+    assert script.say(ask("UPDATE", "Contact: <sip:ann@192.0.2.98>", to_tag=tag, cseq=2)) == ["200 OK"]
+    assert script.response().body == b""
+    script.say(ask("UPDATE", to_tag=tag, cseq=3, body=HOLD))
+    assert script.take(Reoffer).offer == HOLD
+    script.core.answer(call, ANSWER, script.now)
+    assert script.collect() == ["200 OK"]
+    assert script.run(40.0) == []
+
+
+def test_a_hang_up_while_the_peer_waits_for_a_change_leaves_nothing_open() -> None:
+    script, call, tag = talking()
+    script.say(invite(to_tag=tag, cseq=2, body=HOLD))
+    script.core.hangup(call, script.now)
+    assert script.collect() == ["487 Request Terminated", "BYE sip:ann@192.0.2.99:5070"]
+
+
+def test_a_reinvite_moves_the_peer() -> None:
+    script, call, tag = talking()
+    moved = Addr("192.0.2.97", 5060)
+    script.say(invite("Contact: <sip:ann@192.0.2.97>", to_tag=tag, cseq=2, via="SIP/2.0/UDP 192.0.2.97"), moved)
+    script.say(ask("ACK", to_tag=tag, cseq=2, branch="z9hG4bKack2"))
+    script.core.hangup(call, script.now)
+    script.collect()
+    assert script.request().uri == "sip:ann@192.0.2.97"
+    assert script.arrived[-1][2] == moved
+
+
+def test_a_call_that_begins_on_hold_is_told_so() -> None:
+    script = Script()
+    script.say(invite(body=HOLD))
+    script.core.answer(script.take(IncomingCall).call, ANSWER, script.now)
+    script.collect()
+    script.say(ask("ACK", to_tag=script.response().to.tag, branch="z9hG4bKack"))
+    script.take(Established)
+    assert script.take(Held).call.on_hold
+
+
+def test_without_session_timers_of_our_own_none_is_asked_for() -> None:
+    script, _, _ = talking(session_expires=0)
+    assert "Session-Expires" not in script.response().headers
+    assert script.run(100_000.0) == []
+
+
+def test_a_caller_without_session_timers_is_refreshed_by_us() -> None:
+    script, _, _ = talking(session_expires=200)
+    assert script.response().headers.first("Session-Expires") == "200;refresher=uas"
+    assert "Require" not in script.response().headers
+    assert script.run(100.0) == [(100.0, "INVITE sip:ann@192.0.2.99:5070")]
