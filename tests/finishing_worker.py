@@ -9,7 +9,7 @@ import argparse
 import asyncio
 
 from model.echo import EchoEngine, EchoSession
-from model.server import serve
+from model.serving import serve
 from model.wire import CallerFrame, Done, DoneReason, SessionRequest
 
 

@@ -33,6 +33,10 @@ class HeldLeg:
     hanging_up: asyncio.Event = field(default_factory=asyncio.Event)
     on_hold: bool = True
     info: CallInfo = field(default_factory=lambda: CallInfo("held", "+1", "+2", "memory", "CA-held"))
+    on_digit: Callable[[str], None] | None = None
+
+    def answer(self) -> None:
+        return
 
     async def listen(self, heard: Callable[[bytes], None]) -> None:
         self.listening.set()
