@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import os
 import threading
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +66,7 @@ def test_one_without_is_refused(tmp_path: Path, voices: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../voices/ann", "ann.wav", "/etc/passwd", "Ann", "", "ann\n"])
 def test_a_name_is_not_a_path(voices: Path, name: str) -> None:
-    with pytest.raises(VoiceRefused, match="there is no voice .* callplex voices add NAME "):
+    with pytest.raises(VoiceRefused, match=r"there is no voice .* callplex voices add NAME "):
         permitted(voices, name)
 
 
