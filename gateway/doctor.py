@@ -27,6 +27,7 @@ from urllib.parse import SplitResult, urlsplit
 import httpx
 import typer
 
+from gateway.descriptors import A_CALL, most_descriptors
 from gateway.personas import check_personas
 from gateway.settings import Settings, SettingsInvalid, split_address
 from gateway.webhooks import WebhookInvalid, check_secret, check_url
@@ -68,7 +69,18 @@ def examine(load: Callable[[], Settings]) -> list[Finding]:
         fix = f"unset {variable}    # then look in .env and callplex.toml, and at: callplex config"
         return [*findings, Finding("settings", False, str(error), fix)]
     findings.append(Finding("settings", True, "valid"))
-    for check in (listeners, data_folder, persona_files, carrier, webhook, workers, engine, worker_tls, chat):
+    for check in (
+        listeners,
+        descriptors,
+        data_folder,
+        persona_files,
+        carrier,
+        webhook,
+        workers,
+        engine,
+        worker_tls,
+        chat,
+    ):
         findings.extend(check(settings))
     return findings
 
@@ -179,6 +191,19 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def descriptors(settings: Settings) -> Iterator[Finding]:
+    """Whether as many files and sockets may be open as CALLPLEX_MAX_CALLS calls need; `serve` raises the soft limit."""
+    most, needed = most_descriptors(), A_CALL * settings.max_calls
+    if most < needed:
+        detail = f"only {most} files may be open, {settings.max_calls} calls need {needed}"
+        fix = (
+            f"export CALLPLEX_MAX_CALLS={most // A_CALL}    # or LimitNOFILE={2 * needed} where the service is started"
+        )
+        yield Finding("descriptors", False, detail, fix, warning=True)
+    else:
+        yield Finding("descriptors", True, f"{most} files may be open")
 
 
 def data_folder(settings: Settings) -> Iterator[Finding]:

@@ -9,9 +9,10 @@ import asyncio
 import gc
 import ipaddress
 import logging
+import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -19,7 +20,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from gateway.app import admin_app, carrier_app
+from gateway.descriptors import raise_descriptor_limit
 from gateway.desk import Desk
+from gateway.request_head import PromptHttp, prompt_http
 from gateway.settings import Settings, split_address
 from gateway.sip.endpoint import SipUnavailable, refuse_open_door
 from gateway.sip.switchboard import Switchboard
@@ -84,28 +87,63 @@ async def serve(settings: Settings, on_ready: Callable[[Listening], None]) -> No
     """
     _refuse_open_admin(settings)
     _refuse_open_sip(settings)
+    most_waiting = max(16, raise_descriptor_limit() // 4)
     desk = Desk(settings)
     with (
         bind(settings.listen, "CALLPLEX_LISTEN") as public,
         bind(settings.admin_listen, "CALLPLEX_ADMIN_LISTEN") as admin,
     ):
-        stopped = asyncio.Event()
+        stop = _Stop()
+        listeners = [_listener(app, prompt_http(most_waiting)) for app in (carrier_app(desk), admin_app(desk))]
+        async with asyncio.TaskGroup() as tasks:
+            taking = tasks.create_task(_take_calls(settings, desk, listeners, (public, admin), stop, on_ready))
+            asked = tasks.create_task(stop.asked.wait())
+            await asyncio.wait([taking, asked], return_when=asyncio.FIRST_COMPLETED)
+            asked.cancel()
+            if not stop.in_order:
+                taking.cancel()
+
+
+async def _take_calls(
+    settings: Settings,
+    desk: Desk,
+    listeners: Sequence[_Listener],
+    sockets: tuple[socket.socket, socket.socket],
+    stop: _Stop,
+    on_ready: Callable[[Listening], None],
+) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        async with _sip(settings, desk) as sip, desk.open():
+            stop.in_order = True
+            for listener, sock in zip(listeners, sockets, strict=True):
+                tasks.create_task(listener.serve(sockets=[sock]))
+            if sip is not None:
+                sip.take_calls()
+            _spare_the_collector()
+            public, admin = map(address_of, sockets)
+            on_ready(Listening(public, admin, _sip_addresses(sip)))
+            await stop.asked.wait()
+            log.info("stopping: %d calls on the line are ended", desk.active_calls)
+        for listener in listeners:
+            listener.should_exit = True
+
+
+class _Stop:
+    """What SIGINT and SIGTERM ask for: the first an end, the second one without delay."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.in_order = False
+        """Calls are taken, so the end must wait for them; before that there is nothing to lose."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stopped.set)
-        listeners = [_listener(carrier_app(desk)), _listener(admin_app(desk))]
-        async with asyncio.TaskGroup() as tasks:
-            async with _sip(settings, desk) as sip, desk.open():
-                for listener, sock in zip(listeners, (public, admin), strict=True):
-                    tasks.create_task(listener.serve(sockets=[sock]))
-                if sip is not None:
-                    sip.take_calls()
-                _spare_the_collector()
-                on_ready(Listening(address_of(public), address_of(admin), _sip_addresses(sip)))
-                await stopped.wait()
-                log.info("stopping: %d calls on the line are ended", desk.active_calls)
-            for listener in listeners:
-                listener.should_exit = True
+            loop.add_signal_handler(number, self._ask, number)
+
+    def _ask(self, number: signal.Signals) -> None:
+        if self.asked.is_set():
+            log.warning("asked to stop again: what is under way is given up")
+            os._exit(128 + number)
+        self.asked.set()
 
 
 def _refuse_open_sip(settings: Settings) -> None:
@@ -156,9 +194,10 @@ def _spare_the_collector() -> None:
     gc.freeze()
 
 
-def _listener(app: ASGIApp) -> _Listener:
+def _listener(app: ASGIApp, http: type[PromptHttp]) -> _Listener:
     config = uvicorn.Config(
         app,
+        http=http,
         ws=CarrierSocket,
         ws_max_size=MAX_CARRIER_MESSAGE,
         ws_per_message_deflate=False,

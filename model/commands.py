@@ -109,11 +109,16 @@ def clip(request: ClipRequest, weights: Path, device: str, out: Path) -> None:
     from model.load import WeightsError
     from model.offline import OfflineError, usable_device, write_wav
     from model.prompt import PromptTooLong
+    from model.rehearsal.weights import WeightsMissing
     from model.tokenizer import TokenizerError
     from model.voice import VoiceError
 
+    if out.suffix == ".wav":
+        raise CommandFailed(f"{out} is where its sound goes; name the clip {out.with_suffix('.clip')}")
     try:
         recognise = rehearsal_recogniser()
+    except WeightsMissing as error:
+        raise CommandFailed(f"a clip is checked by speech recognition: {error}") from error
     except ImportError as error:
         raise CommandFailed(
             f"a clip is checked by speech recognition, which needs {error.name}; "
@@ -149,19 +154,21 @@ def download_weights(path: Path, revision: str) -> None:
 
 def verify_weights(path: Path, quick: bool, as_json: bool) -> None:
     """Check every tensor's name and shape, and every downloaded byte unless `quick`. Raises CommandFailed."""
-    from model.weights import changed_files
+    from model.weights import changed_files, read_record
     from model.weights_check import weight_problems
 
     problems = list(weight_problems(path))
     if not quick:
         with _progress("bytes") as bars:
             problems += changed_files(path, bars)
+    compared = not quick and bool(read_record(path).files)
     if as_json:
-        _say(json.dumps({"ok": not problems, "problems": problems}))
+        _say(json.dumps({"ok": not problems, "problems": problems, "bytes_compared": compared}))
     if problems:
         raise CommandFailed("\n".join(problems))
     if not as_json:
-        _say(f"{path}: whole")
+        reason = "" if compared else "; bytes not compared" + ("" if quick else ": it was not downloaded by callplex")
+        _say(f"{path}: whole{reason}")
 
 
 def show_weights(path: Path, as_json: bool) -> None:

@@ -102,7 +102,7 @@ class Conversation:
         self._state = models.lm.streaming(1)
         self._codec = models.mimi.streaming(1)
         self._words = WordQueue(self._sampler(sampling), models.tokenizer.word_starts(), 1, models.device)
-        self.speech = ForcedSpeech(self._words, models.tokenizer, 1, models.config.rows)
+        self.speech = ForcedSpeech(self._words, models.tokenizer, 1, models.config.rows, models.config.card)
         self._prompt(voice, text_ids)
 
     def _sampler(self, sampling: Sampling | None) -> Sampler:

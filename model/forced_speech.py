@@ -64,10 +64,12 @@ class _Slot:
 class ForcedSpeech:
     """The things to say of all slots. Works on whole frames: text, then the codes of the agent and of the caller."""
 
-    def __init__(self, words: WordQueue, tokenizer: Tokenizer, slots: int, rows: int = 17) -> None:
+    def __init__(self, words: WordQueue, tokenizer: Tokenizer, slots: int, rows: int = 17, card: int = 2048) -> None:
+        """`rows`: ids of a frame; `card`: audio ids that there are."""
         self._words = words
         self._tokenizer = tokenizer
         self._rows = rows
+        self._card = card
         self._slots = [_Slot() for _ in range(slots)]
 
     def say(self, slot: int, text: str) -> None:
@@ -83,6 +85,10 @@ class ForcedSpeech:
         """Queue a clip. Raises ValueError if it is not made for frames such as these."""
         if clip.tokens.shape[0] >= self._rows or clip.tokens.shape[1] == 0:
             raise ValueError(f"a clip of shape {list(clip.tokens.shape)} does not fit frames of {self._rows} ids")
+        # An id beyond a table ends the whole process on a GPU, and every call in it.
+        text, codes = clip.tokens[0], clip.tokens[1:]
+        if min(text.min(), codes.min()) < 0 or text.max() >= self._tokenizer.size or codes.max() >= self._card:
+            raise ValueError("the clip holds ids that this model does not have: it was made with another")
         self._slots[slot].later.append(_Item(clip.text, clip=clip))
 
     def busy(self, slot: int) -> bool:

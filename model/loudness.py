@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyloudnorm  # type: ignore[import-untyped]
 import soxr
 
-from model.wav import read_wav
+from model.wav import WavError, parse_wav
 
 RATE = 24_000
 TARGET_LUFS = -24.0
@@ -32,7 +32,15 @@ def read_voice(path: Path) -> npt.NDArray[np.float32]:
 
     Raises OSError, WavError, or LoudnessError where the recording is unfit; both errors name the file.
     """
-    wav = read_wav(path)
+    return parse_voice(path.read_bytes(), path)
+
+
+def parse_voice(data: bytes, path: Path) -> npt.NDArray[np.float32]:
+    """`read_voice` of what the file at `path` held. Raises WavError, LoudnessError."""
+    try:
+        wav = parse_wav(data)
+    except WavError as error:
+        raise WavError(f"{path}: {error}") from error
     channels = wav.pcm.shape[0]
     if channels != 1:
         raise LoudnessError(f"{path} has {channels} channels; a voice prompt is mono")

@@ -60,7 +60,24 @@ class OfflineRun:
 def run_offline(run: OfflineRun, progress: Progress) -> dict[str, Any]:
     """Do it. Returns what the text file holds. Raises OfflineError."""
     caller = read_caller(run.caller)
-    _check_writable(*filter(None, (run.out, run.text, run.stereo)))
+    _check_places(run.caller, [place for place in (run.out, run.text, run.stereo) if place is not None])
+    try:
+        result, agent = _held(run, caller, progress)
+    except torch.OutOfMemoryError as error:
+        raise OfflineError("the GPU's memory does not suffice for the model; see: callplex doctor") from error
+    try:
+        write_wav(run.out, [agent])
+        if run.text is not None:
+            run.text.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if run.stereo is not None:
+            write_wav(run.stereo, [caller, agent])
+    except OSError as error:
+        raise OfflineError(f"what was said cannot be written: {error.strerror}") from error
+    return result
+
+
+def _held(run: OfflineRun, caller: Floats, progress: Progress) -> tuple[dict[str, Any], Floats]:
+    """The conversation: what the text file holds, and the agent's sound, as long as the caller's."""
     try:
         voice_path = voice_file(run.voice, ModelFolder(run.weights).voices, run.recordings)
         models = load_models(ModelFolder(run.weights), usable_device(run.device))
@@ -72,13 +89,7 @@ def run_offline(run: OfflineRun, progress: Progress) -> dict[str, Any]:
     said = transcript(models.tokenizer, [frame.tokens[0] for frame in heard])
     about: dict[str, Any] = {"voice": run.voice, "prompt": run.prompt, "seconds": round(len(caller) / SAMPLE_RATE, 3)}
     about["sampling"] = "greedy" if run.sampling is None else asdict(run.sampling)
-    result = {**about, **said}
-    write_wav(run.out, [agent])
-    if run.text is not None:
-        run.text.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    if run.stereo is not None:
-        write_wav(run.stereo, [caller, agent])
-    return result
+    return {**about, **said}, agent
 
 
 def open_conversation(models: Models, voice: Path, prompt: str, sampling: Sampling | None) -> Conversation:
@@ -158,9 +169,13 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
-def _check_writable(*paths: Path) -> None:
-    """Found out before the minutes of work, not after."""
+def _check_places(caller: Path, paths: Sequence[Path]) -> None:
+    """That each can be written and none takes another's place: found out before the minutes of work, not after."""
+    taken = {caller.resolve()}
     for path in paths:
+        if path.resolve() in taken:
+            raise OfflineError(f"{path} is named twice; every file needs a place of its own")
+        taken.add(path.resolve())
         folder = path.absolute().parent
         if not os.access(folder, os.W_OK) or path.is_dir():
             raise OfflineError(f"{path} cannot be written")

@@ -70,9 +70,11 @@ def check_length(voice: int, text: int, context: int) -> int:
     frames = prompt_length(voice, text)
     most = context - 2
     if frames > most:
+        over = frames - most
+        fix = f"shorten the text by {over} tokens or more" if over < text else "take a shorter recording of the voice"
         raise PromptTooLong(
             f"the prompt takes {frames} frames ({frames * FRAME_SECONDS:.0f} s) and the model's window holds "
             f"{context}: {voice} of the voice, {text} of the role's text and {2 * PAUSE_FRAMES} of pauses; "
-            f"shorten the text by {frames - most} tokens or more"
+            f"{fix}"
         )
     return frames

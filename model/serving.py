@@ -45,7 +45,8 @@ async def serve(
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
+        # While it loads it has nothing to lose, and may not come to its event loop for long.
+        signal.signal(number, signal.SIG_DFL)
     if exit_with_parent:
         watch = threading.Thread(target=_watch_parent, args=(loop, stopped), name="parent-watch", daemon=True)
         watch.start()
@@ -54,6 +55,8 @@ async def serve(
         stack.push_async_callback(engine.stop)
         await server.start()
         stack.push_async_callback(server.stop)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopped.set)
         log.info("worker %s: %s engine, %d slots, %s", server.name, engine.name, capacity, server.url)
         (announce or _print_url)(server.url)
         await stopped.wait()

@@ -91,7 +91,7 @@ def voice_file(name: str, published: Path, recordings: Path) -> Path:
 
 def permitted(recordings: Path, name: str) -> Path:
     """The recording `name`, if its consent record is complete and is about this very file. Raises VoiceRefused."""
-    fix = f"callplex voices add {name} FILE.wav --who ... --when ... --purpose ..."
+    fix = f"callplex voices add {name if _is_name(name) else 'NAME'} FILE.wav --who ... --when ... --purpose ..."
     record = _read(recordings).get(name) if _is_name(name) else None
     if record is None:
         raise VoiceRefused(f"there is no voice {name[:60]!r}: no consent is recorded for it; {fix}")
@@ -157,12 +157,12 @@ def _check_consent(consent: Consent, today: datetime.date) -> None:
 
 def _fit(recording: Path) -> bytes:
     """The bytes of a recording that can be a voice prompt."""
-    from model.loudness import LoudnessError, read_voice
+    from model.loudness import LoudnessError, parse_voice
     from model.wav import WavError
 
     try:
-        seconds = len(read_voice(recording)) / 24_000
         data = recording.read_bytes()
+        seconds = len(parse_voice(data, recording)) / 24_000
     except OSError as error:
         raise VoiceRefused(f"{recording} cannot be read: {error.strerror}") from error
     except (LoudnessError, WavError) as error:

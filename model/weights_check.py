@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch
 
+from model.config import LMConfig
 from model.folder import FolderInvalid, ModelFolder
 from model.load import WeightsError, load_lm, load_mimi
 from model.tokenizer import Tokenizer, TokenizerError
 from model.voice import VoiceError, load_replay
+from model.voices import PUBLISHED
 
 
 def weight_problems(path: Path) -> Iterator[str]:
@@ -40,11 +42,18 @@ def weight_problems(path: Path) -> Iterator[str]:
             yield f"{folder.tokenizer} has {size} pieces and the model's vocabulary {lm_config.text_card}"
     except TokenizerError as error:
         yield str(error)
+    yield from _voice_problems(folder, lm_config)
+
+
+def _voice_problems(folder: ModelFolder, lm_config: LMConfig) -> Iterator[str]:
     voices = sorted(folder.voices.glob("*.pt"))
     for voice in voices:
         try:
             load_replay(voice, lm_config)
         except VoiceError as error:
             yield str(error)
+    missing = [name for name in PUBLISHED if not (folder.voices / f"{name}.pt").is_file()]
     if not voices:
         yield f"{folder.voices} holds no voices; get them with: callplex weights download"
+    elif missing and folder.published:
+        yield f"{folder.voices} lacks the voices {', '.join(missing)}; get them with: callplex weights download"

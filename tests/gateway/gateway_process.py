@@ -55,13 +55,17 @@ def environment(data: Path, **settings: str) -> dict[str, str]:
 
 
 @contextmanager
-def running_gateway(folder: Path, **settings: str) -> Iterator[GatewayProcess]:
-    """Start a gateway whose data and log lie in `folder`; killed on leaving if it still runs."""
+def running_gateway(folder: Path, descriptors: int = 0, **settings: str) -> Iterator[GatewayProcess]:
+    """Start a gateway whose data and log lie in `folder`; killed on leaving if it still runs.
+
+    `descriptors`: how many files it may have open; 0: as many as we.
+    """
+    limited = ["sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh"] if descriptors else []
     folder.mkdir(exist_ok=True)
     data, log = folder / "data", folder / "gateway.log"
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gateway.cli", "serve", "--json"],
+            [*limited, sys.executable, "-m", "gateway.cli", "serve", "--json"],
             env=environment(data, **settings),
             cwd=folder,
             stdout=subprocess.PIPE,

@@ -69,6 +69,14 @@ def test_a_warning_is_shown_and_fails_nothing(capsys: pytest.CaptureFixture[str]
     assert "note" in capsys.readouterr().out
 
 
+def test_too_few_descriptors_for_the_calls_are_worth_a_note() -> None:
+    code = "from gateway.doctor import *; [found] = descriptors(Settings(max_calls=100)); print(found.ok, found.fix)"
+    command = ["sh", "-c", f"ulimit -n 299 && exec {sys.executable} -c '{code}'"]
+    said = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(PERSONAS.parent)})
+    assert said.stdout == "False export CALLPLEX_MAX_CALLS=99    # or LimitNOFILE=600 where the service is started\n"
+    assert of(examine(lambda: settings(max_calls=100)), "descriptors").ok
+
+
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert report([Finding("listen", False, "in use", "ss -ltnp")], as_json=True) == 1
     shown = json.loads(capsys.readouterr().out)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -113,6 +116,80 @@ def test_a_stopped_gateway_files_the_call_on_the_line(tmp_path: Path) -> None:
     document = json.loads(transcript.read_text())
     assert document["end_reason"] == "shutdown"
     assert document["engine"] == "echo"
+
+
+def test_sockets_that_say_nothing_take_nobodys_turn(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, descriptors=128, CALLPLEX_EMBEDDED_ECHO="1") as gateway, ExitStack() as stack:
+        host, port = gateway.url.removeprefix("http://").split(":")
+        for _ in range(300):
+            half_open = stack.enter_context(socket.create_connection((host, int(port)), timeout=5))
+            half_open.sendall(b"GET /healthz HT")
+        assert gateway.get("/healthz").json() == {"status": "ok"}
+        assert gateway.stop() == 0
+
+
+def test_the_descriptor_limit_is_raised_as_far_as_the_system_lets_us() -> None:
+    code = "from gateway.descriptors import raise_descriptor_limit; print(raise_descriptor_limit())"
+    limits = "ulimit -Sn 256 && ulimit -Hn 512"
+    said = subprocess.run(
+        ["sh", "-c", f'{limits} && exec {sys.executable} -c "{code}"'], capture_output=True, text=True
+    )
+    assert said.stdout == "512\n"
+
+
+SLOW = """
+import asyncio, sys
+from gateway import desk, serving
+from gateway.pool import WorkerPool
+from gateway.settings import load_settings
+
+class SlowPool(WorkerPool):
+    def __init__(self, settings):
+        super().__init__(settings, command=(sys.executable, "-c", sys.argv[1]))
+
+desk.WorkerPool = SlowPool
+asyncio.run(serving.serve(load_settings(), print))
+"""
+LOADS = "import time; print('loading'); time.sleep(60)"
+DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {LOADS}"
+
+
+@contextmanager
+def loading_gateway(folder: Path, worker: str) -> Iterator[subprocess.Popen[str]]:
+    """A gateway that waits for its worker to load."""
+    out = worker.replace("'loading'", "'loading', file=__import__('sys').stderr, flush=True")
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW, out],
+        env=environment(folder / "data"),
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as gateway:
+        assert gateway.stderr is not None
+        assert gateway.stderr.readline() == "loading\n"
+        yield gateway
+        gateway.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_gateway_that_still_loads_can_be_stopped(tmp_path: Path, number: signal.Signals) -> None:
+    with loading_gateway(tmp_path, LOADS) as gateway:
+        (worker,) = psutil.Process(gateway.pid).children()
+        gateway.send_signal(number)
+        assert gateway.wait(4) == 0
+        assert psutil.wait_procs([worker], timeout=4)[1] == []
+        assert gateway.stderr is not None
+        assert "Traceback" not in gateway.stderr.read()
+
+
+def test_who_asks_twice_is_not_kept_waiting(tmp_path: Path) -> None:
+    with loading_gateway(tmp_path, DEAF) as gateway:
+        (worker,) = psutil.Process(gateway.pid).children()
+        gateway.send_signal(signal.SIGINT)
+        gateway.send_signal(signal.SIGTERM)
+        status = gateway.wait(4)
+        worker.kill()
+        assert status in (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 def test_the_worker_does_not_outlive_a_killed_gateway(tmp_path: Path) -> None:

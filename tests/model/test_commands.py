@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.clip_maker import ClipRequest
+from model.commands import CommandFailed, clip
 from model.offline import write_wav
 from tests.model.tiny_folder import VOICE, make_folder
 
@@ -57,3 +59,9 @@ def test_what_a_model_cannot_say_becomes_no_clip(tmp_path: Path) -> None:
     assert not (tmp_path / "clips").exists()
     persona.write_text(f"voice: {VOICE}\nrole: you are a teacher\n")
     assert "has no disclosure" in callplex(tmp_path, "personas", "clip", "bank.yaml", weights=folder)[2]
+
+
+def test_a_clip_never_takes_the_place_of_its_own_sound(tmp_path: Path) -> None:
+    request = ClipRequest("hello", VOICE, tmp_path / "absent.pt", "you are a teacher")
+    with pytest.raises(CommandFailed, match=r"name the clip .*hello\.clip"):
+        clip(request, tmp_path, "cpu", tmp_path / "hello.wav")

@@ -311,6 +311,18 @@ def test_a_text_or_clip_that_does_not_fit_is_refused(tokenizer: Tokenizer) -> No
         speech.play(0, Clip("", torch.zeros(17, 3, dtype=torch.long)))
 
 
+@pytest.mark.parametrize(("row", "token"), [(0, CONFIG.text_card), (3, CONFIG.card), (0, -1), (8, -2)])
+def test_a_clip_of_another_model_is_refused(tokenizer: Tokenizer, row: int, token: int) -> None:
+    speech, clip = (
+        ForcedSpeech(WordQueue(greedy, STARTS, 1), tokenizer, 1, CONFIG.rows, CONFIG.card),
+        clip_of(tokenizer),
+    )
+    speech.play(0, clip)
+    clip.tokens[row, -1] = token
+    with pytest.raises(ValueError, match="made with another"):
+        speech.play(0, clip)
+
+
 def test_a_clip_s_file_holds_all_of_it(tokenizer: Tokenizer, tmp_path: Path) -> None:
     clip = Clip("hi", clip_of(tokenizer).tokens, "NATF2", "bank", "0123456789ab", "hi", "7")
     save_clip(tmp_path / "hi.clip", clip)

@@ -168,6 +168,23 @@ def test_what_cannot_be_done_is_said_before_the_work(
     assert not (tmp_path / "out.wav").exists()
 
 
+@pytest.mark.parametrize(("one", "other"), [("out", "caller"), ("text", "out"), ("stereo", "out"), ("stereo", "text")])
+def test_no_file_takes_another_s_place(folder: ModelFolder, tmp_path: Path, one: str, other: str) -> None:
+    run = a_run(folder, tmp_path)
+    before = run.caller.read_bytes()
+    (tmp_path / "also").symlink_to(tmp_path)
+    same = tmp_path / "also" / getattr(run, other).name
+    with pytest.raises(OfflineError, match="is named twice"):
+        run_offline(replace(run, **{one: same}), silent)
+    assert run.caller.read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full disk here")
+def test_a_full_disk_is_one_sentence(folder: ModelFolder, tmp_path: Path) -> None:
+    with pytest.raises(OfflineError, match="cannot be written: No space left"):
+        run_offline(a_run(folder, tmp_path, text=Path("/dev/full")), silent)
+
+
 def test_sound_that_is_none(folder: ModelFolder, tmp_path: Path) -> None:
     (tmp_path / "in.wav").write_bytes(b"nonsense")
     with pytest.raises(OfflineError, match=r"in\.wav"):

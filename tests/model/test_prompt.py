@@ -54,6 +54,8 @@ def test_a_prompt_that_does_not_fit_says_how_many_frames_it_takes() -> None:
     assert check_length(5, 5, 24) == 22
     with pytest.raises(PromptTooLong, match=r"takes 3072 frames \(246 s\).*holds 3000: 60 .* 3000 .* by 74 tokens"):
         check_length(60, 3000, 3000)
+    with pytest.raises(PromptTooLong, match="take a shorter recording of the voice"):
+        check_length(2990, 4, 3000)
 
 
 def test_it_loads_without_torch() -> None:

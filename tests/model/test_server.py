@@ -405,6 +405,15 @@ asyncio.run(serving.serve(Hanging(), "127.0.0.1:0", exit_with_parent=True))
 """
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_process_that_still_loads_ends_at_once(number: signal.Signals) -> None:
+    with worker_process("-c", HANGS, stdin=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"hanging\n"
+        process.send_signal(number)
+        assert process.wait(5) == -number
+
+
 def test_a_worker_process_that_hangs_ends_with_its_parents_pipe_too() -> None:
     with worker_process("-c", HANGS, stdin=subprocess.PIPE) as process:
         assert process.stdin is not None

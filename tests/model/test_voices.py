@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +66,7 @@ def test_one_without_is_refused(tmp_path: Path, voices: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../voices/ann", "ann.wav", "/etc/passwd", "Ann", "", "ann\n"])
 def test_a_name_is_not_a_path(voices: Path, name: str) -> None:
-    with pytest.raises(VoiceRefused, match="there is no voice"):
+    with pytest.raises(VoiceRefused, match=r"there is no voice .* callplex voices add NAME "):
         permitted(voices, name)
 
 
@@ -125,6 +127,16 @@ def test_a_recording_must_be_fit_for_a_prompt(tmp_path: Path, seconds: float, sa
         add_voice(tmp_path / "voices", "ann", recording(tmp_path / "a.wav", seconds), AGREED, TODAY)
     with pytest.raises(VoiceRefused, match=r"absent\.wav cannot be read"):
         add_voice(tmp_path / "voices", "ann", tmp_path / "absent.wav", AGREED, TODAY)
+
+
+def test_what_is_kept_is_what_was_examined(tmp_path: Path) -> None:
+    """A pipe gives its bytes once."""
+    sound, pipe = recording(tmp_path / "a.wav").read_bytes(), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(sound,), daemon=True)
+    writer.start()
+    assert add_voice(tmp_path / "voices", "ann", pipe, AGREED, TODAY).path.read_bytes() == sound
+    writer.join(10)
 
 
 def test_a_voice_is_removed_with_its_record(voices: Path, tmp_path: Path) -> None:

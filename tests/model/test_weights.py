@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from model.commands import CommandFailed, verify_weights
 from model.voices import PUBLISHED
 from model.weights import RECORD, REPOSITORY, file_names
 from model.weights_check import weight_problems
@@ -240,7 +241,7 @@ def test_no_network_is_one_sentence(tmp_path: Path) -> None:
     assert len(error.splitlines()) == 1
 
 
-def test_verify_reads_every_byte(hub: Hub, tmp_path: Path) -> None:
+def test_verify_reads_every_byte(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_folder(tmp_path / "weights").path
     assert weights(folder, "download", endpoint=hub.url, token=TOKEN)[0] == 0
     assert weights(folder, "verify") == (0, f"{folder}: whole\n", "")
@@ -248,15 +249,22 @@ def test_verify_reads_every_byte(hub: Hub, tmp_path: Path) -> None:
     data = bytearray((folder / name).read_bytes())
     data[-1] ^= 1
     (folder / name).write_bytes(data)
-    assert weights(folder, "verify", "--quick")[0] == 0
-    status, shown, error = weights(folder, "verify", "--json")
-    assert (status, json.loads(shown)["ok"]) == (1, False)
-    assert f"{name} is damaged" in error
+    verify_weights(folder, quick=True, as_json=False)
+    assert capsys.readouterr().out == f"{folder}: whole; bytes not compared\n"
+    with pytest.raises(CommandFailed, match="is damaged") as raised:
+        verify_weights(folder, quick=False, as_json=True)
+    assert json.loads(capsys.readouterr().out) == {
+        "ok": False,
+        "problems": [str(raised.value)],
+        "bytes_compared": True,
+    }
 
 
-def test_a_folder_from_elsewhere_is_checked_by_its_tensors(tmp_path: Path) -> None:
+def test_a_folder_from_elsewhere_is_checked_by_its_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_folder(tmp_path / "weights")
     assert not (folder.path / RECORD).exists()
+    verify_weights(folder.path, quick=False, as_json=False)
+    assert capsys.readouterr().out.endswith(": whole; bytes not compared: it was not downloaded by callplex\n")
     assert list(weight_problems(folder.path)) == []
     whole = folder.lm.read_bytes()
     folder.lm.write_bytes(whole[:-1000])
@@ -266,6 +274,15 @@ def test_a_folder_from_elsewhere_is_checked_by_its_tensors(tmp_path: Path) -> No
     assert "model.safetensors cannot be read" in cut
     assert "is not a SentencePiece model" in tokenizer
     assert "NATF3.pt is not a voice prompt" in voice
+
+
+def test_a_published_folder_lacks_no_voice(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "weights")
+    os.unlink(folder.path / "lm.json")
+    voices = [problem for problem in weight_problems(folder.path) if "lacks the voices" in problem]
+    assert len(voices) == 1
+    assert "NATF0, NATF1, NATF3," in voices[0]
+    assert VOICE not in voices[0]
 
 
 def test_a_model_of_other_sizes_is_told_by_its_tensors(tmp_path: Path) -> None:
