@@ -159,12 +159,14 @@ def call(
     to: Annotated[str, typer.Option("--to", help="Number dialled.")] = "+15550100",
     from_: Annotated[str, typer.Option("--from", help="Number shown as the caller's.")] = "+15550199",
     url: Annotated[str, typer.Option(help="The gateway.")] = "http://127.0.0.1:8080",
+    sip: Annotated[str | None, typer.Option(help="Call over SIP instead, for example sip:agent@127.0.0.1.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for agent.wav and call.wav.")] = None,
     json_output: Json = False,
 ) -> None:
-    """A phone in the terminal: calls a gateway as Twilio would."""
+    """A phone in the terminal: calls a gateway as Twilio would, or over SIP."""
     settings = _settings()
     from gateway.phone.command import call_command
+    from gateway.phone.sip import account_from
 
     raise typer.Exit(
         call_command(
@@ -178,6 +180,7 @@ def call(
             auth_token=settings.twilio_auth_token.get_secret_value(),
             account_sid=settings.twilio_account_sid,
             sign_as=settings.public_url,
+            sip=account_from(sip, settings.sip) if sip is not None else None,
         )
     )
 

@@ -310,10 +310,11 @@ class _Phone:
             metrics.underruns += result.counts.underruns
             metrics.unheard_ms += round(result.unheard * 1000, 1)
         if options.out is not None and self._results:
-            report.agent_wav, report.call_wav = _record(options.out, caller, agent)
+            report.agent_wav, report.call_wav = record(options.out, caller, agent)
 
 
-def _record(folder: Path, caller: bytes, agent: bytes) -> tuple[str, str]:
+def record(folder: Path, caller: bytes, agent: bytes) -> tuple[str, str]:
+    """Keep the sound of a call: agent.wav and call.wav. Raises CallFailed."""
     agent_wav, call_wav = folder / "agent.wav", folder / "call.wav"
     try:
         folder.mkdir(parents=True, exist_ok=True)

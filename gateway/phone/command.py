@@ -22,6 +22,7 @@ from gateway.phone.caller import Voice
 from gateway.phone.metrics import Metrics
 from gateway.phone.microphone import MicrophoneMissing, open_microphone
 from gateway.phone.script import load_caller
+from gateway.phone.sip import SipAccount, SipCallOptions, place_sip_call
 from gateway.phone.sound import SoundUnreadable
 
 _T = TypeVar("_T")
@@ -41,8 +42,9 @@ def call_command(
     sign_as: str = "",
     out: Path | None = None,
     json_output: bool = False,
+    sip: SipAccount | None = None,
 ) -> int:
-    """Place one call and print its report; returns the exit status.
+    """Place one call and print its report; returns the exit status. With `sip` it goes over SIP, not to `url`.
 
     `wav`: any WAV, or a caller script (`.json`, see `script`). `sign_as`: the gateway's public URL,
     used when it is called on this machine. With `json_output` one JSON object goes to standard output:
@@ -54,9 +56,13 @@ def call_command(
     try:
         voice: Voice = open_microphone() if wav is None else load_caller(wav)
         sign_as = sign_as if is_local(url) else ""
-        options = CallOptions(url, voice, from_number, to_number, auth_token, account_sid, sign_as, out)
         on_event = None if json_output else _Printer(Console(soft_wrap=True, highlight=False)).show
-        report = run_until_interrupt(place_call(options, on_event), options.hangup.set)
+        if sip is not None:
+            over_sip = SipCallOptions(sip.target, voice, from_number, sip.credentials, sip.tls_ca, sip.encrypted, out)
+            report = run_until_interrupt(place_sip_call(over_sip, on_event), over_sip.hangup.set)
+        else:
+            options = CallOptions(url, voice, from_number, to_number, auth_token, account_sid, sign_as, out)
+            report = run_until_interrupt(place_call(options, on_event), options.hangup.set)
     except (CallFailed, SoundUnreadable, MicrophoneMissing) as error:
         return _fail(str(error), json_output, errors, FAILED)
     if json_output:

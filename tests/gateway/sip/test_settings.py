@@ -23,7 +23,8 @@ def sip(**values: object) -> SipSettings:
 def test_a_file_and_the_environment_which_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("callplex.toml").write_text(
         '[sip]\nlisten = "127.0.0.1:1"\nallow = "192.0.2.0/24"\n[sip.users]\nbob = "hunter2"\n'
-        '[[sip.trunks]]\nname = "one"\nregistrar = "sip:sip.example.com;transport=tls"\nuser = "u"\npassword = "hunter3"\n'
+        '[[sip.trunks]]\nname = "one"\nregistrar = "sip:sip.example.com;transport=tls"\n'
+        'user = "u"\npassword = "hunter3"\n'
     )
     monkeypatch.setenv("CALLPLEX_SIP_LISTEN", "udp:127.0.0.1:5070")
     settings = load_settings()
