@@ -55,11 +55,12 @@ def environment(data: Path, **settings: str) -> dict[str, str]:
 
 
 @contextmanager
-def running_gateway(folder: Path, descriptors: int = 0, **settings: str) -> Iterator[GatewayProcess]:
+def running_gateway(folder: Path, **settings: str) -> Iterator[GatewayProcess]:
     """Start a gateway whose data and log lie in `folder`; killed on leaving if it still runs.
 
-    `descriptors`: how many files it may have open; 0: as many as we.
+    A setting `descriptors` says how many files it may have open; without it, as many as we.
     """
+    descriptors = settings.pop("descriptors", "")
     limited = ["sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh"] if descriptors else []
     folder.mkdir(exist_ok=True)
     data, log = folder / "data", folder / "gateway.log"

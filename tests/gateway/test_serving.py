@@ -119,7 +119,7 @@ def test_a_stopped_gateway_files_the_call_on_the_line(tmp_path: Path) -> None:
 
 
 def test_sockets_that_say_nothing_take_nobodys_turn(tmp_path: Path) -> None:
-    with running_gateway(tmp_path, descriptors=128, CALLPLEX_EMBEDDED_ECHO="1") as gateway, ExitStack() as stack:
+    with running_gateway(tmp_path, descriptors="128", CALLPLEX_EMBEDDED_ECHO="1") as gateway, ExitStack() as stack:
         host, port = gateway.url.removeprefix("http://").split(":")
         for _ in range(300):
             half_open = stack.enter_context(socket.create_connection((host, int(port)), timeout=5))
