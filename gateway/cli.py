@@ -297,6 +297,8 @@ def personas_clip(
         said = text or one.disclosure
         if not said:
             fail(f"{persona} has no disclosure; say what to speak with --text")
+        if said != one.disclosure and out is None:
+            fail("say where to keep it with --out: the default place is that of the persona's own disclosure")
         wanted = ClipRequest(
             said, request.voice, voice_path, request.prompt, one.id, one.version, seed=seed, attempts=attempts
         )
