@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from gateway.settings import Settings, SettingsInvalid, load_settings, masked
+from gateway.settings import Settings, SettingsInvalid, load_settings, masked, misspelt_variables
 from model.commands import Places, told, voices_app, weights_app
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def _settings(**overrides: object) -> Settings:
     )
     for chatty in ("httpx", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    for sentence in misspelt_variables():
+        logging.getLogger(__name__).warning(sentence)
     return settings
 
 
@@ -302,6 +304,8 @@ def personas_clip(
         said = text or one.disclosure
         if not said:
             fail(f"{persona} has no disclosure; say what to speak with --text")
+        if said != one.disclosure and out is None:
+            fail("say where to keep it with --out: the default place is that of the persona's own disclosure")
         wanted = ClipRequest(
             said, request.voice, voice_path, request.prompt, one.id, one.version, seed=seed, attempts=attempts
         )

@@ -67,6 +67,8 @@ def examine(load: Callable[[], Settings]) -> list[Finding]:
     except SettingsInvalid as error:
         variable = str(error).partition(":")[0]
         fix = f"unset {variable}    # then look in .env and callplex.toml, and at: callplex config"
+        if not variable.startswith("CALLPLEX_"):
+            fix = "file .env callplex.toml    # then mend what is named above"
         return [*findings, Finding("settings", False, str(error), fix)]
     findings.append(Finding("settings", True, "valid"))
     for check in (

@@ -57,9 +57,9 @@ def bind(address: str, setting: str) -> socket.socket:
         listener.bind((host, port))
         listener.listen(512)
         listener.setblocking(False)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         listener.close()
-        reason = error.strerror or str(error)
+        reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
         raise CannotListen(f"cannot listen on {address}: {reason}; stop what uses it, or set {setting}") from error
     return listener
 
@@ -212,9 +212,15 @@ def _listener(app: ASGIApp, http: type[PromptHttp]) -> _Listener:
 
 
 def _refuse_open_admin(settings: Settings) -> None:
-    host, _ = split_address(settings.admin_listen)
-    if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+    if not _is_loopback(split_address(settings.admin_listen)[0]):
         raise CannotListen(
             f"CALLPLEX_ADMIN_LISTEN is {settings.admin_listen}, but the admin listener has no login: "
             "use a loopback address such as 127.0.0.1:8081 and reach it through ssh or your own proxy"
         )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

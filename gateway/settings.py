@@ -5,22 +5,35 @@ Sources, the first that names a value wins: environment (`CALLPLEX_*`), `.env`, 
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
+import os
+import re
 import tomllib
 from base64 import b64decode
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
+    DotEnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
 
 from gateway.sip.settings import SipSettings
+
+PREFIX = "CALLPLEX_"
+DOTENV, TOML = ".env", "callplex.toml"
+OTHERS = frozenset({"CALLPLEX_PORT"})
+"""Variables with our prefix that others read: docker-compose.yml's port on the host."""
+
+
+MASK = "********"
 
 
 class SettingsInvalid(Exception):
@@ -31,11 +44,11 @@ class Settings(BaseSettings):
     """The gateway's and the worker's settings; field names are the variables without `CALLPLEX_`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="CALLPLEX_",
+        env_prefix=PREFIX,
         env_nested_delimiter="_",
         env_nested_max_split=1,
-        env_file=".env",
-        toml_file="callplex.toml",
+        env_file=DOTENV,
+        toml_file=TOML,
         frozen=True,
         extra="forbid",
         hide_input_in_errors=True,
@@ -118,7 +131,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, dotenv_settings, TomlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, _DotEnv(settings_cls), TomlConfigSettingsSource(settings_cls)
 
     @property
     def loopback_only(self) -> bool:
@@ -134,23 +147,72 @@ def split_address(value: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+class _DotEnv(DotEnvSettingsSource):
+    """`.env`, which we share with docker compose and others: names without our prefix are not for us."""
+
+    def __call__(self) -> dict[str, Any]:
+        for name, message in _unknown(self.env_vars):
+            raise SettingsInvalid(f"{name}: {message} (in {DOTENV})")
+        fields = self.settings_cls.model_fields
+        return {name: value for name, value in super().__call__().items() if name in fields}
+
+
 def load_settings(**overrides: object) -> Settings:
     """Read the settings. Raises SettingsInvalid naming the variable that is wrong and why."""
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
     except tomllib.TOMLDecodeError as error:
-        raise SettingsInvalid(f"callplex.toml cannot be read: {error}") from None
+        raise SettingsInvalid(f"{TOML} cannot be read: {error}") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name = "CALLPLEX_" + "_".join(str(part) for part in first["loc"]).upper()
+        name = "_".join(str(part) for part in first["loc"]).upper().removeprefix(PREFIX)
         message = first["msg"].removeprefix("Value error, ")
-        raise SettingsInvalid(f"{name}: {message}") from None
+        if first["type"] == "extra_forbidden":
+            message = _no_setting(name) + f" (in {TOML}, where names have no {PREFIX})"
+        raise SettingsInvalid(f"{PREFIX}{name}: {message}") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise SettingsInvalid(_unreadable(error)) from None
+
+
+def misspelt_variables() -> list[str]:
+    """A sentence for each variable of the environment that looks like ours and is none."""
+    return [f"{name} is ignored: it {message}" for name, message in _unknown(os.environ)]
+
+
+def _unknown(names: Iterable[str]) -> list[tuple[str, str]]:
+    found = sorted(name for name in map(str.upper, names) if name.startswith(PREFIX) and name not in OTHERS)
+    known = _names()
+    ours = [(name, name.removeprefix(PREFIX)) for name in found]
+    return [(name, _no_setting(short)) for name, short in ours if short.lower() not in known]
+
+
+def _names() -> list[str]:
+    return [*Settings.model_fields, *(f"sip_{name}" for name in SipSettings.model_fields)]
+
+
+def _no_setting(name: str) -> str:
+    near = difflib.get_close_matches(name.lower().removeprefix(PREFIX.lower()), _names(), 1)
+    return "is no setting" + (f"; did you mean {PREFIX}{near[0].upper()}?" if near else "")
+
+
+def _unreadable(error: UnicodeDecodeError | OSError) -> str:
+    """Which of the files cannot be read, and why."""
+    for name in (DOTENV, TOML):
+        try:
+            Path(name).read_text("utf-8")
+        except FileNotFoundError:
+            continue
+        except UnicodeDecodeError:
+            return f"{name} is not UTF-8; save it as UTF-8 text"
+        except OSError as reason:
+            return f"{name} cannot be read: {reason.strerror or reason}"
+    return f"the settings cannot be read: {error}"
 
 
 def masked(settings: Settings) -> dict[str, str]:
     """The effective settings as text under their variables' names; secrets show only that they are set."""
     shown: dict[str, str] = {}
-    _show(settings, "CALLPLEX_", shown)
+    _show(settings, PREFIX, shown)
     return shown
 
 
@@ -161,9 +223,18 @@ def _show(settings: BaseModel, prefix: str, shown: dict[str, str]) -> None:
             _show(value, f"{prefix}{name.upper()}_", shown)
             continue
         if isinstance(value, SecretStr):
-            value = "********" if value.get_secret_value() else ""
+            value = MASK if value.get_secret_value() else ""
         elif isinstance(value, tuple):
             value = ", ".join(str(getattr(one, "name", one)) for one in value)
         elif isinstance(value, dict):
-            value = ", ".join(f"{key}:********" for key in value)
+            value = ", ".join(f"{key}:{MASK}" for key in value)
+        elif name.endswith("_url"):
+            value = _without_credentials(value)
         shown[prefix + name.upper()] = "" if value is None else str(value)
+
+
+def _without_credentials(url: str) -> str:
+    """A URL whose user, password and query values are masked."""
+    address, separator, query = url.partition("?")
+    address = re.sub(r"(?<=//)[^/]*@", f"{MASK}@", address)
+    return address + separator + re.sub(r"(?<==)[^&#]+", MASK, query)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
@@ -103,8 +103,8 @@ async def place_call(options: CallOptions, on_event: Callable[[Happening], None]
 
 
 def is_local(url: str) -> bool:
-    """Whether the address is on this machine's loopback."""
-    return (urlsplit(url).hostname or "") in LOOPBACK
+    """Whether the address is on this machine's loopback. Raises CallFailed if it is none."""
+    return (_split(url).hostname or "") in LOOPBACK
 
 
 class _Phone:
@@ -168,15 +168,15 @@ class _Phone:
                 self._report.ended_by, self._report.transfer = "transfer", verb.detail
                 return None
             if verb.name == "Redirect":
-                return urljoin(base, verb.detail), method
+                return _join(base, verb.detail), method
             if verb.stream is None:
                 continue
             on_line = await self._connect(verb.stream)
             if action := verb.attributes.get("action"):
                 if on_line:
-                    return urljoin(base, action), method
+                    return _join(base, action), method
                 # The caller is gone: the carrier asks all the same, and nobody is left to hear the answer.
-                await self._fetch(urljoin(base, action), method, "completed")
+                await self._fetch(_join(base, action), method, "completed")
             if not on_line:
                 return None
         return None
@@ -276,10 +276,10 @@ class _Phone:
 
     def _reachable(self, url: str) -> str:
         """Where to go for an address in TwiML: a gateway's public one is here the one that was called."""
-        public, target = urlsplit(self._options.sign_as), urlsplit(url)
+        public, target = _split(self._options.sign_as), _split(url)
         if not public.netloc or target.netloc != public.netloc:
             return url
-        called = urlsplit(self._report.url)
+        called = _split(self._report.url)
         scheme = called.scheme.replace("http", "ws") if target.scheme.startswith("ws") else called.scheme
         return target._replace(scheme=scheme, netloc=called.netloc).geturl()
 
@@ -325,15 +325,29 @@ def record(folder: Path, caller: bytes, agent: bytes) -> tuple[str, str]:
     return str(agent_wav), str(call_wav)
 
 
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise CallFailed(f"{url!r} is no address; write it like http://127.0.0.1:8080.") from None
+
+
+def _join(base: str, url: str) -> str:
+    try:
+        return urljoin(base, url)
+    except ValueError:
+        raise CallFailed(f"The gateway's TwiML goes on at {url[:100]!r}, which is no address.") from None
+
+
 def _voice_url(url: str) -> str:
-    parts = urlsplit(url)
+    parts = _split(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise CallFailed(f"{url!r} is no gateway's address; write it like http://127.0.0.1:8080.")
     return url if parts.path.strip("/") else _origin(url) + VOICE_PATH
 
 
 def _origin(url: str) -> str:
-    parts = urlsplit(url)
+    parts = _split(url)
     return f"{parts.scheme}://{parts.netloc}"
 
 

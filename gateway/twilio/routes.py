@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 MAX_FORM = 64 * 1024
 MAX_FIELDS = 500
 MAX_SID = 64
+MAX_TEXT = 128
+"""Characters of a number, an address or a status."""
 FORM_TIMEOUT = 10.0
 """Seconds a request may take to deliver its form."""
 START_TIMEOUT = 10.0
@@ -96,12 +98,12 @@ class _Line:
     async def voice(self, request: Request) -> Response:
         """A call comes in: who answers, and where its sound goes."""
         form, base = await self._form(request)
-        call_sid, number = _call_sid(form), form.get("To", "")
+        call_sid, number = _call_sid(form), _text(form, "To")
         route = self.desk.route(number)
         if not route.open or not self.desk.ready():
             log.warning("call %s is not taken: %s", call_sid, "no free agent" if route.open else "closed")
             return _fallback(route.fallback)
-        ticket = Ticket(call_sid, route.persona, form.get("From", ""), number)
+        ticket = Ticket(call_sid, route.persona, _text(form, "From"), number)
         token = self.tokens.issue(ticket, asyncio.get_running_loop().time())
         parameters = {"persona": route.persona, "token": token}
         return _twiml(twiml.connect_stream(as_ws(base) + "/twilio/stream", base + "/twilio/after", parameters))
@@ -124,12 +126,12 @@ class _Line:
         return _fallback(outcome.fallback or self._number_fallback(form))
 
     def _number_fallback(self, form: dict[str, str]) -> str:
-        return self.desk.route(form.get("To", "")).fallback
+        return self.desk.route(_text(form, "To")).fallback
 
     async def status(self, request: Request) -> Response:
         """Twilio tells how its side of the call is doing."""
         form, _ = await self._form(request)
-        log.info("call %s: the carrier says %.40s", _call_sid(form), form.get("CallStatus", "nothing"))
+        log.info("call %s: the carrier says %r", _call_sid(form), _text(form, "CallStatus"))
         return Response(status_code=204)
 
     async def stream(self, websocket: WebSocket) -> None:
@@ -267,6 +269,11 @@ def _call_sid(form: dict[str, str]) -> str:
     if not (0 < len(sid) <= MAX_SID and sid.isascii() and sid.isalnum()):
         raise _BadForm(400, "the form must have a CallSid")
     return sid
+
+
+def _text(form: dict[str, str], name: str) -> str:
+    """A field that is routed by, logged and kept: at most MAX_TEXT characters, and no others than can be printed."""
+    return "".join(one if one.isprintable() else "?" for one in form.get(name, "")[:MAX_TEXT])
 
 
 def _fallback(number: str) -> Response:

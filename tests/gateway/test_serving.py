@@ -69,6 +69,38 @@ def test_the_admin_listener_stays_on_loopback(tmp_path: Path) -> None:
     assert "CALLPLEX_ADMIN_LISTEN is 0.0.0.0:8081" in refused(tmp_path, CALLPLEX_ADMIN_LISTEN="0.0.0.0:8081")
 
 
+def test_an_admin_listener_by_name_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    assert "CALLPLEX_ADMIN_LISTEN is myhost:8081" in refused(tmp_path, CALLPLEX_ADMIN_LISTEN="myhost:8081")
+    assert "cannot listen on a..b:80" in refused(tmp_path, CALLPLEX_LISTEN="a..b:80")
+
+
+@pytest.mark.parametrize("name", [".env", "callplex.toml"])
+def test_a_settings_file_that_is_no_text_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\xff\xfe")
+    assert refused(tmp_path) == f"callplex: {name} is not UTF-8; save it as UTF-8 text\n"
+
+
+def test_a_misspelt_variable_is_warned_of(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, CALLPLEX_EMBEDDED_ECHO="1", CALLPLEX_MAX_CALS="3") as gateway:
+        assert "CALLPLEX_MAX_CALS is ignored: it is no setting; did you mean CALLPLEX_MAX_CALLS?" in (
+            gateway.log.read_text()
+        )
+
+
+def test_an_address_that_cannot_be_called_is_said_in_one_sentence(tmp_path: Path) -> None:
+    phone = subprocess.run(
+        [sys.executable, "-m", "gateway.cli", "call", "--wav", str(PHONE), "--url", "http://[::1"],
+        env=environment(tmp_path / "data"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (phone.returncode, phone.stderr) == (
+        1,
+        "'http://[::1' is no address; write it like http://127.0.0.1:8080.\n",
+    )
+
+
 def test_an_invalid_persona_stops_the_start_with_file_line_and_field(tmp_path: Path) -> None:
     personas = tmp_path / "personas"
     personas.mkdir()

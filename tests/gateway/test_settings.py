@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.settings import Settings, SettingsInvalid, load_settings, masked, split_address
+from gateway.settings import Settings, SettingsInvalid, load_settings, masked, misspelt_variables, split_address
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +30,42 @@ def test_a_misspelt_setting_is_named() -> None:
         load_settings()
 
 
+@pytest.mark.parametrize("key", ["lisen", "CALLPLEX_LISEN", "callplex_listen"])
+def test_a_name_is_never_prefixed_twice(key: str) -> None:
+    Path("callplex.toml").write_text(f'{key} = "127.0.0.1:1"\n')
+    with pytest.raises(SettingsInvalid, match="did you mean CALLPLEX_LISTEN") as refused:
+        load_settings()
+    assert "CALLPLEX_CALLPLEX_" not in str(refused.value)
+
+
+def test_what_others_keep_in_dotenv_is_theirs() -> None:
+    Path(".env").write_text("FOO=bar\nDATABASE_URL=\nlisten=nonsense\nCALLPLEX_PORT=80\nCALLPLEX_MAX_CALLS=7\n")
+    settings = load_settings()
+    assert (settings.max_calls, settings.listen) == (7, "127.0.0.1:8080")
+
+
+def test_a_misspelt_setting_in_dotenv_is_named() -> None:
+    Path(".env").write_text("CALLPLEX_LISEN=127.0.0.1:1\n")
+    with pytest.raises(SettingsInvalid, match=r"^CALLPLEX_LISEN: is no setting; did you mean CALLPLEX_LISTEN\?"):
+        load_settings()
+
+
+def test_a_misspelt_variable_is_worth_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALLPLEX_PORT", "80")
+    monkeypatch.setenv("CALLPLEX_WORKR_TOKEN", "hunter2")
+    load_settings()
+    assert misspelt_variables() == [
+        "CALLPLEX_WORKR_TOKEN is ignored: it is no setting; did you mean CALLPLEX_WORKER_TOKEN?"
+    ]
+
+
+@pytest.mark.parametrize("name", [".env", "callplex.toml"])
+def test_a_file_that_is_no_text_is_named(name: str) -> None:
+    Path(name).write_bytes(b'CALLPLEX_DATA_DIR="\xff"\n')
+    with pytest.raises(SettingsInvalid, match=f"{name} is not UTF-8"):
+        load_settings()
+
+
 def test_a_file_that_is_no_toml_is_named() -> None:
     Path("callplex.toml").write_text("listen = \n")
     with pytest.raises(SettingsInvalid, match=r"callplex\.toml"):
@@ -43,6 +79,20 @@ def test_secrets_are_masked_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown["CALLPLEX_TWILIO_AUTH_TOKEN"] == "********"
     assert shown["CALLPLEX_WORKER_TOKEN"] == ""
     assert "hunter2" not in repr(settings) + str(shown)
+
+
+def test_credentials_inside_addresses_are_masked() -> None:
+    shown = masked(
+        load_settings(
+            webhook_url="https://user:hunter2@hooks.example/x?token=hunter2&n=1",
+            chat_url="http://hunter2@127.0.0.1:8000/v1",
+            public_url="https://voice.example.com",
+        )
+    )
+    assert "hunter2" not in str(shown)
+    assert shown["CALLPLEX_WEBHOOK_URL"] == "https://********@hooks.example/x?token=********&n=********"
+    assert shown["CALLPLEX_CHAT_URL"] == "http://********@127.0.0.1:8000/v1"
+    assert shown["CALLPLEX_PUBLIC_URL"] == "https://voice.example.com"
 
 
 def test_without_a_token_only_this_machine_is_served(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,9 @@ def test_what_a_model_cannot_say_becomes_no_clip(tmp_path: Path) -> None:
     assert not (tmp_path / "clips").exists()
     persona.write_text(f"voice: {VOICE}\nrole: you are a teacher\n")
     assert "has no disclosure" in callplex(tmp_path, "personas", "clip", "bank.yaml", weights=folder)[2]
+    other = callplex(tmp_path, "personas", "clip", "bank.yaml", "--text", "goodbye", weights=folder)
+    assert other[0] == 1
+    assert "say where to keep it with --out" in other[2]
 
 
 def test_a_clip_never_takes_the_place_of_its_own_sound(tmp_path: Path) -> None:

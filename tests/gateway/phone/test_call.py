@@ -288,6 +288,8 @@ async def test_a_public_gateway_called_here_is_signed_under_its_public_name() ->
         (PlainTextResponse("", 503), "busy"),
         (PlainTextResponse("", 500), "HTTP 500"),
         (PlainTextResponse("", 404), "does not exist"),
+        (Response("<Response><Redirect>http://[::1</Redirect></Response>"), "is no address"),
+        (Response('<Response><Connect><Stream url="wss://[::1"/></Connect></Response>'), "is no address"),
     ],
 )
 async def test_useless_answers_are_one_sentence(document: str | Response, words: str) -> None:

@@ -280,6 +280,33 @@ async def test_a_wrong_opening_is_refused_with_its_reason() -> None:
                 assert await closed(socket) == (1008, why)
 
 
+async def test_what_a_caller_writes_cannot_forge_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="gateway")
+    desk = Desk(settings())
+    forged = {
+        **FORM,
+        "From": "+1\r\n2026 ERROR the disk is full\x1b[2J\u202e",
+        "To": "+" + "5" * 5000,
+        "CallStatus": "in-progress\n2026 ERROR\x07",
+    }
+    async with gateway(desk) as (client, _):
+        _, url, parameters = stream_of(await post(client, "/twilio/voice", forged))
+        assert (await post(client, "/twilio/status", forged)).status_code == 204
+        assert (await post(client, "/twilio/after", forged)).status_code == 200
+        async with connect(url) as socket:
+            line = carrier()
+            for text in (line.connected(), line.start(parameters), line.stop()):
+                await socket.send(text)
+            assert await closed(socket) == (1000, "caller_hangup")
+    [leg] = desk.legs
+    assert leg.info.from_number == "+1??2026 ERROR the disk is full?[2J?"
+    assert leg.info.to_number == "+" + "5" * 127
+    assert set(desk.numbers) == {leg.info.to_number}
+    own = [record.getMessage() for record in caplog.records if record.name.startswith("gateway")]
+    assert "call CA1: the carrier says 'in-progress?2026 ERROR?'" in own
+    assert all(message.isprintable() for message in own)
+
+
 async def test_a_form_that_does_not_arrive_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routes, "FORM_TIMEOUT", 0.05)
     head = "POST /twilio/voice HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n"
