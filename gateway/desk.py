@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Literal
 
 import httpx
 
@@ -74,6 +75,11 @@ class Desk:
     def ready(self) -> bool:
         """Whether a call that comes now would be answered by an agent."""
         return not self._full() and (self._pool is None or self._pool.ready)
+
+    def turned_away(self, why: Literal["busy", "closed"]) -> None:
+        """Count a call that was not taken because `ready` said no, or nobody answers its number now."""
+        label = why if why == "closed" else self._full() or why
+        self.telemetry.refused.labels(label).inc()
 
     @property
     def active_calls(self) -> int:
