@@ -84,6 +84,11 @@ class Desk:
             return ""
         return "busy" if self._pool.reachable else "unavailable"
 
+    def turned_away(self, why: Literal["busy", "closed"]) -> None:
+        """Count a call that was not taken because `ready` said no, or nobody answers its number now."""
+        label = why if why == "closed" else self._full() or why
+        self.telemetry.refused.labels(label).inc()
+
     @property
     def active_calls(self) -> int:
         return len(self._calls)

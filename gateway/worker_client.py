@@ -24,7 +24,7 @@ from websockets.uri import WebSocketURI, parse_uri
 
 from gateway.engine import EngineError, EngineFull, EngineLost
 from model import wire
-from model.wire import AgentFrame, CallerFrame, Output, SessionRequest
+from model.wire import CallerFrame, Output, SessionRequest
 
 CONNECT_TIMEOUT = 2.0
 """Seconds until a worker has accepted the connection and the WebSocket."""
@@ -55,8 +55,6 @@ class _Connection(asyncio.Protocol):
         self.ended = False
         """Nothing more will arrive in `inbox`."""
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.received = 0
-        """Agent frames that have arrived."""
         self._where = f"the worker at {uri.host}:{uri.port}"
         self._headers = headers
         self._open = False
@@ -128,9 +126,7 @@ class _Connection(asyncio.Protocol):
         except (wire.WireError, UnicodeDecodeError) as error:
             self.fail(f"{self._where} broke the protocol: {error}")
             return
-        if isinstance(message, AgentFrame):
-            self.received += 1
-        elif isinstance(message, wire.Done):
+        if isinstance(message, wire.Done):
             self._done = True
         elif isinstance(message, wire.Error):
             self.error = f"the worker ended the session: {message.message}"
@@ -220,11 +216,6 @@ class RemoteSession:
         self._connection = connection
         self._sent = 0
         self._closed = False
-
-    @property
-    def frames_behind(self) -> int:
-        """Caller frames (80 ms each) that the worker has not answered yet."""
-        return self._sent - self._connection.received
 
     async def send(self, pcm: bytes) -> None:
         if self._closed:

@@ -11,7 +11,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Protocol
+from typing import Literal, Protocol
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, FastAPI, Request, Response, WebSocket
@@ -68,6 +68,9 @@ class CallDesk(Protocol):
     def ready(self) -> bool:
         """Whether a call can be taken now."""
 
+    def turned_away(self, why: Literal["busy", "closed"]) -> None:
+        """Count a call that is not taken."""
+
     def route(self, number: str) -> Routed:
         """Who answers the number dialled."""
 
@@ -102,6 +105,7 @@ class _Line:
         route = self.desk.route(number)
         if not route.open or not self.desk.ready():
             log.warning("call %s is not taken: %s", call_sid, "no free agent" if route.open else "closed")
+            self.desk.turned_away("busy" if route.open else "closed")
             return _fallback(route.fallback)
         ticket = Ticket(call_sid, route.persona, _text(form, "From"), number)
         token = self.tokens.issue(ticket, asyncio.get_running_loop().time())

@@ -48,7 +48,7 @@ class Dialogue:
         self._wanted: Wanted = always
 
     def greeting(self) -> Iterator[Sentence | End]:
-        """What is said first. Afterwards prepares the matcher, which may take a second."""
+        """What is said first. Afterwards has the matcher prepared."""
         self._before = self._course.copy()
         yield from self._deliver([self._request.greeting or lines.GREETING])
         self._course.place.prepare()

@@ -11,7 +11,6 @@ import ctypes
 import gc
 import logging
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from model.rehearsal.matcher_minilm import MiniLmMatcher
 from model.rehearsal.matcher_minilm import WeightsMissing as MatcherWeightsMissing
 from model.rehearsal.matcher_minilm import find_weights as find_matcher_weights
 from model.rehearsal.session import Models, RehearsalSession
+from model.rehearsal.threads import workers
 from model.rehearsal.tts import HibariSynthesizer
 from model.rehearsal.vad import VadModel
 from model.rehearsal.weights import Weights, find_weights
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 RECOGNISERS = 2
 _TALKERS = 32
 """Threads that think and speak; they may wait for a chat endpoint, and are made when needed."""
+_BEHIND = 5
+"""Steps of niceness: frames and voice activity, a few per cent of a core, come first."""
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 """From glibc's malloc.h."""
 _LARGE = 256 * 1024
@@ -90,9 +92,9 @@ def load_models(weights: Weights) -> Models:
         listener=partial(Listener, VadModel(weights.vad)),
         recogniser=recogniser,
         synthesizer=HibariSynthesizer(weights.tts),
-        listening=ThreadPoolExecutor(1, "rehearsal-listen"),
-        recognising=ThreadPoolExecutor(RECOGNISERS, "rehearsal-recognise"),
-        talking=ThreadPoolExecutor(_TALKERS, "rehearsal-talk"),
+        listening=workers("listen", 1),
+        recognising=workers("recognise", RECOGNISERS, behind=_BEHIND),
+        talking=workers("talk", _TALKERS, behind=_BEHIND),
     )
 
 

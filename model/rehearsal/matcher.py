@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -40,8 +41,8 @@ class Matcher(Protocol):
     threshold: float
     """A score from here on means that the caller is in scope of that candidate."""
 
-    def prepare(self, phrases: Sequence[str]) -> None:
-        """Do ahead what ranking against these phrases will need. Optional; may take a second."""
+    def prepare(self, phrases: Sequence[str]) -> Future[None] | None:
+        """Do ahead what ranking against these phrases will need; in the background if it returns a future."""
 
     def rank(self, heard: str, candidates: Sequence[Candidate]) -> list[Match]:
         """Every candidate with its score, about 0 to 1, the best first."""

@@ -14,6 +14,7 @@ import math
 import struct
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from model.rehearsal.matcher import Candidate, Match, best_first
+from model.rehearsal.threads import workers
 
 Array = npt.NDArray[np.float32]
 
@@ -35,6 +37,8 @@ LONGEST = 96
 BATCH = 16
 CACHED = 4096
 """Vectors of phrases kept, 1.5 kB each."""
+_BEHIND = 10
+"""Steps of niceness: what is prepared is needed seconds later."""
 
 
 ELSEWHERE = (
@@ -129,10 +133,11 @@ class MiniLmMatcher:
         self._elsewhere = self._encoder.encode(ELSEWHERE)
         self._vectors: dict[str, Array] = {}
         self._lock = threading.Lock()
+        self._preparing = workers("prepare", 1, behind=_BEHIND)
 
-    def prepare(self, phrases: Sequence[str]) -> None:
-        for start in range(0, len(phrases), BATCH):
-            self._lookup(phrases[start : start + BATCH])
+    def prepare(self, phrases: Sequence[str]) -> Future[None]:
+        """In the background, one script after the other: calls that begin together do not do it twice."""
+        return self._preparing.submit(self._prepare, list(phrases))
 
     def rank(self, heard: str, candidates: Sequence[Candidate]) -> list[Match]:
         phrases = [phrase for candidate in candidates for phrase in candidate.phrases]
@@ -143,6 +148,10 @@ class MiniLmMatcher:
         elsewhere = AGAINST * max(0.0, float((self._elsewhere @ vector).max()))
         scored = [(c, max((float(next(cosines)) for _ in c.phrases), default=0.0) - elsewhere) for c in candidates]
         return best_first(scored)
+
+    def _prepare(self, phrases: Sequence[str]) -> None:
+        for start in range(0, len(phrases), BATCH):
+            self._lookup(phrases[start : start + BATCH])
 
     def _lookup(self, phrases: Sequence[str]) -> Array:
         """Vectors of phrases, float32 [len(phrases), 384], from the cache where they are there."""

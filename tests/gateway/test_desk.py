@@ -59,13 +59,13 @@ class HeldLeg:
         await self.release.wait()
 
 
-def desk_in(folder: Path, **values: object) -> Desk:
+def desk_in(folder: Path, routing: str = "", **values: object) -> Desk:
     """A desk that echoes, with one persona whose fallback and recording are set."""
     personas = folder / "personas"
-    personas.mkdir()
+    personas.mkdir(parents=True)
     persona = "voice: NATF0\nrole: You work for a bank.\nfallback: '+15550999'\nrecord: true\n"
     (personas / "bank.yaml").write_text(persona)
-    (personas / "routing.yaml").write_text("default:\n  persona: bank\n")
+    (personas / "routing.yaml").write_text("default:\n  persona: bank\n" + routing)
     return Desk(settings(personas=personas, data_dir=folder / "data", embedded_echo=True, **values))
 
 
@@ -121,6 +121,23 @@ async def test_one_call_too_many_reaches_the_fallback(tmp_path: Path) -> None:
             assert desk.active_calls == 1
             assert await carrier.after("CA2") == [("Dial", "+15550999"), ("Hangup", None)]
     assert b'callplex_calls_refused_total{why="busy"} 1.0' in desk.telemetry.render()
+
+
+async def test_who_is_turned_away_is_counted(tmp_path: Path) -> None:
+    closed = "  hours: never\nhours:\n  never:\n    time_zone: UTC\n    open:\n      mon-sun: []\n"
+    desk, held = desk_in(tmp_path, routing=closed), HeldLeg()
+    form = {"CallSid": "CA1", "To": "+2", "From": "+1"}
+    async with carrier_of(desk) as carrier:
+        assert "Dial" in (await carrier.client.post("/twilio/voice", data=form)).text
+    assert b'callplex_calls_refused_total{why="closed"} 1.0' in desk.telemetry.render()
+    full = desk_in(tmp_path / "full", max_calls=1)
+    async with carrier_of(full) as carrier, asyncio.TaskGroup() as tasks:
+        tasks.create_task(full.answer(held, "bank"))
+        async with asyncio.timeout(TIMEOUT):
+            await held.listening.wait()
+        assert "Dial" in (await carrier.client.post("/twilio/voice", data=form)).text
+        held.release.set()
+    assert b'callplex_calls_refused_total{why="busy"} 1.0' in full.telemetry.render()
 
 
 async def test_a_call_that_comes_while_the_gateway_stops_reaches_the_fallback(tmp_path: Path) -> None:

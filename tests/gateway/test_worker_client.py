@@ -93,9 +93,7 @@ async def test_frames_go_out_and_come_back_in_order() -> None:
         assert (session.engine, session.worker, engine.sessions) == ("echo", "w7", 1)
         for _ in range(40):
             await session.send(SOUND)
-        assert session.frames_behind == 40
         assert await heard(session, 40) == [AgentFrame(i, SOUND) for i in range(40)]
-        assert session.frames_behind == 0
         await session.close()
         assert (server.active, engine.sessions) == (0, 0)
 
@@ -269,7 +267,6 @@ async def test_a_frozen_worker_never_blocks_the_call_and_is_lost_in_the_end() ->
         os.kill(process.pid, signal.SIGSTOP)
         with pytest.raises(EngineLost, match="does not read"):
             await send_for_ever(session)
-        assert session.frames_behind > 50
         with pytest.raises(EngineLost, match="does not read"):
             await to_the_end(session)
         await session.close()

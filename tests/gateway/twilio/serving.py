@@ -47,10 +47,14 @@ class Desk:
     legs: list[TwilioLeg] = field(default_factory=list)
     personas: list[str] = field(default_factory=list)
     numbers: list[str] = field(default_factory=list)
+    turned: list[str] = field(default_factory=list)
     finished: asyncio.Event = field(default_factory=asyncio.Event)
 
     def ready(self) -> bool:
         return self.is_ready
+
+    def turned_away(self, why: str) -> None:
+        self.turned.append(why)
 
     def route(self, number: str) -> Routed:
         self.numbers.append(number)

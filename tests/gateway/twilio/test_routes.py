@@ -120,6 +120,7 @@ async def test_who_cannot_be_served_and_has_no_fallback_is_told_so() -> None:
         desk.is_ready, desk.route_to.open = True, False
         assert verbs(await post(client, "/twilio/voice")) == [("Dial", "+15559"), ("Hangup", None)]
         assert desk.numbers[-1] == "+15550002"
+        assert desk.turned == ["busy", "busy", "closed"]
 
 
 @pytest.mark.parametrize("path", ["/twilio/voice", "/twilio/after", "/twilio/status"])

@@ -20,6 +20,7 @@ from tests.model.mimi.tiny import (
     same_memory,
     slot_memory,
 )
+from tests.model.recorder import Recorder
 
 NEAR = 1e-5
 """Sound computed in another grouping of the same frames lies this near."""
@@ -212,6 +213,19 @@ def test_sound_of_a_wrong_kind_is_refused(mimi: Mimi, pcm: Tensor, slots: Tensor
     with pytest.raises(ValueError, match=said):
         mimi.encode_step(state, slots, pcm)
     assert same_memory(slot_memory(state, 0), before)
+
+
+def test_a_step_is_the_same_operations_whatever_the_data(mimi: Mimi) -> None:
+    """So that it can be captured as a CUDA graph: fixed shapes, nothing read back."""
+    state, recorded = mimi.streaming(3), []
+    for time, slots in enumerate((ids(0, 1), ids(1, 0), ids(2, 0))):
+        pcm, codes = random_pcm(time, FRAME, batch=2), random_codes(time, 1, batch=2)
+        with Recorder() as recorder:
+            mimi.encode_step(state, slots, pcm)
+            mimi.decode_step(state, slots, codes)
+        recorded.append(recorder)
+    assert recorded[0].operations == recorded[1].operations == recorded[2].operations
+    assert recorded[0].waits() == []
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 0), (1, 2, FRAME), (FRAME,)])

@@ -138,7 +138,7 @@ def test_a_sentence_in_a_batch_equals_the_sentence_alone() -> None:
 
 def test_vectors_are_kept_and_bounded(minilm: MiniLmMatcher, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.rehearsal.matcher_minilm.CACHED", 8)
-    minilm.prepare([f"phrase {number}" for number in range(20)])
+    minilm.prepare([f"phrase {number}" for number in range(20)]).result(30)
     assert len(minilm._vectors) == 8
     # More phrases than are kept still rank.
     found = minilm.rank("phrase seven", [Candidate(str(n), (f"phrase {n}",)) for n in range(20)])
