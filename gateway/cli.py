@@ -239,6 +239,19 @@ def bench_gateway_command(
     )
 
 
+@bench_app.command("sip")
+def bench_sip_command(
+    calls: Annotated[int, typer.Option(min=1, help="Calls at once.")] = 200,
+    seconds: Annotated[float, typer.Option(min=1, help="How long they are measured.")] = 20.0,
+    json_output: Json = False,
+) -> None:
+    """Real SIP calls with RTP from another process against a gateway that echoes."""
+    _settings()
+    from gateway.bench.sip import bench_sip
+
+    raise typer.Exit(bench_sip(calls=calls, seconds=seconds, json_output=json_output))
+
+
 @app.command()
 def offline(
     caller_wav: Annotated[Path, typer.Option(help="What the caller says: a WAV file.")],

@@ -141,6 +141,7 @@ class SipEndpoint:
         self._names: dict[str, tuple[float, str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
         self._pumping = False
         self._closed = False
         self._tls: ssl.SSLContext | None = None
@@ -280,11 +281,12 @@ class SipEndpoint:
     def _set_timer(self) -> None:
         due = self.core.get_timer()
         if self._timer is not None:
-            if due is not None and self._timer.when() == due and not self._timer.cancelled():
+            if due == self._due:
                 return
             self._timer.cancel()
             self._timer = None
         if due is not None:
+            self._due = due
             self._timer = self._loop.call_at(due, self._fire)
 
     def _fire(self) -> None:

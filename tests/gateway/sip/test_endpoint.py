@@ -17,6 +17,13 @@ from tests.gateway.gateway_process import running_gateway
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """The gateway runs on uvloop, tests elsewhere on asyncio's own loop: their transports and timers differ."""
+    return "asyncio", {"use_uvloop": bool(request.param)}
+
+
 HEAD = (
     "{method} sip:agent@127.0.0.1 SIP/2.0\r\nVia: SIP/2.0/{transport} 127.0.0.1:9;branch=z9hG4bK{branch};rport\r\n"
     "From: <sip:caller@127.0.0.1>;tag=1\r\nTo: <sip:agent@127.0.0.1>\r\nCall-ID: {branch}\r\nCSeq: 1 {method}\r\n"
@@ -112,6 +119,15 @@ async def test_a_peer_that_floods_is_cut_off_with_one_line_in_the_log(caplog: py
                     await asyncio.sleep(0.01)
     lines = [record.message for record in caplog.records if "too many messages" in record.message]
     assert len(lines) == 1
+
+
+async def test_a_timer_that_is_overdue_already_is_run_and_the_next_one_set() -> None:
+    async with endpoint() as opened, peer(opened) as caller:
+        opened.core.get_timer = lambda: opened.now() - 1.0  # type: ignore[method-assign]
+        opened.pump()
+        del opened.core.get_timer
+        caller.send(options())
+        assert (await caller.receive()).startswith("SIP/2.0 200 OK")
 
 
 async def test_a_stream_that_cannot_be_read_is_closed() -> None:
