@@ -347,6 +347,19 @@ def _persona_request(path: Path, seed: int) -> SessionRequest:
     return session_request(_persona(path), "offline", {}, seed)
 
 
+@bench_app.command("rehearsal")
+def bench_rehearsal_command(
+    calls: Annotated[int, typer.Option(min=1, help="Calls at once.")] = 4,
+    rounds: Annotated[int, typer.Option(min=0, help="How often; 0: until every recorded caller has called.")] = 0,
+    json_output: Json = False,
+) -> None:
+    """Recorded callers talk to the rehearsal engine; how fast it answers and falls silent, and what it costs."""
+    _settings()
+    from gateway.bench.rehearsal import bench_rehearsal
+
+    raise typer.Exit(bench_rehearsal(calls, rounds=rounds, json_output=json_output))
+
+
 def main() -> None:
     """Entry point; Ctrl-C is a wish, not an error."""
     try:

@@ -45,8 +45,9 @@ class LocalWorker:
     """Keeps one child process running between `start` and `stop`.
 
     The child prints one line of JSON when it listens, `{"listening": "ws://..."}`; `on_up` is then
-    awaited with that URL, and `on_down` called once the child has ended. Its token is `token`, given
-    to it as CALLPLEX_WORKER_TOKEN beside `environment`; its standard error is ours.
+    awaited with that URL (EngineLost from it is a failed start), and `on_down` called once the child
+    has ended. Its token is `token`, given to it as CALLPLEX_WORKER_TOKEN beside `environment`; its
+    standard error is ours.
     """
 
     def __init__(
@@ -141,6 +142,8 @@ class LocalWorker:
                         f"the local worker ended with status {status} before it listened; its messages are above,"
                         " and `callplex doctor` says what is missing"
                     )
+        except ValueError:
+            raise EngineLost("the local worker printed an endless line instead of where it listens") from None
         except TimeoutError:
             raise EngineLost(
                 f"the local worker did not listen within {self._start_timeout:.0f} s;"
@@ -181,6 +184,6 @@ class LocalWorker:
 def _url(line: bytes) -> str:
     try:
         return str(json.loads(line)["listening"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         shown = line[:80].decode(errors="replace").strip()
         raise EngineLost(f"the local worker printed {shown!r} instead of where it listens") from None

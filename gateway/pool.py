@@ -17,7 +17,7 @@ import httpx
 
 from gateway.engine import EngineFull, EngineLost
 from gateway.local_worker import START_TIMEOUT, LocalWorker
-from gateway.settings import Settings, SettingsInvalid
+from gateway.settings import PREFIX, Settings, SettingsInvalid
 from gateway.worker_client import RemoteEngine, RemoteSession, WorkerUnreachable
 from model.wire import SessionRequest
 
@@ -190,7 +190,10 @@ class WorkerPool:
 
     async def _local_up(self, url: str) -> None:
         assert self.local is not None
-        worker = self._worker(url, self.local.token)
+        try:
+            worker = self._worker(url, self.local.token)
+        except ValueError as error:
+            raise EngineLost(f"the local worker listens where it cannot be reached: {error}") from None
         await worker.probe()
         self.workers.append(worker)
         self._tasks.append(asyncio.create_task(worker.watch(self.local.kill)))
@@ -206,21 +209,26 @@ class WorkerPool:
 
 
 def _local_environment(settings: Settings) -> dict[str, str]:
-    """What the local worker must know of our settings, wherever we have them from.
+    """Our environment, with those of our settings that the local worker reads, and no others.
 
-    It serves loopback, so that certificates, which are for workers elsewhere, are not for it.
+    Each is set, also where it is empty, so that no `.env` or `callplex.toml` in its folder can say
+    otherwise. It serves loopback, so that certificates, which are for workers elsewhere, are not for it.
     """
     values = {
         "ENGINE": settings.engine,
         "WORKER_CAPACITY": str(settings.worker_capacity),
+        "WORKER_TLS_CERT": "",
+        "WORKER_TLS_KEY": "",
         "WEIGHTS_DIR": str(settings.weights_dir or ""),
         "CHAT_URL": settings.chat_url,
         "CHAT_MODEL": settings.chat_model,
         "CHAT_KEY": settings.chat_key.get_secret_value(),
         "LOG_LEVEL": settings.log_level,
+        "TWILIO_AUTH_TOKEN": "",
+        "WEBHOOK_SECRET": "",
     }
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("CALLPLEX_WORKER_TLS_")}
-    return inherited | {f"CALLPLEX_{name}": value for name, value in values.items() if value}
+    inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
+    return inherited | {PREFIX + name: value for name, value in values.items()}
 
 
 def _tls_context(settings: Settings) -> ssl.SSLContext | None:

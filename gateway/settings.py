@@ -91,6 +91,11 @@ class Settings(BaseSettings):
         split_address(value)
         return value
 
+    @field_validator("worker_tls_cert", "worker_tls_key", "weights_dir", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return None if value == "" else value
+
     @field_validator("public_url")
     @classmethod
     def _base_url(cls, value: str) -> str:

@@ -61,7 +61,7 @@ def load_caller(path: Path) -> ScriptedCaller:
     if path.suffix.lower() == ".json":
         return _load_script(path)
     pcm = read_wav(path)
-    return ScriptedCaller([Clip(pcm, turns=_known_turns(path))])
+    return ScriptedCaller([Clip(pcm, turns=known_turns(path))])
 
 
 def _load_script(path: Path) -> ScriptedCaller:
@@ -79,7 +79,8 @@ def _load_script(path: Path) -> ScriptedCaller:
     return ScriptedCaller(clips, script.quiet, script.linger)
 
 
-def _known_turns(path: Path) -> tuple[Turn, ...]:
+def known_turns(path: Path) -> tuple[Turn, ...]:
+    """What a WAV's sidecar says is in it, in seconds; nothing without one. Raises SoundUnreadable."""
     own, shared = path.with_suffix(".json"), path.parent / "callers.json"
     for sidecar in (own, shared):
         if not sidecar.is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import select
 import signal
@@ -158,6 +159,10 @@ async def test_a_full_local_worker_is_full() -> None:
     [
         ("raise SystemExit(3)", "ended with status 3 before it listened"),
         ("print('hello', flush=True); input()", "printed 'hello' instead of where it listens"),
+        ("print('h' * 99999, flush=True); input()", "printed an endless line instead of where it listens"),
+        ("print('[' * 60000, flush=True); input()", r"printed '\[\[\["),
+        ("""print('{"listening": "http://[::1"}', flush=True); input()""", "is not a worker's URL"),
+        ("""print('{"listening": null}', flush=True); input()""", "is not a worker's URL"),
         ("input()", "did not listen within"),
     ],
 )
@@ -238,6 +243,58 @@ async def test_a_local_worker_can_be_stopped_in_the_moment_it_ends(
     async with asyncio.timeout(10):
         await stops[0]
     assert local.starts == 2
+
+
+ODD = """
+import pathlib, sys
+starts = pathlib.Path("starts")
+starts.write_text(starts.read_text() + "." if starts.exists() else ".")
+line = ['{"listening": "ws://127.0.0.1:9"}', "h" * 99999, '{"listening": "http://[::1"}', '{"listening": "ws://127.0.0.1:9"}']
+print(line[len(starts.read_text()) - 1], flush=True)
+if len(starts.read_text()) > 1:
+    sys.stdin.read()
+"""
+"""Listens and ends, is odd twice, and then listens for good."""
+
+
+async def test_an_odd_start_is_a_failed_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with started(load_settings(), command=(sys.executable, "-c", ODD)) as pool:
+        await until(lambda: restarts(pool) == 3 and pool.workers)
+    assert "printed an endless line" in caplog.text
+    assert "is not a worker's URL" in caplog.text
+
+
+TELLS = """
+import json, os, sys
+from gateway.settings import load_settings, masked
+seen = {name: value for name, value in os.environ.items() if name.startswith("CALLPLEX_")}
+sys.stderr.write(json.dumps({"environment": seen, "settings": masked(load_settings())}) + "\\n")
+"""
+
+
+def test_the_local_worker_is_told_what_it_reads_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CALLPLEX_WEBHOOK_SECRET", "hunter2")
+    monkeypatch.setenv("CALLPLEX_ENGINE", "echo")
+    (tmp_path / ".env").write_text(
+        "CALLPLEX_TWILIO_AUTH_TOKEN=hunter3\nCALLPLEX_WORKER_TLS_CERT=cert.pem\nCALLPLEX_WORKER_TLS_KEY=key.pem\n"
+        "CALLPLEX_CHAT_URL=http://127.0.0.1:1/v1\nCALLPLEX_WORKER_TOKEN=hunter4\n"
+    )
+    (tmp_path / "callplex.toml").write_text('weights_dir = "elsewhere"\n')
+    pool = WorkerPool(load_settings(chat_url="", weights_dir=None))
+    assert pool.local is not None
+    environment = {**pool.local._environment, "PYTHONPATH": str(ROOT)}
+    child = subprocess.run([sys.executable, "-c", TELLS], env=environment, capture_output=True, text=True)
+    told = json.loads(child.stderr)
+    assert "hunter" not in child.stderr
+    assert told["environment"]["CALLPLEX_WORKER_TOKEN"] == pool.local.token
+    given = {name: told["settings"][f"CALLPLEX_{name}"] for name in ("ENGINE", "CHAT_URL", "WEIGHTS_DIR")}
+    assert given == {"ENGINE": "echo", "CHAT_URL": "", "WEIGHTS_DIR": ""}
+    for secret in ("WORKER_TLS_CERT", "WORKER_TLS_KEY", "TWILIO_AUTH_TOKEN", "WEBHOOK_SECRET"):
+        assert told["settings"][f"CALLPLEX_{secret}"] == ""
 
 
 GATEWAY = """
