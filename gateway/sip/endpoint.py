@@ -179,9 +179,15 @@ class SipEndpoint:
 
     async def _bind(self, address: ListenAddress) -> tuple[str, int]:
         if address.transport == "udp":
-            transport, _ = await self._loop.create_datagram_endpoint(
-                lambda: _Datagrams(self.receive), local_addr=(address.host, address.port)
-            )
+            # Bound by us: where the port is taken, uvloop would leave a transport of its own unclosed.
+            door = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET, socket.SOCK_DGRAM)
+            try:
+                door.bind((address.host, address.port))
+                door.setblocking(False)
+            except OSError:
+                door.close()
+                raise
+            transport, _ = await self._loop.create_datagram_endpoint(lambda: _Datagrams(self.receive), sock=door)
             self._udp = transport
             name = transport.get_extra_info("sockname")
             return name[0], name[1]
