@@ -11,6 +11,8 @@ import asyncio
 import json
 import logging
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -116,6 +118,14 @@ def serve(
     )
 
 
+def _command() -> str:
+    """How this command was called, so that what we print can be pasted."""
+    started, found = sys.argv[0], shutil.which("callplex")
+    if Path(started).name != "callplex" or (found is not None and Path(found).samefile(started)):
+        return "callplex"
+    return shlex.quote(started)
+
+
 def _say_what_next(settings: Settings, public: str, admin: str) -> None:
     say: Callable[[str], None] = lambda line: typer.echo(line, err=True)  # noqa: E731
     base = settings.public_url.rstrip("/") or f"http://{public}"
@@ -126,7 +136,8 @@ def _say_what_next(settings: Settings, public: str, admin: str) -> None:
         say("  Twilio: set CALLPLEX_PUBLIC_URL to the https address under which Twilio reaches this gateway,")
         say("          and CALLPLEX_TWILIO_AUTH_TOKEN to the account's auth token; then its voice webhook")
         say("          is  <CALLPLEX_PUBLIC_URL>/twilio/voice  (HTTP POST)")
-    say(f"  From this terminal:  callplex call --wav FILE.wav --url http://{public}")
+    token = " (CALLPLEX_TWILIO_AUTH_TOKEN set there too)" if settings.twilio_auth_token.get_secret_value() else ""
+    say(f"  From another terminal{token}:  {_command()} call --wav FILE.wav --url http://{public}")
     if settings.allow_unsigned:
         say("WARNING: CALLPLEX_ALLOW_UNSIGNED is set: anybody who can reach this port can place calls.")
 

@@ -65,8 +65,9 @@ class RehearsalEngine:
         )
         self._chat = Chat(self._chat_settings) if self._chat_settings is not None else None
         # Dictionaries of pronunciation are a million objects that never die: not to be walked again.
-        gc.collect()
         gc.freeze()
+        # The collector waits until a quarter of what it last found alive is new: that must not count the frozen.
+        gc.collect()
 
     async def stop(self) -> None:
         """Lets the threads end when they have finished what they are at."""

@@ -183,9 +183,6 @@ TOKEN = {"twilio_auth_token": "token", "twilio_account_sid": "AC" + "0" * 32}
     [
         ("http://calls.example.com", "https://calls.example.com"),
         ("https://calls.example.com/twilio/voice", "https://calls.example.com"),
-        ("https://calls.example.com:8443/?a=b", "https://calls.example.com:8443"),
-        ("calls.example.com", "https://calls.example.com"),
-        ("https://[::1", "https://calls.example.com"),
         ("https://calls.example.com:port", "https://calls.example.com"),
     ],
 )
@@ -193,6 +190,13 @@ def test_a_public_url_that_carriers_cannot_use(url: str, fix: str) -> None:
     (found,) = wrong(public_url=url, **TOKEN)
     assert found.name == "public_url"
     assert found.fix == f"export CALLPLEX_PUBLIC_URL={fix}"
+
+
+@pytest.mark.parametrize("url", ["https://calls.example.com:8443/?a=b", "calls.example.com", "https://[::1"])
+def test_a_public_url_that_is_none_is_refused_with_the_settings(url: str) -> None:
+    (found,) = wrong(public_url=url, **TOKEN)
+    assert found.name == "settings"
+    assert found.fix.startswith("unset CALLPLEX_PUBLIC_URL ")
 
 
 @pytest.mark.parametrize("url", ["https://calls.example.com", "https://calls.example.com:8443/"])

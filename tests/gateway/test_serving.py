@@ -47,6 +47,29 @@ def test_a_gateway_says_what_to_do_next_and_is_ready(tmp_path: Path) -> None:
         assert gateway.stop() == 0
 
 
+def test_the_commands_it_prints_can_be_pasted(tmp_path: Path) -> None:
+    callplex = tmp_path / "bin dir" / "callplex"
+    callplex.parent.mkdir()
+    callplex.write_text(f"#!{sys.executable}\nfrom gateway.cli import main\nmain()\n")
+    callplex.chmod(0o755)
+    environ = environment(tmp_path / "data", CALLPLEX_EMBEDDED_ECHO="1", PYTHONPATH=str(PHONE.parents[3]))
+    for started, shown in (("bin dir/callplex", "'bin dir/callplex'"), ("callplex", "callplex")):
+        command = subprocess.Popen(
+            [started, "serve", "--json"],
+            env={**environ, "PATH": f"{callplex.parent}:{environ['PATH']}" if started == shown else "/usr/bin:/bin"},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with command:
+            assert command.stdout is not None
+            address = json.loads(command.stdout.readline())["listening"]
+            command.send_signal(signal.SIGTERM)
+            _, said = command.communicate(timeout=20)
+        assert f":  {shown} call --wav FILE.wav --url http://{address}\n" in said
+
+
 def test_metrics_are_on_the_admin_listener_only(tmp_path: Path) -> None:
     with running_gateway(tmp_path, CALLPLEX_EMBEDDED_ECHO="1") as gateway:
         assert "callplex_calls_active 0.0" in gateway.get_admin("/metrics").text
