@@ -185,13 +185,14 @@ def _sip_addresses(board: Switchboard | None) -> dict[str, str]:
 
 
 def _spare_the_collector() -> None:
-    """What was loaded until now stays: a full garbage collection need not walk it again.
+    """Fewer and shorter garbage collections: every call stands still while one runs.
 
-    It took 60 to 80 ms with every call standing still, and the delay of such a stall stays for as long
-    as nobody pauses for breath.
+    A full one took 60 to 80 ms with what was loaded at start, which stays anyway, and 30 to 70 ms with
+    what 300 calls hold. Reference counts free what calls leave; only rare cycles wait for the collector.
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 def _listener(app: ASGIApp, http: type[PromptHttp]) -> _Listener:
