@@ -121,7 +121,9 @@ def telephone(
 ) -> Iterator[Telephone]:
     """A telephone of `user`; `options` are its account's."""
     folder.mkdir(parents=True)
-    sip, control = free_ports(2)
+    # baresip takes the port after its SIP port for TLS.
+    sip = next(port for port in iter(lambda: free_ports(1)[0], 0) if _is_free(port + 1))
+    control = next(port for port in iter(lambda: free_ports(1)[0], 0) if port not in (sip, sip + 1))
     (folder / "config").write_text(
         CONFIG.format(
             listen=f"127.0.0.1:{sip}",
@@ -149,6 +151,11 @@ def telephone(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def _connect(port: int, alive: Callable[[], bool], folder: Path) -> socket.socket:
