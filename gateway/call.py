@@ -24,7 +24,7 @@ from gateway.audio import CARRIER_FRAME_SECONDS, SILENCE, Downsampler, JitterBuf
 from gateway.engine import Engine, EngineFull, EngineLost, Session
 from gateway.latency import ResponseMeter
 from gateway.leg import CallLeg, LegError, Outcome
-from gateway.recording import Recording
+from gateway.recording.wav import Recording
 from gateway.transcript import Transcript, Utterance
 from model.wire import FRAME_SECONDS, AgentFrame, AgentText, CallerText, Done, Flush, SessionRequest
 

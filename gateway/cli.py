@@ -103,7 +103,7 @@ def serve(
     from gateway.persona_model import PersonaInvalid
     from gateway.serving import CannotListen, Listening
     from gateway.serving import serve as serve_gateway
-    from gateway.webhooks import WebhookInvalid
+    from gateway.webhooks.outbox import WebhookInvalid
 
     def ready(at: Listening) -> None:
         if json_output:

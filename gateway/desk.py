@@ -23,13 +23,13 @@ from gateway.leg import CallInfo, CallLeg, Outcome
 from gateway.live import LiveFeed
 from gateway.personas import Persona, PersonaStore, session_request
 from gateway.pool import WorkerPool
-from gateway.recording import Recording
-from gateway.records import CallFolder, Records, RecordsError
+from gateway.recording.wav import Recording
+from gateway.records.files import CallFolder, Records, RecordsError
 from gateway.routing import Route
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 from gateway.transcript import CallMetrics, CallRecord, to_document
-from gateway.webhooks import Outbox, OutboxError
+from gateway.webhooks.outbox import Outbox, OutboxError
 
 log = logging.getLogger(__name__)
 

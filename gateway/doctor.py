@@ -30,7 +30,7 @@ import typer
 from gateway.descriptors import A_CALL, most_descriptors
 from gateway.personas import check_personas
 from gateway.settings import Settings, SettingsInvalid, split_address
-from gateway.webhooks import WebhookInvalid, check_secret, check_url
+from gateway.webhooks.outbox import WebhookInvalid, check_secret, check_url
 
 OLDEST_PYTHON = (3, 11)
 DISK_NEEDED = 200 << 20

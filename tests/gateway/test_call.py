@@ -14,7 +14,7 @@ from gateway.audio import CARRIER_FRAME_BYTES, LINE_FRAME_BYTES
 from gateway.call import Call, CallPlan
 from gateway.engine import EchoEngine, EchoSession, Engine, EngineFull, EngineLost
 from gateway.leg import CallInfo, LegError
-from gateway.recording import Recording
+from gateway.recording.wav import Recording
 from model.wire import AgentFrame, AgentText, CallerText, Done, Flush, Output, SessionRequest
 from tests import virtual_time
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.leg import CallInfo
-from gateway.records import Records, RecordsError, write_transcript, write_whole
+from gateway.records.files import Records, RecordsError, write_transcript, write_whole
 
 pytestmark = pytest.mark.anyio
 

@@ -27,7 +27,7 @@ import httpx
 import orjson
 from standardwebhooks import Webhook
 
-from gateway.records import write_whole
+from gateway.records.files import write_whole
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.recording import FLUSH_PIECES, MAX_PENDING, Recording, interleave
+from gateway.recording.wav import FLUSH_PIECES, MAX_PENDING, Recording, interleave
 
 SAMPLES = 640
 
@@ -76,8 +76,8 @@ def test_closing_twice_and_writing_after_it_do_no_harm(tmp_path: Path) -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from gateway.recording import Recording
-from tests.gateway.test_recording import piece
+from gateway.recording.wav import Recording
+from tests.gateway.recording.test_wav import piece
 
 recording = Recording(Path(sys.argv[1]))
 index = 0
@@ -115,8 +115,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
-from gateway.recording import Recording
-from tests.gateway.test_recording import piece
+from gateway.recording.wav import Recording
+from tests.gateway.recording.test_wav import piece
 
 writer = ThreadPoolExecutor(1)
 recording = Recording(Path(sys.argv[1]), writer=writer)
@@ -166,8 +166,8 @@ def test_an_unwritable_folder_fails_the_recording_and_not_the_call(
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from gateway.recording import Recording
-from tests.gateway.test_recording import piece
+from gateway.recording.wav import Recording
+from tests.gateway.recording.test_wav import piece
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

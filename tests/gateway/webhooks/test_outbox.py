@@ -21,8 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook
 
-from gateway import webhooks
-from gateway.webhooks import Outbox, OutboxError, WebhookInvalid, check_secret, next_delay, retry_after_seconds
+from gateway.webhooks import outbox as webhooks
+from gateway.webhooks.outbox import Outbox, OutboxError, WebhookInvalid, check_secret, next_delay, retry_after_seconds
 
 pytestmark = pytest.mark.anyio
 
@@ -257,7 +257,7 @@ SENDER = """
 import asyncio, sys
 from pathlib import Path
 import httpx
-from gateway.webhooks import Outbox
+from gateway.webhooks.outbox import Outbox
 
 async def main(folder, url, secret):
     async with httpx.AsyncClient(trust_env=False) as client:
