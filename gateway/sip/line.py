@@ -184,9 +184,10 @@ def plan_of(agreed: Agreed) -> MediaPlan:
         keys = SrtpKeys(agreed.local_crypto.suite, agreed.local_crypto.key, agreed.remote_crypto.key)
     plan = MediaPlan(
         remote=_numeric(agreed.remote),
-        codec=CODECS[agreed.codec],
+        codec=replace(CODECS[agreed.codec], payload_type=agreed.payload_type),
         ptime=min(agreed.ptime, 60),
         dtmf_type=agreed.digits,
+        dtmf_in=agreed.digits_in,
         sends=agreed.direction in ("sendrecv", "sendonly"),
         keys=keys,
     )
