@@ -193,9 +193,17 @@ class MediaStream:
 
     def tick(self, now: float) -> list[bytes]:
         """20 ms have passed, `now` nominally: hands on what is heard, gives what is to be sent."""
+        self.hear(now)
+        return self.say()
+
+    def hear(self, now: float) -> None:
+        """The tick's first half, the peer's sound; the two may come in either order."""
         pcm = self.jitter.pop(now)
         if pcm is not None:
             self.on_frame(pcm)
+
+    def say(self) -> list[bytes]:
+        """The tick's other half: our packets."""
         packets = self.sender.tick()
         if self._crypto is not None:
             return [self._crypto.protect(packet) for packet in packets]

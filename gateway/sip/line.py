@@ -11,6 +11,7 @@ import ipaddress
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from gateway.rtp.codec import CODECS
@@ -163,6 +164,17 @@ class SipLine:
             self.endpoint.core.hangup(self.call, self.endpoint.now())
             self.endpoint.pump()
         self.rtp.close()
+
+    def press(self, digit: str) -> None:
+        """Press a key at the far end: as telephone-event, or by INFO where that was not agreed."""
+        stream = self.rtp.stream
+        if stream is not None and stream.plan.dtmf_type is not None:
+            with suppress(ValueError):
+                # More keys than wait for their turn come from no hand.
+                self.rtp.send_digits(digit)
+        elif self.call is not None:
+            self.endpoint.core.info_dtmf(self.call, digit, self.endpoint.now())
+            self.endpoint.pump()
 
     @property
     def report(self) -> MediaReport | None:
