@@ -30,6 +30,7 @@ import typer
 from gateway.descriptors import A_CALL, most_descriptors
 from gateway.personas import check_personas
 from gateway.settings import Settings, SettingsInvalid, split_address
+from gateway.sip.doctor import examine_sip
 from gateway.webhooks.outbox import WebhookInvalid, check_secret, check_url
 
 OLDEST_PYTHON = (3, 11)
@@ -77,6 +78,7 @@ def examine(load: Callable[[], Settings]) -> list[Finding]:
         data_folder,
         persona_files,
         carrier,
+        sip,
         webhook,
         workers,
         engine,
@@ -289,6 +291,11 @@ def _split(url: str) -> SplitResult | None:
     except ValueError:
         return None
     return parts
+
+
+def sip(settings: Settings) -> Iterator[Finding]:
+    for found in examine_sip(settings.sip, settings.max_calls, "listen" in settings.sip.model_fields_set):
+        yield Finding(**asdict(found))
 
 
 def webhook(settings: Settings) -> Iterator[Finding]:

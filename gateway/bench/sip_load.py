@@ -1,7 +1,9 @@
 """The process that makes the SIP calls of a measurement: signalling by our own user agent, RTP as cheap as can be.
 
 Each call has a UDP socket of its own and sends 20 ms of sound every 20 ms; what comes back is stamped by the kernel,
-so that this process may be late without spoiling the figures. Knows nothing of how the gateway was started.
+so that this process may be late without spoiling the figures. It reads a call's socket when it sends on it: to be woken
+by each packet would cost the gateway, which pays for waking a neighbour on the same machine, and no network does that.
+Knows nothing of how the gateway was started.
 """
 
 from __future__ import annotations
@@ -96,16 +98,18 @@ class SipCaller:
         self.socket.sendto(data, self._remote)
 
     def read(self) -> None:
-        try:
-            data, extra, _, _ = self.socket.recvmsg(_LARGEST, 64)
-        except OSError:
-            return
-        if data[1] & 0x7F:
-            # Not PCMU: another call's RTCP reports, whose port is the one above its own.
-            return
-        seconds, nanoseconds = _STAMP.unpack_from(extra[0][2])
-        self.arrivals.append(seconds + nanoseconds * 1e-9)
-        self.numbers.append(int.from_bytes(data[2:4], "big"))
+        """Everything that has come."""
+        while True:
+            try:
+                data, extra, _, _ = self.socket.recvmsg(_LARGEST, 64)
+            except OSError:
+                return
+            if data[1] & 0x7F:
+                # Not PCMU: another call's RTCP reports, whose port is the one above its own.
+                continue
+            seconds, nanoseconds = _STAMP.unpack_from(extra[0][2])
+            self.arrivals.append(seconds + nanoseconds * 1e-9)
+            self.numbers.append(int.from_bytes(data[2:4], "big"))
 
 
 def run_sip_load(order: SipOrder, pipe: Connection) -> None:
@@ -197,7 +201,6 @@ class _Load:
                 for slot in self._slots:
                     if caller in slot:
                         slot.remove(caller)
-                self._loop.remove_reader(caller.socket)
                 caller.socket.close()
         self._settled.set()
 
@@ -209,7 +212,6 @@ class _Load:
             self.failures.append(str(error))
             return
         self.talking[event.call] = caller
-        self._loop.add_reader(caller.socket, caller.read)
         self._slots[self._spread.randrange(SLOTS)].append(caller)
 
     def _turn(self) -> None:
@@ -222,6 +224,7 @@ class _Load:
                 now = time.monotonic()
                 self.lateness.append((now, now - self._begin - self._done * _STEP))
                 for caller in callers:
+                    caller.read()
                     caller.send()
         self._loop.call_later(max(0.0, self._begin + (self._done + 1) * _STEP - time.monotonic()), self._turn)
 

@@ -21,7 +21,9 @@ class MediaPlan:
     ptime: int = 20
     """Milliseconds of sound in a packet of ours, 10 to 60; the peer's may have any length."""
     dtmf_type: int | None = None
-    """Payload type of telephone-event; None: not agreed."""
+    """Payload type of telephone-event as we send it; None: not agreed."""
+    dtmf_in: int | None = None
+    """Another under which the peer may send it: the one we offered, where it answered with a number of its own."""
     keys: SrtpKeys | None = None
     """Encrypted both ways; None: plain."""
     sends: bool = True

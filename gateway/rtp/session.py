@@ -1,7 +1,9 @@
 """One call's RTP sockets around its `MediaStream`, and the clock that drives it. Thin.
 
-Owns a pair of UDP ports from `open` to `close`. There is no task, no transport and no queue here: a
-datagram is taken in the callback that reads it, and the ticker sends directly on the non-blocking socket.
+Owns a pair of UDP ports from `open` to `close`. There is no task, no transport and no queue here. At each
+tick what has come is read, what is due is played, and what is to be said is sent, all on non-blocking
+sockets: sound is not needed before it is played, so nobody wakes this process for each packet. When a
+packet came is the kernel's to say, which knows it better than whoever reads late.
 """
 
 from __future__ import annotations
@@ -10,9 +12,12 @@ import asyncio
 import random
 import secrets
 import socket
+import struct
+import sys
 import time
 from base64 import b64encode
 from collections.abc import Callable
+from contextlib import suppress
 
 from gateway.rtp.latch import Addr
 from gateway.rtp.plan import Identity, MediaPlan, MediaReport
@@ -25,6 +30,17 @@ RECEIVE_BUFFER = 1 << 16
 
 LARGEST = 2_048
 """Bytes read of a datagram; what is longer is no telephone's."""
+
+MOST_READ = 16
+"""Datagrams taken of one call at a tick: a telephone sends one or two, a flood costs no more than this."""
+
+OLDEST = 0.5
+"""Seconds for which a packet's stamp is believed: beyond, the wall clock was set."""
+
+_STAMP = struct.Struct("@qq")
+_ANCILLARY = socket.CMSG_SPACE(_STAMP.size)
+# Linux: the time of arrival as a timespec with each datagram; of socket.SO_TIMESTAMPNS Python knows no name.
+_SO_TIMESTAMPNS = 35
 
 
 def new_identity() -> Identity:
@@ -56,8 +72,10 @@ class RtpSession:
         """Bind a pair of ports. Raises PortsExhausted. Packets are taken from `start` on."""
         rtp, rtcp = ports.bind()
         rtp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        if sys.platform == "linux":
+            with suppress(OSError):
+                rtp.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         session = cls(rtp, rtcp, ticker, identity or new_identity())
-        session._loop.add_reader(rtp, session._read_rtp)
         session._loop.add_reader(rtcp, session._read_rtcp)
         return session
 
@@ -78,7 +96,14 @@ class RtpSession:
             self._stream.on_frame = self._on_frame
         if self._on_digit is not None:
             self._stream.on_digit = self._on_digit
+        self._forget_early()
         self._ticker.add(self)
+
+    def _forget_early(self) -> None:
+        """What came before anything was agreed is of no stream that is known."""
+        with suppress(OSError):
+            while True:
+                self._rtp.recv(1)
 
     def listen(self, on_frame: Callable[[bytes], None]) -> None:
         """From now on `on_frame` is given the caller's sound: 320 bytes of int16 every 20 ms.
@@ -127,20 +152,28 @@ class RtpSession:
         self._ticker.remove(self)
         if self._stream is not None:
             self._report(self._stream, self._now(), goodbye=True)
-        for sock in (self._rtp, self._rtcp):
-            self._loop.remove_reader(sock)
-            sock.close()
+        self._loop.remove_reader(self._rtcp)
+        self._rtp.close()
+        self._rtcp.close()
+
+    def send_due(self, now: float) -> None:
+        """The ticker's."""
+        stream = self._stream
+        if stream is None or self._closed:
+            return
+        packets = stream.say()
+        remote = stream.source or stream.plan.remote
+        if remote is not None:
+            for data in packets:
+                self._send_to(self._rtp, data, remote)
 
     def tick(self, now: float) -> None:
         """The ticker's."""
         stream = self._stream
         if stream is None or self._closed:
             return
-        packets = stream.tick(now)
-        remote = stream.source or stream.plan.remote
-        if remote is not None:
-            for data in packets:
-                self._send_to(self._rtp, data, remote)
+        self._read_rtp(stream)
+        stream.hear(now)
         if now >= stream.reporter.due:
             self._report(stream, now)
 
@@ -165,14 +198,23 @@ class RtpSession:
         except OSError:
             self.send_errors += 1
 
-    def _read_rtp(self) -> None:
-        """One datagram: whoever floods a call waits for the loop's other work each time."""
-        try:
-            data, source = self._rtp.recvfrom(LARGEST)
-        except OSError:
-            return
-        if self._stream is not None:
-            self._stream.receive_rtp(data, source if len(source) == 2 else source[:2], self._now())
+    def _read_rtp(self, stream: MediaStream) -> None:
+        """What came since the last tick."""
+        receive, to_loop = self._rtp.recvmsg, self._ticker.wall_to_loop
+        for _ in range(MOST_READ):
+            try:
+                data, extra, _, source = receive(LARGEST, _ANCILLARY)
+            except OSError:
+                return
+            arrived = now = self._now()
+            if extra:
+                seconds, nanoseconds = _STAMP.unpack_from(extra[0][2])
+                stamped = seconds + nanoseconds * 1e-9 + to_loop
+                if now - OLDEST < stamped < now:
+                    arrived = stamped
+            stream.receive_rtp(data, source if len(source) == 2 else source[:2], arrived)
+            if self._closed:
+                return
 
     def _read_rtcp(self) -> None:
         try:

@@ -1,15 +1,11 @@
-"""Encrypted sound: the keys as SDP carries them (RFC 4568), and packets in and out (RFC 3711, RFC 7714). Pure.
+"""Encrypted sound: packets in and out (RFC 3711, RFC 7714). Pure.
 
-The cryptography is libsrtp's. Keys come in as bytes, so chance stays outside. What we cannot do exactly
-as offered (a master key identifier, session parameters that turn protection off) is not chosen.
+The cryptography is libsrtp's. Keys come in as bytes, so chance stays outside; how SDP carries them is `sip.crypto`'s
+affair.
 """
 
 from __future__ import annotations
 
-import re
-from base64 import b64decode, b64encode
-from binascii import Error as Base64Error
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pylibsrtp import Error, Policy, Session
@@ -36,28 +32,7 @@ SUITES = {
     "AES_CM_128_HMAC_SHA1_32": Suite(Policy.SRTP_PROFILE_AES128_CM_SHA1_32, 16, 14),
 }
 DEFAULT_SUITE = "AES_CM_128_HMAC_SHA1_80"
-"""The one every peer has; what we offer."""
-
-_CRYPTO = re.compile(
-    r"(\d{1,9}) +([A-Z0-9_]+) +inline:([A-Za-z0-9+/]+={0,2})(\|[^ ;|:]+)?(\|[^ ;|]+:\d+)?(.*)", re.ASCII
-)
-
-
-@dataclass(frozen=True, slots=True)
-class CryptoAttribute:
-    """One `a=crypto` line: a tag, a suite, and the sender's master key followed by its salt."""
-
-    tag: int
-    suite: str
-    key: bytes
-
-    def __str__(self) -> str:
-        """The attribute's value, behind `a=crypto:`."""
-        return f"{self.tag} {self.suite} inline:{b64encode(self.key).decode('ascii')}"
-
-    def __repr__(self) -> str:
-        """Without the key: this may land in a log."""
-        return f"CryptoAttribute(tag={self.tag}, suite={self.suite!r})"
+"""The one every peer has."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -74,43 +49,25 @@ def key_length(suite: str) -> int:
     return SUITES[suite].key + SUITES[suite].salt
 
 
-def parse_crypto(value: str) -> CryptoAttribute:
-    """The value of an `a=crypto` line. Raises RtpError when it is malformed or asks for what we do not do."""
-    found = _CRYPTO.fullmatch(value.strip())
-    if found is None:
-        raise RtpError("the crypto attribute is not `tag suite inline:key`")
-    tag, suite, text, _lifetime, identifier, rest = found.groups()
-    if suite not in SUITES:
-        raise RtpError(f"the crypto-suite {suite:.40} is not known")
-    if identifier or rest.strip():
-        # RFC 4568, section 6.3: an attribute with a parameter that is not understood is not chosen.
-        raise RtpError("the crypto attribute asks for a key identifier, several keys or session parameters")
-    try:
-        key = b64decode(text, validate=True)
-    except Base64Error:
-        raise RtpError("the crypto attribute's key is not base64") from None
-    if len(key) != key_length(suite):
-        raise RtpError(f"the key for {suite} must have {key_length(suite)} bytes, not {len(key)}")
-    return CryptoAttribute(int(tag), suite, key)
-
-
-def choose_crypto(values: Iterable[str]) -> CryptoAttribute | None:
-    """The first offered attribute that we can do (RFC 4568, section 5.1.2: the offerer's order is its wish)."""
-    for value in values:
-        try:
-            return parse_crypto(value)
-        except RtpError:
-            continue
-    return None
-
-
 class SrtpContext:
     """One call's two directions. Raises RtpError for packets that are not the peer's, or were there before."""
 
     def __init__(self, keys: SrtpKeys) -> None:
-        profile = SUITES[keys.suite].profile
-        self._inbound = Session(Policy(keys.remote, Policy.SSRC_ANY_INBOUND, srtp_profile=profile))
-        self._outbound = Session(Policy(keys.local, Policy.SSRC_ANY_OUTBOUND, srtp_profile=profile))
+        self._keys = keys
+        self._inbound = _session(keys.suite, keys.remote, Policy.SSRC_ANY_INBOUND)
+        self._outbound = _session(keys.suite, keys.local, Policy.SSRC_ANY_OUTBOUND)
+
+    def rekey(self, keys: SrtpKeys) -> None:
+        """From now on other keys, in the directions where they differ.
+
+        A key that stays keeps its packet index: begun anew, its rollover counter would fall back to 0, which the
+        peer cannot follow and which encrypts other sound with a keystream used before (RFC 3711, section 9.1).
+        """
+        before, self._keys = self._keys, keys
+        if (before.suite, before.remote) != (keys.suite, keys.remote):
+            self._inbound = _session(keys.suite, keys.remote, Policy.SSRC_ANY_INBOUND)
+        if (before.suite, before.local) != (keys.suite, keys.local):
+            self._outbound = _session(keys.suite, keys.local, Policy.SSRC_ANY_OUTBOUND)
 
     def protect(self, packet: bytes) -> bytes:
         """RTP to SRTP."""
@@ -135,6 +92,10 @@ class SrtpContext:
             return self._inbound.unprotect_rtcp(packet)
         except Error as error:
             raise RtpError(f"SRTCP: {error}") from None
+
+
+def _session(suite: str, key: bytes, direction: int) -> Session:
+    return Session(Policy(key, direction, srtp_profile=SUITES[suite].profile))
 
 
 def _check_size(packet: bytes) -> None:

@@ -60,7 +60,7 @@ class MediaStream:
         """When the peer's last usable packet came."""
         self.source: Addr | None = None
         """Where the peer's packets come from, once it is known; ours go there."""
-        self._plan = plan
+        self._agree(plan)
         self._latch = Latch(plan.remote, now, plan.symmetric)
         self._crypto = SrtpContext(plan.keys) if plan.keys else None
         self._dtmf = DtmfReceiver()
@@ -82,10 +82,20 @@ class MediaStream:
             self._latch = Latch(plan.remote, now, plan.symmetric)
             self.source = None
             self.reporter.moved()
-        if plan.keys != self._plan.keys:
-            self._crypto = SrtpContext(plan.keys) if plan.keys else None
-        self._plan = plan
+        if plan.keys is None:
+            self._crypto = None
+        elif self._crypto is None:
+            self._crypto = SrtpContext(plan.keys)
+        else:
+            self._crypto.rekey(plan.keys)
+        self._agree(plan)
         self.sender.change(plan)
+
+    def _agree(self, plan: MediaPlan) -> None:
+        self._plan = plan
+        # The peer may use the number it gave the codec, or ours if that is another (RFC 3264, section 5.1).
+        self._decoders = {plan.codec.payload_type: plan.codec.decode, **DECODERS}
+        self._digit_types = (plan.dtmf_type, plan.dtmf_in)
 
     def receive_rtp(self, data: bytes, source: Addr, now: float) -> None:
         """A datagram came to the RTP port from `source`."""
@@ -147,7 +157,7 @@ class MediaStream:
         assert self.reception is not None
         if not self.reception.receive(packet.sequence) or not self._plan.receives:
             return
-        decode = DECODERS.get(packet.payload_type)
+        decode = self._decoders.get(packet.payload_type)
         if decode is None:
             self._take_other(packet, now)
         elif 0 < len(packet.payload) <= MAX_PAYLOAD:
@@ -159,7 +169,7 @@ class MediaStream:
 
     def _take_other(self, packet: RtpPacket, now: float) -> None:
         """Anything but sound."""
-        if packet.payload_type == self._plan.dtmf_type:
+        if packet.payload_type in self._digit_types:
             self.last_heard = now
             digit = self._dtmf.receive(packet.timestamp, packet.marker, packet.payload)
             if digit is not None:
@@ -183,9 +193,17 @@ class MediaStream:
 
     def tick(self, now: float) -> list[bytes]:
         """20 ms have passed, `now` nominally: hands on what is heard, gives what is to be sent."""
+        self.hear(now)
+        return self.say()
+
+    def hear(self, now: float) -> None:
+        """The tick's first half, the peer's sound; the two may come in either order."""
         pcm = self.jitter.pop(now)
         if pcm is not None:
             self.on_frame(pcm)
+
+    def say(self) -> list[bytes]:
+        """The tick's other half: our packets."""
         packets = self.sender.tick()
         if self._crypto is not None:
             return [self._crypto.protect(packet) for packet in packets]

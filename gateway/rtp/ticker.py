@@ -2,25 +2,31 @@
 
 Ticks are nominal: they lie exactly 20 ms apart, however late the loop gets to them, so that nothing
 drifts. A late tick is followed by an early one; after a long stall ticks are left out, and said to be.
-Calls are spread over phases of the 20 ms, so that hundreds of them do not all want the same instant.
+Calls are spread over phases of the 20 ms, so that hundreds of them do not all want the same instant, and
+within a phase all calls' packets leave before anything else is done: what reading and playing takes for
+one call, which varies, does not move the next one's packet.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import time
 from typing import Protocol
 
 TICK = 0.02
-PHASES = 4
+PHASES = 10
 MOST_LATE = 10
 """Ticks made up for after a stall: 200 ms. More would only fill the peer's jitter buffer."""
 _STEP = TICK / PHASES
 
 
 class Ticking(Protocol):
+    def send_due(self, now: float) -> None:
+        """20 ms have passed; `now` is the nominal time of the event loop's clock. What is to leave now leaves."""
+
     def tick(self, now: float) -> None:
-        """20 ms have passed; `now` is the nominal time of the event loop's clock."""
+        """The rest of what these 20 ms ask for, after every call of the phase has sent."""
 
     def skip(self, ticks: int) -> None:
         """These many ticks will not come."""
@@ -36,6 +42,8 @@ class Ticker:
         self._timer: asyncio.TimerHandle | None = None
         self.skipped = 0
         """Ticks left out because the loop stalled."""
+        self.wall_to_loop = self._loop.time() - time.time()
+        """What turns Unix time into the event loop's, as of this tick."""
 
     def add(self, ticking: Ticking) -> None:
         """From now on it ticks."""
@@ -58,13 +66,18 @@ class Ticker:
 
     def _fire(self) -> None:
         self._timer = None
-        due = math.floor(self._loop.time() / _STEP + 1e-6)
+        loop_time = self._loop.time()
+        self.wall_to_loop = loop_time - time.time()
+        due = math.floor(loop_time / _STEP + 1e-6)
         late = (due - self._step) // PHASES - MOST_LATE
         if late > 0:
             self._leave_out(late)
         while self._step <= due:
             now = self._step * _STEP
-            for ticking in tuple(self._phases[self._step % PHASES]):
+            phase = tuple(self._phases[self._step % PHASES])
+            for ticking in phase:
+                ticking.send_due(now)
+            for ticking in phase:
                 ticking.tick(now)
             self._step += 1
         if any(self._phases):

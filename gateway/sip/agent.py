@@ -131,8 +131,10 @@ class UserAgentCore:
         try:
             self._serve(transaction, now)
         except SipError as error:
-            self._core.refuse(transaction, error, now)
-            if error.code != 401:
+            if error.code == 401:
+                self._core.challenge(transaction, error, now)
+            else:
+                self._core.refuse(transaction, error, now)
                 self._refusals.count(str(error), transaction.addr, now)
 
     def _serve(self, transaction: ServerTransaction, now: float) -> None:

@@ -82,6 +82,8 @@ class SipCall:
     """A re-INVITE that met another, tried again (section 14.1)."""
     timer: SessionTimer | None = field(default=None, repr=False)
     digest: ClientDigest | None = field(default=None, repr=False)
+    proof: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """Credentials of our last INVITE that was accepted; its ACK repeats them."""
     peer_allows: frozenset[str] = field(default=frozenset(), repr=False)
     transfer: int | None = field(default=None, repr=False)
     """CSeq of our REFER whose NOTIFYs are awaited."""

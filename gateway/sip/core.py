@@ -72,6 +72,16 @@ class Core:
         """Answer a request with what is wrong with it."""
         self.respond(transaction, error.code, now, error.reason, error.headers)
 
+    def challenge(self, transaction: ServerTransaction, error: SipError, now: float) -> None:
+        """Ask for a password without keeping anything (RFC 3261, section 26.3.2.4).
+
+        Nobody has proved who they are, so a forged request must cost one answer, not eleven and 32 s of memory. A copy
+        of the request is challenged again, under the same tag (section 8.2.7).
+        """
+        transaction.tag = self.layer.stateless_tag(transaction)
+        self.refuse(transaction, error, now)
+        transaction.end(now)
+
     def accept_invite(self, call: SipCall, transaction: ServerTransaction, fields: Fields) -> list[tuple[str, str]]:
         """The fields of a response that makes or keeps a dialog (RFC 3261, section 12.1.1)."""
         request = transaction.request

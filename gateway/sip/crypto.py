@@ -14,7 +14,8 @@ SUITES = ("AES_CM_128_HMAC_SHA1_80", "AES_CM_128_HMAC_SHA1_32")
 KEY_BYTES = 30
 """Master key and salt of both suites (RFC 4568, section 6.2)."""
 
-_CRYPTO = re.compile(r"([0-9]{1,9})\s+(\S+)\s+inline:([A-Za-z0-9+/=]+)(?:\|\S*)?\s*(.*)\Z")
+_CRYPTO = re.compile(r"([0-9]{1,9})\s+(\S+)\s+inline:([A-Za-z0-9+/=]+)(?:\|[^\s|:;]+)?(.*)\Z")
+"""Tag, suite, key; a lifetime (section 6.1) asks nothing of us in a call of any length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,11 @@ class Crypto:
 
 
 def read_crypto(value: str) -> Crypto | None:
-    """None for what we cannot use: an unknown suite, part of a key, a session parameter that changes the packets."""
+    """None for what we cannot use: an unknown suite, part of a key, or anything that changes the packets.
+
+    That is a master key identifier, several keys, and every session parameter (section 6.3.7: what is not understood
+    makes the line unusable).
+    """
     line = _CRYPTO.match(value)
     if line is None or line[2].upper() not in SUITES or line[4].strip():
         return None

@@ -285,6 +285,13 @@ class ServerDigest:
         return SipError(message, 401, headers=challenges)
 
 
+def proof_of(request: Request) -> tuple[tuple[str, str], ...]:
+    """The fields that prove who sent a request: an ACK to its 2xx carries the same (RFC 3261, section 22.1)."""
+    return tuple(
+        (name, value) for name in ("Authorization", "Proxy-Authorization") for value in request.headers.all(name)
+    )
+
+
 def without_proof(headers: Headers) -> Headers:
     """A copy that may be logged or handed on."""
     copy = headers.copy()

@@ -17,25 +17,18 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from gateway.sip.agent import UserAgentCore
-from gateway.sip.errors import SipError
 from gateway.sip.events import AgentConfig, Event, MessageDropped
-from gateway.sip.framing import PONG, StreamFramer
 from gateway.sip.guard import DropLog, Peers, RateLimit
 from gateway.sip.settings import ListenAddress, SipSettings
+from gateway.sip.stream import Stream
 from gateway.sip.timers import Timing
 from gateway.sip.uri import TRANSPORTS, Addr, Transport
 
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 5.0
-FIRST_MESSAGE = 15.0
-"""Seconds a new connection has to deliver its first whole message."""
-IDLE = 3_600.0
-"""Seconds a connection may be silent."""
 MAX_STREAMS = 2_000
 MAX_STREAMS_OF_PEER = 200
-MAX_BACKLOG = 1 << 18
-"""Bytes that may wait for a peer that does not read."""
 MAX_WAITING = 100
 """Messages that may wait for a connection to come up, or a name to be looked up."""
 NAME_SECONDS = 60.0
@@ -52,68 +45,6 @@ class _Datagrams(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
         self._take(data, Addr(addr[0], addr[1], "udp"))
-
-
-class _Stream(asyncio.Protocol):
-    """One TCP or TLS connection, whoever opened it."""
-
-    def __init__(self, endpoint: SipEndpoint, transport: Transport) -> None:
-        self._endpoint = endpoint
-        self._kind = transport
-        self._framer = StreamFramer()
-        self._line: asyncio.Transport | None = None
-        self._limit: asyncio.TimerHandle | None = None
-        self._answered = 0
-        self.addr = Addr("", 0, transport)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
-        self._line = transport  # type: ignore[assignment]
-        peer = transport.get_extra_info("peername")
-        if not peer:
-            transport.close()
-            return
-        self.addr = Addr(peer[0], peer[1], self._kind)
-        if not self._endpoint.welcome(self):
-            transport.close()
-            return
-        self._wait(FIRST_MESSAGE)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            messages = self._framer.receive(data)
-        except SipError as error:
-            self._endpoint.drop(str(error), self.addr)
-            self.abort()
-            return
-        while self._answered < self._framer.pings:
-            self._answered += 1
-            self.write(PONG)
-        if messages:
-            self._wait(IDLE)
-        for message in messages:
-            self._endpoint.receive(message, self.addr)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._limit is not None:
-            self._limit.cancel()
-        self._endpoint.farewell(self)
-
-    def write(self, data: bytes) -> None:
-        assert self._line is not None
-        if self._line.get_write_buffer_size() > MAX_BACKLOG:
-            self.abort()
-            return
-        self._line.write(data)
-
-    def abort(self) -> None:
-        if self._line is not None:
-            self._line.abort()
-
-    def _wait(self, seconds: float) -> None:
-        if self._limit is not None:
-            self._limit.cancel()
-        self._limit = asyncio.get_running_loop().call_later(seconds, self.abort)
 
 
 class SipEndpoint:
@@ -136,7 +67,7 @@ class SipEndpoint:
         self._udp: asyncio.DatagramTransport | None = None
         self._udp_socket: socket.socket | None = None
         self._servers: list[asyncio.Server] = []
-        self._streams: dict[Addr, _Stream] = {}
+        self._streams: dict[Addr, Stream] = {}
         self._waiting: dict[Addr, list[bytes]] = {}
         self._names: dict[str, tuple[float, str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -193,7 +124,7 @@ class SipEndpoint:
             return name[0], name[1]
         tls = self._server_tls() if address.transport == "tls" else None
         server = await self._loop.create_server(
-            lambda: _Stream(self, address.transport), address.host, address.port, ssl=tls, backlog=512
+            lambda: Stream(self, address.transport), address.host, address.port, ssl=tls, backlog=512
         )
         self._servers.append(server)
         name = server.sockets[0].getsockname()
@@ -236,11 +167,19 @@ class SipEndpoint:
         if self._closed or not data.strip(b"\r\n\0 "):
             return
         now = self._loop.time()
-        if not self._rate.admit(addr.host, now):
+        if addr.transport != "udp":
+            # Nobody sends again what a stream has delivered: what follows is read later instead.
+            self._slow_down(addr, self._rate.charge(addr.host, now))
+        elif not self._rate.admit(addr.host, now):
             self.drop("too many messages from one address", addr)
             return
         self.core.receive(data, addr, now)
         self.pump()
+
+    def _slow_down(self, addr: Addr, seconds: float) -> None:
+        stream = self._streams.get(addr)
+        if seconds and stream is not None and stream.hold_up(seconds):
+            log.info("%s sends too many messages on its connection, which is read more slowly", addr.host)
 
     def drop(self, cause: str, addr: Addr, count: int = 1) -> None:
         """Count what gets no answer; now and then say so."""
@@ -248,7 +187,7 @@ class SipEndpoint:
         if line:
             log.warning("%s", line)
 
-    def welcome(self, stream: _Stream) -> bool:
+    def welcome(self, stream: Stream) -> bool:
         """Whether a new connection may stay."""
         of_peer = sum(addr.host == stream.addr.host for addr in self._streams)
         if self._closed or len(self._streams) >= MAX_STREAMS or of_peer >= MAX_STREAMS_OF_PEER:
@@ -257,7 +196,7 @@ class SipEndpoint:
         self._streams[stream.addr] = stream
         return True
 
-    def farewell(self, stream: _Stream) -> None:
+    def farewell(self, stream: Stream) -> None:
         """A connection is gone."""
         if self._streams.get(stream.addr) is stream:
             del self._streams[stream.addr]
@@ -356,10 +295,17 @@ class SipEndpoint:
         known = self._known_host(host)
         if known is not None:
             return known
-        found = await self._loop.getaddrinfo(host, None, family=self._family, type=socket.SOCK_DGRAM)
-        address = str(found[0][4][0])
+        address = (await self._addresses_of(host))[0]
         self._names[host] = (self._loop.time() + NAME_SECONDS, address)
         return address
+
+    async def resolve_all(self, host: str) -> set[str]:
+        """Every address of a name, as it stands now. Raises OSError when there is none."""
+        return set(await self._addresses_of(host))
+
+    async def _addresses_of(self, host: str) -> list[str]:
+        found = await self._loop.getaddrinfo(host, None, family=self._family, type=socket.SOCK_DGRAM)
+        return [str(entry[4][0]) for entry in found]
 
     @property
     def _family(self) -> int:
@@ -371,7 +317,7 @@ class SipEndpoint:
         tls = self._client_tls() if addr.transport == "tls" else None
         name = addr.host if tls is not None else None
         await self._loop.create_connection(
-            lambda: _Stream(self, addr.transport), host, addr.port, ssl=tls, server_hostname=name
+            lambda: Stream(self, addr.transport), host, addr.port, ssl=tls, server_hostname=name
         )
 
     def _later_undeliverable(self, addr: Addr) -> None:

@@ -19,6 +19,8 @@ MAX_PEERS = 10_000
 LOG_EVERY = 10.0
 """Seconds between two log lines about what was dropped for the same cause."""
 MAX_CAUSES = 100
+LONGEST_PAUSE = 5.0
+"""Seconds for which a connection may be left unread."""
 BURST = 2.0
 """Seconds' worth of messages that may come at once."""
 
@@ -67,10 +69,20 @@ class RateLimit:
         tokens, then = self._buckets.pop(host, (self._most, now))
         tokens = min(self._most, tokens + (now - then) * self._rate)
         admitted = tokens >= 1.0
-        self._buckets[host] = (tokens - 1.0 if admitted else tokens, now)
+        self._keep(host, tokens - 1.0 if admitted else tokens, now)
+        return admitted
+
+    def charge(self, host: str, now: float) -> float:
+        """Count one message that is taken in any case; gives the seconds that its sender is ahead of the rate by."""
+        tokens, then = self._buckets.pop(host, (self._most, now))
+        tokens = max(min(self._most, tokens + (now - then) * self._rate) - 1.0, -LONGEST_PAUSE * self._rate)
+        self._keep(host, tokens, now)
+        return max(0.0, -tokens / self._rate)
+
+    def _keep(self, host: str, tokens: float, now: float) -> None:
+        self._buckets[host] = (tokens, now)
         if len(self._buckets) > MAX_PEERS:
             self._buckets.popitem(last=False)
-        return admitted
 
 
 class DropLog:

@@ -99,6 +99,8 @@ class Handover:
         endpoint.pump()
         caller.rtp.listen(callee.rtp.send)
         callee.rtp.listen(caller.rtp.send)
+        # Whoever is called may have a menu of its own.
+        caller.on_digit, callee.on_digit = callee.press, caller.press
         try:
             await self._either_ends(caller, callee)
         finally:

@@ -7,6 +7,8 @@ above: they get new requests, ACKs to 2xx and responses, each once.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from collections import deque
 from collections.abc import Callable, Mapping
 
@@ -31,6 +33,7 @@ class TransactionLayer:
         self.chance = chance
         self.outbox: deque[tuple[bytes, Addr]] = deque()
         self._sent_by = sent_by
+        self._secret = chance.token(16).encode()
         self._clients: dict[tuple[str, str], ClientTransaction] = {}
         self._servers: dict[tuple[str, ...], ServerTransaction] = {}
         self._merged: dict[tuple[str, str, str], ServerTransaction] = {}
@@ -142,6 +145,11 @@ class TransactionLayer:
         """Answer; False when the request has had its final answer."""
         return transaction.respond(response, now)
 
+    def stateless_tag(self, transaction: ServerTransaction) -> str:
+        """A To-tag that every copy of a request gets, though none is remembered."""
+        text = "\0".join((*transaction.key, transaction.request.call_id))
+        return hmac.new(self._secret, text.encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:16]
+
     def knows(self, request: Request) -> bool:
         """Whether a request is a copy of one in progress."""
         return _key(request, request.via, request.method) in self._servers
@@ -162,7 +170,13 @@ class TransactionLayer:
         self.send(bytes(response), reply_address(via, addr))
 
     def undeliverable(self, addr: Addr, now: float) -> None:
-        """The shell could not send to an address: what waits for it fails (section 8.1.3.1)."""
+        """The shell could not send to an address: what waits for it fails (section 8.1.3.1).
+
+        Answers whose connection is gone are tried once more, where the peer says it listens (section 18.2.2).
+        """
+        for server in [one for one in self._servers.values() if one.reply_to == addr]:
+            via = server.request.via
+            server.answer_at(Addr(addr.host, via.port or default_port(addr.transport), addr.transport))
         for client in [one for one in self._clients.values() if one.addr == addr]:
             client.fail(503, now)
 

@@ -11,6 +11,7 @@ import ipaddress
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from gateway.rtp.codec import CODECS
@@ -164,6 +165,17 @@ class SipLine:
             self.endpoint.pump()
         self.rtp.close()
 
+    def press(self, digit: str) -> None:
+        """Press a key at the far end: as telephone-event, or by INFO where that was not agreed."""
+        stream = self.rtp.stream
+        if stream is not None and stream.plan.dtmf_type is not None:
+            with suppress(ValueError):
+                # More keys than wait for their turn come from no hand.
+                self.rtp.send_digits(digit)
+        elif self.call is not None:
+            self.endpoint.core.info_dtmf(self.call, digit, self.endpoint.now())
+            self.endpoint.pump()
+
     @property
     def report(self) -> MediaReport | None:
         """What became of the sound; None if there never was any."""
@@ -184,9 +196,10 @@ def plan_of(agreed: Agreed) -> MediaPlan:
         keys = SrtpKeys(agreed.local_crypto.suite, agreed.local_crypto.key, agreed.remote_crypto.key)
     plan = MediaPlan(
         remote=_numeric(agreed.remote),
-        codec=CODECS[agreed.codec],
+        codec=replace(CODECS[agreed.codec], payload_type=agreed.payload_type),
         ptime=min(agreed.ptime, 60),
         dtmf_type=agreed.digits,
+        dtmf_in=agreed.digits_in,
         sends=agreed.direction in ("sendrecv", "sendonly"),
         keys=keys,
     )

@@ -14,7 +14,7 @@ from gateway.sip.bodies import SDP, find_sdp
 from gateway.sip.call import CallState, SipCall
 from gateway.sip.core import MAX_CHALLENGES, Core, peer_allows
 from gateway.sip.dialog import MAX_FORWARDS, Dialog, dialog_as_client
-from gateway.sip.digest import ClientDigest
+from gateway.sip.digest import ClientDigest, proof_of
 from gateway.sip.errors import SipError
 from gateway.sip.events import Ended, Established, Progress
 from gateway.sip.fields import NameAddr, parse_name_addr, parse_number
@@ -179,8 +179,9 @@ class Outgoing:
         leg = call if not call.ended and call.dialog is None else _fork_of(call, dialog)
         leg.dialog = dialog
         ack = dialog.request("ACK", attempt.cseq)
-        if call.digest is not None:
-            call.digest.sign(ack)
+        call.proof = proof_of(attempt.transaction.request)
+        for name, value in call.proof:
+            ack.headers.add(name, value)
         hop = self._core.hop(leg)
         attempt.acks[tag] = (self._core.layer.send_once(ack, hop), hop)
         if attempt.limit is not None:

@@ -119,7 +119,7 @@ class Agreed:
     ptime: int
     """Milliseconds of a packet that the peer likes to get."""
     digits: int | None
-    """Payload type of telephone-event; None when the peer does not know it."""
+    """Payload type of telephone-event as the peer wants it; None when it does not know it."""
     remote: Addr
     """Where our RTP goes."""
     remote_rtcp: Addr
@@ -128,6 +128,8 @@ class Agreed:
     local_crypto: Crypto | None = None
     """What we encrypt with."""
     remote_crypto: Crypto | None = None
+    digits_in: int | None = None
+    """Payload type of telephone-event as we asked for it; each side sends what the other named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +342,8 @@ def read_answer(offer: bytes, answer: SessionDescription, capabilities: Capabili
     agreed = _agree(theirs, capabilities, ours.crypto[0].key if ours.crypto else b"")
     if agreed is None:
         raise SipError("the answer takes no stream of ours", 488)
+    if agreed.digits is not None:
+        agreed = replace(agreed, digits_in=ours.number_of(DIGITS))
     if agreed.remote_crypto is not None:
         chosen = [one for one in ours.crypto if one.tag == agreed.remote_crypto.tag]
         if not chosen or chosen[0].suite != agreed.remote_crypto.suite:

@@ -9,14 +9,17 @@ from __future__ import annotations
 from gateway.sip.bodies import SDP, find_sdp
 from gateway.sip.call import CallState, SipCall, Unacknowledged
 from gateway.sip.core import Core, Fields, peer_allows
+from gateway.sip.digest import proof_of
 from gateway.sip.errors import SipError
 from gateway.sip.events import Ended, Held, Reanswer, Reoffer, ReofferRefused, Resumed
-from gateway.sip.fields import get_param, parse_params
+from gateway.sip.fields import get_param, parse_number, parse_params
 from gateway.sip.message import Request, Response
 from gateway.sip.sdp import is_hold
 from gateway.sip.session_timer import accept_interval, describe_acceptance, read_acceptance
 from gateway.sip.transaction import ServerTransaction
 
+REFRESH_AGAIN = 10.0
+"""Seconds to another try of a session refresh that was refused."""
 RETRY_AFTER = 10
 """Whole seconds below which a peer is told to come again (section 14.2)."""
 
@@ -109,12 +112,17 @@ class Sessions:
         if request.method == "INVITE":
             self._core.respond(transaction, 100, now)
             call.late_offer = offer is None
-        if offer is None or offer == call.remote_sdp:
-            self.answer(call, call.local_sdp if request.method == "INVITE" or offer else b"", now)
-            return
-        call.remote_sdp = offer
-        self.note_hold(call)
-        self._core.emit(Reoffer(call, offer))
+        if offer is None and request.method == "UPDATE":
+            self.answer(call, b"", now)
+        elif offer is None:
+            # It asks for an offer of ours, and what stands may be our half of a hold.
+            self._core.emit(Reoffer(call, None))
+        elif offer == call.remote_sdp:
+            self.answer(call, call.local_sdp, now)
+        else:
+            call.remote_sdp = offer
+            self.note_hold(call)
+            self._core.emit(Reoffer(call, offer))
 
     def _refuse_collision(self, call: SipCall, transaction: ServerTransaction) -> None:
         if call.waiting is not None:
@@ -198,7 +206,7 @@ class Sessions:
         if call.offer_limit is not None and call.offering is not None:
             call.offer_limit.cancel()
         if response.code < 300:
-            again = call.dialog is not None and self.acknowledge(call, response)
+            again = self.acknowledge(call, response)
             if again or call.ended:
                 return
             self._take_acceptance(call, response, now)
@@ -212,13 +220,16 @@ class Sessions:
         call.offering = None
         if call.ended or self.lost(call, response, now):
             return
+        if self._lengthen(call, response):
+            self.change(call, sdp, now)
+            return
         if response.code == 491:
             low, high = (2.1, 4.0) if call.outgoing else (0.0, 2.0)
             wait = self._core.chance.between(low, high)
             call.retry = self._core.timers.at(now + wait, lambda then: self._try_again(call, sdp, then))
             return
         self._core.emit(ReofferRefused(call, response.code))
-        self.watch(call, now)
+        self._refresh_soon(call, now)
 
     def _try_again(self, call: SipCall, sdp: bytes, now: float) -> None:
         if not self.change(call, sdp, now) and call.state is CallState.ESTABLISHED:
@@ -228,13 +239,15 @@ class Sessions:
         """Send the ACK to a 2xx; True when it is a copy of one that was acknowledged before."""
         assert call.dialog is not None
         number = response.cseq.number
-        again = call.offering is None or call.offering.request.cseq.number != number
-        call.offering = None if not again else call.offering
-        if not again:
+        offering = call.offering
+        again = offering is None or offering.request.cseq.number != number
+        if offering is not None and not again:
+            call.offering = None
+            call.proof = proof_of(offering.request)
             call.dialog.refresh(response, None)
         ack = call.dialog.request("ACK", number)
-        if call.digest is not None:
-            call.digest.sign(ack)
+        for name, value in call.proof:
+            ack.headers.add(name, value)
         self._core.layer.send_once(ack, self._core.hop(call))
         return again
 
@@ -263,7 +276,7 @@ class Sessions:
         """Tell the peer that we live: UPDATE if it knows that, else a re-INVITE with the SDP that stands."""
         busy = call.offering is not None or call.waiting is not None or call.unacknowledged is not None
         if busy:
-            self.watch(call, now)
+            self._refresh_soon(call, now)
         elif "UPDATE" in call.peer_allows:
             fields = self.interval_fields(call)
             call.offering = self._core.ask(call, "UPDATE", lambda r, then: self._refreshed(call, r, then), now, fields)
@@ -278,8 +291,28 @@ class Sessions:
             return
         if response.code < 300:
             self._take_acceptance(call, response, now)
+        elif self._lengthen(call, response):
+            self._refresh(call, now)
         else:
+            self._refresh_soon(call, now)
+
+    def _refresh_soon(self, call: SipCall, now: float) -> None:
+        """A refresh of ours has to wait, or was refused: the peer's clock goes on, so not another half interval."""
+        timer = call.timer
+        if timer is None or not timer.refresher:
             self.watch(call, now)
+            return
+        timer.stop()
+        wait = min(REFRESH_AGAIN, timer.wait())
+        timer.due = self._core.timers.at(now + wait, lambda then: self._refresh(call, then))
+
+    def _lengthen(self, call: SipCall, response: Response) -> bool:
+        """Whether a 422 tells of a longer interval that we can ask for (RFC 4028, section 7.4)."""
+        shortest = parse_number(response.headers.first("Min-SE")) or 0
+        if response.code != 422 or call.timer is None or shortest <= call.timer.interval:
+            return False
+        call.timer.interval = shortest
+        return True
 
 
 def _sdp_of(response: Response) -> bytes | None:

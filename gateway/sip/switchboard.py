@@ -35,10 +35,12 @@ from gateway.sip.leg import BUSY, RETRY_AFTER, UNAVAILABLE, SipLeg
 from gateway.sip.line import MediaRoom, SipLine
 from gateway.sip.registration import Trunk
 from gateway.sip.settings import SipSettings, TrunkSettings
-from gateway.sip.uri import Uri, address_of, bracketed, parse_uri
+from gateway.sip.uri import Uri, address_of, bare_host, bracketed, parse_uri
 
 log = logging.getLogger(__name__)
 
+LOOK_AGAIN = 300.0
+"""Seconds after which a trunk's name is looked up again: its addresses change, and calls come from all of them."""
 GOODBYE = 2.0
 """Seconds that BYEs and the taking back of registrations may take when the gateway stops."""
 _NUMBER = re.compile(r"[^+0-9A-Za-z_.*#-]")
@@ -138,17 +140,26 @@ class Switchboard:
         proxy = address_of(parse_uri(settings.outbound_proxy)) if settings.outbound_proxy else None
         registrar = parse_uri(settings.registrar)
         trunk = Trunk(settings.name, registrar, settings.user, credentials, proxy, settings.expires)
-        try:
-            hosts = {await self.endpoint.resolve(host) for host in {trunk.addr.host, settings.host}}
-        except OSError as error:
-            log.warning("trunk %s: %s cannot be looked up: %s", settings.name, trunk.addr.host, error)
-        else:
-            self.endpoint.peers.know_trunk(settings.name, hosts)
+        await self._know(trunk)
         if settings.register_here:
             self.endpoint.core.register(trunk, self.endpoint.now())
             self.endpoint.pump()
         else:
             self.endpoint.core.add_trunk(trunk)
+        while True:
+            await asyncio.sleep(LOOK_AGAIN)
+            await self._know(trunk)
+
+    async def _know(self, trunk: Trunk) -> None:
+        """Trust a trunk's calls from every address that its names stand for now."""
+        hosts: set[str] = set()
+        for name in {trunk.addr.host, bare_host(trunk.registrar.host)}:
+            try:
+                hosts |= await self.endpoint.resolve_all(name)
+            except OSError as error:
+                log.warning("trunk %s: %s cannot be looked up: %s", trunk.name, name, error)
+        if hosts:
+            self.endpoint.peers.know_trunk(trunk.name, hosts)
 
     def _registration(self, event: RegistrationChanged) -> None:
         before = self.registered.get(event.trunk)

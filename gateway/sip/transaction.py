@@ -195,6 +195,12 @@ class ServerTransaction(Transaction):
         if self._last and self.state in (State.PROCEEDING, State.COMPLETED):
             self._wire.send(self._last, self.reply_to)
 
+    def answer_at(self, addr: Addr) -> None:
+        """The way that the request came is gone: what was said last goes to another address of the peer's."""
+        if addr != self.reply_to and self._last:
+            self.reply_to = addr
+            self._wire.send(self._last, addr)
+
     def receive_ack(self, now: float) -> bool:
         """An ACK to this INVITE; False when it is one to a 2xx, which is the dialog's affair."""
         if self.state is State.COMPLETED:

@@ -85,8 +85,10 @@ class Transfers:
             self._tell(call, code, reason, final=False)
 
     def info(self, call: SipCall, transaction: ServerTransaction, now: float) -> None:
-        """Keys; an empty INFO is a keep-alive. Raises SipError (415) for other content."""
+        """Keys; an empty INFO is a keep-alive. Raises SipError: 415 for other content, 469 for a package."""
         request = transaction.request
+        if request.headers.first("Info-Package").strip():
+            raise SipError("no INFO package is known here", 469, "Bad Info Package", (("Recv-Info", ""),))
         digits, milliseconds = read_digits(request) if request.body.strip() else ("", 0)
         self._core.respond(transaction, 200, now)
         if digits:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import Counter
 from contextlib import ExitStack
 
 import numpy as np
 import pytest
 
+from gateway.rtp.packet import RtpPacket, build_rtp
 from gateway.rtp.plan import Identity, MediaPlan
 from gateway.rtp.ports import PortRange, PortsExhausted
-from gateway.rtp.session import RtpSession
+from gateway.rtp.session import MOST_READ, RtpSession
 from gateway.rtp.ticker import PHASES, TICK, Ticker
 from tests.virtual_time import run as run_virtually
 
@@ -151,10 +153,15 @@ def test_a_range_without_a_pair_is_refused(low: int, high: int) -> None:
 class Ticks:
     def __init__(self) -> None:
         self.times: list[float] = []
+        self.sent: list[float] = []
         self.skipped = 0
+
+    def send_due(self, now: float) -> None:
+        self.sent.append(now)
 
     def tick(self, now: float) -> None:
         self.times.append(now)
+        assert self.sent[-1] == now
 
     def skip(self, ticks: int) -> None:
         self.skipped += ticks
@@ -162,7 +169,7 @@ class Ticks:
 
 def test_an_hour_of_ticks_does_not_drift() -> None:
     async def an_hour() -> None:
-        ticker, calls = Ticker(), [Ticks() for _ in range(2 * PHASES)]
+        ticker, calls = Ticker(), [Ticks(), Ticks()]
         for call in calls:
             ticker.add(call)
         await asyncio.sleep(3_600)
@@ -172,8 +179,6 @@ def test_an_hour_of_ticks_does_not_drift() -> None:
             assert abs(len(call.times) - 3_600 / TICK) <= 1
             assert call.times[-1] - call.times[0] == pytest.approx((len(call.times) - 1) * TICK, abs=1e-6)
             assert call.skipped == 0
-        # Spread over the 20 ms, and nothing ticks any more.
-        assert len({round(call.times[0] % TICK, 4) for call in calls}) == PHASES
         before = len(calls[0].times)
         await asyncio.sleep(1)
         assert len(calls[0].times) == before
@@ -199,6 +204,88 @@ def test_late_ticks_are_made_up_for_and_a_long_stall_is_left_out() -> None:
         ticker.remove(call)
 
     run_virtually(stalls())
+
+
+def test_calls_are_spread_over_the_phases() -> None:
+    async def many() -> None:
+        ticker, calls = Ticker(), [Ticks() for _ in range(2 * PHASES)]
+        for call in calls:
+            ticker.add(call)
+        await asyncio.sleep(2 * TICK)
+        for call in calls:
+            ticker.remove(call)
+        phases = Counter(round(call.times[0] / TICK % 1, 3) % 1 for call in calls)
+        assert list(phases.values()) == [2] * PHASES
+
+    run_virtually(many())
+
+
+def test_all_calls_of_a_phase_send_before_any_of_them_does_more() -> None:
+    async def one_phase() -> None:
+        order: list[str] = []
+
+        class Noted(Ticks):
+            def send_due(self, now: float) -> None:
+                super().send_due(now)
+                order.append("send")
+
+            def tick(self, now: float) -> None:
+                super().tick(now)
+                order.append("rest")
+
+        ticker, calls = Ticker(), [Noted() for _ in range(3 * PHASES)]
+        for call in calls:
+            ticker.add(call)
+        await asyncio.sleep(5 * TICK)
+        for call in calls:
+            ticker.remove(call)
+        assert len(order) >= 6 * PHASES
+        assert order == ["send", "send", "send", "rest", "rest", "rest"] * (len(order) // 6)
+
+    run_virtually(one_phase())
+
+
+def test_packets_that_wait_for_the_tick_are_timed_by_their_arrival() -> None:
+    """Read late, together, from a socket: the kernel says that they came 20 ms apart."""
+
+    async def read_late() -> None:
+        loop, ticker = asyncio.get_running_loop(), Ticker()
+        session = RtpSession.open(free_range(), ticker, Identity(1, 1, 1))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            peer.bind((HOST, 0))
+            session.start(MediaPlan(peer.getsockname()))
+            ticker.remove(session)
+            for number in range(6):
+                data = build_rtp(RtpPacket(0, False, number, 160 * number, 5, bytes(160)))
+                peer.sendto(data, (HOST, session.local_port))
+                await asyncio.sleep(0.02)
+            session.tick(loop.time())
+            summary = session.summary()
+            session.close()
+        assert summary is not None
+        assert summary.received == 6
+        # All at once would be 160 samples early each time: 5 of them make 5.5 ms.
+        assert summary.jitter_ms < 3
+
+    asyncio.run(read_late())
+
+
+def test_a_flood_costs_one_call_a_bounded_part_of_its_tick() -> None:
+    async def flooded() -> None:
+        session = RtpSession.open(free_range(), Ticker(), Identity(1, 1, 1))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            early = build_rtp(RtpPacket(0, False, 1, 1, 5, bytes(160)))
+            stranger.sendto(early, (HOST, session.local_port))
+            session.start(MediaPlan((HOST, 9)))
+            for _ in range(3 * MOST_READ):
+                stranger.sendto(bytes(3), (HOST, session.local_port))
+            session.tick(0.0)
+            summary = session.summary()
+            session.close()
+        assert summary is not None
+        assert (summary.malformed, summary.received) == (MOST_READ, 0)
+
+    asyncio.run(flooded())
 
 
 def test_a_call_may_end_inside_a_tick() -> None:

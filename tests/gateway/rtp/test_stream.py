@@ -115,6 +115,45 @@ def test_a_call_in_srtp() -> None:
     assert pair.right.counters.unauthentic == 2
 
 
+def test_the_peer_may_change_its_key_in_the_middle_of_a_call() -> None:
+    """Ours stays, 65,536 packets and more into the call: what we send is still understood."""
+    left, right = plans()
+    left = replace(left, keys=SrtpKeys(DEFAULT_SUITE, ONE, OTHER))
+    right = replace(right, keys=SrtpKeys(DEFAULT_SUITE, OTHER, ONE))
+    pair = Pair(left, right)
+    pair.run(1, tone(1))
+    new = bytes(range(200, 230))
+    pair.left.change(replace(left, keys=SrtpKeys(DEFAULT_SUITE, ONE, new)), 1.0)
+    pair.right.change(replace(right, keys=SrtpKeys(DEFAULT_SUITE, new, ONE)), 1.0)
+    before = [pair.left.summary().received, pair.right.summary().received]
+    pair.run(1, tone(1))
+    assert [pair.left.summary().received - before[0], pair.right.summary().received - before[1]] == [50, 50]
+    assert pair.left.counters.unauthentic == pair.right.counters.unauthentic == 0
+    pair.left.change(MediaPlan(RIGHT), 2.0)
+    pair.right.change(MediaPlan(LEFT), 2.0)
+    pair.run(1, tone(1))
+    assert pair.right.counters.unauthentic == pair.right.counters.malformed == 0
+
+
+def test_each_side_uses_the_numbers_that_the_other_named() -> None:
+    """RFC 3264, section 5.1: we offered 101 and the peer answered 96, so it sends 101 and hears 96; sound likewise."""
+    dynamic = replace(PCMU, payload_type=97)
+    ours = MediaStream(Identity(1, 1, 1), MediaPlan(LEFT, dynamic, dtmf_type=96, dtmf_in=101), 0.0)
+    digits: list[str] = []
+    ours.on_digit = digits.append
+    assert parse_rtp(ours.tick(0.0)[0]).payload_type == 97
+    ours.sender.digits.push("5")
+    assert parse_rtp(ours.tick(0.02)[0]).payload_type == 96
+    told = bytes((7, 10, 0, 160))
+    for number, payload_type in enumerate((101, 96)):
+        ours.receive_rtp(build_rtp(RtpPacket(payload_type, True, number, 1_000 * number, 5, told)), LEFT, 0.1)
+    for number, payload_type in enumerate((97, 0, 8), 2):
+        ours.receive_rtp(build_rtp(RtpPacket(payload_type, False, number, 160 * number, 5, bytes(160))), LEFT, 0.1)
+    assert digits == ["7", "7"]
+    assert ours.counters.unknown == 0
+    assert ours.summary().received == 5
+
+
 def test_strangers_are_dropped_and_counted() -> None:
     pair = Pair(*plans())
     pair.run(1)

@@ -121,6 +121,44 @@ async def test_a_peer_that_floods_is_cut_off_with_one_line_in_the_log(caplog: py
     assert len(lines) == 1
 
 
+async def test_a_connection_that_floods_is_read_slowly_and_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Over UDP a message is sent again; over TCP nobody would."""
+    with caplog.at_level(logging.INFO):
+        async with endpoint(requests_per_second=50) as opened:
+            reader, writer = await asyncio.open_connection(*opened.addresses["tcp"])
+            try:
+                writer.write(b"".join(options(str(number), "TCP") for number in range(120)))
+                for number in range(120):
+                    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode()
+                    assert f"branch=z9hG4bK{number};" in head
+                # Held up, then read again.
+                writer.write(options("last", "TCP"))
+                assert "branch=z9hG4bKlast;" in (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode()
+            finally:
+                writer.close()
+                await writer.wait_closed()
+            assert opened.drops.dropped == 0
+    assert [record.message for record in caplog.records if "read more slowly" in record.message]
+
+
+async def test_every_address_of_a_name_is_known() -> None:
+    async with endpoint() as opened:
+        assert await opened.resolve_all("127.0.0.1") == {"127.0.0.1"}
+        assert await opened.resolve_all("localhost") == {"127.0.0.1"}
+
+
+async def test_over_ipv6() -> None:
+    async with endpoint(listen="[::1]:0") as opened:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as caller:
+            caller.setblocking(False)
+            caller.connect(opened.addresses["udp"])
+            caller.send(options())
+            async with asyncio.timeout(5):
+                answer = (await asyncio.get_running_loop().sock_recv(caller, 65_536)).decode()
+            assert answer.startswith("SIP/2.0 200 OK")
+            assert f"received=::1;rport={caller.getsockname()[1]}" in answer
+
+
 async def test_a_timer_that_is_overdue_already_is_run_and_the_next_one_set() -> None:
     async with endpoint() as opened, peer(opened) as caller:
         opened.core.get_timer = lambda: opened.now() - 1.0  # type: ignore[method-assign]

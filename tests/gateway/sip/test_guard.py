@@ -6,7 +6,7 @@ import ipaddress
 
 import pytest
 
-from gateway.sip.guard import LOG_EVERY, MAX_PEERS, DropLog, Peers, RateLimit
+from gateway.sip.guard import LOG_EVERY, LONGEST_PAUSE, MAX_PEERS, DropLog, Peers, RateLimit
 from gateway.sip.uri import Addr
 
 NETWORKS = (ipaddress.ip_network("192.0.2.0/24"), ipaddress.ip_network("2001:db8::/32"))
@@ -73,3 +73,12 @@ def test_causes_are_told_apart() -> None:
     assert drops.note("one", "a", 1, 0.0)
     assert drops.note("other", "a", 1, 0.0)
     assert not drops.note("one", "a", 1, 1.0)
+
+
+def test_what_cannot_be_dropped_is_charged_for() -> None:
+    limit = RateLimit(10)
+    assert [limit.charge("192.0.2.1", 0.0) for _ in range(20)] == [0.0] * 20
+    assert limit.charge("192.0.2.1", 0.0) == pytest.approx(0.1)
+    assert limit.charge("192.0.2.1", 0.0) == pytest.approx(0.2)
+    assert limit.charge("192.0.2.1", 1.0) == 0.0
+    assert max(limit.charge("192.0.2.1", 1.0) for _ in range(1_000)) == LONGEST_PAUSE

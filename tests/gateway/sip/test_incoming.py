@@ -305,3 +305,32 @@ def test_a_contact_of_a_transport_that_we_do_not_have_is_not_followed() -> None:
     script.core.hangup(call, script.now)
     assert script.collect() == ["BYE sip:ann@192.0.2.99;transport=tls"]
     assert script.arrived[-1][2] == PEER
+
+
+def test_a_password_is_asked_for_once_and_nothing_is_kept() -> None:
+    """RFC 3261, section 26.3.2.4: a forged INVITE must not make us repeat ourselves at its victim."""
+    script = Script(users={"ann": "secret"}, trusted=lambda addr: False)
+    assert script.say(invite()) == ["401 Unauthorized"]
+    assert (script.core.calls, script.core.transactions, script.core.timers) == (0, 0, 0)
+    first = script.response()
+    assert script.say(invite()) == ["401 Unauthorized"]
+    assert script.response().to.tag == first.to.tag != ""
+    assert script.say(invite(call_id="c2")) == ["401 Unauthorized"]
+    assert script.response().to.tag != first.to.tag
+    assert script.say(ask("ACK", to_tag=first.to.tag, branch="z9hG4bKINVITE1")) == []
+    assert script.run(64.0) == []
+
+
+def test_an_answer_whose_connection_is_gone_goes_where_the_peer_listens() -> None:
+    """Section 18.2.2: the address the request came from, the port of its Via."""
+    stream = Addr("192.0.2.99", 40_123, "tcp")
+    script = Script(addr=stream)
+    script.say(invite(via="SIP/2.0/TCP 192.0.2.99:5070"))
+    script.core.answer(script.take(IncomingCall).call, ANSWER, script.now)
+    script.collect()
+    assert script.arrived[-1][2] == stream
+    script.core.undeliverable(stream, script.now)
+    assert script.collect() == ["200 OK"]
+    assert script.arrived[-1][2] == Addr("192.0.2.99", 5070, "tcp")
+    script.core.undeliverable(Addr("192.0.2.99", 5070, "tcp"), script.now)
+    assert script.collect() == []

@@ -53,7 +53,7 @@ a=rtpmap:101 telephone-event/8000
 a=fmtp:101 0-15
 a=rtcp:11050
 a=crypto:1 AES_256_CM_HMAC_SHA1_80 inline:{b64encode(bytes(46)).decode()}
-a=crypto:2 AES_CM_128_HMAC_SHA1_80 inline:{INLINE}|2^31|1:1
+a=crypto:2 AES_CM_128_HMAC_SHA1_80 inline:{INLINE}|2^31
 a=crypto:3 AES_CM_128_HMAC_SHA1_32 inline:{INLINE}
 a=sendrecv
 a=label:1
@@ -248,6 +248,11 @@ def test_our_offer_and_its_answer() -> None:
     theirs = answer_offer(parse_sdp(ours), Addr("192.0.2.1", 4000), Capabilities(codecs=("PCMA",)), session_id=4)
     agreed = read_answer(ours, parse_sdp(theirs.sdp), capabilities)
     assert (agreed.codec, agreed.payload_type, agreed.digits) == ("PCMA", 8, 101)
+    other = parse_sdp(theirs.sdp.replace(b"8 101", b"8 96").replace(b":101", b":96"))
+    assert (read_answer(ours, other, capabilities).digits, read_answer(ours, other, capabilities).digits_in) == (
+        96,
+        101,
+    )
     assert agreed.remote == Addr("192.0.2.1", 4000)
     for useless in (offer(media="m=audio 0 RTP/AVP 0"), offer(media="a=x"), offer(media="m=audio 1 RTP/AVP 18")):
         with pytest.raises(SipError):

@@ -10,6 +10,7 @@ from gateway.sip.events import (
     Held,
     IncomingCall,
     InfoDigits,
+    Reanswer,
     Reoffer,
     Resumed,
 )
@@ -49,6 +50,8 @@ def test_other_infos_are_refused_and_empty_ones_are_fine() -> None:
     assert script.say(ask("INFO", to_tag=tag, cseq=4, body=b"Signal=x", kind="application/dtmf-relay")) == [
         "415 Unsupported Media Type"
     ]
+    package = ask("INFO", "Info-Package: conference", to_tag=tag, cseq=5, body=b"x", kind="text/plain")
+    assert script.say(package) == ["469 Bad Info Package"]
 
 
 def test_an_old_request_is_not_served() -> None:
@@ -77,9 +80,25 @@ def test_a_reinvite_that_changes_nothing_is_answered_at_once() -> None:
     assert script.say(invite(to_tag=tag, cseq=2)) == ["100 Trying", "200 OK"]
     assert script.response().body == ANSWER
     script.say(ask("ACK", to_tag=tag, cseq=2, branch="z9hG4bKack2"))
-    assert script.say(invite(to_tag=tag, cseq=3, body=b"")) == ["100 Trying", "200 OK"]
-    assert script.response().body == ANSWER
     assert script.events == []
+
+
+def test_a_reinvite_without_an_offer_ends_a_hold() -> None:
+    """Ours is a new offer of all that we can do (RFC 6337, section 5.2.5), not our half of the hold once more."""
+    script, call, tag = talking()
+    script.say(invite(to_tag=tag, cseq=2, body=HOLD))
+    held = ANSWER + b"a=recvonly\r\n"
+    script.core.answer(call, held, script.now)
+    script.say(ask("ACK", to_tag=tag, cseq=2, branch="z9hG4bKack2"))
+    script.events.clear()
+    assert script.say(invite(to_tag=tag, cseq=3, body=b"")) == ["100 Trying"]
+    assert script.take(Reoffer).offer is None
+    script.core.answer(call, ANSWER, script.now)
+    assert script.collect() == ["200 OK"]
+    assert script.response().body == ANSWER
+    script.say(ask("ACK", to_tag=tag, cseq=3, branch="z9hG4bKack3", body=SDP))
+    assert script.take(Reanswer).sdp == SDP
+    assert not script.take(Resumed).call.on_hold
 
 
 def test_a_change_can_be_refused_and_the_call_goes_on() -> None:

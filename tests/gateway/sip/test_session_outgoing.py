@@ -6,6 +6,7 @@ import pytest
 
 from gateway.sip.call import CallState
 from gateway.sip.events import (
+    Credentials,
     Ended,
     Held,
     Reanswer,
@@ -13,7 +14,7 @@ from gateway.sip.events import (
     Terminated,
 )
 from tests.gateway.sip.pair import ANSWER, HOLD, SDP, Pair
-from tests.gateway.sip.test_outgoing import CONTACT, talking
+from tests.gateway.sip.test_outgoing import CHALLENGE, CONTACT, calling, talking
 
 
 def test_our_change_of_the_session() -> None:
@@ -86,6 +87,46 @@ def test_we_refresh_by_reinvite_when_it_does_not() -> None:
     script.answer(200, CONTACT, "Session-Expires: 200;refresher=uac", body=ANSWER)
     assert script.events == []
     assert not call.ended
+
+
+def test_a_refresh_that_is_refused_is_tried_again_before_the_peer_gives_us_up() -> None:
+    script, call = talking("Session-Expires: 200;refresher=uac", "Allow: INVITE, UPDATE")
+    script.run(100.0)
+    script.answer(500)
+    assert script.run(10.0) == [(110.0, "UPDATE sip:bob@192.0.2.99:5070")]
+    script.answer(200, CONTACT, "Session-Expires: 200;refresher=uac")
+    assert script.run(100.0)[0][0] == 210.0
+    assert not call.ended
+
+
+@pytest.mark.parametrize("allow", ["INVITE, UPDATE", "INVITE"])
+def test_a_refresh_asks_for_the_interval_that_the_peer_wants(allow: str) -> None:
+    """RFC 4028, section 7.4: a 422 names it."""
+    script, call = talking("Session-Expires: 200;refresher=uac", f"Allow: {allow}")
+    script.run(100.0)
+    before = script.request()
+    again = script.answer(422, "Min-SE: 600")
+    assert again[-1] == before.start_line.removesuffix(" SIP/2.0")
+    assert script.request().headers.first("Session-Expires") == "600"
+    script.answer(200, CONTACT, "Session-Expires: 600;refresher=uac", body=ANSWER if allow == "INVITE" else b"")
+    assert script.run(300.0)[-1][0] == 400.0
+    assert not call.ended
+
+
+def test_an_ack_carries_the_password_of_its_invite() -> None:
+    """RFC 3261, section 22.1: the same credentials, since an ACK cannot be challenged."""
+    script, call = calling(credentials=Credentials("us", "secret"))
+    script.answer(401, CHALLENGE)
+    invited = script.request()
+    script.answer(200, CONTACT, body=ANSWER)
+    proof = invited.headers.all("Authorization")
+    assert (script.request().method, script.request().headers.all("Authorization")) == ("ACK", proof)
+    script.core.reinvite(call, HOLD, script.now)
+    script.collect()
+    changed = script.request().headers.all("Authorization")
+    assert changed != proof
+    script.answer(200, CONTACT, body=ANSWER)
+    assert (script.request().method, script.request().headers.all("Authorization")) == ("ACK", changed)
 
 
 def test_a_peer_that_should_refresh_and_does_not_is_gone() -> None:

@@ -214,3 +214,16 @@ def stop_in_call(gateway: GatewayProcess) -> None:
     while gateway.get("/readyz").json()["calls"] == 0 and time.monotonic() < until:
         time.sleep(0.02)
     gateway.stop()
+
+
+@pytest.mark.long
+def test_two_hundred_calls_at_forty_a_second(tmp_path: Path) -> None:
+    """With the limits as they are by default: none fails, and each leaves its record."""
+    steps = [*answered(), *play(tone(tmp_path), 5.0), *hang_up()]
+    load = ["-m", "200", "-l", "200", "-r", "40", "-rtp_threadtasks", "50"]
+    with running_gateway(tmp_path / "gateway", **ECHO, CALLPLEX_MAX_CALLS="300") as gateway:
+        done = run_sipp(tmp_path / "sipp", gateway.sip["udp"], steps, *load, timeout=60)
+        assert done.ok, done.said[-3000:]
+        records = call_records(gateway, 200)
+    assert len(records) == 200
+    assert {record["end_reason"] for record in records} == {"caller_hangup"}
