@@ -24,7 +24,7 @@ from gateway.audio import CARRIER_FRAME_SECONDS, SILENCE, Downsampler, JitterBuf
 from gateway.engine import Engine, EngineFull, EngineLost, Session
 from gateway.latency import ResponseMeter
 from gateway.leg import CallLeg, LegError, Outcome
-from gateway.recording.wav import Recording
+from gateway.recording.recorder import Recorder
 from gateway.transcript import Transcript, Utterance
 from model.wire import FRAME_SECONDS, AgentFrame, AgentText, CallerText, Done, Flush, SessionRequest
 
@@ -93,7 +93,7 @@ class Call:
         leg: CallLeg,
         engine: Engine,
         plan: CallPlan,
-        recording: Recording | None = None,
+        recording: Recorder | None = None,
         on_utterance: Callable[[Utterance], None] | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()

@@ -23,7 +23,7 @@ from gateway.leg import CallInfo, CallLeg, Outcome
 from gateway.live import LiveFeed
 from gateway.personas import Persona, PersonaStore, session_request
 from gateway.pool import WorkerPool
-from gateway.recording.wav import Recording
+from gateway.recording.recorder import Recorder, RecordingPlan
 from gateway.records.files import CallFolder, Records, RecordsError
 from gateway.routing import Route
 from gateway.settings import Settings
@@ -108,7 +108,7 @@ class Desk:
             return
         plan = self._plan(who, leg.info)
         folder = self._open_folder(leg.info)
-        recording = Recording(folder.recording) if folder is not None and who.record else None
+        recording = Recorder(self._recording_plan(who, folder)) if folder is not None and who.record else None
         call = Call(
             leg, self._engine, plan, recording, lambda utterance: self.live.publish(leg.info.call_id, utterance)
         )
@@ -162,6 +162,15 @@ class Desk:
             masks_keypad=persona.keypad == "masked",
             max_seconds=persona.limits.max_seconds,
             max_silence_seconds=persona.limits.max_silence,
+        )
+
+    def _recording_plan(self, persona: Persona, folder: CallFolder) -> RecordingPlan:
+        keys = self.settings.data_keys
+        return RecordingPlan(
+            folder.path,
+            persona.recording.format,
+            key=keys[0] if keys else None,
+            after_consent=bool(persona.recording.consent),
         )
 
     def _open_folder(self, info: CallInfo) -> CallFolder | None:
