@@ -41,8 +41,8 @@ _TAG_BYTES = 16
 _SIZE = struct.Struct("<I")
 
 
-class SealBroken(Exception):
-    """A sealed file cannot be opened: the wrong key, damage, or not a sealed file. One sentence."""
+class Unreadable(Exception):
+    """A recording cannot be read: no key that fits, damage, or it is none. The message is one sentence."""
 
 
 class KeyInvalid(ValueError):
@@ -100,7 +100,7 @@ class Sealer:
 class Opener:
     """Opens one sealed file from its start. `complete` once the last chunk has been read.
 
-    Raises SealBroken if the file is not ours or none of the keys fits.
+    Raises Unreadable if the file is not ours or none of the keys fits.
     """
 
     def __init__(self, file: BinaryIO, keys: Sequence[DataKey], name: str) -> None:
@@ -109,21 +109,21 @@ class Opener:
         self._name = name
         header = file.read(_HEADER_BYTES)
         if len(header) < _HEADER_BYTES or not header.startswith(MAGIC):
-            raise SealBroken(f"{name} is not a sealed recording, or its beginning is damaged")
+            raise Unreadable(f"{name} is not a sealed recording, or its beginning is damaged")
         key_id, wrapped = header[len(MAGIC) : len(MAGIC) + _ID_BYTES], header[len(MAGIC) + _ID_BYTES :]
         fitting = [key for key in keys if key.id == key_id]
         if not fitting:
-            raise SealBroken(f"{name} was sealed with another data key, whose id is {key_id.hex()}{_have(keys)}")
+            raise Unreadable(f"{name} was sealed with another data key, whose id is {key_id.hex()}{_have(keys)}")
         try:
             self._cipher = AESGCM(aes_key_unwrap(fitting[0].secret, wrapped))
         except InvalidUnwrap:
-            raise SealBroken(f"{name} is damaged: its key does not unwrap") from None
+            raise Unreadable(f"{name} is damaged: its key does not unwrap") from None
 
     def chunks(self) -> Iterator[bytes]:
         """The content, chunk for chunk, each verified before it is returned.
 
         Ends early, with `complete` false, where the file breaks off: after a crash, or when it was cut.
-        Raises SealBroken where it was altered.
+        Raises Unreadable where it was altered.
         """
         count = 0
         while not self.complete:
@@ -139,7 +139,7 @@ class Opener:
             yield self._open(sealed, size, count)
             count += 1
         if self._file.read(1):
-            raise SealBroken(f"{self._name} goes on after its end: something was added to it")
+            raise Unreadable(f"{self._name} goes on after its end: something was added to it")
 
     def _open(self, sealed: bytes, size: bytes, count: int) -> bytes:
         try:
@@ -153,8 +153,8 @@ class Opener:
         self.complete = True
         return content
 
-    def _altered(self, count: int) -> SealBroken:
-        return SealBroken(f"{self._name} is damaged or was altered: chunk {count + 1} does not open")
+    def _altered(self, count: int) -> Unreadable:
+        return Unreadable(f"{self._name} is damaged or was altered: chunk {count + 1} does not open")
 
 
 def content_size(file: BinaryIO) -> int:
