@@ -7,10 +7,12 @@ sound. Everything here blocks for the disk.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
 from pathlib import Path
+from typing import BinaryIO
 
 from gateway.recording.seal import KEY_BYTES, DataKey, Sealer
 
@@ -71,13 +73,18 @@ def write_at(descriptor: int, data: bytes, offset: int) -> None:
         view, offset = view[count:], offset + count
 
 
-def is_being_written(path: Path) -> bool:
-    """Whether a living process still records into the file. Raises OSError if it cannot be read."""
-    descriptor = os.open(path, os.O_RDONLY)
+def lock(path: Path) -> BinaryIO:
+    """Open a finished recording for reading, so that nobody else moves or deletes it until it is closed.
+
+    Raises BlockingIOError while it is being recorded, moved or deleted, FileNotFoundError if it is gone.
+    """
+    file = path.open("rb")
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever had the lock before us may have taken the file away.
+        if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    except OSError:
+        file.close()
+        raise
+    return file

@@ -111,10 +111,7 @@ class Recording:
 
     def _sound_size(self) -> int:
         """Bytes of whole samples that are there."""
-        if self._sealed:
-            total = content_size(self._file)
-        else:
-            total = self._file.seek(0, io.SEEK_END)
+        total = content_size(self._file) if self._sealed else self._file.seek(0, io.SEEK_END)
         return max(0, total - HEADER.size) // BYTES_A_SAMPLE * BYTES_A_SAMPLE
 
     def _decoded(self) -> Iterator[bytes]:
