@@ -21,7 +21,7 @@ from gateway.call import Call, CallPlan
 from gateway.engine import EchoEngine, Engine
 from gateway.leg import CallInfo, CallLeg, Outcome
 from gateway.live import LiveFeed
-from gateway.personas import Persona, PersonaStore, session_request
+from gateway.personas import Persona, PersonaStore, consent_line, session_request
 from gateway.pool import WorkerPool
 from gateway.recording.recorder import Recorder, RecordingPlan
 from gateway.records.files import CallFolder, Records, RecordsError
@@ -159,6 +159,7 @@ class Desk:
             request=session_request(persona, info.call_id, variables, secrets.randbits(32)),
             transfers=dict(persona.transfers),
             fallback=persona.fallback or "",
+            consent=consent_line(persona, variables),
             masks_keypad=persona.keypad == "masked",
             max_seconds=persona.limits.max_seconds,
             max_silence_seconds=persona.limits.max_silence,

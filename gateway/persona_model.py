@@ -345,6 +345,9 @@ def _keeping(persona: Persona) -> Iterator[tuple[Loc, str]]:
     """A recording that is described but off, and parts that would outlive the call they belong to."""
     if "format" in persona.recording.model_fields_set and not persona.record:
         yield ("recording", "format"), "nothing is recorded; add `record: true`, or leave the format out"
+    if any(char.isdigit() for char in persona.recording.consent):
+        # What was said is compared letter for letter, and engines write numbers as they like.
+        yield ("recording", "consent"), "must not hold digits; write numbers as words"
     whole = persona.retention.record_days
     for name in ("audio_days", "text_days"):
         part = getattr(persona.retention, name)

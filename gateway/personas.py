@@ -23,6 +23,7 @@ __all__ = [
     "PersonaInvalid",
     "PersonaStore",
     "check_personas",
+    "consent_line",
     "load_personas",
     "persona_prompt",
     "session_request",
@@ -192,6 +193,11 @@ def session_request(persona: Persona, call_id: str, variables: Mapping[str, str]
         sampling=Sampling(**{**asdict(Sampling()), **chosen, "seed": seed}),
         script=_script(persona, values),
     )
+
+
+def consent_line(persona: Persona, variables: Mapping[str, str]) -> str:
+    """What must be heard before the call is recorded or written down; empty: nothing."""
+    return _filled(persona.recording.consent, _values(persona, variables))
 
 
 def _script(persona: Persona, values: Mapping[str, str]) -> Script:

@@ -32,7 +32,9 @@ def running_s3() -> Iterator[str]:
 
 
 def settings(endpoint: str, bucket: str) -> BucketSettings:
-    return BucketSettings(endpoint=endpoint, bucket=bucket, key_id="key", secret=SecretStr("secret"))
+    return BucketSettings(
+        endpoint=endpoint, bucket=bucket, region="us-east-1", key_id="key", secret=SecretStr("secret")
+    )
 
 
 def admin(endpoint: str) -> Minio:

@@ -8,12 +8,13 @@ import io
 import logging
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from minio.versioningconfig import ENABLED, VersioningConfig
+from minio.commonconfig import ENABLED
+from minio.versioningconfig import VersioningConfig
 
 from gateway.recording import store as store_module
 from gateway.recording.bucket import Bucket, BucketError
@@ -22,7 +23,7 @@ from gateway.recording.recorder import Recorder, RecordingPlan
 from gateway.recording.retention import DAY, Kept, delete_due, is_due
 from gateway.recording.store import Deletion, RecordingStore, StoreError
 from tests.gateway.recording.s3_server import admin, running_s3, settings
-from tests.gateway.recording.sound import KEY, record
+from tests.gateway.recording.sound import KEY, record, wait_for
 
 NOW = 1_800_000_000.0
 
@@ -52,7 +53,7 @@ def recorded(root: Path, call_id: str, pieces: int = 20) -> str:
 
 
 @asynccontextmanager
-async def moving(store: RecordingStore) -> Awaitable[None]:  # type: ignore[misc]
+async def moving(store: RecordingStore) -> AsyncIterator[None]:
     task = asyncio.create_task(store.run())
     try:
         yield
@@ -62,9 +63,7 @@ async def moving(store: RecordingStore) -> Awaitable[None]:  # type: ignore[misc
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
+    await asyncio.to_thread(wait_for, condition, 20.0)
 
 
 def test_a_recording_moves_when_its_call_is_over_and_is_read_from_there(tmp_path: Path, bucket: Bucket) -> None:
