@@ -101,6 +101,7 @@ def serve(
     settings = _settings(listen=listen, admin_listen=admin_listen)
     from gateway.engine import EngineError
     from gateway.persona_model import PersonaInvalid
+    from gateway.recording.bucket import BucketError
     from gateway.serving import CannotListen, Listening
     from gateway.serving import serve as serve_gateway
     from gateway.webhooks.outbox import WebhookInvalid
@@ -114,7 +115,7 @@ def serve(
 
     _run(
         serve_gateway(settings, ready),
-        (CannotListen, PersonaInvalid, EngineError, SettingsInvalid, WebhookInvalid),
+        (BucketError, CannotListen, PersonaInvalid, EngineError, SettingsInvalid, WebhookInvalid),
     )
 
 

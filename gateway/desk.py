@@ -23,7 +23,9 @@ from gateway.leg import CallInfo, CallLeg, Outcome
 from gateway.live import LiveFeed
 from gateway.personas import Persona, PersonaStore, consent_line, session_request
 from gateway.pool import WorkerPool
+from gateway.recording.bucket import Bucket
 from gateway.recording.recorder import Recorder, RecordingPlan
+from gateway.recording.store import RecordingStore
 from gateway.records.files import CallFolder, Records, RecordsError
 from gateway.routing import Route
 from gateway.settings import Settings
@@ -39,12 +41,13 @@ OUTCOME_WAIT = 3.0
 
 
 class Desk:
-    """Answers calls. Raises PersonaInvalid at construction when the personas cannot be used."""
+    """Answers calls. Raises PersonaInvalid or BucketError at construction when they cannot be used."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.personas = PersonaStore(settings.personas)
         self.records = Records(settings.data_dir)
+        self.recordings = RecordingStore(settings.data_dir, Bucket(settings.s3) if settings.s3.wanted else None)
         self.telemetry = Telemetry()
         self.live = LiveFeed()
         self._pool = None if settings.embedded_echo else WorkerPool(settings)
@@ -62,6 +65,7 @@ class Desk:
             secret = self.settings.webhook_secret.get_secret_value()
             self._outbox = Outbox(self.settings.data_dir / "outbox", self.settings.webhook_url, secret, client)
             delivery = tasks.create_task(self._outbox.run())
+            moving = tasks.create_task(self.recordings.run())
             try:
                 if self._pool is not None:
                     await self._pool.start()
@@ -69,6 +73,7 @@ class Desk:
                 await self._end_calls()
             finally:
                 delivery.cancel()
+                moving.cancel()
                 if self._pool is not None:
                     await self._pool.stop()
 
@@ -120,6 +125,8 @@ class Desk:
         try:
             await call.run()
         finally:
+            if recording is not None and recording.kept is not None:
+                self.recordings.ended(self.recordings.name(recording.kept))
             try:
                 await self._file(call, started_at)
             finally:

@@ -120,6 +120,11 @@ class Recorder:
         """Whether anything is kept: false until a consent that is awaited."""
         return self._begun
 
+    @property
+    def kept(self) -> Path | None:
+        """Where the recording lies, once it is closed; None: nothing was kept."""
+        return self.plan.path if self._disk.opened else None
+
     def begin(self) -> None:
         """Consent was heard: from now on sound is kept. Silence stands in the file for what came before."""
         if not self._begun and self._closing is None:
@@ -248,6 +253,7 @@ class _Disk:
         self._encoder: Encoder | None = None
         self._file: RecordingFile | None = None
         self._spool: Spool | None = None
+        self.opened = False
         self.moved = 0
         """Samples of each side that are kept, the silence before a consent included."""
 
@@ -256,6 +262,7 @@ class _Disk:
         plan = self._plan
         encoder = self._encoder = OpusEncoder(RATE) if plan.format == "opus" else WavEncoder(RATE)
         self._file = RecordingFile(plan.path, plan.key)
+        self.opened = True
         self._file.append(encoder.begin(sizes_follow=plan.key is None))
         block = FLUSH_PIECES * 640 * BYTES_A_SAMPLE
         for place in range(0, silence * BYTES_A_SAMPLE, block):
