@@ -16,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -238,6 +238,8 @@ def bench_gateway_command(
     seconds: Annotated[float, typer.Option(min=1, help="How long each speaks.")] = 20.0,
     find_max: Annotated[bool, typer.Option("--max", help="Find the most calls one core holds.")] = False,
     worker_process: Annotated[bool, typer.Option(help="Echo in a worker of its own, not in the gateway.")] = False,
+    recorded: Annotated[Literal["none", "wav", "opus"], typer.Option(help="How calls are recorded.")] = "wav",
+    sealed: Annotated[bool, typer.Option("--sealed", help="Encrypt the recordings.")] = False,
     json_output: Json = False,
 ) -> None:
     """Real Twilio-protocol calls from another process against a gateway that echoes."""
@@ -246,7 +248,13 @@ def bench_gateway_command(
 
     raise typer.Exit(
         bench_gateway(
-            calls=calls, seconds=seconds, find_max=find_max, worker_process=worker_process, json_output=json_output
+            calls=calls,
+            seconds=seconds,
+            find_max=find_max,
+            worker_process=worker_process,
+            recorded=recorded,
+            sealed=sealed,
+            json_output=json_output,
         )
     )
 

@@ -14,8 +14,10 @@ log, and what was written before stays playable.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import os
 import threading
 import zlib
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -75,9 +77,16 @@ class RecordingPlan:
         return self.folder / f"call.{self.format}{SUFFIX if self.key else ''}"
 
 
+def _step_back() -> None:
+    """Let calls go first: encoding for hundreds of them takes a third of a core, and may take it late."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux only, where a thread has a priority of its own
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
+
+
 def _writers() -> tuple[ThreadPoolExecutor, ...]:
     """Threads that start with the first recording; Python waits for what is queued when it exits."""
-    return tuple(ThreadPoolExecutor(1, thread_name_prefix="recording") for _ in range(2))
+    return tuple(ThreadPoolExecutor(1, thread_name_prefix="recording", initializer=_step_back) for _ in range(2))
 
 
 _WRITERS = _writers()
