@@ -8,6 +8,7 @@ import io
 import logging
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,14 +17,17 @@ import pytest
 from minio.commonconfig import ENABLED
 from minio.versioningconfig import VersioningConfig
 
+from gateway.desk import Desk
 from gateway.recording import store as store_module
 from gateway.recording.bucket import Bucket, BucketError
 from gateway.recording.reading import open_recording
 from gateway.recording.recorder import Recorder, RecordingPlan
 from gateway.recording.retention import DAY, Kept, delete_due, is_due
 from gateway.recording.store import Deletion, RecordingStore, StoreError
+from gateway.settings import load_settings
 from tests.gateway.recording.s3_server import admin, running_s3, settings
 from tests.gateway.recording.sound import KEY, record, wait_for
+from tests.gateway.test_call import MemoryLeg
 
 NOW = 1_800_000_000.0
 
@@ -85,6 +89,35 @@ def test_a_recording_moves_when_its_call_is_over_and_is_read_from_there(tmp_path
     assert list(store.local()) == []
 
 
+def test_the_desk_records_as_the_persona_says_seals_and_moves(
+    tmp_path: Path, endpoint: str, bucket_name: str, bucket: Bucket
+) -> None:
+    personas = tmp_path / "personas"
+    personas.mkdir()
+    (personas / "bank.yaml").write_text(
+        "voice: NATF0\nrole: You work for a bank.\nrecord: true\nrecording: {format: opus}\n"
+    )
+    (personas / "routing.yaml").write_text("default:\n  persona: bank\n")
+    configured = load_settings(
+        personas=personas,
+        data_dir=tmp_path,
+        embedded_echo=True,
+        data_key=b64encode(KEY.secret).decode(),
+        s3=settings(endpoint, bucket_name).model_dump(),
+    )
+
+    async def run() -> None:
+        desk = Desk(configured)
+        async with desk.open():
+            await desk.answer(MemoryLeg(seconds=1.0), "bank")
+            await until(lambda: list(desk.recordings.local()) == [])
+            with desk.recordings.open("calls/c1/call.opus.sealed") as file:
+                wav = b"".join(open_recording(file, "call.opus.sealed", configured.data_keys).wav())
+        assert 0.8 < (len(wav) - 44) / 32_000 < 1.6
+
+    asyncio.run(run())
+
+
 def test_what_an_earlier_run_left_moves_at_the_start_and_a_running_call_does_not(
     tmp_path: Path, bucket: Bucket
 ) -> None:
@@ -109,6 +142,7 @@ import asyncio, os, sys
 from pathlib import Path
 from gateway.recording.bucket import Bucket
 from gateway.recording.store import RecordingStore
+from gateway.settings import load_settings
 from tests.gateway.recording.s3_server import settings
 
 class Dies(Bucket):
