@@ -17,7 +17,7 @@ from model.wire import AgentText, CallerText, Flush, Output
 
 PLAYED_WITHIN = 0.1
 """Seconds by which a frame that was handed to the line may still wait there to be played."""
-SAY_AGAIN_AFTER = 4.0
+SAY_AGAIN_AFTER = 2.0
 """Seconds of the agent's silence after which a line that was not heard is asked for again."""
 TIMES = 3
 """How often it is said at most."""
