@@ -54,5 +54,5 @@ $(VENV)/.demo: $(PYTHON) $(PINS)
 
 $(VENV)/.test: $(VENV)/.demo
 	@echo "Installing what the tests need into $(VENV) ..."
-	@$(PIP) install -c deploy/constraints.txt --no-build-isolation -e '.[rehearsal,model,dev]'
+	@$(PIP) install -c deploy/constraints.txt --no-build-isolation -e '.[rehearsal,model,opus,s3,dev]'
 	@touch $@

@@ -24,7 +24,8 @@ from gateway.audio import CARRIER_FRAME_SECONDS, SILENCE, Downsampler, JitterBuf
 from gateway.engine import Engine, EngineFull, EngineLost, Session
 from gateway.latency import ResponseMeter
 from gateway.leg import CallLeg, LegError, Outcome
-from gateway.recording.wav import Recording
+from gateway.recording.consent import Consent
+from gateway.recording.recorder import Recorder
 from gateway.transcript import Transcript, Utterance
 from model.wire import FRAME_SECONDS, AgentFrame, AgentText, CallerText, Done, Flush, SessionRequest
 
@@ -65,6 +66,8 @@ class CallPlan:
     """When neither side said a word for this long, the call is over."""
     masks_keypad: bool = False
     """Keys the caller presses leave a mark, but not which they were."""
+    consent: str = ""
+    """Said first; before it was heard nothing is recorded or written down. Empty: nothing has to be."""
     no_media_seconds: float = 10.0
     engine_silence_seconds: float = 2.0
     """An engine that owes this much sound is lost."""
@@ -93,7 +96,7 @@ class Call:
         leg: CallLeg,
         engine: Engine,
         plan: CallPlan,
-        recording: Recording | None = None,
+        recording: Recorder | None = None,
         on_utterance: Callable[[Utterance], None] | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -108,6 +111,7 @@ class Call:
         self._leg = leg
         self._engine = engine
         self._recording = recording
+        self._consent = Consent(plan.consent, FRAME_SECONDS) if plan.consent else None
         self._on_utterance = on_utterance
         self._now = loop.time
         self._began = self._now()
@@ -173,6 +177,8 @@ class Call:
             self.outcome.set_result(Outcome(self._reason, self._target, self.plan.fallback))
         if self._session is not None:
             await self._session.close()
+        if self._consent is not None and not self._consent.heard:
+            log.warning("call %s: the consent line was never heard, so nothing was kept", self.info.call_id)
         if self._recording is not None:
             while self._unanswered:
                 self._recording.write(self._unanswered.popleft(), SILENCE)
@@ -201,6 +207,8 @@ class Call:
         """A key of the caller's telephone: a sign of life, and something to remember."""
         at = self.counters.frames_in * FRAME_SECONDS
         self._silence_began = at
+        if self._consent is not None and not self._consent.heard:
+            return
         shown = MASKED_KEY if self.plan.masks_keypad else key
         self._tell(self.transcript.press(shown, at))
 
@@ -221,6 +229,8 @@ class Call:
                 raise EngineLost(f"the worker has not answered for {owed:.1f} s")
             if self._leaving:
                 await self._leave(at)
+            elif self._consent is not None and self._consent.say_again(self.counters.frames_out):
+                await session.say(self._consent.line)
             elif reason := self._limit(at):
                 log.info("call %s: ending it at %.0f s, %s", self.info.call_id, at, reason)
                 self._leaving = reason
@@ -293,13 +303,24 @@ class Call:
         caller = self._unanswered.popleft() if self._unanswered else SILENCE
         if self._recording is not None:
             self._recording.write(caller, pcm)
+        if self._consent is not None and self._consent.played(self.counters.frames_out):
+            self._begin_keeping(self._consent)
         played = self._now()
         self.responses.agent(played - self._first_tick, FRAME_SECONDS, level(pcm))
         if self.answer_ms is None and self.responses.first_sound is not None:
             self.answer_ms = round(1000 * (played - self._began), 1)
 
+    def _begin_keeping(self, consent: Consent) -> None:
+        """The caller knows that the call is recorded: from here on it is."""
+        log.info("call %s: the consent line was heard at %.1f s", self.info.call_id, consent.heard_at)
+        if self._recording is not None:
+            self._recording.begin()
+        for output in consent.released():
+            self._tell(self.transcript.add(output))
+
     def _note(self, output: AgentText | CallerText | Flush) -> None:
-        self._tell(self.transcript.add(output))
+        for kept in [output] if self._consent is None else self._consent.admit(output):
+            self._tell(self.transcript.add(kept))
 
     def _tell(self, changed: list[Utterance]) -> None:
         for utterance in changed:

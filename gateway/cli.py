@@ -16,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -101,6 +101,7 @@ def serve(
     settings = _settings(listen=listen, admin_listen=admin_listen)
     from gateway.engine import EngineError
     from gateway.persona_model import PersonaInvalid
+    from gateway.recording.bucket import BucketError
     from gateway.serving import CannotListen, Listening
     from gateway.serving import serve as serve_gateway
     from gateway.webhooks.outbox import WebhookInvalid
@@ -114,7 +115,7 @@ def serve(
 
     _run(
         serve_gateway(settings, ready),
-        (CannotListen, PersonaInvalid, EngineError, SettingsInvalid, WebhookInvalid),
+        (BucketError, CannotListen, PersonaInvalid, EngineError, SettingsInvalid, WebhookInvalid),
     )
 
 
@@ -237,6 +238,8 @@ def bench_gateway_command(
     seconds: Annotated[float, typer.Option(min=1, help="How long each speaks.")] = 20.0,
     find_max: Annotated[bool, typer.Option("--max", help="Find the most calls one core holds.")] = False,
     worker_process: Annotated[bool, typer.Option(help="Echo in a worker of its own, not in the gateway.")] = False,
+    recorded: Annotated[Literal["none", "wav", "opus"], typer.Option(help="How calls are recorded.")] = "wav",
+    sealed: Annotated[bool, typer.Option("--sealed", help="Encrypt the recordings.")] = False,
     json_output: Json = False,
 ) -> None:
     """Real Twilio-protocol calls from another process against a gateway that echoes."""
@@ -245,7 +248,13 @@ def bench_gateway_command(
 
     raise typer.Exit(
         bench_gateway(
-            calls=calls, seconds=seconds, find_max=find_max, worker_process=worker_process, json_output=json_output
+            calls=calls,
+            seconds=seconds,
+            find_max=find_max,
+            worker_process=worker_process,
+            recorded=recorded,
+            sealed=sealed,
+            json_output=json_output,
         )
     )
 

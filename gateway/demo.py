@@ -299,6 +299,8 @@ def _environment(folder: Path, listen: str, admin: str, token: str, hook: str, s
         "TWILIO_AUTH_TOKEN": token,
         "TWILIO_ACCOUNT_SID": "",
         "DATA_DIR": str(folder),
+        "DATA_KEY": "",
+        **dict.fromkeys(("S3_ENDPOINT", "S3_BUCKET", "S3_KEY_ID", "S3_SECRET"), ""),
         "WORKERS": "local",
         "ENGINE": "rehearsal",
         "EMBEDDED_ECHO": "false",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import resource
 from contextlib import suppress
 
-A_CALL = 3
-"""The carrier's socket, the worker's, and the recording."""
+A_CALL = 4
+"""The carrier's socket, the worker's, the recording, and its spool."""
 
 
 def most_descriptors() -> int:

@@ -21,9 +21,11 @@ from gateway.call import Call, CallPlan
 from gateway.engine import EchoEngine, Engine
 from gateway.leg import CallInfo, CallLeg, Outcome
 from gateway.live import LiveFeed
-from gateway.personas import Persona, PersonaStore, session_request
+from gateway.personas import Persona, PersonaStore, consent_line, session_request
 from gateway.pool import WorkerPool
-from gateway.recording.wav import Recording
+from gateway.recording.bucket import Bucket
+from gateway.recording.recorder import Recorder, RecordingPlan
+from gateway.recording.store import RecordingStore
 from gateway.records.files import CallFolder, Records, RecordsError
 from gateway.routing import Route
 from gateway.settings import Settings
@@ -39,12 +41,13 @@ OUTCOME_WAIT = 3.0
 
 
 class Desk:
-    """Answers calls. Raises PersonaInvalid at construction when the personas cannot be used."""
+    """Answers calls. Raises PersonaInvalid or BucketError at construction when they cannot be used."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.personas = PersonaStore(settings.personas)
         self.records = Records(settings.data_dir)
+        self.recordings = RecordingStore(settings.data_dir, Bucket(settings.s3) if settings.s3.wanted else None)
         self.telemetry = Telemetry()
         self.live = LiveFeed()
         self._pool = None if settings.embedded_echo else WorkerPool(settings)
@@ -62,6 +65,7 @@ class Desk:
             secret = self.settings.webhook_secret.get_secret_value()
             self._outbox = Outbox(self.settings.data_dir / "outbox", self.settings.webhook_url, secret, client)
             delivery = tasks.create_task(self._outbox.run())
+            moving = tasks.create_task(self.recordings.run())
             try:
                 if self._pool is not None:
                     await self._pool.start()
@@ -69,6 +73,7 @@ class Desk:
                 await self._end_calls()
             finally:
                 delivery.cancel()
+                moving.cancel()
                 if self._pool is not None:
                     await self._pool.stop()
 
@@ -108,7 +113,7 @@ class Desk:
             return
         plan = self._plan(who, leg.info)
         folder = self._open_folder(leg.info)
-        recording = Recording(folder.recording) if folder is not None and who.record else None
+        recording = Recorder(self._recording_plan(who, folder)) if folder is not None and who.record else None
         call = Call(
             leg, self._engine, plan, recording, lambda utterance: self.live.publish(leg.info.call_id, utterance)
         )
@@ -120,6 +125,8 @@ class Desk:
         try:
             await call.run()
         finally:
+            if recording is not None and recording.kept is not None:
+                self.recordings.ended(self.recordings.name(recording.kept))
             try:
                 await self._file(call, started_at)
             finally:
@@ -159,9 +166,19 @@ class Desk:
             request=session_request(persona, info.call_id, variables, secrets.randbits(32)),
             transfers=dict(persona.transfers),
             fallback=persona.fallback or "",
+            consent=consent_line(persona, variables),
             masks_keypad=persona.keypad == "masked",
             max_seconds=persona.limits.max_seconds,
             max_silence_seconds=persona.limits.max_silence,
+        )
+
+    def _recording_plan(self, persona: Persona, folder: CallFolder) -> RecordingPlan:
+        keys = self.settings.data_keys
+        return RecordingPlan(
+            folder.path,
+            persona.recording.format,
+            key=keys[0] if keys else None,
+            after_consent=bool(persona.recording.consent),
         )
 
     def _open_folder(self, info: CallInfo) -> CallFolder | None:

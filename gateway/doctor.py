@@ -28,7 +28,8 @@ import httpx
 import typer
 
 from gateway.descriptors import A_CALL, most_descriptors
-from gateway.personas import check_personas
+from gateway.personas import check_personas, read_personas
+from gateway.recording.checks import recording_checks
 from gateway.settings import Settings, SettingsInvalid, split_address
 from gateway.sip.doctor import examine_sip
 from gateway.webhooks.outbox import WebhookInvalid, check_secret, check_url
@@ -79,6 +80,7 @@ def examine(load: Callable[[], Settings]) -> list[Finding]:
         persona_files,
         carrier,
         sip,
+        recordings,
         webhook,
         workers,
         engine,
@@ -296,6 +298,12 @@ def _split(url: str) -> SplitResult | None:
 def sip(settings: Settings) -> Iterator[Finding]:
     for found in examine_sip(settings.sip, settings.max_calls, "listen" in settings.sip.model_fields_set):
         yield Finding(**asdict(found))
+
+
+def recordings(settings: Settings) -> Iterator[Finding]:
+    """Data key, codec and bucket, as the personas that can be read need them."""
+    personas = read_personas(settings.personas, []) if settings.personas.is_dir() else {}
+    yield from (Finding(*check) for check in recording_checks(settings, personas.values()))
 
 
 def webhook(settings: Settings) -> Iterator[Finding]:

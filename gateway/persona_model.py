@@ -168,6 +168,23 @@ class Limits(Strict):
     max_silence: int = Field(60, ge=5, le=600, description="Nobody said a word for this long.")
 
 
+class RecordingSpec(Strict):
+    """How a call's sound is kept, and what must be said before anything of it is."""
+
+    format: Literal["wav", "opus"] = Field("wav", description="`opus` takes a thirtieth of the room.")
+    consent: SpokenOrNothing = Field(
+        "", description="Said first. Nothing is recorded or written down until it was heard to its end."
+    )
+
+
+class RetentionSpec(Strict):
+    """Days after which parts of a call are deleted; what is not named is kept."""
+
+    audio_days: int | None = Field(None, ge=1, le=36_500, description="The recording.")
+    text_days: int | None = Field(None, ge=1, le=36_500, description="What was said, as text.")
+    record_days: int | None = Field(None, ge=1, le=36_500, description="All of it: that there was a call, too.")
+
+
 class SamplingSpec(Strict):
     """How the duplex model's tokens are drawn; a temperature of 0 is greedy."""
 
@@ -201,6 +218,8 @@ class Persona(Strict):
         "kept", description="What the transcript shows of keys the caller presses."
     )
     record: bool = Field(False, description="Keep the sound of the call.")
+    recording: RecordingSpec = RecordingSpec.model_validate({})
+    retention: RetentionSpec = RetentionSpec.model_validate({})
     variables: dict[Name, SpokenOrNothing] = Field({}, description="{name} -> value when the call brings none.")
     sampling: SamplingSpec = SamplingSpec.model_validate({})
 
@@ -235,6 +254,7 @@ def _disagreements(persona: Persona) -> Iterator[tuple[Loc, str]]:
     yield from _identity(persona)
     yield from _repeats(persona)
     yield from _placeholders(persona)
+    yield from _keeping(persona)
     if persona.script.person and persona.script.person not in persona.transfers:
         yield ("script", "person"), _unknown("transfer target", persona.script.person, persona.transfers)
     for place, emergency in enumerate(persona.emergencies):
@@ -296,6 +316,7 @@ def _placeholders(persona: Persona) -> Iterator[tuple[Loc, str]]:
     spoken: list[tuple[Loc, str, tuple[str, ...]]] = [
         (("greeting",), persona.greeting, ()),
         (("disclosure",), persona.disclosure, ()),
+        (("recording", "consent"), persona.recording.consent, ()),
         *((("script", f), getattr(script, f), ()) for f in ("unknown", "goodbye", "transferring", "closed")),
         *((("script", "questions", n, "ask"), q.ask, ()) for n, q in enumerate(script.questions)),
         *((("script", "answers", n, "say"), a.say, a.needs) for n, a in enumerate(script.answers)),
@@ -318,6 +339,20 @@ def _placeholders(persona: Persona) -> Iterator[tuple[Loc, str]]:
     for name, value in persona.variables.items():
         if PLACEHOLDER.search(value):
             yield ("variables", name), "a value cannot hold another {variable}"
+
+
+def _keeping(persona: Persona) -> Iterator[tuple[Loc, str]]:
+    """A recording that is described but off, and parts that would outlive the call they belong to."""
+    if "format" in persona.recording.model_fields_set and not persona.record:
+        yield ("recording", "format"), "nothing is recorded; add `record: true`, or leave the format out"
+    if any(char.isdigit() for char in persona.recording.consent):
+        # What was said is compared letter for letter, and engines write numbers as they like.
+        yield ("recording", "consent"), "must not hold digits; write numbers as words"
+    whole = persona.retention.record_days
+    for name in ("audio_days", "text_days"):
+        part = getattr(persona.retention, name)
+        if whole is not None and part is not None and part > whole:
+            yield ("retention", name), f"the whole record goes after {whole} days; say {whole} or less"
 
 
 def _ending(loc: Loc, answer: AnswerSpec | Emergency, persona: Persona) -> Iterator[tuple[Loc, str]]:

@@ -23,6 +23,7 @@ __all__ = [
     "PersonaInvalid",
     "PersonaStore",
     "check_personas",
+    "consent_line",
     "load_personas",
     "persona_prompt",
     "session_request",
@@ -182,15 +183,21 @@ def session_request(persona: Persona, call_id: str, variables: Mapping[str, str]
     are ignored, values are made harmless, and the persona's defaults stand in for those missing.
     """
     values = _values(persona, variables)
+    first = (persona.recording.consent, persona.disclosure, persona.greeting)
     chosen = {name: value for name, value in persona.sampling.model_dump().items() if value is not None}
     return SessionRequest(
         call_id=call_id,
         prompt=persona_prompt(persona, variables),
         voice=persona.voice,
-        greeting=_filled(f"{persona.disclosure} {persona.greeting}".strip(), values),
+        greeting=_filled(" ".join(filter(None, first)), values),
         sampling=Sampling(**{**asdict(Sampling()), **chosen, "seed": seed}),
         script=_script(persona, values),
     )
+
+
+def consent_line(persona: Persona, variables: Mapping[str, str]) -> str:
+    """What must be heard before the call is recorded or written down; empty: nothing."""
+    return _filled(persona.recording.consent, _values(persona, variables))
 
 
 def _script(persona: Persona, values: Mapping[str, str]) -> Script:

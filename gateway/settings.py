@@ -25,6 +25,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from gateway.recording.bucket_settings import BucketSettings
+from gateway.recording.seal import DataKey, data_keys
 from gateway.sip.settings import SipSettings
 
 PREFIX = "CALLPLEX_"
@@ -66,6 +68,12 @@ class Settings(BaseSettings):
     telnyx_public_key: str = Field("", description="checks telnyx-signature-ed25519; empty: no calls from Telnyx")
     allow_unsigned: bool = Field(False, description="serve unsigned requests from anywhere; for trials only")
     data_dir: Path = Field(Path("data"), description="calls, recordings, the database")
+    data_key: SecretStr = Field(
+        SecretStr(""), description="encrypts recordings: base64 of 32 bytes; older keys may follow, after commas"
+    )
+    s3: BucketSettings = Field(
+        BucketSettings.model_validate({}), description="the bucket that recordings move to, `[s3]` in callplex.toml"
+    )
     personas: Path = Field(Path("personas"), description="folder of persona files and routing.yaml")
     workers: str = Field("local", description="`local`, or a comma list of ws:// or wss:// URLs")
     engine: Literal["rehearsal", "echo", "personaplex"] = Field("rehearsal", description="what a local worker runs")
@@ -89,6 +97,12 @@ class Settings(BaseSettings):
     @classmethod
     def _host_port(cls, value: str) -> str:
         split_address(value)
+        return value
+
+    @field_validator("data_key")
+    @classmethod
+    def _keys(cls, value: SecretStr) -> SecretStr:
+        data_keys(value.get_secret_value())
         return value
 
     @field_validator("worker_tls_cert", "worker_tls_key", "weights_dir", mode="before")
@@ -137,6 +151,11 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, _DotEnv(settings_cls), TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def data_keys(self) -> tuple[DataKey, ...]:
+        """The first seals what is kept, all of them open it; empty: nothing is sealed."""
+        return data_keys(self.data_key.get_secret_value())
 
     @property
     def loopback_only(self) -> bool:
@@ -192,7 +211,8 @@ def _unknown(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _names() -> list[str]:
-    return [*Settings.model_fields, *(f"sip_{name}" for name in SipSettings.model_fields)]
+    nested = (("sip", SipSettings), ("s3", BucketSettings))
+    return [*Settings.model_fields, *(f"{prefix}_{name}" for prefix, model in nested for name in model.model_fields)]
 
 
 def _no_setting(name: str) -> str:

@@ -147,6 +147,14 @@ class _CallerTurn:
     final: bool = True
 
 
+def word_seconds(word: str) -> float:
+    """How long a word is estimated to take, by its letters and digits."""
+    digits = sum(char.isdigit() for char in word)
+    letters = sum(char.isalpha() for char in word)
+    shortest, longest = _WORD_SECONDS
+    return min(max(_SECONDS_A_LETTER * letters + _SECONDS_A_DIGIT * digits, shortest), longest)
+
+
 class Transcript:
     """The utterances of one call. `frame_seconds`: the length of a frame, in which indices count."""
 
@@ -251,11 +259,7 @@ class Transcript:
 
     def _word_end(self, word: _Word, following: _Word | None = None) -> float:
         """Seconds at which a word is estimated to end: by its length, the next word, and a flush."""
-        digits = sum(char.isdigit() for char in word.text)
-        letters = sum(char.isalpha() for char in word.text)
-        shortest, longest = _WORD_SECONDS
-        seconds = min(max(_SECONDS_A_LETTER * letters + _SECONDS_A_DIGIT * digits, shortest), longest)
-        end = word.onset * self._frame + seconds
+        end = word.onset * self._frame + word_seconds(word.text)
         if word.cut is not None:
             end = min(end, (word.cut + 1) * self._frame)
         if following is not None:

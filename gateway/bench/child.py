@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import psutil
@@ -26,10 +27,12 @@ _PERSONA = """\
 name: Echo
 voice: NATF2
 role: You return what you hear.
-record: true
 limits: {max_seconds: 14400}
 """
 _ROUTING = "default: {persona: echo}\n"
+
+
+Recorded = Literal["none", "wav", "opus"]
 
 
 class GatewayFailed(Exception):
@@ -92,10 +95,10 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def running_gateway(environment: Mapping[str, str], core: int | None) -> Iterator[Gateway]:
+def running_gateway(environment: Mapping[str, str], core: int | None, recorded: Recorded = "wav") -> Iterator[Gateway]:
     """`callplex serve` with these settings on free ports, bound to `core`, in a folder that goes afterwards.
 
-    It has one persona, which is recorded. `.env`, `callplex.toml` and CALLPLEX_ variables of this
+    It has one persona, whose calls are `recorded` as that. `.env`, `callplex.toml` and CALLPLEX_ variables of this
     process do not reach it; `environment` does, last.
     """
     public, admin, worker = free_ports(3)
@@ -104,7 +107,7 @@ def running_gateway(environment: Mapping[str, str], core: int | None) -> Iterato
         log, data = Path(folder, "gateway.log"), Path(folder, "data")
         personas = Path(folder, "personas")
         personas.mkdir()
-        (personas / "echo.yaml").write_text(_PERSONA)
+        (personas / "echo.yaml").write_text(_PERSONA + _recording(recorded))
         (personas / "routing.yaml").write_text(_ROUTING)
         settings = {
             "CALLPLEX_LISTEN": f"127.0.0.1:{public}",
@@ -130,6 +133,10 @@ def running_gateway(environment: Mapping[str, str], core: int | None) -> Iterato
             yield gateway
         finally:
             _end(process)
+
+
+def _recording(recorded: Recorded) -> str:
+    return "" if recorded == "none" else f"record: true\nrecording: {{format: {recorded}}}\n"
 
 
 @contextlib.contextmanager

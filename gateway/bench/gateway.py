@@ -12,13 +12,14 @@ import os
 import secrets
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
-from gateway.bench.child import Gateway, GatewayFailed, Usage, running_gateway
+from gateway.bench.child import Gateway, GatewayFailed, Recorded, Usage, running_gateway
 from gateway.bench.load import CallsUp, LoadOrder, Window, run_load
 from gateway.bench.measure import Measured, merged
 from gateway.bench.report import Load, Resources, as_json, as_text, load_report
@@ -51,17 +52,20 @@ def bench_gateway(
     json_output: bool = False,
     find_max: bool = False,
     worker_process: bool = False,
+    recorded: Recorded = "wav",
+    sealed: bool = False,
     url: str = "",
     auth_token: str = "",
 ) -> int:
     """Measure `calls` calls for `seconds`, or look for the most, starting there. Returns the exit status.
 
     `worker_process`: the echo engine in a worker of its own instead of in the gateway's process.
+    `recorded`: how calls are, `sealed`: under a data key.
     `url`: a running gateway instead of one of ours, with `auth_token` as its Twilio token.
     """
     say = _silent if json_output else _say
     try:
-        with _target(worker_process, url, auth_token) as target:
+        with _target(worker_process, recorded, sealed, url, auth_token) as target:
             measure_calls(target, 1, 1.0)
             if find_max:
                 most, loads = find_most(lambda n: _told(measure_calls(target, n, seconds), say), calls)
@@ -127,7 +131,7 @@ _NOTHING = Usage(0.0, 0, 0.0, 0)
 
 
 @contextlib.contextmanager
-def _target(worker_process: bool, url: str, auth_token: str) -> Iterator[Target]:
+def _target(worker_process: bool, recorded: Recorded, sealed: bool, url: str, auth_token: str) -> Iterator[Target]:
     if url:
         yield Target(url, auth_token, None)
         return
@@ -137,10 +141,12 @@ def _target(worker_process: bool, url: str, auth_token: str) -> Iterator[Target]
         "CALLPLEX_MAX_CALLS": "100000",
         "CALLPLEX_WORKER_CAPACITY": "4096",
     }
+    if sealed:
+        environment["CALLPLEX_DATA_KEY"] = b64encode(secrets.token_bytes(32)).decode()
     environment |= {"CALLPLEX_ENGINE": "echo"} if worker_process else {"CALLPLEX_EMBEDDED_ECHO": "1"}
     cores = sorted(os.sched_getaffinity(0))
     gateway_core = cores[0] if len(cores) > 1 else None
-    with running_gateway(environment, gateway_core) as gateway:
+    with running_gateway(environment, gateway_core, recorded) as gateway:
         for child in gateway.children():
             child.cpu_affinity(cores[1:] or cores)
         yield Target(gateway.url, token, gateway)

@@ -14,7 +14,7 @@ from gateway.audio import CARRIER_FRAME_BYTES, LINE_FRAME_BYTES
 from gateway.call import Call, CallPlan
 from gateway.engine import EchoEngine, EchoSession, Engine, EngineFull, EngineLost
 from gateway.leg import CallInfo, LegError
-from gateway.recording.wav import Recording
+from gateway.recording.recorder import Recorder, RecordingPlan
 from model.wire import AgentFrame, AgentText, CallerText, Done, Flush, Output, SessionRequest
 from tests import virtual_time
 
@@ -106,7 +106,7 @@ class ScriptedEngine:
 
 def place(leg: MemoryLeg, engine: Engine, plan: CallPlan = PLAN, recording: Path | None = None) -> Call:
     async def run() -> Call:
-        call = Call(leg, engine, plan, Recording(recording) if recording else None)
+        call = Call(leg, engine, plan, Recorder(RecordingPlan(recording)) if recording else None)
         leg.outcome_before_hangup = call.outcome.done
         assert await call.run() == call.outcome.result().reason
         return call
@@ -371,7 +371,7 @@ def test_a_cancelled_call_is_cleaned_up() -> None:
 
 def test_every_tick_is_in_the_recording(tmp_path: Path) -> None:
     leg = MemoryLeg(seconds=8)
-    call = place(leg, EchoEngine(), recording=tmp_path / "call.wav")
+    call = place(leg, EchoEngine(), recording=tmp_path)
     stereo = np.frombuffer((tmp_path / "call.wav").read_bytes()[44:], np.int16).reshape(-1, 2)
     assert len(stereo) * 2 == call.counters.frames_in * LINE_FRAME_BYTES
     assert stereo[CARRIER_FRAME_BYTES:-2_000].min() > 4_000

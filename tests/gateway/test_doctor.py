@@ -36,6 +36,7 @@ def settings(**values: object) -> Settings:
         "admin_listen": "127.0.0.1:0",
         "engine": "echo",
         "personas": PERSONAS,
+        "data_key": base64.b64encode(bytes(32)).decode(),
     }
     return load_settings(**{**good, **values})
 

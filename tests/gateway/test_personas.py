@@ -18,6 +18,7 @@ from gateway.personas import (
     PersonaInvalid,
     PersonaStore,
     check_personas,
+    consent_line,
     load_personas,
     persona_prompt,
     session_request,
@@ -279,6 +280,36 @@ def test_request_carries_script_and_defaults(folder: Folder) -> None:
     assert request.script.person == "desk"
     assert request.script.unknown == Script().unknown
     assert decode_open(encode_open(request)) == request
+
+
+def test_the_consent_line_comes_before_all_else(folder: Folder) -> None:
+    recording = "record: true\nrecording: {format: opus, consent: 'This call is recorded by {branch}.'}\n"
+    persona = load_personas(folder(bank=BANK + "disclosure: I am a machine.\n" + recording))["bank"]
+    assert (persona.recording.format, persona.retention.audio_days) == ("opus", None)
+    line = consent_line(persona, {"branch": "Elm Street"})
+    assert line == "This call is recorded by Elm Street."
+    request = session_request(persona, "c", {"branch": "Elm Street"}, 0)
+    assert request.greeting == f"{line} I am a machine. This is Sanni."
+    assert consent_line(load_personas(folder(bank=BANK))["bank"], {}) == ""
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("recording: {format: opus}", "recording.format: nothing is recorded; add `record: true`"),
+        ("recording: {format: mp3}", "recording.format: "),
+        ("recording: {consent: Press 1.}", "recording.consent: must not hold digits"),
+        ("recording: {consent: 'Hello {stranger}.'}", "recording.consent: there is no variable {stranger}"),
+        ("retention: {audio_days: 0}", "retention.audio_days: "),
+        ("retention: {audio_days: 31, record_days: 30}", "retention.audio_days: the whole record goes after 30 days"),
+        ("retention: {text_days: 31, record_days: 30}", "retention.text_days: the whole record goes after 30 days"),
+    ],
+)
+def test_recording_and_retention_that_make_no_sense(folder: Folder, more: str, says: str) -> None:
+    with pytest.raises(PersonaInvalid) as caught:
+        load_personas(folder(bank=f"{BANK}{more}\n"))
+    (problem,) = caught.value.problems
+    assert says in problem
 
 
 def test_nobody_is_offered_where_there_is_nobody(folder: Folder) -> None:

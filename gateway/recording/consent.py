@@ -1,0 +1,139 @@
+"""Whether the caller has heard that the call is recorded or written down. Pure: frames are its only clock.
+
+Owns what "heard" means, and what may be written down when. The line is the first the agent says. It has been
+heard when its words came in the agent's own text, in order and none left out, and the sound of the last one has been
+played to its end. A pause in between does no harm; a word that an interruption cut off must be said again.
+
+Until then nothing is kept of either side: no sound, no text, no keys. What the caller began to say before is
+not kept later either. A line that was not heard is asked for again, a few times; then the call goes on unrecorded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway.transcript import word_seconds
+from model.wire import AgentText, CallerText, Flush, Output
+
+PLAYED_WITHIN = 0.1
+"""Seconds by which a frame that was handed to the line may still wait there to be played."""
+SAY_AGAIN_AFTER = 2.0
+"""Seconds of the agent's silence after which a line that was not heard is asked for again."""
+TIMES = 3
+"""How often it is said at most."""
+
+_CUT = "\0"
+"""Stands for a word that was cut off, and for no letter of a line."""
+
+
+@dataclass(slots=True)
+class _Word:
+    onset: int
+    text: str
+    cut: bool = False
+
+    @property
+    def letters(self) -> str:
+        return letters(self.text)
+
+
+class Consent:
+    """One call's line. `frame_seconds`: the length of a frame, in which indices count."""
+
+    def __init__(self, line: str, frame_seconds: float) -> None:
+        self.line = line
+        self.heard_at: float | None = None
+        """Seconds of the call at which the line had been heard; None: not yet."""
+        self.said = 1
+        """How often the line was asked for; the first time it begins the greeting."""
+        self._target = letters(line)
+        self._frame = frame_seconds
+        self._words: list[_Word] = []
+        self._longest = 2 * len(line.split()) + 20
+        """Words looked back at: the line, and what may follow while its end is played."""
+        self._after: list[Output] = []
+        """What was said after the line while its end was still being played."""
+        self._last_sound = 0
+
+    @property
+    def heard(self) -> bool:
+        return self.heard_at is not None
+
+    def admit(self, output: AgentText | CallerText | Flush) -> list[Output]:
+        """What of this may be written down now."""
+        if self.heard_at is not None:
+            began_before = isinstance(output, CallerText) and output.start * self._frame < self.heard_at
+            return [] if began_before else [output]
+        if isinstance(output, Flush):
+            self._cut(output)
+        elif isinstance(output, AgentText) and output.text:
+            self._add(output)
+        return []
+
+    def played(self, frames: int) -> bool:
+        """So many of the agent's frames were handed to the line. True once: the line has now been heard."""
+        if self.heard_at is not None:
+            return False
+        end = self._end()
+        if end is None or frames * self._frame < end + PLAYED_WITHIN:
+            return False
+        self.heard_at = frames * self._frame
+        return True
+
+    def released(self) -> list[Output]:
+        """What the agent said while the end of the line was being played; to be written down once it was heard."""
+        after, self._after = self._after, []
+        return after
+
+    def say_again(self, frames: int) -> bool:
+        """Whether the agent shall say the line again, after so many frames. Each True counts as said."""
+        if self.heard_at is not None or self.said >= TIMES or self._end() is not None:
+            return False
+        if (frames - self._last_sound) * self._frame < SAY_AGAIN_AFTER:
+            return False
+        self.said += 1
+        self._last_sound = frames
+        self._words.clear()
+        return True
+
+    def _add(self, piece: AgentText) -> None:
+        self._last_sound = max(self._last_sound, piece.index)
+        if self._end() is not None:
+            self._after.append(piece)
+        last = self._words[-1] if self._words else None
+        if last is None or piece.text[0].isspace() or last.cut:
+            if last is not None and last.cut and letters(piece.text) == last.letters:
+                self._words.pop()
+            self._words.append(_Word(piece.index, piece.text))
+            del self._words[: -self._longest]
+        else:
+            last.text += piece.text
+
+    def _cut(self, flush: Flush) -> None:
+        self._words = [word for word in self._words if word.onset <= flush.index]
+        self._after = [one for one in self._after if not isinstance(one, AgentText) or one.index <= flush.index]
+        if self._words and self._word_end(len(self._words) - 1) > (flush.index + 1) * self._frame:
+            self._words[-1].cut = True
+        if self._end() is not None:
+            self._after.append(flush)
+
+    def _end(self) -> float | None:
+        """Seconds at which the last word of the line ends; None: it has not been said, or was cut off."""
+        said = ""
+        for place, word in enumerate(self._words):
+            said += _CUT if word.cut else word.letters
+            if said.endswith(self._target):
+                return self._word_end(place)
+        return None
+
+    def _word_end(self, place: int) -> float:
+        word = self._words[place]
+        end = word.onset * self._frame + word_seconds(word.text)
+        if place + 1 < len(self._words):
+            end = min(end, self._words[place + 1].onset * self._frame)
+        return end
+
+
+def letters(text: str) -> str:
+    """What of a text can be compared with how an engine writes it: its letters and digits, in lower case."""
+    return "".join(char for char in text.lower() if char.isalnum())
