@@ -66,6 +66,7 @@ class Settings(BaseSettings):
     telnyx_public_key: str = Field("", description="checks telnyx-signature-ed25519; empty: no calls from Telnyx")
     allow_unsigned: bool = Field(False, description="serve unsigned requests from anywhere; for trials only")
     data_dir: Path = Field(Path("data"), description="calls, recordings, the database")
+    database_url: str = Field("", description="postgresql://... or sqlite:///FILE; empty: callplex.sqlite3 in DATA_DIR")
     personas: Path = Field(Path("personas"), description="folder of persona files and routing.yaml")
     workers: str = Field("local", description="`local`, or a comma list of ws:// or wss:// URLs")
     engine: Literal["rehearsal", "echo", "personaplex"] = Field("rehearsal", description="what a local worker runs")

