@@ -101,9 +101,10 @@ def serve(
     settings = _settings(listen=listen, admin_listen=admin_listen)
     from gateway.engine import EngineError
     from gateway.persona_model import PersonaInvalid
+    from gateway.records.database import DatabaseInvalid, DatabaseUnavailable
     from gateway.serving import CannotListen, Listening
     from gateway.serving import serve as serve_gateway
-    from gateway.webhooks.outbox import WebhookInvalid
+    from gateway.webhooks.endpoints import WebhookInvalid
 
     def ready(at: Listening) -> None:
         if json_output:
@@ -114,7 +115,15 @@ def serve(
 
     _run(
         serve_gateway(settings, ready),
-        (CannotListen, PersonaInvalid, EngineError, SettingsInvalid, WebhookInvalid),
+        (
+            CannotListen,
+            PersonaInvalid,
+            EngineError,
+            SettingsInvalid,
+            WebhookInvalid,
+            DatabaseInvalid,
+            DatabaseUnavailable,
+        ),
     )
 
 

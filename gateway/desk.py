@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Literal
-
-import httpx
 
 from gateway.call import Call, CallPlan
 from gateway.engine import EchoEngine, Engine
@@ -24,12 +23,15 @@ from gateway.live import LiveFeed
 from gateway.personas import Persona, PersonaStore, session_request
 from gateway.pool import WorkerPool
 from gateway.recording.wav import Recording
+from gateway.records.database import Database, DatabaseUnavailable, configured_url
 from gateway.records.files import CallFolder, Records, RecordsError
 from gateway.routing import Route
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 from gateway.transcript import CallMetrics, CallRecord, to_document
-from gateway.webhooks.outbox import Outbox, OutboxError
+from gateway.webhooks.endpoints import EndpointStore
+from gateway.webhooks.events import ended
+from gateway.webhooks.outbox import Outbox
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ OUTCOME_WAIT = 3.0
 
 
 class Desk:
-    """Answers calls. Raises PersonaInvalid at construction when the personas cannot be used."""
+    """Answers calls. Raises PersonaInvalid or WebhookInvalid at construction when those files cannot be used."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -49,6 +51,8 @@ class Desk:
         self.live = LiveFeed()
         self._pool = None if settings.embedded_echo else WorkerPool(settings)
         self._engine: Engine = self._pool or EchoEngine()
+        self._endpoints = EndpointStore(settings)
+        self._database: Database | None = None
         self._outbox: Outbox | None = None
         self._calls: set[Call] = set()
         self._finished = asyncio.Event()
@@ -58,9 +62,9 @@ class Desk:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Worker and webhook delivery run inside; on leaving, calls are ended and filed first."""
-        async with httpx.AsyncClient() as client, asyncio.TaskGroup() as tasks:
-            secret = self.settings.webhook_secret.get_secret_value()
-            self._outbox = Outbox(self.settings.data_dir / "outbox", self.settings.webhook_url, secret, client)
+        async with Database.open(configured_url(self.settings)) as database, asyncio.TaskGroup() as tasks:
+            self._database = database
+            self._outbox = Outbox(database, self._endpoints, f"{os.getpid()}-{secrets.token_hex(8)}")
             delivery = tasks.create_task(self._outbox.run())
             try:
                 if self._pool is not None:
@@ -187,11 +191,13 @@ class Desk:
             await self.records.finish(document)
         except RecordsError as error:
             log.error("call %s: %s", record.call_id, error)
-        if self._outbox is None:
+        if self._outbox is None or self._database is None:
             return
         try:
-            await self._outbox.put("call.ended", document)
-        except OutboxError as error:
+            async with self._database.begin() as connection:
+                await self._outbox.put(connection, [ended(document, record.ended_at.timestamp())])
+            self._outbox.wake()
+        except DatabaseUnavailable as error:
             log.error("call %s: %s", record.call_id, error)
 
     async def _end_calls(self) -> None:

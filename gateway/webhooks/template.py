@@ -12,7 +12,8 @@ from typing import Any
 
 import jinja2
 import orjson
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gateway.webhooks import events
 
