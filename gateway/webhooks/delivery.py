@@ -115,9 +115,12 @@ class Sender:
             return self.answered(response), await read_at_most(response, most) or b""
 
 
-def guarded_client(endpoint: Endpoint, context: ssl.SSLContext) -> httpx.AsyncClient:
-    """An HTTP client that reaches nothing but public addresses and those that the endpoint allows."""
-    limits = httpx.Limits(max_connections=endpoint.concurrency, keepalive_expiry=30.0)
+def guarded_client(endpoint: Endpoint, context: ssl.SSLContext, keep_alive: float = 30.0) -> httpx.AsyncClient:
+    """An HTTP client that reaches nothing but public addresses and those that the endpoint allows.
+
+    `keep_alive`: seconds that a connection is kept without a request.
+    """
+    limits = httpx.Limits(max_connections=endpoint.concurrency, keepalive_expiry=keep_alive)
     inner = httpx.AsyncHTTPTransport(verify=context, trust_env=False, limits=limits)
     return httpx.AsyncClient(
         transport=GuardedTransport(inner, endpoint.allowed),

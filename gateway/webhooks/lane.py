@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
@@ -70,8 +71,10 @@ class Lane:
         self._turns = turns
         self._schedule = schedule
         self._sender = Sender(endpoint, context, schedule.clock)
-        self._under_way = 0
+        self._under_way: set[str] = set()
         self._outcomes: list[queue.Outcome] = []
+        self._soonest = math.inf
+        """When the first of those just refused is due again."""
         self._woken = asyncio.Event()
         self._away = False
 
@@ -94,11 +97,10 @@ class Lane:
 
     async def _store_rest(self) -> None:
         """What was settled in the last moment, so that it need not be delivered twice."""
-        if not self._outcomes:
-            return
-        with suppress(TimeoutError, DatabaseUnavailable):
-            async with asyncio.timeout(LAST_SECONDS):
-                await self._exchange(self._outcomes, claims=False)
+        if self._outcomes:
+            with suppress(TimeoutError, DatabaseUnavailable):
+                async with asyncio.timeout(LAST_SECONDS):
+                    await self._exchange(claiming=False)
 
     async def _pause(self, seconds: float) -> None:
         """Wait until something happens, or for so long.
@@ -114,55 +116,56 @@ class Lane:
 
     async def _round(self, attempts: asyncio.TaskGroup) -> tuple[float, bool]:
         """Store outcomes and claim; returns the seconds until the next round, and whether the endpoint is gone."""
-        outcomes, self._outcomes = self._outcomes, []
         try:
             async with self._turns:
-                due = self._schedule.clock() if outcomes else await self._next_due()
-                if due is None or due > self._schedule.clock():
-                    return min(POLL, due - self._schedule.clock()) if due is not None else POLL, False
-                claims, gone = await self._exchange(outcomes)
+                now = self._schedule.clock()
+                due = now if self._outcomes else await self._next_due()
+                if due is None or due > now:
+                    return POLL if due is None else min(POLL, due - now), False
+                claims, gone = await self._exchange()
         except DatabaseUnavailable as error:
-            self._outcomes = outcomes + self._outcomes
             if not self._away:
                 log.error("webhooks of endpoint %s wait: %s", self.endpoint.name, error)
             self._away = True
             return DATABASE_AGAIN, False
-        except BaseException:
-            # Cancelled half-way: nothing of it was stored.
-            self._outcomes = outcomes + self._outcomes
-            raise
         self._away = False
         for claim in claims:
-            self._under_way += 1
+            self._under_way.add(claim.id)
             attempts.create_task(self._attempt(claim))
-        return POLL, gone
+        return max(0.0, min(POLL, self._soonest - self._schedule.clock())), gone
 
     async def _next_due(self) -> float | None:
-        if self._under_way >= self.endpoint.concurrency:
+        if len(self._under_way) >= self.endpoint.concurrency:
             return None
         async with self._database.read() as connection:
             return await queue.next_due(connection, self.endpoint.name)
 
-    async def _exchange(self, outcomes: list[queue.Outcome], claims: bool = True) -> tuple[list[queue.Claim], bool]:
-        name, now = self.endpoint.name, self._schedule.clock()
+    async def _exchange(self, claiming: bool = True) -> tuple[list[queue.Claim], bool]:
+        """One transaction. If it fails, the outcomes are kept for the next."""
+        name, now, outcomes = self.endpoint.name, self._schedule.clock(), list(self._outcomes)
         gone = next((one for one in outcomes if one.status == GONE), None)
+        claims: list[queue.Claim] = []
         async with self._database.begin() as connection:
             await queue.settle(connection, self._worker, outcomes, now)
+            most = self.endpoint.concurrency - len(self._under_way)
             if gone is not None:
                 reason = f"the endpoint is disabled: {gone.reason}"
                 await queue.disable(connection, name, self.endpoint.url, reason, now)
                 await queue.bury(connection, name, reason, now)
-                log.error("endpoint %s is disabled: %s; to go on: callplex webhooks enable %s", name, gone.reason, name)
-                return [], True
-            most = self.endpoint.concurrency - self._under_way
-            if most <= 0 or not claims:
-                return [], False
-            cap = self.endpoint.concurrency
-            return await queue.claim(connection, name, self._worker, now, now + LEASE, most, cap), False
+            elif claiming and most > 0:
+                cap = self.endpoint.concurrency
+                claims = await queue.claim(connection, name, self._worker, now, now + LEASE, most, cap)
+        del self._outcomes[: len(outcomes)]
+        # A claim of our own can run out under us, when this process stood still: it is still ours to finish.
+        ours = self._under_way | {outcome.claim.id for outcome in self._outcomes}
+        self._soonest = min((one.due for one in outcomes if one.state == queue.WAITING), default=math.inf)
+        if gone is not None:
+            log.error("endpoint %s is disabled: %s; to go on: callplex webhooks enable %s", name, gone.reason, name)
+        return [claim for claim in claims if claim.id not in ours], gone is not None
 
     async def _attempt(self, claim: queue.Claim) -> None:
         answer = await self._sender.attempt(claim.id, claim.body)
-        self._under_way -= 1
+        self._under_way.discard(claim.id)
         outcome = self._schedule.outcome(claim, answer)
         self._outcomes.append(outcome)
         self._woken.set()

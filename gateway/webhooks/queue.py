@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.records.database import insert
-from gateway.records.tables import deliveries, endpoint_states
+from gateway.records.tables import audit, deliveries, endpoint_states
 from gateway.webhooks.events import Event
 from gateway.webhooks.retry import GIVE_UP_AFTER
 
@@ -263,6 +263,21 @@ async def redeliver(
     return done.rowcount
 
 
+async def audit_redelivery(
+    connection: AsyncConnection,
+    who: str,
+    now: float,
+    number: int,
+    ids: Sequence[str] = (),
+    endpoint: str = "",
+    call_id: str = "",
+) -> None:
+    """Note in the audit log who had what sent again."""
+    detail = {"number": number, "ids": list(ids)[:100], "endpoint": endpoint}
+    row = {"at": now, "who": who[:128], "action": "redeliver", "call_id": call_id[:128], "detail": detail}
+    await connection.execute(sa.insert(audit).values(row))
+
+
 async def find(
     connection: AsyncConnection,
     *,
@@ -282,6 +297,13 @@ async def find(
         query = query.where(sa.tuple_(one.created_at, one.id) < sa.tuple_(*before))
     rows = await connection.execute(query.order_by(one.created_at.desc(), one.id.desc()).limit(limit))
     return [dict(row) for row in rows.mappings()]
+
+
+async def counts(connection: AsyncConnection) -> dict[tuple[str, str], int]:
+    """How many deliveries there are: (endpoint, state) -> number."""
+    one = deliveries.c
+    query = sa.select(one.endpoint, one.state, sa.func.count()).group_by(one.endpoint, one.state)
+    return {(endpoint, state): number for endpoint, state, number in await connection.execute(query)}
 
 
 async def forget(connection: AsyncConnection, calls: Sequence[str]) -> int:

@@ -51,9 +51,9 @@ def update(call_id: str, number: int) -> Event:
     return events.transcript_updated(call_id, "bank", time.time(), number, [])
 
 
-def store(folder: Path, receiver: Receiver, **values: object) -> EndpointStore:
+def store(folder: Path, receiver: Receiver) -> EndpointStore:
     """One endpoint, `default`, at the receiver."""
-    return EndpointStore(settings(folder, webhook_url=receiver.url, **values))
+    return EndpointStore(settings(folder, webhook_url=receiver.url))
 
 
 async def attempts(database: Database) -> list[int]:
