@@ -1,34 +1,17 @@
-"""`callplex webhooks ...`: try an endpoint, see deliveries, send them again, enable an endpoint.
-
-Owns the words and what is printed; the work is `delivery`'s and `queue`'s. They act on the database
-beside a running gateway, which notices within seconds.
-"""
+"""`callplex webhooks ...`: the words, and what is printed. The work is `operator.py`'s, loaded when a command runs."""
 
 from __future__ import annotations
 
-import asyncio
-import getpass
 import json
-import time
-import uuid
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Annotated, Any, NoReturn, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any
 
-import httpx
 import typer
 
 from gateway.settings import Settings
-from gateway.webhooks import events, queue
-from gateway.webhooks.endpoints import Endpoint, Endpoints, EndpointStore, WebhookInvalid, shown_url
 
-_T = TypeVar("_T")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
-
-
-def fail(message: str) -> NoReturn:
-    """End with status 1 and one sentence."""
-    typer.echo(f"callplex: {message}", err=True)
-    raise typer.Exit(1)
 
 
 def webhooks_app(load: Callable[[], Settings]) -> typer.Typer:
@@ -42,19 +25,16 @@ def webhooks_app(load: Callable[[], Settings]) -> typer.Typer:
         json_output: Json = False,
     ) -> None:
         """Send a made-up event to one endpoint now, and say what it answered."""
-        found = _endpoint(_endpoints(load()), endpoint)
-        kind = event or events.TEST
-        if kind not in (*events.KINDS, events.TEST):
-            fail(f"there is no event {kind}; known: {', '.join(events.KINDS)}")
-        if not event and (found.kind != "webhook" or found.template is not None):
-            fail(f"{endpoint} does not take test events; name one that it does, for example --event call.ended")
-        result = asyncio.run(_send(found, kind))
+        with _told():
+            from gateway.webhooks.operator import send_test
+
+            result = send_test(load(), endpoint, event)
         _print(result, json_output, f"{endpoint}: {result['reason']} ({result['ms']} ms)")
         if not result["taken"]:
             raise typer.Exit(1)
 
     @app.command("list")
-    def listed(
+    def listing(
         state: Annotated[str, typer.Option(help="waiting, delivered or dead.")] = "",
         endpoint: Annotated[str, typer.Option(help="Only what goes to this one.")] = "",
         call: Annotated[str, typer.Option(help="Only what tells of this call.")] = "",
@@ -62,10 +42,10 @@ def webhooks_app(load: Callable[[], Settings]) -> typer.Typer:
         json_output: Json = False,
     ) -> None:
         """Show the endpoints, and deliveries, the newest first."""
-        if state and state not in queue.STATES:
-            fail(f"there is no state {state}; known: {', '.join(queue.STATES)}")
-        settings = load()
-        found = _run(_listed(settings, _endpoints(settings), state, endpoint, call, limit))
+        with _told():
+            from gateway.webhooks.operator import listed
+
+            found = listed(load(), state, endpoint, call, limit)
         _print(found, json_output, _table(found))
 
     @app.command("redeliver")
@@ -78,10 +58,14 @@ def webhooks_app(load: Callable[[], Settings]) -> typer.Typer:
     ) -> None:
         """Send deliveries again, under the same ids: those named, or dead letters."""
         if not (ids or endpoint or call or every):
-            fail("say what to send again: webhook-ids, --endpoint, --call or --all")
-        number = _run(_redeliver(load(), ids or [], endpoint, call))
+            raise typer.BadParameter("say what to send again: webhook-ids, --endpoint, --call or --all")
+        with _told():
+            from gateway.webhooks.operator import redeliver as send_again
+
+            number = send_again(load(), ids or [], endpoint, call)
         _print({"redelivered": number}, json_output, f"{number} will be sent again at once")
-        if ids and not number:
+        if ids and number < len(set(ids)):
+            typer.echo("callplex: the others are unknown, or just being delivered", err=True)
             raise typer.Exit(1)
 
     @app.command("enable")
@@ -90,99 +74,26 @@ def webhooks_app(load: Callable[[], Settings]) -> typer.Typer:
         json_output: Json = False,
     ) -> None:
         """Deliver again to an endpoint that was disabled because it answered 410."""
-        was = _run(_enable(load(), endpoint))
+        with _told():
+            from gateway.webhooks.operator import enable as enable_again
+
+            was = enable_again(load(), endpoint)
         said = f"{endpoint} is enabled; for its dead letters: callplex webhooks redeliver --endpoint {endpoint}"
         _print({"enabled": endpoint, "was_disabled": was}, json_output, said if was else f"{endpoint} was not disabled")
 
     return app
 
 
-def _endpoints(settings: Settings) -> Endpoints:
-    try:
-        return EndpointStore(settings).current
-    except WebhookInvalid as error:
-        fail(str(error))
-
-
-def _endpoint(endpoints: Endpoints, name: str) -> Endpoint:
-    if name not in endpoints.by_name:
-        known = ", ".join(endpoints.by_name) or "none; set CALLPLEX_WEBHOOK_URL or write webhooks.yaml"
-        fail(f"there is no endpoint {name}; known: {known}")
-    return endpoints.by_name[name]
-
-
-def _run(work: Coroutine[Any, Any, _T]) -> _T:
-    from gateway.records.database import DatabaseInvalid, DatabaseUnavailable
+@contextmanager
+def _told() -> Iterator[None]:
+    """What is refused ends with status 1 and its sentence."""
+    from gateway.webhooks.operator import CommandRefused
 
     try:
-        return asyncio.run(work)
-    except (DatabaseInvalid, DatabaseUnavailable) as error:
-        fail(str(error))
-
-
-async def _send(endpoint: Endpoint, kind: str) -> dict[str, Any]:
-    from gateway.webhooks.delivery import Sender
-
-    webhook_id, began = f"msg_{uuid.uuid4().hex}", time.perf_counter()
-    sender = Sender(endpoint, httpx.create_ssl_context(trust_env=False))
-    try:
-        answer = await sender.attempt(webhook_id, events.sample(kind, time.time()).body())
-    finally:
-        await sender.close()
-    return {
-        "endpoint": endpoint.name,
-        "webhook_id": webhook_id,
-        "taken": answer.taken,
-        "status": answer.status,
-        "reason": answer.reason,
-        "ms": round(1000 * (time.perf_counter() - began)),
-    }
-
-
-async def _listed(
-    settings: Settings, endpoints: Endpoints, state: str, endpoint: str, call: str, limit: int
-) -> dict[str, Any]:
-    from gateway.records.database import Database, configured_url
-
-    async with Database.open(configured_url(settings)) as database, database.read() as connection:
-        disabled, counts = await queue.disabled(connection), await queue.counts(connection)
-        found = await queue.find(connection, state=state, endpoint=endpoint, call_id=call, limit=limit)
-    shown = []
-    for one in endpoints.by_name.values():
-        url, reason = disabled.get(one.name, ("", ""))
-        numbers = {state: counts.get((one.name, state), 0) for state in queue.STATES}
-        shown.append(
-            {
-                "name": one.name,
-                "url": shown_url(one.url),
-                "events": sorted(one.events),
-                "disabled": reason if url == one.url else "",
-                **numbers,
-            }
-        )
-    return {"endpoints": shown, "deliveries": [_delivery(row) for row in found]}
-
-
-def _delivery(row: Mapping[str, Any]) -> dict[str, Any]:
-    moments = {name: events.timestamp(row[name]) if row[name] else "" for name in ("created_at", "due", "settled_at")}
-    rest = ("id", "endpoint", "event", "call_id", "state", "attempts", "status", "reason")
-    return {**{name: row[name] for name in rest}, **moments}
-
-
-async def _redeliver(settings: Settings, ids: list[str], endpoint: str, call: str) -> int:
-    from gateway.records.database import Database, configured_url
-
-    async with Database.open(configured_url(settings)) as database, database.begin() as connection:
-        number = await queue.redeliver(connection, time.time(), ids=ids, endpoint=endpoint, call_id=call)
-        await queue.audit_redelivery(connection, f"cli:{getpass.getuser()}", time.time(), number, ids, endpoint, call)
-        return number
-
-
-async def _enable(settings: Settings, endpoint: str) -> bool:
-    from gateway.records.database import Database, configured_url
-
-    async with Database.open(configured_url(settings)) as database, database.begin() as connection:
-        return await queue.enable(connection, endpoint)
+        yield
+    except CommandRefused as error:
+        typer.echo(f"callplex: {error}", err=True)
+        raise typer.Exit(1) from None
 
 
 def _print(value: Mapping[str, Any], as_json: bool, text: str) -> None:
@@ -195,9 +106,9 @@ def _table(found: Mapping[str, Any]) -> str:
         + (f"; {one['disabled']}" if one["disabled"] else "")
         for one in found["endpoints"]
     ]
-    for one in found["deliveries"]:
-        lines.append(
-            f"{one['created_at'][:19]}  {one['id']}  {one['state']:9}  {one['endpoint']:12}  {one['event']:16}"
-            f"  {one['call_id']}  {one['attempts']} attempts{'  ' + one['reason'] if one['reason'] else ''}"
-        )
+    lines += [
+        f"{one['created_at'][:19]}  {one['id']}  {one['state']:9}  {one['endpoint']:12}  {one['event']:16}"
+        f"  {one['call_id']}  {one['attempts']} attempts{'  ' + one['reason'] if one['reason'] else ''}"
+        for one in found["deliveries"]
+    ]
     return "\n".join(lines) or "no endpoints and no deliveries"

@@ -49,6 +49,8 @@ class Receiver:
     answer: Callable[[Request], Reply] | None = None
     raw: bytes = b""
     """Sent instead of any answer."""
+    stream: Callable[[asyncio.StreamWriter], Awaitable[None]] | None = None
+    """Writes the answer, if it is to come in its own time."""
     got: list[Request] = field(default_factory=list)
     arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
     port: int = 0
@@ -68,24 +70,28 @@ class Receiver:
         server = await asyncio.start_server(self._serve, "127.0.0.1", port, ssl=context)
         self.port = server.sockets[0].getsockname()[1]
         self.scheme = "https" if context else "http"
-        self._open: set[asyncio.StreamWriter] = set()
+        self._serving: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         try:
             yield self
         finally:
             server.close()
-            for writer in self._open:
+            await asyncio.sleep(0)  # A connection that was just accepted gets its task.
+            for writer in self._serving.values():
                 writer.transport.abort()
+            await asyncio.gather(*self._serving, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        self._open.add(writer)
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving[task] = writer
+        task.add_done_callback(self._serving.pop)
         try:
             while await self._one(reader, writer):
                 pass
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
-            self._open.discard(writer)
             writer.close()
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
@@ -98,6 +104,9 @@ class Receiver:
             self.arrived.notify_all()
         if len(self.got) <= self.hang:
             await reader.read()
+            return False
+        if self.stream is not None:
+            await self.stream(writer)
             return False
         if self.raw:
             writer.write(self.raw)
