@@ -271,7 +271,7 @@ class _Reader:
         except TemplateInvalid as error:
             where = self._document.problem((*loc, "template"), str(error))
             # A template of several lines is a block, which begins on the line after its name.
-            line = where.line + (error.line if "\n" in spec.template.strip() else 0)
+            line = where.line + (error.line if "\n" in spec.template else 0)
             self._problems.append(Problem(where.path, line, where.field, where.text))
             return None
         return template
