@@ -151,7 +151,7 @@ def sample(kind: str, at: float) -> Event:
     call_id, persona, caller, us = "call_sample", "first-neuron-bank", "+15550199", "+15550100"
     words = [
         Utterance(1, "agent", "Thank you for calling. How can I help?", 0.4, 2.9),
-        Utterance(2, "caller", "What are your \"hours\"?\nToday, I mean.", 3.4, 4.8),
+        Utterance(2, "caller", 'What are your "hours"?\nToday, I mean.', 3.4, 4.8),
         Utterance(3, "agent", "We are open until", 5.2, 6.0, interrupted=True),
     ]
     if kind == STARTED:
