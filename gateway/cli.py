@@ -65,7 +65,7 @@ def _settings(**overrides: object) -> Settings:
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
         force=True,
     )
-    for chatty in ("httpx", "uvicorn.error"):
+    for chatty in ("alembic", "httpx", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     for sentence in misspelt_variables():
         logging.getLogger(__name__).warning(sentence)
@@ -101,6 +101,7 @@ def serve(
     settings = _settings(listen=listen, admin_listen=admin_listen)
     from gateway.engine import EngineError
     from gateway.persona_model import PersonaInvalid
+    from gateway.records.database import DatabaseInvalid, DatabaseUnavailable
     from gateway.serving import CannotListen, Listening
     from gateway.serving import serve as serve_gateway
     from gateway.webhooks.outbox import WebhookInvalid
@@ -114,7 +115,15 @@ def serve(
 
     _run(
         serve_gateway(settings, ready),
-        (CannotListen, PersonaInvalid, EngineError, SettingsInvalid, WebhookInvalid),
+        (
+            CannotListen,
+            PersonaInvalid,
+            EngineError,
+            SettingsInvalid,
+            WebhookInvalid,
+            DatabaseInvalid,
+            DatabaseUnavailable,
+        ),
     )
 
 

@@ -10,25 +10,31 @@ import asyncio
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Literal
 
 import httpx
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.call import Call, CallPlan
+from gateway.call_log import CallLog
 from gateway.engine import EchoEngine, Engine
 from gateway.leg import CallInfo, CallLeg, Outcome
 from gateway.live import LiveFeed
 from gateway.personas import Persona, PersonaStore, session_request
 from gateway.pool import WorkerPool
 from gateway.recording.wav import Recording
+from gateway.records.archive import Archive, open_database
 from gateway.records.files import CallFolder, Records, RecordsError
+from gateway.records.portion import CallEnd
 from gateway.routing import Route
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 from gateway.transcript import CallMetrics, CallRecord, to_document
+from gateway.twilio.tokens import Tokens
+from gateway.webhooks.events import Event
 from gateway.webhooks.outbox import Outbox, OutboxError
 
 log = logging.getLogger(__name__)
@@ -46,6 +52,7 @@ class Desk:
         self.personas = PersonaStore(settings.personas)
         self.records = Records(settings.data_dir)
         self.telemetry = Telemetry()
+        self.archive = Archive(settings, self.records, self.telemetry)
         self.live = LiveFeed()
         self._pool = None if settings.embedded_echo else WorkerPool(settings)
         self._engine: Engine = self._pool or EchoEngine()
@@ -63,10 +70,11 @@ class Desk:
             self._outbox = Outbox(self.settings.data_dir / "outbox", self.settings.webhook_url, secret, client)
             delivery = tasks.create_task(self._outbox.run())
             try:
-                if self._pool is not None:
-                    await self._pool.start()
-                yield
-                await self._end_calls()
+                async with open_database(self.settings) as database, self.archive.open(database, _put):
+                    if self._pool is not None:
+                        await self._pool.start()
+                    yield
+                    await self._end_calls()
             finally:
                 delivery.cancel()
                 if self._pool is not None:
@@ -90,6 +98,11 @@ class Desk:
         self.telemetry.refused.labels(label).inc()
 
     @property
+    def tokens(self) -> Tokens:
+        """Where media streams get, and show, their one-time tokens."""
+        return self.archive.tokens
+
+    @property
     def active_calls(self) -> int:
         return len(self._calls)
 
@@ -109,19 +122,19 @@ class Desk:
         plan = self._plan(who, leg.info)
         folder = self._open_folder(leg.info)
         recording = Recording(folder.recording) if folder is not None and who.record else None
-        call = Call(
-            leg, self._engine, plan, recording, lambda utterance: self.live.publish(leg.info.call_id, utterance)
-        )
+        log_book = CallLog(leg.info.call_id, self.live)
+        call = Call(leg, self._engine, plan, recording, log_book.utterance, log_book.event)
         started_at = datetime.now(UTC)
         self._remember(leg.info, call.outcome)
         self._calls.add(call)
         self.telemetry.active.set(len(self._calls))
         log.info("call %s: %s called %s, %s answers", call.info.call_id, *_numbers(leg.info), persona)
         try:
+            log_book.journal = await self.archive.begin(leg.info, persona, plan.persona_version, plan.fallback)
             await call.run()
         finally:
             try:
-                await self._file(call, started_at)
+                await self._file(call, log_book, started_at)
             finally:
                 self._calls.discard(call)
                 self._finished.set()
@@ -147,7 +160,7 @@ class Desk:
         """How a call ended; waits briefly for one that is just ending. None: never heard of it."""
         ending = self._outcomes.get(carrier_call_id)
         if ending is None:
-            return None
+            return await self.archive.outcome(carrier_call_id)
         await asyncio.wait([ending], timeout=OUTCOME_WAIT)
         return ending.result() if ending.done() else None
 
@@ -178,7 +191,7 @@ class Desk:
         while len(self._outcomes) > OUTCOMES_KEPT:
             self._outcomes.popitem(last=False)
 
-    async def _file(self, call: Call, started_at: datetime) -> None:
+    async def _file(self, call: Call, log_book: CallLog, started_at: datetime) -> None:
         record = _record(call, started_at)
         self.telemetry.call_ended(record.end_reason, record.engine, record.metrics)
         document = to_document(record)
@@ -187,6 +200,11 @@ class Desk:
             await self.records.finish(document)
         except RecordsError as error:
             log.error("call %s: %s", record.call_id, error)
+        target = call.outcome.result().target if call.outcome.done() else ""
+        recording = str(self.records.folder(record.call_id).recording) if call.recorded else ""
+        ended_at = record.ended_at.timestamp()
+        end = CallEnd(ended_at, record.end_reason, document, record.utterances, target, record.engine, recording)
+        await self.archive.finish(log_book.journal, end)
         if self._outbox is None:
             return
         try:
@@ -202,6 +220,10 @@ class Desk:
                 call.end("shutdown")
             self._finished.clear()
             await self._finished.wait()
+
+
+async def _put(connection: AsyncConnection, events: Sequence[Event]) -> None:
+    """Deliveries go into files (`webhooks/outbox.py`)."""
 
 
 def _numbers(info: CallInfo) -> tuple[str, str]:

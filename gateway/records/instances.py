@@ -22,12 +22,13 @@ from typing import Any
 
 import orjson
 from sqlalchemy import ColumnElement, Float, delete, func, literal_column, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.records.calls import document_of, utterances_of
 from gateway.records.database import Database, DatabaseUnavailable, insert
 from gateway.records.files import Records, RecordsError
-from gateway.records.journal import Put
+from gateway.records.journal import UNSTORABLE, Put
 from gateway.records.portion import CallEnd, Portion, start_of
 from gateway.records.storing import store
 from gateway.records.tables import calls, events, instances
@@ -70,6 +71,8 @@ class Instance:
                     await self.close_lost()
             except DatabaseUnavailable as error:
                 log.warning("cannot renew this gateway's lease: %s", error)
+            except SQLAlchemyError:
+                log.exception("cannot renew this gateway's lease")
             await asyncio.sleep(min(RENEW_EVERY, self._lease / 5))
 
     async def renew(self) -> None:
@@ -103,12 +106,20 @@ class Instance:
         async with self._database.read() as connection:
             query = select(calls.c.id).where(*self._orphaned(connection)).limit(CLOSED_AT_ONCE)
             orphans = list(await connection.scalars(query))
-        closed = [call_id for call_id in orphans if await self._close(call_id)]
+        closed = [call_id for call_id in orphans if await self._try(call_id)]
         if closed:
             log.warning("%d calls of gateways that died are closed as %s", len(closed), LOST)
         elif not orphans:
             await self._forget_the_dead()
         return closed
+
+    async def _try(self, call_id: str) -> bool:
+        """Close one; that it cannot be stored stops no other."""
+        try:
+            return await self._close(call_id)
+        except UNSTORABLE:
+            log.exception("call %s is lost and cannot be closed", call_id)
+            return False
 
     async def _close(self, call_id: str) -> bool:
         """Close one, unless somebody else does so or has done so."""
