@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Literal
-
-import httpx
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.call import Call, CallPlan
 from gateway.call_log import CallLog
@@ -26,7 +24,8 @@ from gateway.live import LiveFeed
 from gateway.personas import Persona, PersonaStore, session_request
 from gateway.pool import WorkerPool
 from gateway.recording.wav import Recording
-from gateway.records.archive import Archive, open_database
+from gateway.records.archive import Archive
+from gateway.records.database import Database, configured_url
 from gateway.records.files import CallFolder, Records, RecordsError
 from gateway.records.portion import CallEnd
 from gateway.routing import Route
@@ -34,8 +33,8 @@ from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 from gateway.transcript import CallMetrics, CallRecord, to_document
 from gateway.twilio.tokens import Tokens
-from gateway.webhooks.events import Event
-from gateway.webhooks.outbox import Outbox, OutboxError
+from gateway.webhooks.endpoints import EndpointStore
+from gateway.webhooks.outbox import Outbox, delivering
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ OUTCOME_WAIT = 3.0
 
 
 class Desk:
-    """Answers calls. Raises PersonaInvalid at construction when the personas cannot be used."""
+    """Answers calls. Raises PersonaInvalid or WebhookInvalid at construction when those files cannot be used."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -56,7 +55,7 @@ class Desk:
         self.live = LiveFeed()
         self._pool = None if settings.embedded_echo else WorkerPool(settings)
         self._engine: Engine = self._pool or EchoEngine()
-        self._outbox: Outbox | None = None
+        self._endpoints = EndpointStore(settings)
         self._calls: set[Call] = set()
         self._finished = asyncio.Event()
         self._outcomes: OrderedDict[str, asyncio.Future[Outcome]] = OrderedDict()
@@ -65,20 +64,17 @@ class Desk:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Worker and webhook delivery run inside; on leaving, calls are ended and filed first."""
-        async with httpx.AsyncClient() as client, asyncio.TaskGroup() as tasks:
-            secret = self.settings.webhook_secret.get_secret_value()
-            self._outbox = Outbox(self.settings.data_dir / "outbox", self.settings.webhook_url, secret, client)
-            delivery = tasks.create_task(self._outbox.run())
-            try:
-                async with open_database(self.settings) as database, self.archive.open(database, _put):
+        async with Database.open(configured_url(self.settings)) as database:
+            outbox = Outbox(database, self._endpoints, f"{os.getpid()}-{secrets.token_hex(8)}")
+            async with delivering(outbox), self.archive.open(database, outbox.put, outbox.wake):
+                try:
                     if self._pool is not None:
                         await self._pool.start()
                     yield
                     await self._end_calls()
-            finally:
-                delivery.cancel()
-                if self._pool is not None:
-                    await self._pool.stop()
+                finally:
+                    if self._pool is not None:
+                        await self._pool.stop()
 
     def ready(self) -> bool:
         """Whether a call that comes now would be answered by an agent."""
@@ -205,12 +201,6 @@ class Desk:
         ended_at = record.ended_at.timestamp()
         end = CallEnd(ended_at, record.end_reason, document, record.utterances, target, record.engine, recording)
         await self.archive.finish(log_book.journal, end)
-        if self._outbox is None:
-            return
-        try:
-            await self._outbox.put("call.ended", document)
-        except OutboxError as error:
-            log.error("call %s: %s", record.call_id, error)
 
     async def _end_calls(self) -> None:
         """Calls that are on the line when the gateway stops are ended and filed, not dropped."""
@@ -220,10 +210,6 @@ class Desk:
                 call.end("shutdown")
             self._finished.clear()
             await self._finished.wait()
-
-
-async def _put(connection: AsyncConnection, events: Sequence[Event]) -> None:
-    """Deliveries go into files (`webhooks/outbox.py`)."""
 
 
 def _numbers(info: CallInfo) -> tuple[str, str]:

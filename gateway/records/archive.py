@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from gateway.leg import CallInfo, Outcome
 from gateway.records.calls import outcome_of
-from gateway.records.database import Database, DatabaseUnavailable, configured_url
+from gateway.records.database import Database, DatabaseUnavailable
 from gateway.records.files import Records
 from gateway.records.instances import Instance
 from gateway.records.journal import CallJournal, Journal, Put
@@ -43,14 +43,14 @@ class Archive:
         self._journal: Journal | None = None
 
     @asynccontextmanager
-    async def open(self, database: Database, put: Put) -> AsyncIterator[None]:
+    async def open(self, database: Database, put: Put, told: Callable[[], None]) -> AsyncIterator[None]:
         """Keep records in the database; on leaving, what calls have left is written first.
 
-        `put` stores deliveries inside a transaction of ours.
+        `put` stores deliveries inside a transaction of ours, `told` is called when there may be new ones.
         """
         instance = Instance(database, self._records, put)
         await instance.renew()
-        journal = Journal(database, instance.id, put, Unfiled(self._settings.data_dir), self._alarm)
+        journal = Journal(database, instance.id, put, Unfiled(self._settings.data_dir), told, self._alarm)
         self.database = self.tokens.database = database
         self._journal = journal
         async with asyncio.TaskGroup() as tasks:
@@ -110,10 +110,3 @@ class Archive:
         self._telemetry.records_waiting.set(trouble is not None)
         if trouble is not None:
             self._telemetry.database_failures.inc()
-
-
-@asynccontextmanager
-async def open_database(settings: Settings) -> AsyncIterator[Database]:
-    """The database that the settings name. Raises DatabaseInvalid, DatabaseUnavailable."""
-    async with Database.open(configured_url(settings)) as database:
-        yield database

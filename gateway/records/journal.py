@@ -112,7 +112,11 @@ class CallJournal:
 
 
 class Journal:
-    """All live calls of this gateway. `alarm` is told once when writing fails, and None when it works again."""
+    """All live calls of this gateway.
+
+    `told` is called when deliveries were stored; `alarm` once when writing fails, and with None when it
+    works again.
+    """
 
     def __init__(
         self,
@@ -120,6 +124,7 @@ class Journal:
         instance: str,
         put: Put,
         unfiled: Unfiled,
+        told: Callable[[], None] = lambda: None,
         alarm: Callable[[str | None], None] = lambda trouble: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -127,6 +132,7 @@ class Journal:
         self._instance = instance
         self._put = put
         self._unfiled = unfiled
+        self._told = told
         self._alarm = alarm
         self._clock = clock
         self._calls: dict[str, CallJournal] = {}
@@ -212,6 +218,8 @@ class Journal:
             news = [event for portion in portions for event in portion.news(self._clock())]
             if news:
                 await self._put(connection, news)
+        if news:
+            self._told()
 
     def _done(self, portions: Sequence[Portion]) -> None:
         for portion in portions:

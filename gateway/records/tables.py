@@ -107,6 +107,7 @@ deliveries = Table(
     Column("state", String(16), nullable=False, default="waiting", comment="waiting, delivered, dead"),
     Column("attempts", Integer, nullable=False, default=0),
     Column("due", Float, nullable=False),
+    Column("give_up_at", Float, nullable=False, comment="no attempt follows after this"),
     Column("claimed_by", String(64), nullable=False, default=""),
     Column("claimed_until", Float, nullable=False, default=0.0),
     Column("status", Integer, nullable=False, default=0, comment="HTTP status of the last attempt; 0: no answer"),

@@ -7,12 +7,14 @@ its line, and not when the first call ends.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jinja2
 import orjson
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gateway.webhooks import events
 
@@ -41,8 +43,20 @@ def transcript_text(utterances: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join(f"{str(one['speaker']).capitalize()}: {one['text']}" for one in utterances)
 
 
+def _dumps(value: object, **options: Any) -> str:
+    """JSON of a value; one that is not there is named, as everywhere else in a template."""
+
+    def refuse(inner: object) -> str:
+        if isinstance(inner, jinja2.Undefined):
+            return str(inner)  # Raises: it is a StrictUndefined.
+        raise TypeError(f"a {type(inner).__name__} cannot be JSON")
+
+    return json.dumps(value, default=refuse, **options)
+
+
 def _environment() -> _Environment:
     environment = _Environment(undefined=jinja2.StrictUndefined, autoescape=False)
+    environment.policies["json.dumps_function"] = _dumps
     environment.filters["transcript"] = transcript_text
     for endless in ("range", "lipsum"):
         del environment.globals[endless]

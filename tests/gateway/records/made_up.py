@@ -69,6 +69,7 @@ async def put(connection: AsyncConnection, events: Sequence[Event]) -> None:
             "created_at": event.at,
             "body": event.body(),
             "due": event.at,
+            "give_up_at": event.at + 1,
         }
         await connection.execute(insert(connection, deliveries).values(row).on_conflict_do_nothing())
 

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.anyio
 
 def journal_of(database: Database, folder: Path, alarms: list[str | None] | None = None) -> Journal:
     alarm = alarms.append if alarms is not None else (lambda trouble: None)
-    return Journal(database, "here", put, Unfiled(folder), alarm, lambda: NOON)
+    return Journal(database, "here", put, Unfiled(folder), alarm=alarm, clock=lambda: NOON)
 
 
 @asynccontextmanager

@@ -94,6 +94,7 @@ def upgrade() -> None:
         sa.Column("state", sa.String(length=16), nullable=False, comment="waiting, delivered, dead"),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("due", sa.Float(), nullable=False),
+        sa.Column("give_up_at", sa.Float(), nullable=False, comment="no attempt follows after this"),
         sa.Column("claimed_by", sa.String(length=64), nullable=False),
         sa.Column("claimed_until", sa.Float(), nullable=False),
         sa.Column("status", sa.Integer(), nullable=False, comment="HTTP status of the last attempt; 0: no answer"),
