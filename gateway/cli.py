@@ -67,7 +67,7 @@ def _settings(**overrides: object) -> Settings:
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
         force=True,
     )
-    for chatty in ("httpx", "uvicorn.error"):
+    for chatty in ("alembic", "httpx", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     for sentence in misspelt_variables():
         logging.getLogger(__name__).warning(sentence)

@@ -30,13 +30,11 @@ def postgres() -> Iterator[Any]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database; a test that takes it runs on SQLite and on PostgreSQL."""
     if request.param == "sqlite":
-        yield sqlite_url(tmp_path)
-        return
-    with postgres_url(request.getfixturevalue("postgres")) as url:
-        yield url
+        return sqlite_url(tmp_path)
+    return postgres_url(request.getfixturevalue("postgres"))
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import orjson
 import sqlalchemy
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
@@ -31,6 +32,7 @@ BUSY_SECONDS = 5.0
 CONNECT_SECONDS = 5.0
 STATEMENT_SECONDS = 30.0
 CONNECTIONS = 8
+JSON_CODEC: Any = {"json_serializer": lambda value: orjson.dumps(value).decode(), "json_deserializer": orjson.loads}
 
 MIGRATION_LOCK = 0x43616C6C706C6578
 """The advisory lock under which PostgreSQL's schema is changed: "Callplex" in ASCII."""
@@ -197,7 +199,7 @@ def _make_file(place: URL) -> None:
 def _engine(place: URL) -> AsyncEngine:
     if place.get_backend_name() == "sqlite":
         engine = create_async_engine(
-            place, connect_args={"timeout": BUSY_SECONDS}, pool_size=CONNECTIONS, max_overflow=0
+            place, connect_args={"timeout": BUSY_SECONDS}, pool_size=CONNECTIONS, max_overflow=0, **JSON_CODEC
         )
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
@@ -212,6 +214,7 @@ def _engine(place: URL) -> AsyncEngine:
         pool_size=CONNECTIONS,
         max_overflow=0,
         pool_pre_ping=True,
+        **JSON_CODEC,
     )
 
 

@@ -53,7 +53,9 @@ calls = Table(
     Column("erased_at", Float, comment="when texts, numbers and sound were removed on request or by age"),
     Index(None, "started_at", "id"),
     Index(None, "from_number", "started_at"),
+    Index(None, "to_number", "started_at"),
     Index(None, "persona", "started_at"),
+    Index(None, "end_reason", "started_at"),
     Index(None, "carrier_call_id"),
     Index(None, "state", "instance"),
 )
@@ -81,6 +83,15 @@ events = Table(
     Column("at", Float, nullable=False, comment="seconds from answer"),
     Column("kind", String(32), nullable=False, comment="keypad, transfer, flush, worker, deadlines, consent ..."),
     Column("data", JSON, nullable=False, default=dict),
+)
+
+call_texts = Table(
+    "call_texts",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True, comment="grows with time: the newest have the highest"),
+    Column("call_id", ForeignKey("calls.id", ondelete="CASCADE"), nullable=False, unique=True),
+    Column("text", Text, nullable=False),
+    comment="all that was said in a call that is over; searched through an index that each database has its own of",
 )
 
 deliveries = Table(

@@ -32,8 +32,13 @@ async def names(database: Database) -> list[str]:
 
 
 async def test_the_migrations_make_the_tables(database: Database) -> None:
+    def is_ours(item: object, name: str | None, *_: object) -> bool:
+        """The indices of words are each database's own."""
+        return not (name or "").startswith(("call_words", "ix_call_texts_words"))
+
     def differences(connection: sa.Connection) -> list[Any]:
-        return list(compare_metadata(MigrationContext.configure(connection), metadata))
+        context = MigrationContext.configure(connection, opts={"include_object": is_ours})
+        return list(compare_metadata(context, metadata))
 
     async with database.read() as connection:
         assert await connection.run_sync(differences) == []
@@ -191,9 +196,8 @@ async def test_a_missing_database_and_its_password(postgres: Any) -> None:
 
 
 async def test_a_connection_that_was_cut_is_replaced(postgres: Any) -> None:
-    with postgres_url(postgres) as url:
-        async with Database.open(url) as database:
-            await _cut_and_go_on(postgres, database)
+    async with Database.open(postgres_url(postgres)) as database:
+        await _cut_and_go_on(postgres, database)
 
 
 async def _cut_and_go_on(postgres: Any, database: Database) -> None:
