@@ -17,6 +17,7 @@ from gateway import telemetry
 from gateway.desk import Desk
 from gateway.telnyx.routes import router as telnyx_router
 from gateway.twilio.routes import router as twilio_router
+from gateway.webhooks.routes import schema_router
 
 
 def carrier_app(desk: Desk) -> FastAPI:
@@ -45,6 +46,8 @@ def admin_app(desk: Desk) -> FastAPI:
     app = FastAPI(title="Callplex admin", docs_url=None, redoc_url=None)
     # A page on the open web can make a browser on this machine ask us; it cannot forge the Host.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+
+    app.include_router(schema_router())
 
     @app.get("/metrics")
     async def metrics() -> Response:

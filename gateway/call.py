@@ -19,6 +19,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from gateway.audio import CARRIER_FRAME_SECONDS, SILENCE, Downsampler, JitterBuffer, Upsampler, level
 from gateway.engine import Engine, EngineFull, EngineLost, Session
@@ -43,6 +44,8 @@ LATE_TICK = 0.02
 """A tick later than this is counted as a missed deadline."""
 STOOD_STILL = 1.0
 """A tick later than this means that this process did not run; the clock is set anew."""
+MISSES_EVERY = 5.0
+"""Seconds between two events that tell of missed deadlines."""
 LAST_WORDS = 8.0
 """Seconds the agent has to take its leave when the call has reached a limit."""
 SPOKEN = 0.8
@@ -98,6 +101,7 @@ class Call:
         plan: CallPlan,
         recording: Recorder | None = None,
         on_utterance: Callable[[Utterance], None] | None = None,
+        on_event: Callable[[float, str, Mapping[str, Any]], None] | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.info = leg.info
@@ -113,6 +117,7 @@ class Call:
         self._recording = recording
         self._consent = Consent(plan.consent, FRAME_SECONDS) if plan.consent else None
         self._on_utterance = on_utterance
+        self._on_event = on_event
         self._now = loop.time
         self._began = self._now()
         self._first_tick = self._began
@@ -128,7 +133,13 @@ class Call:
         self._leaving = ""
         self._leave_at = 0.0
         self._silence_began = 0.0
+        self._held = False
+        self._misses_told = (0.0, 0)
         leg.on_digit = self._press
+
+    @property
+    def recorded(self) -> bool:
+        return self._recording is not None
 
     async def run(self) -> str:
         """Bridge until the call ends, clean up whatever happened, and return the end reason."""
@@ -173,6 +184,7 @@ class Call:
         """Runs on every way out, a cancelled call's too: free the slot, tell the carrier, close the file."""
         self.end("shutdown")
         self.counters.frames_lost = self._jitter.missing + self._jitter.dropped
+        self._tell(self.transcript.stop(self.counters.frames_out - 1))
         if not self.outcome.done():
             self.outcome.set_result(Outcome(self._reason, self._target, self.plan.fallback))
         if self._session is not None:
@@ -190,6 +202,7 @@ class Call:
         session = self._session = await self._engine.open(self.plan.request)
         self.engine_name = session.engine
         self._leg.answer()
+        self._event("answer", engine=session.engine)
         tasks.create_task(self._until_over(self._keep_time(session)))
         tasks.create_task(self._until_over(self._speak(session)))
 
@@ -211,6 +224,7 @@ class Call:
             return
         shown = MASKED_KEY if self.plan.masks_keypad else key
         self._tell(self.transcript.press(shown, at))
+        self._event("keypad", key=shown)
 
     async def _keep_time(self, session: Session) -> None:
         """The call's clock. A late tick is followed by an early one; none is skipped unless we stood still."""
@@ -233,6 +247,7 @@ class Call:
                 await session.say(self._consent.line)
             elif reason := self._limit(at):
                 log.info("call %s: ending it at %.0f s, %s", self.info.call_id, at, reason)
+                self._event("limit", reason=reason)
                 self._leaving = reason
                 self._leave_at = at
                 await session.say(self.plan.farewell)
@@ -254,10 +269,12 @@ class Call:
             await asyncio.sleep(max(0.0, wait))
             return
         self.counters.deadline_misses += 1
+        self._tell_misses()
         if wait < -STOOD_STILL:
             # The machine slept or was moved. Nobody else stood still: none of what they failed to
             # do in that time counts against them, and sound that old is of no use to anybody.
             log.warning("call %s: our clock stood still for %.1f s", self.info.call_id, -wait)
+            self._event("stood_still", seconds=round(-wait, 1))
             self._first_tick -= wait
             self._last_media = self._now()
         # Lets what has arrived meanwhile be read, so that catching up is not taken for silence.
@@ -265,7 +282,10 @@ class Call:
 
     def _limit(self, at: float) -> str:
         """The reason why the call must end now, if there is one."""
-        if self._leg.on_hold:
+        if self._leg.on_hold != self._held:
+            self._held = not self._held
+            self._event("hold" if self._held else "resume")
+        if self._held:
             self._last_media = self._now()
             self._silence_began = at
         if at >= self.plan.max_seconds:
@@ -292,6 +312,7 @@ class Call:
                     self._note(output)
                 case Flush():
                     self._note(output)
+                    self._event("flush", heard=round((output.index + 1) * FRAME_SECONDS, 2))
                     await self._leg.flush()
                 case Done():
                     await self._finish(output)
@@ -327,6 +348,18 @@ class Call:
             if self._on_utterance is not None:
                 self._on_utterance(utterance)
 
+    def _event(self, kind: str, **data: Any) -> None:
+        """Something happened now that the call's record shall tell; seconds from answer."""
+        if self._on_event is not None:
+            self._on_event(self.counters.frames_in * FRAME_SECONDS, kind, data)
+
+    def _tell_misses(self) -> None:
+        """Missed deadlines come in bursts: one event tells of all since the last."""
+        at, count = self.counters.frames_in * FRAME_SECONDS, self.counters.deadline_misses
+        if not self._misses_told[1] or at - self._misses_told[0] >= MISSES_EVERY:
+            self._event("deadlines", missed=count - self._misses_told[1])
+            self._misses_told = (at, count)
+
     async def _finish(self, done: Done) -> None:
         """The agent said goodbye, or wants the caller connected: let its last words be heard first."""
         self._engine_done = True
@@ -340,6 +373,7 @@ class Call:
             log.error("call %s: persona %s has no transfer target %r", self.info.call_id, persona, done.target)
             self.end("failed")
             return
+        self._event("transfer", target=done.target, number=number)
         await self._leg.transfer(number)
         self.end("transfer", number)
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from gateway.settings import Settings, SettingsInvalid, load_settings, masked, misspelt_variables
+from gateway.webhooks.commands import webhooks_app
 from model.commands import Places, told, voices_app, weights_app
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ app.add_typer(personas_app, name="personas")
 app.add_typer(bench_app, name="bench")
 app.add_typer(weights_app(lambda: _places(_settings())), name="weights")
 app.add_typer(voices_app(lambda: _places(_settings())), name="voices")
+app.add_typer(webhooks_app(lambda: _settings()), name="webhooks")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
 
@@ -65,7 +67,7 @@ def _settings(**overrides: object) -> Settings:
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
         force=True,
     )
-    for chatty in ("httpx", "uvicorn.error"):
+    for chatty in ("alembic", "httpx", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     for sentence in misspelt_variables():
         logging.getLogger(__name__).warning(sentence)
@@ -102,9 +104,10 @@ def serve(
     from gateway.engine import EngineError
     from gateway.persona_model import PersonaInvalid
     from gateway.recording.bucket import BucketError
+    from gateway.records.database import DatabaseInvalid, DatabaseUnavailable
     from gateway.serving import CannotListen, Listening
     from gateway.serving import serve as serve_gateway
-    from gateway.webhooks.outbox import WebhookInvalid
+    from gateway.webhooks.endpoints import WebhookInvalid
 
     def ready(at: Listening) -> None:
         if json_output:
@@ -115,7 +118,16 @@ def serve(
 
     _run(
         serve_gateway(settings, ready),
-        (BucketError, CannotListen, PersonaInvalid, EngineError, SettingsInvalid, WebhookInvalid),
+        (
+            BucketError,
+            CannotListen,
+            PersonaInvalid,
+            EngineError,
+            SettingsInvalid,
+            WebhookInvalid,
+            DatabaseInvalid,
+            DatabaseUnavailable,
+        ),
     )
 
 

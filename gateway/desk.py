@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator
@@ -15,9 +16,8 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Literal
 
-import httpx
-
 from gateway.call import Call, CallPlan
+from gateway.call_log import CallLog
 from gateway.engine import EchoEngine, Engine
 from gateway.leg import CallInfo, CallLeg, Outcome
 from gateway.live import LiveFeed
@@ -26,12 +26,17 @@ from gateway.pool import WorkerPool
 from gateway.recording.bucket import Bucket
 from gateway.recording.recorder import Recorder, RecordingPlan
 from gateway.recording.store import RecordingStore
+from gateway.records.archive import Archive
+from gateway.records.database import Database, configured_url
 from gateway.records.files import CallFolder, Records, RecordsError
+from gateway.records.portion import CallEnd
 from gateway.routing import Route
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 from gateway.transcript import CallMetrics, CallRecord, to_document
-from gateway.webhooks.outbox import Outbox, OutboxError
+from gateway.twilio.tokens import Tokens
+from gateway.webhooks.endpoints import EndpointStore
+from gateway.webhooks.outbox import Outbox, delivering
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +46,7 @@ OUTCOME_WAIT = 3.0
 
 
 class Desk:
-    """Answers calls. Raises PersonaInvalid or BucketError at construction when they cannot be used."""
+    """Answers calls. Raises PersonaInvalid, WebhookInvalid or BucketError at construction when those cannot be used."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -49,10 +54,11 @@ class Desk:
         self.records = Records(settings.data_dir)
         self.recordings = RecordingStore(settings.data_dir, Bucket(settings.s3) if settings.s3.wanted else None)
         self.telemetry = Telemetry()
+        self.archive = Archive(settings, self.records, self.telemetry)
         self.live = LiveFeed()
         self._pool = None if settings.embedded_echo else WorkerPool(settings)
         self._engine: Engine = self._pool or EchoEngine()
-        self._outbox: Outbox | None = None
+        self._endpoints = EndpointStore(settings)
         self._calls: set[Call] = set()
         self._finished = asyncio.Event()
         self._outcomes: OrderedDict[str, asyncio.Future[Outcome]] = OrderedDict()
@@ -61,21 +67,21 @@ class Desk:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Worker and webhook delivery run inside; on leaving, calls are ended and filed first."""
-        async with httpx.AsyncClient() as client, asyncio.TaskGroup() as tasks:
-            secret = self.settings.webhook_secret.get_secret_value()
-            self._outbox = Outbox(self.settings.data_dir / "outbox", self.settings.webhook_url, secret, client)
-            delivery = tasks.create_task(self._outbox.run())
+        async with Database.open(configured_url(self.settings)) as database, asyncio.TaskGroup() as tasks:
+            outbox = Outbox(database, self._endpoints, f"{os.getpid()}-{secrets.token_hex(8)}")
             moving = tasks.create_task(self.recordings.run())
             try:
-                if self._pool is not None:
-                    await self._pool.start()
-                yield
-                await self._end_calls()
+                async with delivering(outbox), self.archive.open(database, outbox.put, outbox.wake):
+                    try:
+                        if self._pool is not None:
+                            await self._pool.start()
+                        yield
+                        await self._end_calls()
+                    finally:
+                        if self._pool is not None:
+                            await self._pool.stop()
             finally:
-                delivery.cancel()
                 moving.cancel()
-                if self._pool is not None:
-                    await self._pool.stop()
 
     def ready(self) -> bool:
         """Whether a call that comes now would be answered by an agent."""
@@ -93,6 +99,11 @@ class Desk:
         """Count a call that was not taken because `ready` said no, or nobody answers its number now."""
         label = why if why == "closed" else self._full() or why
         self.telemetry.refused.labels(label).inc()
+
+    @property
+    def tokens(self) -> Tokens:
+        """Where media streams get, and show, their one-time tokens."""
+        return self.archive.tokens
 
     @property
     def active_calls(self) -> int:
@@ -114,21 +125,21 @@ class Desk:
         plan = self._plan(who, leg.info)
         folder = self._open_folder(leg.info)
         recording = Recorder(self._recording_plan(who, folder)) if folder is not None and who.record else None
-        call = Call(
-            leg, self._engine, plan, recording, lambda utterance: self.live.publish(leg.info.call_id, utterance)
-        )
+        log_book = CallLog(leg.info.call_id, self.live)
+        call = Call(leg, self._engine, plan, recording, log_book.utterance, log_book.event)
         started_at = datetime.now(UTC)
         self._remember(leg.info, call.outcome)
         self._calls.add(call)
         self.telemetry.active.set(len(self._calls))
         log.info("call %s: %s called %s, %s answers", call.info.call_id, *_numbers(leg.info), persona)
         try:
+            log_book.journal = await self.archive.begin(leg.info, persona, plan.persona_version, plan.fallback)
             await call.run()
         finally:
             if recording is not None and recording.kept is not None:
                 self.recordings.ended(self.recordings.name(recording.kept))
             try:
-                await self._file(call, started_at)
+                await self._file(call, log_book, started_at)
             finally:
                 self._calls.discard(call)
                 self._finished.set()
@@ -154,7 +165,7 @@ class Desk:
         """How a call ended; waits briefly for one that is just ending. None: never heard of it."""
         ending = self._outcomes.get(carrier_call_id)
         if ending is None:
-            return None
+            return await self.archive.outcome(carrier_call_id)
         await asyncio.wait([ending], timeout=OUTCOME_WAIT)
         return ending.result() if ending.done() else None
 
@@ -195,7 +206,7 @@ class Desk:
         while len(self._outcomes) > OUTCOMES_KEPT:
             self._outcomes.popitem(last=False)
 
-    async def _file(self, call: Call, started_at: datetime) -> None:
+    async def _file(self, call: Call, log_book: CallLog, started_at: datetime) -> None:
         record = _record(call, started_at)
         self.telemetry.call_ended(record.end_reason, record.engine, record.metrics)
         document = to_document(record)
@@ -204,12 +215,11 @@ class Desk:
             await self.records.finish(document)
         except RecordsError as error:
             log.error("call %s: %s", record.call_id, error)
-        if self._outbox is None:
-            return
-        try:
-            await self._outbox.put("call.ended", document)
-        except OutboxError as error:
-            log.error("call %s: %s", record.call_id, error)
+        target = call.outcome.result().target if call.outcome.done() else ""
+        recording = str(self.records.folder(record.call_id).recording) if call.recorded else ""
+        ended_at = record.ended_at.timestamp()
+        end = CallEnd(ended_at, record.end_reason, document, record.utterances, target, record.engine, recording)
+        await self.archive.finish(log_book.journal, end)
 
     async def _end_calls(self) -> None:
         """Calls that are on the line when the gateway stops are ended and filed, not dropped."""

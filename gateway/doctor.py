@@ -32,7 +32,8 @@ from gateway.personas import check_personas, read_personas
 from gateway.recording.checks import recording_checks
 from gateway.settings import Settings, SettingsInvalid, split_address
 from gateway.sip.doctor import examine_sip
-from gateway.webhooks.outbox import WebhookInvalid, check_secret, check_url
+from gateway.webhooks.endpoints import WebhookInvalid, load_endpoints, shown_url
+from gateway.yaml_lines import Problem
 
 OLDEST_PYTHON = (3, 11)
 DISK_NEEDED = 200 << 20
@@ -307,19 +308,36 @@ def recordings(settings: Settings) -> Iterator[Finding]:
 
 
 def webhook(settings: Settings) -> Iterator[Finding]:
-    url, secret = settings.webhook_url, settings.webhook_secret.get_secret_value()
-    if not url:
-        yield Finding("webhook", True, "not set: transcripts stay on disk only")
-        return
+    """The endpoint of the settings and those of webhooks.yaml, whether their variables are set, and the look-up."""
+    problems: list[Problem] = []
     try:
-        check_url(url)
-        check_secret(secret)
+        endpoints = load_endpoints(settings, problems)
     except WebhookInvalid as error:
         detail, _, fix = str(error).partition("; make one with: ")
         variable = "CALLPLEX_WEBHOOK_SECRET=$(" + fix + ")" if fix else "CALLPLEX_WEBHOOK_URL=https://example.com/hooks"
         yield Finding("webhook", False, detail, f"export {variable}")
-    else:
-        yield Finding("webhook", True, f"call.ended goes to {urlsplit(url).hostname}, signed")
+        return
+    for problem in problems:
+        yield Finding("webhook", False, str(problem), "callplex doctor    # after changing that line or variable")
+    if problems:
+        return
+    if not endpoints.by_name:
+        yield Finding("webhook", True, "no endpoint: transcripts stay here only")
+    for endpoint in endpoints.by_name.values():
+        clear = endpoint.url.lower().startswith("http:") and not _is_loopback(_host(endpoint.url))
+        what = f"{', '.join(sorted(endpoint.events))} to {shown_url(endpoint.url)}"
+        if clear:
+            fix = f"export CALLPLEX_WEBHOOK_URL={endpoint.url.replace('http', 'https', 1)}"
+            yield Finding("webhook", False, f"{endpoint.name}: {what}, in clear text", fix, warning=True)
+        else:
+            yield Finding("webhook", True, f"{endpoint.name}: {what}")
+    if endpoints.lookup is not None:
+        where = shown_url(endpoints.lookup.endpoint.url)
+        yield Finding("look-up", True, f"{where} is asked about callers, {endpoints.lookup.budget * 1000:.0f} ms")
+
+
+def _host(url: str) -> str:
+    return httpx.URL(url).host
 
 
 def workers(settings: Settings) -> Iterator[Finding]:

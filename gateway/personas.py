@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gateway.persona_model import LONGEST_PROMPT, PLACEHOLDER, VOICES, Persona, PersonaInvalid
 from gateway.routing import ROUTING_FILE, Routing, read_routing
+from gateway.webhooks.endpoints import WEBHOOKS_FILE, read_webhooks
 from gateway.yaml_lines import Document, Problem, read_document
 from model.wire import Answer, Question, Sampling, Script, SessionRequest
 
@@ -74,7 +75,7 @@ def persona_paths(folder: Path) -> list[Path]:
         hidden = any(part.startswith(".") for part in inside.parts)
         if path.suffix not in (".yaml", ".yml") or hidden or inside.parts[0] == RECORDINGS:
             continue
-        if inside != Path(ROUTING_FILE):
+        if inside not in (Path(ROUTING_FILE), Path(WEBHOOKS_FILE)):
             found.append(path)
     return found
 
@@ -111,10 +112,14 @@ def _voice_problems(document: Document, persona: Persona, path: Path) -> list[Pr
 
 
 def check_personas(path: Path) -> list[str]:
-    """What is wrong with a persona file, or with a folder and its routing; empty: nothing."""
+    """What is wrong with a persona file, or with a folder, its routing and its webhooks; empty: nothing."""
     problems: list[Problem] = []
     if path.is_dir():
         _read_folder(path, problems)
+        if (path / WEBHOOKS_FILE).exists():
+            read_webhooks(path / WEBHOOKS_FILE, problems)
+    elif path.name == WEBHOOKS_FILE:
+        read_webhooks(path, problems)
     else:
         read_persona(path, problems)
     return [str(problem) for problem in problems]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from dotenv import dotenv_values
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
@@ -74,6 +75,7 @@ class Settings(BaseSettings):
     s3: BucketSettings = Field(
         BucketSettings.model_validate({}), description="the bucket that recordings move to, `[s3]` in callplex.toml"
     )
+    database_url: str = Field("", description="postgresql://... or sqlite:///FILE; empty: callplex.sqlite3 in DATA_DIR")
     personas: Path = Field(Path("personas"), description="folder of persona files and routing.yaml")
     workers: str = Field("local", description="`local`, or a comma list of ws:// or wss:// URLs")
     engine: Literal["rehearsal", "echo", "personaplex"] = Field("rehearsal", description="what a local worker runs")
@@ -88,7 +90,10 @@ class Settings(BaseSettings):
     chat_model: str = Field("", description="model name sent to the chat endpoint")
     chat_key: SecretStr = Field(SecretStr(""), description="bearer key of the chat endpoint")
     webhook_url: str = Field("", description="where call.ended is posted")
-    webhook_secret: SecretStr = Field(SecretStr(""), description="Standard Webhooks secret, whsec_...")
+    webhook_secret: SecretStr = Field(
+        SecretStr(""), description="Standard Webhooks secret, whsec_...; two, parted by a space, while one is replaced"
+    )
+    webhook_allow: str = Field("", description="comma list of addresses the webhook may have that are not public")
     max_calls: int = Field(1000, ge=1, description="calls the gateway takes at once")
     sip: SipSettings = Field(SipSettings.model_validate({}), description="the SIP endpoint, `[sip]` in callplex.toml")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
@@ -120,7 +125,7 @@ class Settings(BaseSettings):
             raise ValueError(f"{value!r} is not a base URL, for example https://voice.example.com")
         return value.rstrip("/")
 
-    @field_validator("trusted_proxies")
+    @field_validator("trusted_proxies", "webhook_allow")
     @classmethod
     def _networks(cls, value: str) -> str:
         for item in filter(None, (part.strip() for part in value.split(","))):
@@ -196,6 +201,14 @@ def load_settings(**overrides: object) -> Settings:
         raise SettingsInvalid(f"{PREFIX}{name}: {message}") from None
     except (UnicodeDecodeError, OSError) as error:
         raise SettingsInvalid(_unreadable(error)) from None
+
+
+def named_secret(settings: Settings, name: str) -> str:
+    """The value of a variable that a file names: a setting, or any other of the environment or `.env`; else empty."""
+    if name.startswith(PREFIX):
+        value = getattr(settings, name.removeprefix(PREFIX).lower(), "")
+        return value.get_secret_value() if isinstance(value, SecretStr) else ""
+    return os.environ.get(name) or dotenv_values(DOTENV).get(name) or ""
 
 
 def misspelt_variables() -> list[str]:

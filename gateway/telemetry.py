@@ -25,6 +25,14 @@ class Telemetry:
         self.frames = Counter("callplex_frames", "80 ms frames", ["direction"], registry=self.registry)
         self.lost = Counter("callplex_carrier_frames_lost", "20 ms frames lost or dropped", registry=self.registry)
         self.misses = Counter("callplex_deadline_misses", "Clock ticks over 20 ms late", registry=self.registry)
+        self.records_waiting = Gauge(
+            "callplex_records_waiting",
+            "1 while records wait for a database that cannot be written",
+            registry=self.registry,
+        )
+        self.database_failures = Counter(
+            "callplex_database_failures", "Times the database ceased to be writable", registry=self.registry
+        )
         self.answer = Histogram(
             "callplex_answer_seconds",
             "From the line's opening to the agent's first sound",

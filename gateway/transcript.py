@@ -52,6 +52,10 @@ class Utterance:
     interrupted: bool = False
     final: bool = True
     """False while the caller's words are still being recognised."""
+    unsaid: str = ""
+    """Of the agent: what it had announced to say next and never did, for the caller interrupted or hung up."""
+    confidence: float | None = None
+    """Of the caller, 0 to 1: how sure the recogniser is; None where it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,22 +99,29 @@ def to_document(record: CallRecord) -> dict[str, Any]:
         "started_at": _timestamp(record.started_at),
         "ended_at": _timestamp(record.ended_at),
         "end_reason": record.end_reason,
-        "utterances": [
-            {
-                "speaker": one.speaker,
-                "text": one.text,
-                "start": round(one.start, 2),
-                "end": round(one.end, 2),
-                "interrupted": one.interrupted,
-            }
-            for one in record.utterances
-        ],
+        "utterances": [utterance_document(one) for one in record.utterances],
         "metrics": {
             **asdict(record.metrics),
             "answer_ms": round(record.metrics.answer_ms, 1),
             "response_ms": [round(value, 1) for value in record.metrics.response_ms],
         },
     }
+
+
+def utterance_document(one: Utterance) -> dict[str, Any]:
+    """One of `utterances` in that object; `unsaid` and `confidence` are there only where there is something to say."""
+    document = {
+        "speaker": one.speaker,
+        "text": one.text,
+        "start": round(one.start, 2),
+        "end": round(one.end, 2),
+        "interrupted": one.interrupted,
+    }
+    if one.unsaid:
+        document["unsaid"] = one.unsaid
+    if one.confidence is not None:
+        document["confidence"] = round(one.confidence, 2)
+    return document
 
 
 def _timestamp(moment: datetime) -> str:
@@ -136,6 +147,7 @@ class _Word:
 class _AgentTurn:
     number: int
     words: list[_Word]
+    unsaid: str = ""
 
 
 @dataclass(slots=True)
@@ -163,6 +175,8 @@ class Transcript:
         self._agent: list[_AgentTurn] = []
         self._caller: list[_CallerTurn] = []
         self._keys: list[_CallerTurn] = []
+        self._never_said: list[Utterance] = []
+        """What was announced and cut off before its first word."""
         self._numbers = 0
 
     def add(self, output: Output) -> list[Utterance]:
@@ -194,7 +208,14 @@ class Transcript:
         both = [self._agent_view(turn) for turn in self._agent] + [
             _caller_view(turn) for turn in (*self._caller, *self._keys)
         ]
-        return sorted((one for one in both if one.text), key=lambda one: (one.start, one.number))
+        heard = [one for one in both if one.text]
+        return sorted(heard + self._never_said, key=lambda one: (one.start, one.number))
+
+    def stop(self, index: int) -> list[Utterance]:
+        """The call is over, and agent frame `index` was the last one played: what comes later is unsaid."""
+        if any(turn.words[-1].onset > index for turn in self._agent[-1:]):
+            return self._add_flush(Flush(index))
+        return []
 
     def _next_number(self) -> int:
         self._numbers += 1
@@ -218,6 +239,8 @@ class Transcript:
                 turn.words.pop()
                 if turn.words:
                     turn.words[-1].cut = last.cut
+            if last.cut is not None:
+                turn.unsaid = ""  # The sentence goes on after all.
             turn.words.append(word)
             return [self._agent_view(turn)]
         return self._leave(turn, word) + self._new_turn(word)
@@ -239,17 +262,21 @@ class Transcript:
         return [self._agent_view(turn)]
 
     def _add_flush(self, flush: Flush) -> list[Utterance]:
-        """Drop what was announced but never sent, and mark the utterance that was being spoken."""
+        """Set apart what was announced but never sent, and mark the utterance that was being spoken."""
         changed: list[Utterance] = []
         while self._agent and self._agent[-1].words[0].onset > flush.index:
-            unsaid = self._agent.pop()
-            unsaid.words = [_Word(unsaid.words[0].onset, "")]
-            changed.append(self._agent_view(unsaid))
+            dropped = self._agent.pop()
+            at = flush.index * self._frame
+            never = Utterance(dropped.number, "agent", "", at, at, True, unsaid=_joined(dropped.words))
+            if never.unsaid:
+                self._never_said.append(never)
+            changed.append(never)
         if not self._agent:
             return changed
         turn = self._agent[-1]
         spoken = [word for word in turn.words if word.onset <= flush.index]
         was_speaking = len(spoken) < len(turn.words) or bool(changed)
+        turn.unsaid = _joined(turn.words[len(spoken) :]) or turn.unsaid
         turn.words = spoken
         silent = (flush.index + 1) * self._frame - self._word_end(spoken[-1])
         if spoken[-1].cut is None and (was_speaking or silent <= AGENT_PAUSE):
@@ -286,9 +313,9 @@ class Transcript:
 
     def _agent_view(self, turn: _AgentTurn) -> Utterance:
         last = turn.words[-1]
-        text = _squeeze("".join(_spaced(word, index) for index, word in enumerate(turn.words)))
-        start = turn.words[0].onset * self._frame
-        return Utterance(turn.number, "agent", text, start, self._word_end(last), last.cut is not None)
+        start, end = turn.words[0].onset * self._frame, self._word_end(last)
+        cut = last.cut is not None
+        return Utterance(turn.number, "agent", _joined(turn.words), start, end, cut, unsaid=turn.unsaid if cut else "")
 
     # The caller's side
 
@@ -331,8 +358,8 @@ class Transcript:
             for index in range(1, len(turn.words)):
                 last, word = turn.words[index - 1], turn.words[index]
                 if self._between(last, word, [caller]) and self._breaks(last, word, [caller]):
-                    later = _AgentTurn(self._next_number(), turn.words[index:])
-                    turn.words = turn.words[:index]
+                    later = _AgentTurn(self._next_number(), turn.words[index:], turn.unsaid)
+                    turn.words, turn.unsaid = turn.words[:index], ""
                     self._agent.insert(place + 1, later)
                     return [self._agent_view(turn), self._agent_view(later)]
         return []
@@ -374,6 +401,10 @@ def _ends_sentence(text: str) -> bool:
 def _spaced(word: _Word, index: int) -> str:
     """A word cut off by a flush is followed by a new one, even if that has no leading space."""
     return word.text if index == 0 or word.text[:1].isspace() else " " + word.text
+
+
+def _joined(words: Sequence[_Word]) -> str:
+    return _squeeze("".join(_spaced(word, index) for index, word in enumerate(words)))
 
 
 def _squeeze(text: str) -> str:

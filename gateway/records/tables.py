@@ -14,6 +14,7 @@ metadata = MetaData(
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
         "pk": "pk_%(table_name)s",
         "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
     }
 )
 
@@ -52,7 +53,9 @@ calls = Table(
     Column("erased_at", Float, comment="when texts, numbers and sound were removed on request or by age"),
     Index(None, "started_at", "id"),
     Index(None, "from_number", "started_at"),
+    Index(None, "to_number", "started_at"),
     Index(None, "persona", "started_at"),
+    Index(None, "end_reason", "started_at"),
     Index(None, "carrier_call_id"),
     Index(None, "state", "instance"),
 )
@@ -75,12 +78,20 @@ utterances = Table(
 events = Table(
     "events",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
-    Column("call_id", ForeignKey("calls.id", ondelete="CASCADE"), nullable=False),
+    Column("call_id", ForeignKey("calls.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
     Column("at", Float, nullable=False, comment="seconds from answer"),
     Column("kind", String(32), nullable=False, comment="keypad, transfer, flush, worker, deadlines, consent ..."),
     Column("data", JSON, nullable=False, default=dict),
-    Index(None, "call_id", "at"),
+)
+
+call_texts = Table(
+    "call_texts",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True, comment="grows with time: the newest have the highest"),
+    Column("call_id", ForeignKey("calls.id", ondelete="CASCADE"), nullable=False, unique=True),
+    Column("text", Text, nullable=False),
+    comment="all that was said in a call that is over; searched through an index that each database has its own of",
 )
 
 deliveries = Table(
@@ -96,6 +107,7 @@ deliveries = Table(
     Column("state", String(16), nullable=False, default="waiting", comment="waiting, delivered, dead"),
     Column("attempts", Integer, nullable=False, default=0),
     Column("due", Float, nullable=False),
+    Column("give_up_at", Float, nullable=False, comment="no attempt follows after this"),
     Column("claimed_by", String(64), nullable=False, default=""),
     Column("claimed_until", Float, nullable=False, default=0.0),
     Column("status", Integer, nullable=False, default=0, comment="HTTP status of the last attempt; 0: no answer"),

@@ -29,7 +29,7 @@ from gateway.twilio.guard import as_http, as_ws
 from gateway.twilio.leg import MAX_REASON, TwilioLeg
 from gateway.twilio.protocol import PeerError, Start
 from gateway.twilio.routes import ENDED, POLICY_VIOLATION, SORRY, CallDesk
-from gateway.twilio.tokens import CallTokens, Ticket, TokenRefused
+from gateway.twilio.tokens import Ticket, TokenRefused
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +50,12 @@ class _Refused(Exception):
 
 
 class _Line:
-    """The routes' state: the key, and the tokens that are out."""
+    """The routes' state: the key."""
 
     def __init__(self, desk: CallDesk) -> None:
         self._desk = desk
         text = desk.settings.telnyx_public_key.strip()
         self._key = signature.read_public_key(text) if text else None
-        self._tokens = CallTokens()
 
     async def voice(self, request: Request) -> Response:
         """A call comes in: who answers, and where its sound goes."""
@@ -67,7 +66,7 @@ class _Line:
             log.warning("call %s is not taken: %s", call_id, "no free agent" if route.open else "closed")
             return _fallback(route.fallback)
         ticket = Ticket(call_id, route.persona, form.get("From", ""), number)
-        token = self._tokens.issue(ticket, asyncio.get_running_loop().time())
+        token = await self._desk.tokens.issue(ticket)
         base = as_http(self._desk.settings.public_url.strip() or str(request.base_url)).rstrip("/")
         stream, after = as_ws(base) + "/telnyx/stream", base + "/telnyx/after"
         return _texml(texml.connect_stream(stream, after, {"token": token}))
@@ -101,8 +100,7 @@ class _Line:
                 start = await _read_start(websocket, protocol, flood)
             if start is None:
                 return
-            token = start.parameters.get("token", "")
-            ticket = self._tokens.redeem(token, start.call_sid, asyncio.get_running_loop().time())
+            ticket = await self._desk.tokens.redeem(start.parameters.get("token", ""), start.call_sid)
         except (PeerError, TokenRefused) as error:
             await _refuse(websocket, str(error))
             return

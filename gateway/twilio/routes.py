@@ -27,7 +27,7 @@ from gateway.twilio.guard import Guard, Refused, as_ws
 from gateway.twilio.leg import MAX_REASON, TwilioLeg
 from gateway.twilio.protocol import PeerError, Start, StreamProtocol
 from gateway.twilio.rest import TwilioRest, rest_from
-from gateway.twilio.tokens import CallTokens, Ticket, TokenRefused
+from gateway.twilio.tokens import Ticket, TokenRefused, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,9 @@ class CallDesk(Protocol):
     @property
     def settings(self) -> Settings: ...
 
+    @property
+    def tokens(self) -> Tokens: ...
+
     def ready(self) -> bool:
         """Whether a call can be taken now."""
 
@@ -90,12 +93,11 @@ class _BadForm(Exception):
 
 
 class _Line:
-    """The routes' state: the guard, the tokens that are out, the REST client."""
+    """The routes' state: the guard and the REST client."""
 
     def __init__(self, desk: CallDesk) -> None:
         self.desk = desk
         self.guard = Guard(desk.settings)
-        self.tokens = CallTokens()
         self.rest: TwilioRest | None = rest_from(desk.settings)
 
     async def voice(self, request: Request) -> Response:
@@ -108,7 +110,7 @@ class _Line:
             self.desk.turned_away("busy" if route.open else "closed")
             return _fallback(route.fallback)
         ticket = Ticket(call_sid, route.persona, _text(form, "From"), number)
-        token = self.tokens.issue(ticket, asyncio.get_running_loop().time())
+        token = await self.desk.tokens.issue(ticket)
         parameters = {"persona": route.persona, "token": token}
         return _twiml(twiml.connect_stream(as_ws(base) + "/twilio/stream", base + "/twilio/after", parameters))
 
@@ -154,7 +156,7 @@ class _Line:
                 start = await _read_start(websocket, protocol, flood)
             if start is None:
                 return
-            ticket = self._redeem(start)
+            ticket = await self.desk.tokens.redeem(start.parameters.get("token", ""), start.call_sid)
         except (PeerError, TokenRefused) as error:
             await _refuse(websocket, str(error))
             return
@@ -166,10 +168,6 @@ class _Line:
             await self.desk.answer(leg, ticket.persona)
         finally:
             await leg.hangup("failed")
-
-    def _redeem(self, start: Start) -> Ticket:
-        token = start.parameters.get("token", "")
-        return self.tokens.redeem(token, start.call_sid, asyncio.get_running_loop().time())
 
     async def _form(self, request: Request) -> tuple[dict[str, str], str]:
         """The checked form and our base URL. Raises Refused or _BadForm."""

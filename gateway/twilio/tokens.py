@@ -1,8 +1,8 @@
 """One-time call tokens: what ties a media stream to the signed request that asked for it.
 
 Issued with the TwiML, redeemed by the stream's start message, tied to the call's sid. Pure: `now`
-comes in as an argument, seconds of any steady clock. Tokens live in memory; a gateway that restarts
-refuses the few streams it had announced, and the carrier then asks what comes next.
+comes in as an argument, seconds of any steady clock. These tokens live in memory; those that several
+gateways share (`records/tokens.py`) are built on them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import secrets
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Protocol
 
 
 class TokenRefused(Exception):
@@ -27,6 +28,16 @@ class Ticket:
     to_number: str = ""
 
 
+class Tokens(Protocol):
+    """Where the routes get their tokens."""
+
+    async def issue(self, ticket: Ticket) -> str:
+        """A new token for the ticket's call."""
+
+    async def redeem(self, token: str, call_sid: str) -> Ticket:
+        """Use a token up. Raises TokenRefused if it is unknown, used, too old or another call's."""
+
+
 class CallTokens:
     """Tokens that are out, oldest first; at most `limit`, each for `lifetime` seconds."""
 
@@ -40,12 +51,25 @@ class CallTokens:
 
     def issue(self, ticket: Ticket, now: float) -> str:
         """A new token of 43 characters. Beyond the limit the oldest stops working."""
+        token = secrets.token_urlsafe(32)
+        self.hold(token, ticket, now)
+        return token
+
+    def hold(self, token: str, ticket: Ticket, now: float) -> None:
+        """Take in a token that was issued elsewhere."""
         self._expire(now)
         while len(self._tickets) >= self._limit:
             self._tickets.popitem(last=False)
-        token = secrets.token_urlsafe(32)
         self._tickets[_key(token)] = (now + self._lifetime, ticket)
-        return token
+
+    def holds(self, token: str, now: float) -> bool:
+        """Whether the token is out and not too old."""
+        self._expire(now)
+        return _key(token) in self._tickets
+
+    def drop(self, token: str) -> None:
+        """The token was used elsewhere."""
+        self._tickets.pop(_key(token), None)
 
     def redeem(self, token: str, call_sid: str, now: float) -> Ticket:
         """Use a token up. Raises TokenRefused if it is unknown, used, too old or another call's.

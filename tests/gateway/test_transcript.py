@@ -92,9 +92,30 @@ def test_a_flush_after_the_agent_fell_silent_interrupts_nothing() -> None:
     assert told(transcribe(*words("Hello there.", 0), Flush(60))) == [("agent", "Hello there.", False)]
 
 
-def test_a_flush_before_anything_was_said_leaves_nothing() -> None:
+def test_what_a_flush_cut_off_is_kept_as_unsaid() -> None:
+    (only,) = transcribe(*words("Your card was declined in Miami.", 0), Flush(9))
+    assert (only.text, only.unsaid, only.interrupted) == ("Your card was", "declined in Miami.", True)
+
+
+def test_a_sentence_that_goes_on_leaves_nothing_unsaid() -> None:
+    again = words("declined in Miami.", 20)
+    (one, _) = transcribe(*words("Your card was declined in Miami.", 0), Flush(9), CallerText(11, 14, "Mm-hm."), *again)
+    assert (one.text, one.unsaid, one.interrupted) == ("Your card was declined in Miami.", "", False)
+
+
+def test_a_flush_before_anything_was_said_leaves_only_what_was_not() -> None:
     assert transcribe(Flush(3)) == []
-    assert transcribe(*words("Never heard at all", 10), Flush(5)) == []
+    (only,) = transcribe(*words("Never heard at all", 10), Flush(5))
+    assert (only.text, only.unsaid, only.start, only.end) == ("", "Never heard at all", 5 * FRAME, 5 * FRAME)
+
+
+def test_what_was_announced_when_the_call_ended_is_unsaid() -> None:
+    transcript = Transcript(FRAME)
+    for piece in words("Thank you for calling.", 0):
+        transcript.add(piece)
+    assert transcript.stop(20) == []
+    (only,) = transcript.stop(7)
+    assert (only.text, only.unsaid) == ("Thank you", "for calling.")
 
 
 @pytest.mark.parametrize("backchannel_first", [True, False])
@@ -182,9 +203,12 @@ def test_live_changes_end_in_what_the_transcript_says() -> None:
     for output in outputs:
         for change in transcript.add(output):
             shown[change.number] = change
-    live = sorted((one for one in shown.values() if one.text), key=lambda one: (one.start, one.number))
+    live = sorted((one for one in shown.values() if one.text or one.unsaid), key=lambda one: (one.start, one.number))
     assert live == transcript.utterances()
-    assert [one.text for one in live][-1] == "Stop please, I want a person. Now."
+    assert [(one.text, one.unsaid) for one in live][-2:] == [
+        ("Stop please, I want a person. Now.", ""),
+        ("", "Unheard"),
+    ]
 
 
 def test_words_being_recognised_when_the_caller_hangs_up_are_kept() -> None:
@@ -223,8 +247,8 @@ def test_whatever_comes_utterances_are_ordered_and_live_changes_agree(outputs: l
             shown[change.number] = change
     utterances = transcript.utterances()
     assert [one.start for one in utterances] == sorted(one.start for one in utterances)
-    assert all(one.end >= one.start and one.text for one in utterances)
-    live = sorted((one for one in shown.values() if one.text), key=lambda one: (one.start, one.number))
+    assert all(one.end >= one.start and (one.text or one.unsaid) for one in utterances)
+    live = sorted((one for one in shown.values() if one.text or one.unsaid), key=lambda one: (one.start, one.number))
     assert live == utterances
 
 

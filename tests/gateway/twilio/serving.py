@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from starlette.types import ASGIApp
 
 from gateway.leg import Outcome
+from gateway.records.tokens import SharedTokens
 from gateway.settings import Settings
 from gateway.twilio.leg import TwilioLeg
 from gateway.twilio.peer import CarrierStream
@@ -49,6 +50,7 @@ class Desk:
     numbers: list[str] = field(default_factory=list)
     turned: list[str] = field(default_factory=list)
     finished: asyncio.Event = field(default_factory=asyncio.Event)
+    tokens: SharedTokens = field(default_factory=SharedTokens)
 
     def ready(self) -> bool:
         return self.is_ready

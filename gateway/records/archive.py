@@ -1,0 +1,112 @@
+"""All that is kept of calls: the database with its journal, this gateway's lease and the call tokens.
+
+Owns the life of these parts. The desk tells it when a call begins and ends; whoever wants to read takes
+`database` and the queries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+from gateway.leg import CallInfo, Outcome
+from gateway.records.calls import outcome_of
+from gateway.records.database import Database, DatabaseUnavailable
+from gateway.records.files import Records
+from gateway.records.instances import Instance
+from gateway.records.journal import CallJournal, Journal, Put
+from gateway.records.portion import CallEnd, CallStart
+from gateway.records.tokens import SharedTokens
+from gateway.records.unfiled import Unfiled
+from gateway.settings import Settings
+from gateway.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+
+OUTCOME_WAIT = 3.0
+"""Seconds we wait for a call on another gateway that is just ending."""
+OUTCOME_EVERY = 0.2
+
+
+class Archive:
+    """The records of this gateway's calls. Without `open`, calls leave files and nothing else."""
+
+    def __init__(self, settings: Settings, records: Records, telemetry: Telemetry) -> None:
+        self.tokens = SharedTokens()
+        self.database: Database | None = None
+        self._settings = settings
+        self._records = records
+        self._telemetry = telemetry
+        self._journal: Journal | None = None
+
+    @asynccontextmanager
+    async def open(self, database: Database, put: Put, told: Callable[[], None]) -> AsyncIterator[None]:
+        """Keep records in the database; on leaving, what calls have left is written first.
+
+        `put` stores deliveries inside a transaction of ours, `told` is called when there may be new ones.
+        """
+        instance = Instance(database, self._records, put)
+        await instance.renew()
+        journal = Journal(database, instance.id, put, Unfiled(self._settings.data_dir), told, self._alarm)
+        self.database = self.tokens.database = database
+        self._journal = journal
+        async with asyncio.TaskGroup() as tasks:
+            writing = tasks.create_task(journal.run())
+            leasing = tasks.create_task(instance.run())
+            try:
+                yield
+            finally:
+                journal.stop()
+                await asyncio.wait([writing])
+                leasing.cancel()
+        self.database = self.tokens.database = self._journal = None
+        with suppress(DatabaseUnavailable):
+            await instance.leave()
+
+    async def begin(self, info: CallInfo, persona: str, version: str, fallback: str) -> CallJournal | None:
+        """A call is about to be answered; returns once its beginning is stored, or soon if it cannot be."""
+        if self._journal is None:
+            return None
+        return await self._journal.begin(
+            CallStart(
+                call_id=info.call_id,
+                carrier=info.carrier,
+                carrier_call_id=info.carrier_call_id or info.call_id,
+                direction=info.direction,
+                from_number=info.from_number,
+                to_number=info.to_number,
+                persona=persona,
+                persona_version=version,
+                fallback=fallback,
+                started_at=time.time(),
+            )
+        )
+
+    async def finish(self, call: CallJournal | None, end: CallEnd) -> None:
+        """The call is over; returns once its end and its deliveries are stored, or are safe on the disk."""
+        if self._journal is not None and call is not None:
+            await self._journal.finish(call, end)
+
+    async def outcome(self, carrier_call_id: str) -> Outcome | None:
+        """How a call that may have been another gateway's ended. None: not known, or not over."""
+        if self.database is None:
+            return None
+        with suppress(TimeoutError, DatabaseUnavailable):
+            async with asyncio.timeout(OUTCOME_WAIT):
+                while True:
+                    async with self.database.read() as connection:
+                        found = await outcome_of(connection, carrier_call_id)
+                    if found is None:
+                        return None
+                    if found[0] == "ended":
+                        return found[1]
+                    await asyncio.sleep(OUTCOME_EVERY)
+        return None
+
+    def _alarm(self, trouble: str | None) -> None:
+        self._telemetry.records_waiting.set(trouble is not None)
+        if trouble is not None:
+            self._telemetry.database_failures.inc()

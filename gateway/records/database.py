@@ -1,0 +1,231 @@
+"""The database: SQLite beside the recordings by default, PostgreSQL by URL, alike to all who use it.
+
+Owns connections, transactions, the schema's version and what an error of either database means for an
+operator. Knows no table's meaning. Both drivers do their waiting off the event loop.
+
+SQLite runs in WAL mode, so that readers never wait for the writer, and syncs each commit to the disk:
+what was committed survives the process, and the power. It has one writer at a time, so `begin` takes
+the write lock at once instead of failing half-way; readers use `read`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+import sqlalchemy
+from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from gateway.records.migrations import SchemaNewer, upgrade
+from gateway.settings import Settings
+
+BUSY_SECONDS = 5.0
+"""How long a SQLite writer waits for another one before it says that the database is locked."""
+CONNECT_SECONDS = 5.0
+STATEMENT_SECONDS = 30.0
+CONNECTIONS = 8
+JSON_CODEC: Any = {"json_serializer": lambda value: orjson.dumps(value).decode(), "json_deserializer": orjson.loads}
+
+MIGRATION_LOCK = 0x43616C6C706C6578
+"""The advisory lock under which PostgreSQL's schema is changed: "Callplex" in ASCII."""
+
+EXAMPLE = "postgresql://callplex:PASSWORD@db.example.com/callplex or sqlite:////var/lib/callplex/callplex.sqlite3"
+
+Insert = postgresql.Insert | sqlite.Insert
+
+
+class DatabaseInvalid(Exception):
+    """The database cannot be used until somebody changes something; the message says what."""
+
+
+class DatabaseUnavailable(Exception):
+    """The database does not answer now: away, locked, or its disk is full. The message says which."""
+
+
+class Database:
+    """A pool of connections to one database whose schema is this program's."""
+
+    def __init__(self, engine: AsyncEngine, shown: str) -> None:
+        self._engine = engine
+        self._shown = shown
+        self.dialect: Literal["sqlite", "postgresql"] = "sqlite" if engine.dialect.name == "sqlite" else "postgresql"
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str) -> AsyncIterator[Database]:
+        """Connect and bring the schema up to date; closes on leaving. Several gateways may do so at once.
+
+        `url`: sqlite:///relative/path, sqlite:////absolute/path, or postgresql://user:password@host/name,
+        where libpq's `sslmode` is understood. Raises DatabaseInvalid, DatabaseUnavailable.
+        """
+        place = _place(url)
+        if place.get_backend_name() == "sqlite":
+            _make_file(place)
+        database = cls(
+            _engine(place), place.render_as_string(hide_password=True).replace(f"+{place.get_driver_name()}", "")
+        )
+        try:
+            await database._upgrade()
+            yield database
+        finally:
+            await database._engine.dispose()
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that may write: committed on leaving, rolled back if the block raises.
+
+        Raises DatabaseUnavailable, and then nothing of it is stored, or, when the connection broke while
+        it was being committed, all of it: what is written here must bear being written again.
+        """
+        async with self._connect(writes=True) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that only reads, and so never waits for a writer. Raises DatabaseUnavailable."""
+        async with self._connect(writes=False) as connection:
+            yield connection
+
+    def explain(self, error: Exception) -> str:
+        """What an error of the driver means, in a sentence for the operator."""
+        cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+        text = " ".join(str(cause).split()) or type(cause).__name__
+        for sign, advice in _ADVICE:
+            if sign in text.lower():
+                return f"the database {self._shown}: {text}; {advice}"
+        return f"the database {self._shown} does not answer: {text}"
+
+    @asynccontextmanager
+    async def _connect(self, writes: bool) -> AsyncIterator[AsyncConnection]:
+        try:
+            async with self._engine.connect() as connection:
+                if writes:
+                    await connection.execution_options(callplex_writes=True)
+                async with connection.begin():
+                    yield connection
+        except (IntegrityError, ProgrammingError):
+            raise
+        except (DBAPIError, sqlalchemy.exc.TimeoutError, OSError) as error:
+            raise DatabaseUnavailable(self.explain(error)) from error
+
+    async def _upgrade(self) -> None:
+        try:
+            async with self.begin() as connection:
+                if self.dialect == "postgresql":
+                    await connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+                await connection.run_sync(upgrade)
+        except SchemaNewer as error:
+            raise DatabaseInvalid(
+                f"the database {self._shown} was made by a newer Callplex (its version is {error}); "
+                "run that version, or name another database in CALLPLEX_DATABASE_URL"
+            ) from None
+        except DatabaseUnavailable as error:
+            if _needs_change(error):
+                raise DatabaseInvalid(str(error)) from error
+            raise
+        except SQLAlchemyError as error:
+            raise DatabaseInvalid(f"the database {self._shown} cannot be brought up to date: {error}") from error
+
+
+def configured_url(settings: Settings) -> str:
+    """Where the settings say the database is: CALLPLEX_DATABASE_URL, or a SQLite file in DATA_DIR."""
+    beside = URL.create("sqlite", database=str(settings.data_dir.absolute() / "callplex.sqlite3"))
+    return settings.database_url or beside.render_as_string()
+
+
+def insert(connection: AsyncConnection, table: sqlalchemy.Table) -> Insert:
+    """The dialect's insert, which knows `on_conflict_do_update` and `on_conflict_do_nothing`."""
+    return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
+
+
+_ADVICE = (
+    ("database is locked", "another program holds it: stop that program, or wait"),
+    ("disk is full", "free space on its disk"),
+    ("no space left", "free space on its disk"),
+    ("disk i/o error", "look at its disk"),
+    ("readonly database", "make the file and its folder writable"),
+    ("unable to open database file", "make its folder, and make it writable"),
+    ("not a database", "the file is something else: move it away, or set CALLPLEX_DATABASE_URL"),
+    ("malformed", "it is damaged: restore it from a copy"),
+    ("password authentication failed", "set the right user and password in CALLPLEX_DATABASE_URL"),
+    ("does not exist", "make it, or set CALLPLEX_DATABASE_URL"),
+    ("connect call failed", "start PostgreSQL, or set CALLPLEX_DATABASE_URL"),
+)
+
+
+def _needs_change(error: DatabaseUnavailable) -> bool:
+    text = str(error).lower()
+    signs = ("not a database", "password authentication", "does not exist", "readonly", "unable to open", "malformed")
+    return any(sign in text for sign in signs)
+
+
+def _place(url: str) -> URL:
+    """The URL with our drivers. Raises DatabaseInvalid."""
+    try:
+        place = make_url(url)
+        backend = place.drivername.partition("+")[0]
+    except (ArgumentError, ValueError):
+        raise DatabaseInvalid(f"CALLPLEX_DATABASE_URL is not a URL; it looks like {EXAMPLE}") from None
+    if backend == "sqlite":
+        if not place.database or place.database == ":memory:":
+            raise DatabaseInvalid(f"CALLPLEX_DATABASE_URL must name a file; it looks like {EXAMPLE}")
+        return place.set(drivername="sqlite+aiosqlite")
+    if backend in ("postgresql", "postgres"):
+        place = place.set(drivername="postgresql+asyncpg")
+        if mode := place.query.get("sslmode"):
+            place = place.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
+        return place
+    raise DatabaseInvalid(f"CALLPLEX_DATABASE_URL names {backend!r}, which is not supported; it looks like {EXAMPLE}")
+
+
+def _make_file(place: URL) -> None:
+    """The file and its folder, its owner's alone: it holds what people said. Raises DatabaseInvalid."""
+    path = Path(str(place.database))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise DatabaseInvalid(f"cannot open the database {path}: {error.strerror}; make it writable") from error
+
+
+def _engine(place: URL) -> AsyncEngine:
+    if place.get_backend_name() == "sqlite":
+        engine = create_async_engine(
+            place, connect_args={"timeout": BUSY_SECONDS}, pool_size=CONNECTIONS, max_overflow=0, **JSON_CODEC
+        )
+        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_sqlite)
+        return engine
+    return create_async_engine(
+        place,
+        connect_args={
+            "timeout": CONNECT_SECONDS,
+            "command_timeout": STATEMENT_SECONDS,
+            "server_settings": {"application_name": "callplex"},
+        },
+        pool_size=CONNECTIONS,
+        max_overflow=0,
+        pool_pre_ping=True,
+        **JSON_CODEC,
+    )
+
+
+def _prepare_sqlite(connection: Any, record: object) -> None:
+    connection.isolation_level = None  # Python's own transactions start late and exclude CREATE TABLE.
+    cursor = connection.cursor()
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sqlalchemy.Connection) -> None:
+    writes = connection.get_execution_options().get("callplex_writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,192 @@
+"""Which gateways are alive, and what becomes of the calls of one that is not.
+
+A gateway holds a lease that it renews; when it has run out the gateway is dead, and whoever sees it
+first closes its live calls as `lost`, each exactly once, with the deliveries that tell of it. Leases are
+compared by the database's clock, for those of several machines differ.
+
+After an outage of the database all leases have run out although everybody lives. So a gateway closes
+others' calls only when it could renew its own lease without a break for as long as a lease lasts: by then
+every other that lives has renewed its own too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import orjson
+from sqlalchemy import ColumnElement, Float, delete, func, literal_column, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.records.calls import document_of, utterances_of
+from gateway.records.database import Database, DatabaseUnavailable, insert
+from gateway.records.files import Records, RecordsError
+from gateway.records.journal import UNSTORABLE, Put
+from gateway.records.portion import CallEnd, Portion, start_of
+from gateway.records.storing import store
+from gateway.records.tables import calls, events, instances
+from gateway.transcript import Utterance
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 20.0
+RENEW_EVERY = 4.0
+CLOSED_AT_ONCE = 200
+LOST = "lost"
+
+
+class Instance:
+    """This gateway among those that share the database. `monotonic`: seconds of any steady clock."""
+
+    def __init__(
+        self,
+        database: Database,
+        records: Records,
+        put: Put,
+        lease: float = LEASE_SECONDS,
+        monotonic: Callable[[], float] | None = None,
+    ) -> None:
+        self.id = uuid.uuid4().hex
+        self._database = database
+        self._records = records
+        self._put = put
+        self._lease = lease
+        self._monotonic = monotonic or asyncio.get_running_loop().time
+        self._held_since: float | None = None
+        self._renewed = 0.0
+
+    async def run(self) -> None:
+        """Renew the lease and close what dead gateways left, until cancelled."""
+        while True:
+            try:
+                await self.renew()
+                if self.may_judge():
+                    await self.close_lost()
+            except DatabaseUnavailable as error:
+                log.warning("cannot renew this gateway's lease: %s", error)
+            except SQLAlchemyError:
+                log.exception("cannot renew this gateway's lease")
+            await asyncio.sleep(min(RENEW_EVERY, self._lease / 5))
+
+    async def renew(self) -> None:
+        """Hold the lease for another while. Raises DatabaseUnavailable."""
+        now = self._monotonic()
+        async with self._database.begin() as connection:
+            until = clock(connection) + self._lease
+            row = {"id": self.id, "host": socket.gethostname()[:255], "pid": os.getpid(), "lease_until": until}
+            statement = insert(connection, instances).values({**row, "started_at": clock(connection)})
+            await connection.execute(
+                statement.on_conflict_do_update(index_elements=["id"], set_={"lease_until": until})
+            )
+        if self._held_since is None or now - self._renewed >= self._lease:
+            self._held_since = now
+        self._renewed = now
+
+    async def leave(self) -> None:
+        """This gateway stops, and has no calls any more. Raises DatabaseUnavailable."""
+        async with self._database.begin() as connection:
+            await connection.execute(delete(instances).where(instances.c.id == self.id))
+
+    def may_judge(self) -> bool:
+        """Whether we held our own lease long enough to tell the dead from those who could not renew theirs."""
+        return self._held_since is not None and self._renewed - self._held_since >= self._lease
+
+    async def close_lost(self) -> list[str]:
+        """Close the live calls of dead gateways; returns the ids of those that we closed.
+
+        Raises DatabaseUnavailable; what was closed before that stays closed.
+        """
+        async with self._database.read() as connection:
+            query = select(calls.c.id).where(*self._orphaned(connection)).limit(CLOSED_AT_ONCE)
+            orphans = list(await connection.scalars(query))
+        closed = [call_id for call_id in orphans if await self._try(call_id)]
+        if closed:
+            log.warning("%d calls of gateways that died are closed as %s", len(closed), LOST)
+        elif not orphans:
+            await self._forget_the_dead()
+        return closed
+
+    async def _try(self, call_id: str) -> bool:
+        """Close one; that it cannot be stored stops no other."""
+        try:
+            return await self._close(call_id)
+        except UNSTORABLE:
+            log.exception("call %s is lost and cannot be closed", call_id)
+            return False
+
+    async def _close(self, call_id: str) -> bool:
+        """Close one, unless somebody else does so or has done so."""
+        async with self._database.begin() as connection:
+            wanted = select(calls).where(calls.c.id == call_id, *self._orphaned(connection))
+            found = (await connection.execute(wanted.with_for_update(skip_locked=True))).mappings().one_or_none()
+            if found is None:
+                return False
+            row = dict(found)
+            end = await self._end_of(connection, row)
+            portion = Portion(start_of(row), begins=False, end=end)
+            await store(connection, row["instance"], [portion])
+            await self._put(connection, portion.news(end.ended_at))
+        await self._write_transcript(end)
+        return True
+
+    async def _end_of(self, connection: AsyncConnection, row: Mapping[str, Any]) -> CallEnd:
+        """How a lost call ended: as its transcript.json says, if it got that far, else at its last sign of life."""
+        if (written := await asyncio.to_thread(self._transcript, row["id"])) is not None:
+            return written
+        said = await utterances_of(connection, row["id"])
+        at = await self._last_sign(connection, row, said)
+        return CallEnd(at, LOST, document_of({**row, "ended_at": at, "end_reason": LOST}, said), said)
+
+    async def _last_sign(self, connection: AsyncConnection, row: Mapping[str, Any], said: Sequence[Utterance]) -> float:
+        """The last moment at which the call is known to have been up, seconds since 1970."""
+        query = select(instances.c.lease_until).where(instances.c.id == row["instance"])
+        lease_until: float = await connection.scalar(query) or 0.0
+        event: float = (
+            await connection.scalar(select(func.max(events.c.at)).where(events.c.call_id == row["id"])) or 0.0
+        )
+        spoken = max((one.end for one in said), default=0.0)
+        started_at: float = row["started_at"]
+        return max(lease_until - self._lease, started_at + max(event, spoken))
+
+    def _transcript(self, call_id: str) -> CallEnd | None:
+        """The end that the gateway had written down, but not yet told the database, when it died."""
+        try:
+            found = orjson.loads(self._records.folder(call_id).transcript.read_bytes())
+            said = [Utterance(number, **one) for number, one in enumerate(found["utterances"], start=1)]
+            ended_at = datetime.fromisoformat(found["ended_at"]).timestamp()
+            return CallEnd(ended_at, found["end_reason"], found, said, engine=found["engine"])
+        except (OSError, ValueError, KeyError, TypeError, RecordsError):
+            return None
+
+    async def _write_transcript(self, end: CallEnd) -> None:
+        try:
+            await self._records.finish(end.document)
+        except RecordsError as error:
+            log.error("call %s: %s", end.document["call_id"], error)
+
+    async def _forget_the_dead(self) -> None:
+        async with self._database.begin() as connection:
+            has_calls = select(calls.c.id).where(calls.c.state == "live", calls.c.instance == instances.c.id).exists()
+            await connection.execute(
+                delete(instances).where(instances.c.lease_until < clock(connection) - self._lease, ~has_calls)
+            )
+
+    def _orphaned(self, connection: AsyncConnection) -> tuple[ColumnElement[bool], ...]:
+        """Live calls of gateways other than this that hold no lease."""
+        holder = select(instances.c.id).where(instances.c.id == calls.c.instance)
+        alive = holder.where(instances.c.lease_until > clock(connection)).exists()
+        return calls.c.state == "live", calls.c.instance != self.id, ~alive
+
+
+def clock(connection: AsyncConnection) -> ColumnElement[float]:
+    """The database's own time, seconds since 1970."""
+    if connection.dialect.name == "sqlite":
+        return literal_column("((julianday('now') - 2440587.5) * 86400.0)", Float)
+    return literal_column("extract(epoch from clock_timestamp())::double precision", Float)

@@ -1,0 +1,60 @@
+"""The statements that put portions of calls into the tables.
+
+Every one may be run again with the same rows and changes nothing then: after a connection that broke
+while it committed, nobody knows whether the rows are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Executable, Table, bindparam, delete, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.records.database import insert
+from gateway.records.portion import Portion, call_row, end_row, event_row, text_row, utterance_row
+from gateway.records.tables import call_texts, calls, events, utterances
+
+ROWS = 64
+"""Rows of one statement: how long preparing it holds the event loop is measured by `callplex bench records`."""
+
+
+async def store(connection: AsyncConnection, instance: str, portions: Sequence[Portion]) -> None:
+    """Write the portions of this gateway's calls. Raises what the driver raises."""
+    begun = [call_row(portion.start, instance) for portion in portions if portion.begins]
+    await _execute(connection, insert(connection, calls).on_conflict_do_nothing(), begun)
+    over = {portion.start.call_id: portion.end for portion in portions if portion.end is not None}
+    if over:
+        # The end knows all that was said; what was taken back since is not said.
+        gone = [{"over": call_id} for call_id in over]
+        await _execute(connection, delete(utterances).where(utterances.c.call_id == bindparam("over")), gone)
+    said = [
+        utterance_row(portion.start.call_id, one)
+        for portion in portions
+        for one in (portion.end.utterances if portion.end is not None else portion.utterances)
+    ]
+    await _execute(connection, _replacing(connection, utterances, "call_id", "number"), said)
+    happened = [event_row(portion.start.call_id, one) for portion in portions for one in portion.events]
+    await _execute(connection, insert(connection, events).on_conflict_do_nothing(), happened)
+    ended = [
+        {"over": portion.start.call_id, **end_row(portion.start, portion.end)}
+        for portion in portions
+        if portion.end is not None
+    ]
+    await _execute(connection, update(calls).where(calls.c.id == bindparam("over")), ended)
+    texts = [text_row(portion.start.call_id, portion.end) for portion in portions if portion.end is not None]
+    await _execute(connection, _replacing(connection, call_texts, "call_id"), texts)
+
+
+def _replacing(connection: AsyncConnection, table: Table, *key: str) -> Executable:
+    """An insert that replaces what is there under the same key."""
+    statement = insert(connection, table)
+    newer = {column.name: statement.excluded[column.name] for column in table.c if column.name not in ("id", *key)}
+    return statement.on_conflict_do_update(index_elements=key, set_=newer)
+
+
+async def _execute(connection: AsyncConnection, statement: Executable, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Run it for each row, a bounded number at a time."""
+    for first in range(0, len(rows), ROWS):
+        await connection.execute(statement, [dict(row) for row in rows[first : first + ROWS]])

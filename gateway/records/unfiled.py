@@ -1,0 +1,50 @@
+"""Calls that ended while the database could not be written, kept as files until it can.
+
+Owns `DATA_DIR/unfiled/<call id>.json`. A call is filed from there before its file goes, and filing one
+twice changes nothing, so a crash between the two does no harm.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from gateway.records.files import write_whole
+from gateway.records.portion import Portion, from_json, to_json
+
+log = logging.getLogger(__name__)
+
+
+class Unfiled:
+    """The files under `data_dir`. Everything here blocks for the disk."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._folder = data_dir / "unfiled"
+
+    def keep(self, portion: Portion) -> None:
+        """Store an ended call, whole. Raises OSError, and then nothing is left behind."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self._path(portion.start.call_id), to_json(portion))
+
+    def read(self, limit: int) -> list[Portion]:
+        """Some of what is waiting, oldest first; damaged files are set aside with a line in the log."""
+        found: list[Portion] = []
+        for path in sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime)[:limit]:
+            try:
+                found.append(from_json(path.read_bytes()))
+            except ValueError as error:
+                log.error("%s is damaged: %s", path, error)
+                path.replace(path.with_suffix(".damaged"))
+        return found
+
+    def drop(self, call_id: str) -> None:
+        """The call is in the database."""
+        self._path(call_id).unlink(missing_ok=True)
+
+    def set_aside(self, portion: Portion) -> None:
+        """It cannot be stored: keep it under another name, for a person to look at. Raises OSError."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self._path(portion.start.call_id).with_suffix(".damaged"), to_json(portion))
+
+    def _path(self, call_id: str) -> Path:
+        return self._folder / f"{call_id}.json"

@@ -1,0 +1,126 @@
+"""Leases: the calls of a dead gateway are closed once, those of a living one never."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import orjson
+import pytest
+import sqlalchemy as sa
+
+from gateway.records.database import Database
+from gateway.records.files import Records
+from gateway.records.instances import LEASE_SECONDS, Instance
+from gateway.records.portion import CallStart, Portion
+from gateway.records.storing import store
+from gateway.records.tables import calls, deliveries, instances
+from tests.gateway.records.made_up import NOON, SAID, all_of, end, put, start
+
+pytestmark = pytest.mark.anyio
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def instance(database: Database, folder: Path, clock: Clock | None = None) -> Instance:
+    return Instance(database, Records(folder), put, monotonic=clock or Clock())
+
+
+async def live_call(database: Database, owner: Instance, begun: CallStart) -> None:
+    async with database.begin() as connection:
+        await store(connection, owner.id, [Portion(begun, True, SAID)])
+
+
+async def age(database: Database, owner: Instance, seconds: float) -> None:
+    """As if the gateway had last renewed its lease that much earlier."""
+    async with database.begin() as connection:
+        column = instances.c.lease_until
+        await connection.execute(
+            sa.update(instances).where(instances.c.id == owner.id).values(lease_until=column - seconds)
+        )
+
+
+async def test_the_calls_of_a_dead_gateway_are_closed_once(database: Database, tmp_path: Path) -> None:
+    dead, *others = (instance(database, tmp_path) for _ in range(4))
+    for one in (dead, *others):
+        await one.renew()
+    for number in range(6):
+        await live_call(database, dead, start(f"c{number}"))
+    await live_call(database, others[0], start("living"))
+    await age(database, dead, LEASE_SECONDS + 1)
+    closed = await asyncio.gather(*(one.close_lost() for one in others))
+    assert sorted(call_id for some in closed for call_id in some) == [f"c{number}" for number in range(6)]
+    for row in await all_of(database, calls):
+        assert (row["state"], row["end_reason"]) == (("live", "") if row["id"] == "living" else ("ended", "lost"))
+    told = [(row["call_id"], row["event"]) for row in await all_of(database, deliveries)]
+    assert sorted(told) == sorted((f"c{n}", kind) for n in range(6) for kind in ("call.failed", "call.ended"))
+    document = orjson.loads((tmp_path / "calls" / "c3" / "transcript.json").read_bytes())
+    assert (document["end_reason"], len(document["utterances"])) == ("lost", 3)
+    assert [await one.close_lost() for one in others] == [[], [], []]
+
+
+async def test_a_lost_call_ended_at_its_last_sign_of_life(database: Database, tmp_path: Path) -> None:
+    dead, other = instance(database, tmp_path), instance(database, tmp_path)
+    await dead.renew()
+    (lease,) = await all_of(database, instances)
+    await live_call(database, dead, start("old"))
+    await live_call(database, dead, start("new", started_at=lease["lease_until"] + 1000))
+    await age(database, dead, 500)
+    await other.renew()
+    await other.close_lost()
+    new, old = await all_of(database, calls)
+    assert old["ended_at"] == pytest.approx(lease["lease_until"] - 500 - LEASE_SECONDS)
+    assert new["ended_at"] == pytest.approx(new["started_at"] + SAID[-1].end)
+
+
+async def test_a_call_that_was_written_down_before_its_gateway_died_ended_as_it_says(
+    database: Database, tmp_path: Path
+) -> None:
+    dead, other = instance(database, tmp_path), instance(database, tmp_path)
+    begun = start()
+    await live_call(database, dead, begun)
+    await Records(tmp_path).finish(end(begun, reason="agent_goodbye").document)
+    await other.renew()
+    assert await other.close_lost() == ["c1"]
+    (row,) = await all_of(database, calls)
+    assert (row["end_reason"], row["ended_at"], row["engine"]) == ("agent_goodbye", NOON + 60, "echo")
+    assert [row["event"] for row in await all_of(database, deliveries)] == ["call.ended"]
+
+
+async def test_nobody_is_judged_before_everybody_could_renew(database: Database, tmp_path: Path) -> None:
+    clock = Clock()
+    one = instance(database, tmp_path, clock)
+    assert not one.may_judge()
+    for _ in range(5):
+        await one.renew()
+        clock.now += LEASE_SECONDS / 5
+        assert not one.may_judge()
+    await one.renew()
+    assert one.may_judge()
+    clock.now += LEASE_SECONDS  # The database was away.
+    await one.renew()
+    assert not one.may_judge()
+
+
+async def test_its_own_calls_are_never_lost_to_a_gateway(database: Database, tmp_path: Path) -> None:
+    late = instance(database, tmp_path)
+    await late.renew()
+    await live_call(database, late, start())
+    await age(database, late, 1000)
+    assert await late.close_lost() == []
+
+
+async def test_a_gateway_that_leaves_or_is_long_dead_is_forgotten(database: Database, tmp_path: Path) -> None:
+    dead, leaving, staying = (instance(database, tmp_path) for _ in range(3))
+    for one in (dead, leaving, staying):
+        await one.renew()
+    await leaving.leave()
+    await age(database, dead, 3 * LEASE_SECONDS)
+    await staying.close_lost()
+    assert [row["id"] for row in await all_of(database, instances)] == [staying.id]
