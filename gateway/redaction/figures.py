@@ -81,7 +81,7 @@ def read(text: str) -> Reading:
     while place < len(row):
         digits, used, unsure = _figure(row, place, touching)
         if not used:
-            touching = touching and (row[place].text in ",-" or row[place].text in FILLERS)
+            touching = touching and (row[place].text in ",-." or row[place].text in FILLERS)
             gap += row[place].is_word and row[place].text not in FILLERS
             place += 1
             continue
@@ -120,7 +120,7 @@ def _figure(row: list[Token], place: int, inside: bool) -> tuple[str, int, bool]
         grown, used, unsure = digits, *_scaled(row, place + 1)
         return grown + "0" * _zeros(row, place + 1), used, unsure
     if word in SOUND_ALIKE and _is_digit_here(row, place, inside):
-        beside = bool(place) and row[place - 1].text not in FILLERS
+        beside = _is_figure(after) or (bool(place) and _is_figure(row[place - 1].text))
         return SOUND_ALIKE[word], 1, word not in ZERO_LETTERS or not beside
     return "", 0, False
 
@@ -141,10 +141,24 @@ def _zeros(row: list[Token], place: int) -> int:
 def _is_digit_here(row: list[Token], place: int, inside: bool) -> bool:
     """Whether a word that sounds like a digit stands where only a digit can."""
     after = _at(row, place + 1)
-    follows = after in ONES or after in TEENS or after in TENS or after[:1].isdecimal()
     if row[place].text in ZERO_LETTERS:
-        return inside or follows or after in ZERO_LETTERS
+        beyond = _beyond(row, place)
+        new_sentence = _at(row, place - 1) == "." and after not in ("", ".")
+        return (inside and not new_sentence) or _is_figure(beyond) or after in ZERO_LETTERS
+    follows = _is_figure(after)
     return inside and (follows or not after or after in SOUND_ALIKE or after in ",.")
+
+
+def _beyond(row: list[Token], place: int) -> str:
+    """The next word after a place that is neither a filler nor a comma or full stop."""
+    place += 1
+    while place < len(row) and (row[place].text in ",." or row[place].text in FILLERS):
+        place += 1
+    return _at(row, place)
+
+
+def _is_figure(word: str) -> bool:
+    return word in ONES or word in TEENS or word in TENS or word in REPEATS or word[:1].isdecimal()
 
 
 def _is_quantity(row: list[Token], start: int, end: int) -> bool:
