@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gateway.persona_model import LONGEST_PROMPT, PLACEHOLDER, VOICES, Persona, PersonaInvalid
+from gateway.redaction.rules import CustomPattern, Rules
 from gateway.routing import ROUTING_FILE, Routing, read_routing
 from gateway.yaml_lines import Document, Problem, read_document
 from model.wire import Answer, Question, Sampling, Script, SessionRequest
@@ -25,6 +26,7 @@ __all__ = [
     "check_personas",
     "load_personas",
     "persona_prompt",
+    "redaction_rules",
     "session_request",
 ]
 
@@ -191,6 +193,12 @@ def session_request(persona: Persona, call_id: str, variables: Mapping[str, str]
         sampling=Sampling(**{**asdict(Sampling()), **chosen, "seed": seed}),
         script=_script(persona, values),
     )
+
+
+def redaction_rules(persona: Persona) -> Rules:
+    """What is redacted in a persona's calls."""
+    custom = (CustomPattern(own.label, own.pattern) for own in persona.redact_patterns)
+    return Rules.of(persona.redact, custom)
 
 
 def _script(persona: Persona, values: Mapping[str, str]) -> Script:
