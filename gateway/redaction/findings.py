@@ -22,6 +22,8 @@ MENTION_CHARACTERS = 48
 """Characters of an utterance after figures in which it may still say what they were."""
 LONG_SECONDS = 20.0
 """A row that takes longer than this counts as a card's number, so that nothing is held back for ever."""
+AFTER_CARD_DIGITS = 2
+"""The same, soon after figures of a card: a part that is read back, or the rest of it."""
 SAME_BREATH = 2.5
 """Seconds from "the last four digits" to the "card number" that they are of."""
 PARTIAL_DIGITS = 3
@@ -56,6 +58,8 @@ class Judgement:
 
     findings: tuple[Finding, ...]
     open: tuple[Open, ...]
+    card_talk: tuple[tuple[float, float], ...] = ()
+    """From, to (call seconds): a card's number is asked for or being said."""
 
 
 class _Talk:
@@ -84,6 +88,7 @@ class _Talk:
 
 def judge(lines: Sequence[Line], rules: Rules) -> Judgement:
     """Apply the rules to utterances ordered by time, of both sides."""
+    card_talk: list[tuple[float, float]] = []
     findings = [*_addresses(lines, rules), *_dates(lines, rules), *_customs(lines, rules)]
     undecided: list[Open] = []
     if rules.kinds - {"email"}:
@@ -93,7 +98,12 @@ def judge(lines: Sequence[Line], rules: Rules) -> Judgement:
             findings += found
             if not found or not _covers(found, row):
                 undecided.append(Open(row, row.end + GAP_SECONDS))
-    return Judgement(tuple(findings), tuple(undecided))
+            if any(one.label.startswith(LABELS["card"]) for one in found):
+                card_talk.append((row.start, row.end + AFTER_CARD_SECONDS))
+        if rules.card:
+            asked = [said.at for line in lines for said in line.mentions if said.kind == "card"]
+            card_talk += [(at, at + MENTION_SECONDS) for at in asked]
+    return Judgement(tuple(findings), tuple(undecided), tuple(sorted(card_talk)))
 
 
 def may_go_on(row: Row) -> bool:
@@ -127,7 +137,12 @@ def _judge_row(row: Row, talk: _Talk, rules: Rules) -> list[Finding]:
 def _is_card(row: Row, talk: _Talk) -> bool:
     """By arithmetic, by length, or because it goes on for very long."""
     digits = row.counted
-    if holds_card(digits) or looks_like_card(digits) or (row.unsure and len(digits) >= CARD_DIGITS[0]):
+    abroad = len(digits) < CARD_DIGITS[0] and _plus(row)
+    if (
+        holds_card(digits)
+        or (looks_like_card(digits) and not abroad and not is_phone(digits))
+        or (row.unsure and len(digits) >= CARD_DIGITS[0])
+    ):
         return True
     if row.end - row.start > LONG_SECONDS and len(digits) >= PARTIAL_DIGITS:
         return True
@@ -152,7 +167,7 @@ def _kind(row: Row, talk: _Talk, rules: Rules) -> str:
         return "ssn"
     if "phone" in rules.kinds and (is_phone(digits) or (len(digits) >= 8 and _plus(row))):
         return "phone"
-    if rules.card and row.start <= talk.card_until and len(digits) >= PARTIAL_DIGITS:
+    if rules.card and row.start <= talk.card_until and len(digits) >= AFTER_CARD_DIGITS:
         return "card"
     return ""
 

@@ -33,7 +33,7 @@ def holds_card(digits: str) -> bool:
 
 def looks_like_card(digits: str) -> bool:
     """Whether it may be a card's number with a digit misheard, lost or doubled."""
-    return 14 <= len(digits) <= 20 and _LIKELY_CARD.fullmatch(digits) is not None
+    return 11 <= len(digits) <= 20 and _LIKELY_CARD.fullmatch(digits) is not None
 
 
 def is_ssn(digits: str) -> bool:

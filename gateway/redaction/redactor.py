@@ -21,6 +21,8 @@ ARRIVAL_SECONDS = 10.0
 """From the beginning of what somebody says until its text is here: as long as they speak, and the recognition."""
 LONGEST_TURN_SECONDS = 45.0
 """A turn whose text comes later than this after it began finds its sound committed already."""
+DECIDED_BEFORE_SAFE = 5.0
+"""So long before sound is called safe, what has no text by then counts as not recognised."""
 REMEMBERED_SECONDS = 90.0
 """How long an utterance that was shown whole still tells what the next ones are about."""
 UNSETTLED_SECONDS = 30.0
@@ -68,6 +70,7 @@ class Redactor:
         """Still being recognised."""
         self._now = 0.0
         self._finished = False
+        self._unheard_until = 0.0
 
     @property
     def remembered(self) -> int:
@@ -125,9 +128,30 @@ class Redactor:
             if view.text and view != held.shown:
                 held.shown = view
                 shown.append(view)
+        mutes += self._unheard_mutes(judgement, order)
         safe_until = self._safe_until(order, closed)
         self._forget()
         return Redacted(tuple(shown), tuple(mutes), safe_until)
+
+    def _unheard_mutes(self, judgement: Judgement, order: Sequence[_Held]) -> list[Mute]:
+        """Where a card is spoken of and no text of the caller has come, there may be digits that were not recognised.
+
+        Silence loses nothing by being muted. Decided when texts can hardly come any more.
+        """
+        decided = float("inf") if self._finished else self._now - LONGEST_TURN_SECONDS + DECIDED_BEFORE_SAFE
+        said = [held.line.utterance for held in order if held.line.channel == "caller"]
+        found: list[Mute] = []
+        for start, end in judgement.card_talk:
+            at = max(start, self._unheard_until)
+            end = min(end, decided)
+            for utterance in said:
+                if at < utterance.start < end:
+                    found.append(Mute("caller", at, utterance.start))
+                at = max(at, utterance.end)
+            if at < end:
+                found.append(Mute("caller", at, end))
+            self._unheard_until = max(self._unheard_until, end)
+        return found
 
     def _held_from(self, judgement: Judgement, order: Sequence[_Held]) -> dict[int, int]:
         """From which place on the text of an utterance cannot be shown yet; those not in it can be, wholly."""

@@ -110,7 +110,8 @@ MENTIONS = {
     "card": "|".join(
         (
             rf"card ?(?:number|#|details|digits)|numbers? (?:on|of|for|from) {_THE} (?:\w+ )?card",
-            r"(?:credit|debit|visa|bank|new|other|master) ?card|my card is|card please|it on my card",
+            r"(?:credit|debit|visa|bank|new|other|master) ?card|my card is|card please",
+            r"(?:on|with|by|from|charge) (?:my|a|the|your) card",
             r"card(?:'s| is) (?:a )?(?:\d|one|two|three|four|five|six)|(?:sixteen|16|fifteen|15)[- ]?digit",
             r"long number|\bvisa\b|\bamex\b|american express|on the front|numbers? on it|number across",
         )

@@ -12,11 +12,13 @@ from itertools import accumulate
 
 from gateway.transcript import Utterance
 
-BESIDE = 0.25
-"""Seconds muted on both sides of what is known to the word."""
+BESIDE = 0.6
+"""Seconds muted on both sides of what is known to the word: digits at the edge are misheard as other words."""
 BESIDE_ESTIMATE = 0.5
 BESIDE_SHARE = 0.12
 """Where times are estimated: seconds, and the share of the utterance, muted on both sides."""
+EDGE = 1.0
+"""What is left of an utterance beside what is muted, if it is shorter than this, is muted too."""
 BEYOND = 0.3
 """Seconds muted beyond an utterance that begins or ends with what is muted: recognition cuts edges."""
 
@@ -66,10 +68,10 @@ class WordTimes:
         """The seconds to mute so that the text from `start` up to `end` cannot be heard."""
         beside = BESIDE if self._known else BESIDE_ESTIMATE + BESIDE_SHARE * (self._end - self._start)
         first, last = self.begins(start) - beside, self.ends(end) + beside
-        if self._places and start <= self._places[0]:
-            first = min(first, self._start - BEYOND)
-        if end >= self._last - 1:
-            last = max(last, self._end + BEYOND)
+        if start <= (self._places or [0])[0] or first < self._start + EDGE:
+            first = self._start - BEYOND
+        if end >= self._last - 1 or last > self._end - EDGE:
+            last = self._end + BEYOND
         return max(0.0, max(first, self._start - BEYOND)), min(last, self._end + BEYOND)
 
 

@@ -240,8 +240,17 @@ def test_words_with_known_times_are_muted_to_the_word() -> None:
     text = "My card number is 4111 1111 1111 1111 and my name is Ann"
     onsets = tuple(1.0 + place for place in range(len(text.split())))
     watcher = redacted([Utterance(1, "caller", text, 1.0, 14.0, onsets=onsets)])
-    (mute,) = watcher.mutes
-    assert (mute.start, mute.end) == (4.75, 9.25)
+    assert (watcher.mutes[0].start, watcher.mutes[0].end) == (4.4, 9.6)
+
+
+def test_what_was_said_but_not_recognised_is_muted_where_a_card_is_asked_for() -> None:
+    (question,) = said(("agent", "Could I have your card number, please?"))
+    redactor, watcher = Redactor(CARD), Watcher()
+    watcher.see(redactor.update([question], question.end))
+    for second in range(10, 90):
+        watcher.see(redactor.update([], float(second)))
+    assert is_muted(watcher.mutes, "caller", question.end, question.end + 20)
+    assert not is_muted(watcher.mutes, "caller", 60.0, 61.0)
 
 
 # Properties
