@@ -392,6 +392,20 @@ def bench_rehearsal_command(
     raise typer.Exit(bench_rehearsal(calls, rounds=rounds, json_output=json_output))
 
 
+@bench_app.command("redaction")
+def bench_redaction_command(
+    calls: Annotated[int, typer.Option(min=2, help="Callers who say a card number.")] = 60,
+    at_once: Annotated[int, typer.Option(min=1, help="So many at a time, at the pace of a call.")] = 4,
+    verbose: Annotated[bool, typer.Option(help="Tell of each call on standard error.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Synthesised callers say card numbers; how much of them is gone from text and sound, and false alarms."""
+    settings = _settings()
+    from gateway.bench.redaction import bench_redaction
+
+    raise typer.Exit(bench_redaction(calls, at_once, settings, verbose=verbose, json_output=json_output))
+
+
 def main() -> None:
     """Entry point; Ctrl-C is a wish, not an error."""
     try:

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.redaction.rules import LONGEST_PATTERN, Kind, PatternInvalid, compiled
 from gateway.yaml_lines import FieldProblems, Loc
 
 VOICES = (
@@ -79,6 +80,14 @@ def _language(tag: str) -> str:
     if tag not in LANGUAGES:
         raise ValueError(f"the agent speaks English only; choose one of {', '.join(LANGUAGES)}")
     return tag
+
+
+def _pattern(pattern: str) -> str:
+    try:
+        compiled(pattern)
+    except PatternInvalid as error:
+        raise ValueError(str(error)) from None
+    return pattern
 
 
 Phone = Annotated[str, BeforeValidator(_phone), Field(json_schema_extra={"pattern": r"^\+[1-9]\d{6,14}$"})]
@@ -161,6 +170,18 @@ class Emergency(Strict):
     target: str = ""
 
 
+class RedactPattern(Strict):
+    """Something of the organisation's own that nobody should read afterwards."""
+
+    label: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9 -]{0,39}$")] = Field(
+        description="What stands in the text instead, in brackets: `member number`."
+    )
+    pattern: Annotated[str, StringConstraints(max_length=LONGEST_PATTERN), AfterValidator(_pattern)] = Field(
+        description="RE2 syntax, capitals and small letters alike. Tried on what was heard, and on that with its "
+        "figures as digits: `AB\\d{6}` finds A B one two three four five six too."
+    )
+
+
 class Limits(Strict):
     """Seconds after which a call is ended, politely."""
 
@@ -220,6 +241,10 @@ class Persona(Strict):
     record: bool = Field(False, description="Keep the sound of the call.")
     recording: RecordingSpec = RecordingSpec.model_validate({})
     retention: RetentionSpec = RetentionSpec.model_validate({})
+    redact: tuple[Kind, ...] = Field(
+        (), description="What is masked in the text and muted in the recording, whoever says or types it."
+    )
+    redact_patterns: tuple[RedactPattern, ...] = Field((), max_length=20, description="The same, for data of your own.")
     variables: dict[Name, SpokenOrNothing] = Field({}, description="{name} -> value when the call brings none.")
     sampling: SamplingSpec = SamplingSpec.model_validate({})
 
@@ -255,6 +280,8 @@ def _disagreements(persona: Persona) -> Iterator[tuple[Loc, str]]:
     yield from _repeats(persona)
     yield from _placeholders(persona)
     yield from _keeping(persona)
+    if {"card", "card_but_last_four"} <= set(persona.redact):
+        yield ("redact",), "has both card and card_but_last_four; choose one"
     if persona.script.person and persona.script.person not in persona.transfers:
         yield ("script", "person"), _unknown("transfer target", persona.script.person, persona.transfers)
     for place, emergency in enumerate(persona.emergencies):

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gateway.persona_model import LONGEST_PROMPT, PLACEHOLDER, VOICES, Persona, PersonaInvalid
+from gateway.redaction.rules import CustomPattern, Rules
 from gateway.routing import ROUTING_FILE, Routing, read_routing
 from gateway.webhooks.endpoints import WEBHOOKS_FILE, read_webhooks
 from gateway.yaml_lines import Document, Problem, read_document
@@ -27,6 +28,7 @@ __all__ = [
     "consent_line",
     "load_personas",
     "persona_prompt",
+    "redaction_rules",
     "session_request",
 ]
 
@@ -203,6 +205,12 @@ def session_request(persona: Persona, call_id: str, variables: Mapping[str, str]
 def consent_line(persona: Persona, variables: Mapping[str, str]) -> str:
     """What must be heard before the call is recorded or written down; empty: nothing."""
     return _filled(persona.recording.consent, _values(persona, variables))
+
+
+def redaction_rules(persona: Persona) -> Rules:
+    """What is redacted in a persona's calls."""
+    custom = (CustomPattern(own.label, own.pattern) for own in persona.redact_patterns)
+    return Rules.of(persona.redact, custom)
 
 
 def _script(persona: Persona, values: Mapping[str, str]) -> Script:

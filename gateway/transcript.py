@@ -56,6 +56,8 @@ class Utterance:
     """Of the agent: what it had announced to say next and never did, for the caller interrupted or hung up."""
     confidence: float | None = None
     """Of the caller, 0 to 1: how sure the recogniser is; None where it does not say."""
+    onsets: tuple[float, ...] = ()
+    """When each of the words between spaces begins, in seconds from answer; empty where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,7 @@ class _CallerTurn:
     end: float
     text: str
     final: bool = True
+    onsets: tuple[float, ...] = ()
 
 
 def word_seconds(word: str) -> float:
@@ -315,13 +318,16 @@ class Transcript:
         last = turn.words[-1]
         start, end = turn.words[0].onset * self._frame, self._word_end(last)
         cut = last.cut is not None
-        return Utterance(turn.number, "agent", _joined(turn.words), start, end, cut, unsaid=turn.unsaid if cut else "")
+        unsaid = turn.unsaid if cut else ""
+        onsets = tuple(word.onset * self._frame for word in turn.words for _ in word.text.split())
+        return Utterance(turn.number, "agent", _joined(turn.words), start, end, cut, unsaid=unsaid, onsets=onsets)
 
     # The caller's side
 
     def _add_caller(self, text: CallerText) -> list[Utterance]:
         start = text.start * self._frame
         end = max(text.end * self._frame, start)
+        onsets = tuple(onset * self._frame for onset in text.onsets)
         changed: list[Utterance] = []
         number = 0
         if self._caller and not self._caller[-1].final:
@@ -335,10 +341,11 @@ class Transcript:
         if text.final and self._caller and self._joins(self._caller[-1], start):
             turn = self._caller[-1]
             turn.text, turn.end = f"{turn.text} {_squeeze(text.text)}", max(turn.end, end)
+            turn.onsets = (*turn.onsets, *onsets) if turn.onsets and onsets else ()
             if number:
                 changed.append(Utterance(number, "caller", "", start, start))
         else:
-            turn = _CallerTurn(number or self._next_number(), start, end, _squeeze(text.text), text.final)
+            turn = _CallerTurn(number or self._next_number(), start, end, _squeeze(text.text), text.final, onsets)
             self._caller.append(turn)
         changed.append(_caller_view(turn))
         return changed + (self._split(turn) if text.final else [])
@@ -366,7 +373,7 @@ class Transcript:
 
 
 def _caller_view(turn: _CallerTurn) -> Utterance:
-    return Utterance(turn.number, "caller", turn.text, turn.start, turn.end, False, turn.final)
+    return Utterance(turn.number, "caller", turn.text, turn.start, turn.end, False, turn.final, turn.onsets)
 
 
 def _recent(caller: Sequence[_CallerTurn], since: float) -> list[_CallerTurn]:

@@ -154,6 +154,8 @@ class CallerText:
     end: int
     text: str
     final: bool = True
+    onsets: tuple[int, ...] = ()
+    """The caller frame in which each of the words between spaces begins; empty where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,6 +367,10 @@ def _checked(kind: type[Any], name: str, annotation: str, value: Any, where: str
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise WireError(f"{field_name} must be a list of strings")
         return tuple(_writable(item) for item in value)
+    if annotation == "tuple[int, ...]":
+        if not isinstance(value, list) or not all(type(item) is int and 0 <= item < 1 << 63 for item in value):
+            raise WireError(f"{field_name} must be a list of numbers from 0")
+        return tuple(value)
     plain: dict[str, type | tuple[type, ...]] = {"str": str, "bool": bool, "int": int, "float": (int, float)}
     expected = plain.get(annotation)
     if expected is None:

@@ -31,7 +31,8 @@ def postgres_server() -> Iterator[Any]:
                 yield server
             finally:
                 # At once: what it would write down before an orderly end is thrown away next.
-                os.kill(server.get_pid(), signal.SIGQUIT)
+                if (pid := server.get_pid()) is not None:
+                    os.kill(pid, signal.SIGQUIT)
 
 
 def postgres_url(server: Any) -> str:

@@ -29,6 +29,7 @@ PURE = {
         for path in (ROOT / folder).glob("*.py")
         if (file := path.relative_to(ROOT).as_posix()) not in SHELL
     ),
+    *(path.relative_to(ROOT).as_posix() for path in (ROOT / "gateway/redaction").glob("*.py")),
     "gateway/audio.py",
     "gateway/latency.py",
     "gateway/leg.py",
@@ -47,7 +48,7 @@ PURE = {
     "model/prompt.py",
     "model/wire.py",
 }
-PACKAGES = {"gateway", "model", "gateway.sip", "gateway.twilio"}
+PACKAGES = {"gateway", "model", "gateway.redaction", "gateway.sip", "gateway.twilio"}
 OUTSIDE_WORLD = {
     "asyncio",
     "os",
@@ -63,8 +64,8 @@ OUTSIDE_WORLD = {
 }
 """Of the standard library, what a pure file never imports: clocks, files, networks, chance."""
 
-PURE_LIBRARIES = {"audioop", "cryptography", "numpy", "orjson", "pylibsrtp"}
-"""Codecs, arithmetic and ciphers that neither look at a clock nor touch the world."""
+PURE_LIBRARIES = {"audioop", "cryptography", "numpy", "orjson", "pylibsrtp", "re2"}
+"""Codecs, arithmetic, ciphers and patterns that neither look at a clock nor touch the world."""
 
 PARTS_OF_A_CALL = {"gateway.engine", "gateway.leg", "gateway.personas", "gateway.audio", "gateway.transcript"}
 

@@ -185,7 +185,8 @@ class RehearsalSession:
         loop = asyncio.get_running_loop()
         heard = await loop.run_in_executor(self._models.recognising, self._recognise_wanted, attempt, sound)
         if heard is not None:
-            self._act(self._turns.recognised(attempt, heard.text, heard.confidence), tasks)
+            onsets = [int(onset / WINDOW_SECONDS) for onset in heard.onsets]
+            self._act(self._turns.recognised(attempt, heard.text, heard.confidence, onsets), tasks)
         self._work(-1)
 
     def _recognise_wanted(self, attempt: int, sound: NDArray[np.float32]) -> Heard | None:
@@ -240,8 +241,9 @@ class RehearsalSession:
                     self._pause()
                 case Resume():
                     self._playout.resume()
-                case Said(start, end, text):
-                    self._outputs.put_nowait(CallerText(_frame_of(start), _frame_of(end - 1) + 1, text))
+                case Said(start, end, text, onsets):
+                    frames = tuple(_frame_of(onset) for onset in onsets)
+                    self._outputs.put_nowait(CallerText(_frame_of(start), _frame_of(end - 1) + 1, text, onsets=frames))
                 case Reply(text, instead):
                     self._pause()
                     self._begin(partial(self._dialogue.reply, text), instead)

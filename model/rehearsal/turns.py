@@ -13,6 +13,7 @@ kept or forgotten, and when the silence has lasted, the result decides what happ
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -94,6 +95,8 @@ class Said:
     start: int
     end: int
     text: str
+    onsets: tuple[int, ...] = ()
+    """The window in which each of its words begins; empty where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,20 @@ class StillThere:
 Action = Recognise | Pause | Resume | Said | Reply | StillThere
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one recognition gave: words, and the window in which each begins, if that is known."""
+
+    start: int
+    text: str = ""
+    onsets: tuple[int, ...] = ()
+
+    @property
+    def spread(self) -> tuple[int, ...]:
+        """An onset for each word: the start of the whole for those that are not known."""
+        return self.onsets or (self.start,) * len(self.text.split())
+
+
 @dataclass(slots=True)
 class _Utterance:
     start: int
@@ -122,18 +139,29 @@ class _Utterance:
     piece_start: int
     late: bool
     """It began in the last second of a question of the agent: it may be the answer."""
-    parts: list[str] = field(default_factory=list)
+    parts: list[_Part] = field(default_factory=list)
     attempt: int = -1
     """The recognition that covers the utterance to its end so far; -1: none."""
-    text: str | None = None
+    text: _Part | None = None
     """What that gave."""
     confidence: float = 0.0
     pieces: dict[int, int] = field(default_factory=dict)
     """Recognitions of pieces not yet done: attempt -> place in `parts`."""
+    starts: dict[int, int] = field(default_factory=dict)
+    """Attempt -> the window from which it recognises."""
 
     @property
     def words(self) -> str:
-        return " ".join(part for part in [*self.parts, self.text or ""] if part)
+        return " ".join(part.text for part in self._all())
+
+    @property
+    def onsets(self) -> tuple[int, ...]:
+        """The window in which each word begins; empty if that is known of none."""
+        parts = self._all()
+        return tuple(onset for part in parts for onset in part.spread) if any(part.onsets for part in parts) else ()
+
+    def _all(self) -> list[_Part]:
+        return [part for part in [*self.parts, self.text] if part is not None and part.text]
 
 
 class Turns:
@@ -182,15 +210,20 @@ class Turns:
             actions.append(self._cut(utterance))
         return actions + self._conclude()
 
-    def recognised(self, attempt: int, text: str, confidence: float = 0.0) -> list[Action]:
-        """The text for a `Recognise`, and its mean log probability a token. Late ones are ignored."""
+    def recognised(self, attempt: int, text: str, confidence: float = 0.0, onsets: Sequence[int] = ()) -> list[Action]:
+        """The text for a `Recognise`, and its mean log probability a token. Late ones are ignored.
+
+        `onsets`: windows from the start of what was to be recognised to each word, if known.
+        """
         utterance = self._utterance
         if utterance is None:
             return []
+        start = utterance.starts.pop(attempt, 0)
+        part = _Part(start, text, tuple(start + onset for onset in onsets))
         if attempt in utterance.pieces:
-            utterance.parts[utterance.pieces.pop(attempt)] = text
+            utterance.parts[utterance.pieces.pop(attempt)] = part
         elif attempt == utterance.attempt:
-            utterance.text = text
+            utterance.text = part
             utterance.confidence = confidence
         return self._conclude()
 
@@ -238,7 +271,7 @@ class Turns:
         utterance.last = now
         if utterance.attempt < 0:
             return
-        if utterance.text and now - utterance.piece_start >= self._timing.piece:
+        if utterance.text and utterance.text.text and now - utterance.piece_start >= self._timing.piece:
             utterance.parts.append(utterance.text)
             utterance.piece_start = max(utterance.piece_start, now - self._timing.quick)
         utterance.attempt = -1
@@ -252,13 +285,14 @@ class Turns:
     def _recognise(self, utterance: _Utterance) -> Recognise:
         self.attempts += 1
         utterance.attempt = self.attempts
+        utterance.starts[self.attempts] = utterance.piece_start
         return Recognise(self.attempts, utterance.piece_start, self._now)
 
     def _cut(self, utterance: _Utterance) -> Recognise:
         """The caller has spoken for very long without a pause: recognise what there is, and go on."""
         action = self._recognise(utterance)
         utterance.pieces[action.attempt] = len(utterance.parts)
-        utterance.parts.append("")
+        utterance.parts.append(_Part(utterance.piece_start))
         utterance.attempt = -1
         utterance.piece_start = self._now
         return action
@@ -299,7 +333,7 @@ class Turns:
         self._utterance = None
         self._recent.clear()
         self._quiet_since = self._now
-        actions: list[Action] = [Said(utterance.start, utterance.last + 1, words)] if words else []
+        actions: list[Action] = [Said(utterance.start, utterance.last + 1, words, utterance.onsets)] if words else []
         if self.agent is Agent.IDLE:
             return actions + ([self._reply(words)] if words else [])
         if self._gives_way(utterance, words):

@@ -21,8 +21,10 @@ from gateway.personas import (
     consent_line,
     load_personas,
     persona_prompt,
+    redaction_rules,
     session_request,
 )
+from gateway.redaction.rules import CustomPattern, Rules
 from model.wire import Script, decode_open, encode_open
 
 SHIPPED = Path(__file__).parents[2] / "personas"
@@ -95,6 +97,14 @@ def test_persona_is_known_by_its_file(folder: Folder) -> None:
     assert (persona.limits.max_seconds, persona.record, persona.fallback) == (900, False, "")
 
 
+def test_redaction_rules_come_from_the_file(folder: Folder) -> None:
+    own = "redact: [card, phone]\nredact_patterns: [{label: member number, pattern: 'AB\\d{4}'}]\nvoice: NATF2"
+    personas = load_personas(folder(plain=BANK, bank=changed("voice: NATF2", own)))
+    assert not redaction_rules(personas["plain"])
+    rules = redaction_rules(personas["bank"])
+    assert rules == Rules(frozenset(("card", "phone")), (CustomPattern("member number", r"AB\d{4}"),))
+
+
 def test_personas_cannot_be_altered(folder: Folder) -> None:
     persona = load_personas(folder(bank=BANK))["bank"]
     with pytest.raises(ValueError, match="frozen"):
@@ -114,6 +124,33 @@ def test_personas_cannot_be_altered(folder: Folder) -> None:
         ("kind: name", "kind: names", "bank.yaml:15: script.questions.1.kind: should be 'name', 'digits'"),
         ("needs: [caller]", "needs: [caller, dog]", "bank.yaml:20: script.answers.1.needs.2: there is no question dog"),
         ("after: [declined]", "after: [refused]", "bank.yaml:23: script.answers.2.after.1: there is no answer refused"),
+        (
+            "voice: NATF2",
+            "voice: NATF2\nredact: [card, pin]",
+            "bank.yaml:6: redact.2: should be 'card', 'card_but_last_four', 'cvv', 'ssn', 'phone', 'email' or "
+            "'birth_date'",
+        ),
+        (
+            "voice: NATF2",
+            "voice: NATF2\nredact: [card, card_but_last_four]",
+            "bank.yaml:6: redact: has both card and card_but_last_four; choose one",
+        ),
+        (
+            "voice: NATF2",
+            "voice: NATF2\nredact_patterns: [{label: member number, pattern: 'M(\\d+'}]",
+            "bank.yaml:6: redact_patterns.1.pattern: is not a pattern that RE2 understands: missing ): M(\\d+",
+        ),
+        (
+            "voice: NATF2",
+            "voice: NATF2\nredact_patterns: [{label: member number, pattern: '(a+)+(?=b)'}]",
+            "bank.yaml:6: redact_patterns.1.pattern: is not a pattern that RE2 understands: invalid perl operator: (?=",
+        ),
+        (
+            "voice: NATF2",
+            "voice: NATF2\nredact_patterns: [{label: anything, pattern: 'x*'}]",
+            "bank.yaml:6: redact_patterns.1.pattern: matches nothing at all, so it would match everywhere; "
+            "let it ask for a character",
+        ),
         (
             "person: desk",
             "person: boss",

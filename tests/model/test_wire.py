@@ -26,7 +26,7 @@ TO_WORKER = (
 FROM_WORKER = (
     st.builds(AgentFrame, INDEX, PCM, TOKENS)
     | st.builds(AgentText, INDEX, TEXT)
-    | st.builds(wire.CallerText, COUNT, COUNT, TEXT, st.booleans())
+    | st.builds(wire.CallerText, COUNT, COUNT, TEXT, st.booleans(), st.lists(COUNT, max_size=4).map(tuple))
     | st.builds(wire.Flush, COUNT)
     | st.builds(wire.Done, COUNT, st.sampled_from(["goodbye", "transfer"]), TEXT)
     | st.builds(wire.Ready, TEXT, TEXT)

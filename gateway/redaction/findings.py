@@ -1,0 +1,261 @@
+"""What is to be redacted in the utterances at hand, and what cannot be decided yet. Pure.
+
+Owns the judgement: which row of figures is what, by arithmetic where there is a check, else by what was
+said around it. Where it errs, it errs on the side of redacting once the talk is of a card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from gateway.redaction import phrases
+from gateway.redaction.lines import GAP_SECONDS, GAP_WORDS, Line, Row, Said, rows
+from gateway.redaction.numbers import CARD_DIGITS, holds_card, is_phone, is_ssn, looks_like_card, luhn
+from gateway.redaction.rules import LABELS, Rules, compiled
+
+MENTION_SECONDS = 25.0
+"""How long what was spoken of tells what the next figures are."""
+AFTER_CARD_SECONDS = 15.0
+"""So long after figures of a card, more figures are still the card's."""
+MENTION_CHARACTERS = 48
+"""Characters of an utterance after figures in which it may still say what they were."""
+LONG_SECONDS = 20.0
+"""A row that takes longer than this counts as a card's number, so that nothing is held back for ever."""
+AFTER_CARD_DIGITS = 2
+"""The same, soon after figures of a card: a part that is read back, or the rest of it."""
+SAME_BREATH = 2.5
+"""Seconds from "the last four digits" to the "card number" that they are of."""
+PARTIAL_DIGITS = 3
+"""The fewest digits that are a part of a card's number, where one is spoken of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A part of an utterance's text that must not be seen, and what stands there instead."""
+
+    line: Line
+    start: int
+    end: int
+    label: str
+
+    @property
+    def number(self) -> int:
+        return self.line.number
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A row that may still turn out to be something, until `until` (call seconds)."""
+
+    row: Row
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What is known so far."""
+
+    findings: tuple[Finding, ...]
+    open: tuple[Open, ...]
+    card_talk: tuple[tuple[float, float], ...] = ()
+    """From, to (call seconds): a card's number is asked for or being said."""
+
+
+class _Talk:
+    """What was spoken of, and when figures of a card were said."""
+
+    def __init__(self, lines: Sequence[Line]) -> None:
+        self._said = [said for line in lines for said in line.mentions]
+        self.card_until = -1.0
+
+    def about(self, row: Row) -> list[Said]:
+        """What a row may be, by the words around it: the nearest first."""
+        first, last = row.figures[0], row.figures[-1]
+        ahead, after = [], []
+        for said in self._said:
+            if said.number == first.line.number and said.place <= first.figure.start:
+                ahead.append(said)
+            elif said.number == last.line.number and said.place > last.figure.end:
+                if said.place - last.figure.end <= MENTION_CHARACTERS:
+                    after.append(said)
+            elif row.start - MENTION_SECONDS <= said.at <= row.end and said.number != last.line.number:
+                ahead.append(said)
+        ahead = [said for said in ahead if row.start - said.at <= MENTION_SECONDS]
+        ahead.sort(key=lambda said: said.at, reverse=True)
+        return ahead + after
+
+
+def judge(lines: Sequence[Line], rules: Rules) -> Judgement:
+    """Apply the rules to utterances ordered by time, of both sides."""
+    card_talk: list[tuple[float, float]] = []
+    findings = [*_addresses(lines, rules), *_dates(lines, rules), *_customs(lines, rules)]
+    undecided: list[Open] = []
+    if rules.kinds - {"email"}:
+        talk = _Talk(lines)
+        for row in rows(lines):
+            found = _judge_row(row, talk, rules)
+            findings += found
+            if not found or not _covers(found, row):
+                undecided.append(Open(row, row.end + GAP_SECONDS))
+            if any(one.label.startswith(LABELS["card"]) for one in found):
+                card_talk.append((row.start, row.end + AFTER_CARD_SECONDS))
+        if rules.card:
+            asked = [said.at for line in lines for said in line.mentions if said.kind == "card"]
+            card_talk += [(at, at + MENTION_SECONDS) for at in asked]
+    return Judgement(tuple(findings), tuple(undecided), tuple(sorted(card_talk)))
+
+
+def may_go_on(row: Row) -> bool:
+    """Whether its side has not said so many other words since that no figure can join it."""
+    return row.tail <= GAP_WORDS
+
+
+def _covers(found: Sequence[Finding], row: Row) -> bool:
+    pieces = {(line.number, start, end) for line, start, end in row.pieces()}
+    return pieces <= {(one.number, one.start, one.end) for one in found}
+
+
+def _judge_row(row: Row, talk: _Talk, rules: Rules) -> list[Finding]:
+    if rules.card:
+        for part in row.strict():
+            if luhn(part.counted) and CARD_DIGITS[0] <= len(part.counted) <= CARD_DIGITS[1] and not part.covers(row):
+                # A whole number by itself: what was said before and after it is something else.
+                return [found for one in row.around(part) for found in _judge_row(one, talk, rules)]
+        if _is_card(row, talk):
+            talk.card_until = max(talk.card_until, row.end + AFTER_CARD_SECONDS)
+            return _as(row, "card", rules)
+    found: list[Finding] = []
+    for part in row.strict():
+        if kind := _kind(part, talk, rules):
+            found += _as(part, kind, rules)
+            if kind == "card":
+                talk.card_until = max(talk.card_until, part.end + AFTER_CARD_SECONDS)
+    return found
+
+
+def _is_card(row: Row, talk: _Talk) -> bool:
+    """By arithmetic, by length, or because it goes on for very long."""
+    digits = row.counted
+    abroad = len(digits) < CARD_DIGITS[0] and _plus(row)
+    if (
+        holds_card(digits)
+        or (looks_like_card(digits) and not abroad and not is_phone(digits))
+        or (row.unsure and len(digits) >= CARD_DIGITS[0])
+    ):
+        return True
+    if row.end - row.start > LONG_SECONDS and len(digits) >= PARTIAL_DIGITS:
+        return True
+    return len(digits) >= CARD_DIGITS[0] - 1 and _card_is_talked_of(row, talk)
+
+
+def _card_is_talked_of(row: Row, talk: _Talk) -> bool:
+    return row.start <= talk.card_until or any(said.kind == "card" for said in talk.about(row))
+
+
+def _kind(row: Row, talk: _Talk, rules: Rules) -> str:
+    """What a row without other words in it is; empty: nothing that the rules name."""
+    digits = row.counted
+    about = talk.about(row)
+    if len(digits) <= 4 and _last_four(about):
+        return ""
+    for said in about:
+        if _fits(said.kind, len(digits)):
+            wanted = rules.card if said.kind == "card" else said.kind in rules.kinds
+            return said.kind if wanted else ""
+    if "ssn" in rules.kinds and is_ssn(digits) and _grouped(row) == (3, 2, 4):
+        return "ssn"
+    if "phone" in rules.kinds and (is_phone(digits) or (len(digits) >= 8 and _plus(row))):
+        return "phone"
+    if rules.card and row.start <= talk.card_until and len(digits) >= AFTER_CARD_DIGITS:
+        return "card"
+    return ""
+
+
+def _last_four(about: Sequence[Said]) -> bool:
+    """Whether the talk is of the last four digits of a card, which are on every receipt."""
+    last_four = max((said.at for said in about if said.kind == "last_four"), default=None)
+    if last_four is None or any(said.kind == "ssn" for said in about):
+        return False
+    return last_four >= max((said.at for said in about if said.kind == "card"), default=0.0) - SAME_BREATH
+
+
+_LENGTHS = {
+    "card": (PARTIAL_DIGITS, 40),
+    "cvv": (2, 6),
+    "ssn": (4, 12),
+    "phone": (7, 15),
+    "birth_date": (4, 8),
+}
+"""Digits, with those that recognition loses or adds."""
+
+
+def _fits(kind: str, digits: int) -> bool:
+    least, most = _LENGTHS.get(kind, (1, 0))
+    return least <= digits <= most
+
+
+def _grouped(row: Row) -> tuple[int, ...]:
+    """How many digits stand together, where figures are written in groups."""
+    return tuple(len(placed.figure.digits) for placed in row.figures)
+
+
+def _plus(row: Row) -> bool:
+    first = row.figures[0]
+    before = first.line.text[: first.figure.start].rstrip().lower()
+    return before.endswith(("+", "plus"))
+
+
+def _as(row: Row, kind: str, rules: Rules) -> list[Finding]:
+    label = LABELS["card" if kind == "card" else kind]
+    if kind == "card" and rules.keeps_last_four and luhn(row.counted) and len(row.counted) in range(*CARD_DIGITS):
+        label += f" ending in {row.counted[-4:]}"
+    return [Finding(line, start, end, label) for line, start, end in row.pieces()]
+
+
+def _addresses(lines: Sequence[Line], rules: Rules) -> Iterator[Finding]:
+    if "email" not in rules.kinds:
+        return
+    label = LABELS["email"]
+    asked_at = [said.at for line in lines for said in line.mentions if said.kind == "email"]
+    before: dict[str, Line] = {}
+    for line in lines:
+        asked = any(line.utterance.start - MENTION_SECONDS <= at <= line.utterance.end for at in asked_at)
+        for start, end in phrases.domains(line.text):
+            begin = phrases.local_part(line.text, start, asked)
+            yield Finding(line, begin, end, label)
+            earlier = before.get(line.channel)
+            if begin == start and earlier and line.utterance.start - earlier.utterance.end <= GAP_SECONDS:
+                text = earlier.text.rstrip(" .,!?")
+                if (place := phrases.local_part(text, len(text), asked)) < len(text):
+                    yield Finding(earlier, place, len(text), label)
+        if asked:
+            for start, end in phrases.unfinished_addresses(line.text):
+                yield Finding(line, start, end, label)
+        before[line.channel] = line
+
+
+def _dates(lines: Sequence[Line], rules: Rules) -> Iterator[Finding]:
+    if "birth_date" not in rules.kinds:
+        return
+    said = [one for line in lines for one in line.mentions if one.kind == "birth_date"]
+    if not said:
+        return
+    for line in lines:
+        for start, end in phrases.dates(line.text):
+            at = line.times.begins(start)
+            if any(one.number == line.number or at - MENTION_SECONDS <= one.at <= at for one in said):
+                yield Finding(line, start, end, LABELS["birth_date"])
+
+
+def _customs(lines: Sequence[Line], rules: Rules) -> Iterator[Finding]:
+    for own in rules.custom:
+        expression = compiled(own.pattern)
+        for line in lines:
+            for text, places in ((line.text, None), line.plain):
+                for match in expression.finditer(text):
+                    start, end = match.span()
+                    if places is not None:
+                        start, end = places[start][0], places[end - 1][1]
+                    if start < end:
+                        yield Finding(line, start, end, own.label)

@@ -1,0 +1,409 @@
+"""What the redactor lets through, what it masks and mutes, and how long it holds back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.redaction.findings import LONG_SECONDS
+from gateway.redaction.lines import GAP_SECONDS
+from gateway.redaction.numbers import luhn
+from gateway.redaction.redactor import (
+    ARRIVAL_SECONDS,
+    LONGEST_TURN_SECONDS,
+    REMEMBERED_SECONDS,
+    SETTLE_SECONDS,
+    Redactor,
+)
+from gateway.redaction.rules import CustomPattern, Rules
+from gateway.transcript import Speaker, Utterance
+from tests.gateway.redaction.conversation import ALL, CARD, Watcher, is_muted, redacted, said, texts
+
+LONGEST_HOLD = LONG_SECONDS + GAP_SECONDS + ARRIVAL_SECONDS + SETTLE_SECONDS
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        "four one one one, one one one one, one one one one, one one one one",
+        "4111 1111 1111 1111",
+        "4111-1111-1111-1111",
+        "4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1",
+        "forty-one eleven, eleven eleven, eleven eleven, eleven eleven",
+        "four triple one, then double one double one, um, 1111 and four ones",
+        "three seven eight two, eight two two four six three, one oh oh oh five",
+    ],
+)
+def test_a_card_number_is_masked_and_the_rest_is_kept(number: str) -> None:
+    assert texts(("caller", f"Sure, it is {number}. Thank you.")) == ["Sure, it is [card number]. Thank you."]
+
+
+def test_a_number_split_over_turns_with_the_agent_in_between() -> None:
+    turns: list[tuple[Speaker, str]] = [
+        ("caller", "It's four two four two"),
+        ("agent", "Mm-hm."),
+        ("caller", "four two four two,"),
+        ("agent", "Four two four two, and then?"),
+        ("caller", "Yes, and then forty-two forty-two"),
+        ("agent", "Go on."),
+        ("caller", "four two, sorry, four two."),
+    ]
+    assert texts(*turns)[::2] == [
+        "It's [card number]",
+        "[card number],",
+        "Yes, and then [card number]",
+        "[card number].",
+    ]
+
+
+def test_the_agent_that_reads_it_back_is_masked_and_muted_too() -> None:
+    turns = said(("caller", "5425 2334 3010 9903"), ("agent", "So that is 5 4 2 5 2 3 3 4 3 0 1 0 9 9 0 3, correct?"))
+    watcher = redacted(turns)
+    assert watcher.texts() == ["[card number]", "So that is [card number], correct?"]
+    assert is_muted(watcher.mutes, "caller", turns[0].start, turns[0].end)
+    assert any(mute.speaker == "agent" for mute in watcher.mutes)
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [
+        ("4 1 1 1 1 1 1 1 1 1 1 1 1 1", "My card number is [card number]"),
+        ("4111 1111 1111", "My card number is [card number]"),
+        ("4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1", "My card number is [card number]"),
+        ("4111 11", "My card number is [card number]"),
+        ("on file", "My card number is on file"),
+    ],
+)
+def test_what_recognition_got_wrong_is_masked_where_a_card_is_spoken_of(number: str, shown: str) -> None:
+    assert texts(("caller", f"My card number is {number}")) == [shown]
+
+
+def test_an_interrupted_number_is_masked_when_the_agent_asked_for_it() -> None:
+    turns: list[tuple[Speaker, str]] = [
+        ("agent", "Could you read me the number on your card?"),
+        ("caller", "Yes, it is four one one one, one one"),
+    ]
+    assert texts(*turns)[1] == "Yes, it is [card number]"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "My card was declined at a Home Depot in Miami. It was twelve hundred dollars.",
+        "The branch closes at five PM on Saturday.",
+        "The credit card has a fee of 95 dollars a year.",
+        "The card ending in 4821 was charged 12 times.",
+        "What are the last four digits of your card number? 4 8 2 1.",
+        "Flight 1420 leaves at 10:30 from gate 22.",
+        "I have 2 kids, 3 dogs and 4 cats.",
+        "It is order 94001, two boxes of 500.",
+        "Ten in the morning works for me.",
+        "It is lisinopril, ten milligrams.",
+        "May I have one? For me, to go, too.",
+    ],
+)
+def test_ordinary_talk_is_left_alone(text: str) -> None:
+    assert texts(("caller", text)) == [text]
+
+
+@pytest.mark.parametrize(
+    ("turns", "shown"),
+    [
+        (["The security code is seven three seven."], ["The security code is [security code]."]),
+        (
+            ["4111 1111 1111 1111, and the security code is 737"],
+            ["[card number], and the security code is [security code]"],
+        ),
+        (["737 is the security code."], ["[security code] is the security code."]),
+        (["And the three digits on the back?", "737."], ["And the three digits on the back?", "[security code]."]),
+        (["My social is 123 45 6789."], ["My social is [social security number]."]),
+        (["It's 123-45-6789."], ["It's [social security number]."]),
+        (["My social security number?", "1 2 3 4 5 6 7 8 9"], None),
+        (["Call me at 206-555-0123."], ["Call me at [phone number]."]),
+        (["Two oh six, five five five, oh one two three"], ["[phone number]"]),
+        (["It is plus 358 40 123 4567."], ["It is plus [phone number]."]),
+        (["What is your date of birth?", "March fifth, nineteen eighty."], None),
+        (["I was born on the 5th of March 1980."], ["I was born on the [date of birth]."]),
+        (["My date of birth is 03/05/1980."], ["My date of birth is [date of birth]."]),
+        (["Let's meet on March 5th."], ["Let's meet on March 5th."]),
+        (["Write to jane.doe99@mail.example.com please."], ["Write to [e-mail address] please."]),
+        (["It's john dot smith at gmail dot com."], ["It's [e-mail address]."]),
+        (["My e-mail is john smith at gmail.com"], ["My e-mail is [e-mail address]"]),
+        (["It's J O H N underscore 7 at corp dot co dot uk"], ["It's [e-mail address]"]),
+        (["Let's meet at noon."], ["Let's meet at noon."]),
+    ],
+)
+def test_other_kinds(turns: list[str], shown: list[str] | None) -> None:
+    speakers: list[Speaker] = ["agent", "caller"] if len(turns) == 2 else ["caller"]
+    result = texts(*zip(speakers, turns, strict=True))
+    if shown is None:
+        assert not any(char.isdigit() for char in result[-1])
+        assert "[" in result[-1]
+    else:
+        assert result == shown
+
+
+def test_an_address_that_goes_on_in_the_next_turn() -> None:
+    shown = texts(("agent", "Your e-mail?"), ("caller", "It's john dot smith"), ("caller", "at gmail dot com"))
+    assert shown == ["Your e-mail?", "It's [e-mail address]", "[e-mail address]"]
+
+
+def test_only_what_the_rules_name_is_masked() -> None:
+    text = "Card 4111 1111 1111 1111, born May 5th 1980, phone 206 555 0123"
+    assert texts(("caller", text), rules=Rules.of(["card"])) == [
+        "Card [card number], born May 5th 1980, phone 206 555 0123"
+    ]
+    assert texts(("caller", text), rules=Rules.of(["phone"])) == [
+        "Card 4111 1111 1111 1111, born May 5th 1980, phone [phone number]"
+    ]
+
+
+def test_the_last_four_digits_can_be_kept_in_the_text() -> None:
+    rules = Rules.of(["card_but_last_four"])
+    assert texts(("caller", "It's 5425 2334 3010 9903."), rules=rules) == ["It's [card number ending in 9903]."]
+    assert texts(("caller", "My card number is 5425 2334"), rules=rules) == ["My card number is [card number]"]
+
+
+def test_custom_patterns_see_the_text_and_its_figures_as_digits() -> None:
+    rules = Rules.of([], [CustomPattern("member number", r"\bAB\d{4}\b"), CustomPattern("name", "rumpelstiltskin")])
+    assert texts(("caller", "I am Rumpelstiltskin, member A B one two, three four."), rules=rules) == [
+        "I am [name], member [member number]."
+    ]
+
+
+def test_keys_are_masked() -> None:
+    turns = said(("agent", "Please type your card number."), ("caller", "[keypad 4111111111111111#]"))
+    assert redacted(turns).texts()[1] == "[keypad [card number]#]"
+
+
+def test_without_rules_everything_passes_at_once() -> None:
+    redactor = Redactor(Rules())
+    provisional = Utterance(1, "caller", "4111 1111 1111 1111", 1.0, 2.0, final=False)
+    passed = redactor.update([provisional], 2.0)
+    assert (passed.utterances, passed.mutes, passed.safe_until) == ((provisional,), (), 2.0)
+
+
+def test_text_without_private_data_passes_after_it_has_settled() -> None:
+    (utterance,) = said(("caller", "What time does the branch close on Saturday?"))
+    redactor = Redactor(ALL)
+    redactor.update([utterance], utterance.end)
+    (shown,) = redactor.update([], utterance.end + SETTLE_SECONDS).utterances
+    assert shown == replace(utterance, onsets=())
+    assert not redactor.update([], utterance.end + 60).utterances
+
+
+def test_figures_at_the_end_are_held_and_the_words_before_them_shown() -> None:
+    (utterance,) = said(("caller", "I would like to pay now, it is four one one one"))
+    redactor = Redactor(CARD)
+    redactor.update([utterance], utterance.end)
+    (shown,) = redactor.update([], utterance.end + SETTLE_SECONDS).utterances
+    assert (shown.text, shown.final) == ("I would like to pay now, it is", False)
+    (rest,) = redactor.update([], utterance.end + LONGEST_HOLD).utterances
+    assert rest.text == utterance.text
+    assert rest.final
+
+
+def test_an_utterance_that_is_taken_back_disappears() -> None:
+    (utterance,) = said(("agent", "Good morning to you."))
+    redactor, watcher = Redactor(ALL), Watcher()
+    watcher.see(redactor.update([utterance], 10.0))
+    watcher.see(redactor.update([replace(utterance, text="")], 11.0))
+    watcher.see(redactor.finish())
+    assert watcher.texts() == []
+    never_shown = Redactor(ALL)
+    never_shown.update([utterance], utterance.start)
+    assert not never_shown.update([replace(utterance, text="")], utterance.start).utterances
+
+
+def test_provisional_words_are_not_shown() -> None:
+    redactor, watcher = Redactor(ALL), Watcher()
+    provisional = Utterance(1, "caller", "Hello there", 1.0, 2.0, final=False)
+    assert not watcher.see(redactor.update([provisional], 20.0)).utterances
+    watcher.see(redactor.finish())
+    assert watcher.texts() == ["Hello there"]
+
+
+def test_sound_is_safe_when_no_text_of_it_can_come_any_more() -> None:
+    redactor = Redactor(ALL)
+    assert redactor.update([], 10.0).safe_until == 0.0
+    assert redactor.update([], 100.0).safe_until == 100.0 - LONGEST_TURN_SECONDS
+    held = Utterance(1, "caller", "four one one", 62.0, 64.0)
+    assert redactor.update([held], 65.0).safe_until <= 61.0
+    assert redactor.finish().safe_until == float("inf")
+
+
+def test_words_with_known_times_are_muted_to_the_word() -> None:
+    text = "My card number is 4111 1111 1111 1111 and my name is Ann"
+    onsets = tuple(1.0 + place for place in range(len(text.split())))
+    watcher = redacted([Utterance(1, "caller", text, 1.0, 14.0, onsets=onsets)])
+    assert (watcher.mutes[0].start, watcher.mutes[0].end) == (4.4, 9.6)
+
+
+def test_what_was_said_but_not_recognised_is_muted_where_a_card_is_asked_for() -> None:
+    (question,) = said(("agent", "Could I have your card number, please?"))
+    redactor, watcher = Redactor(CARD), Watcher()
+    watcher.see(redactor.update([question], question.end))
+    for second in range(10, 90):
+        watcher.see(redactor.update([], float(second)))
+    assert is_muted(watcher.mutes, "caller", question.end, question.end + 20)
+    assert not is_muted(watcher.mutes, "caller", 60.0, 61.0)
+
+
+# Properties
+
+ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+TENS = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+
+
+@st.composite
+def card_digits(draw: st.DrawFn) -> str:
+    body = draw(st.sampled_from("123456789")) + draw(st.text("0123456789", min_size=11, max_size=17))
+    return next(body + check for check in "0123456789" if luhn(body + check))
+
+
+@st.composite
+def spoken(draw: st.DrawFn, digits: str) -> list[str]:
+    """The digits as a caller may say or a recogniser may write them, in pieces."""
+    pieces: list[str] = []
+    place = 0
+    while place < len(digits):
+        rest = digits[place:]
+        ways = ["word", "digit", "group"]
+        if len(rest) > 1 and rest[0] in "23456789" and rest[1] != "0":
+            ways.append("pair")
+        if rest[:1] == "1" and len(rest) > 1:
+            ways.append("teen")
+        if len(rest) > 1 and rest[0] == rest[1]:
+            ways.append("double")
+        way = draw(st.sampled_from(ways))
+        if way == "word":
+            pieces.append(ONES[int(rest[0])] if rest[0] != "0" else draw(st.sampled_from(["zero", "oh"])))
+            place += 1
+        elif way == "digit":
+            pieces.append(rest[0])
+            place += 1
+        elif way == "group":
+            size = draw(st.integers(2, 6))
+            pieces.append(rest[:size])
+            place += len(rest[:size])
+        else:
+            pieces.append(
+                {
+                    "pair": f"{TENS[int(rest[0])]}-{ONES[int(rest[1])]}",
+                    "teen": TEENS[int(rest[1])] if len(rest) > 1 else "",
+                    "double": f"double {ONES[int(rest[0])]}",
+                }[way]
+            )
+            place += 2
+    return pieces
+
+
+@st.composite
+def card_calls(draw: st.DrawFn) -> tuple[str, list[Utterance]]:
+    """A valid number, and a conversation in which it is said, over any number of turns."""
+    digits = draw(card_digits())
+    pieces = draw(spoken(digits))
+    turns: list[tuple[Speaker, str]] = []
+    words: list[str] = [draw(st.sampled_from(["Sure, it's", "Okay,", "Hello, can I pay?", ""]))]
+    for piece in pieces:
+        words.append(piece)
+        words.append(draw(st.sampled_from(["", "", "", ",", "um,", "and then", "okay", "."])))
+        if draw(st.integers(0, 5)) == 0:
+            turns.append(("caller", " ".join(filter(None, words))))
+            words = []
+            turns.append(("agent", draw(st.sampled_from(["Mm-hm.", "Go on.", "Okay, and then?", "Thank you."]))))
+    words.append(draw(st.sampled_from(["", "That's it.", "Did you get that?"])))
+    turns.append(("caller", " ".join(filter(None, words))))
+    return digits, said(*[(speaker, text) for speaker, text in turns if text.strip()])
+
+
+@settings(max_examples=150, deadline=None)
+@given(card_calls(), st.floats(0.1, 5.0))
+def test_no_valid_card_number_comes_out_however_it_is_said(call: tuple[str, list[Utterance]], lag: float) -> None:
+    digits, utterances = call
+    watcher = redacted(utterances, CARD, lag)
+    out = " ".join(watcher.ever)
+    assert not any(char.isdecimal() for char in out), (digits, watcher.texts())
+    assert not [
+        word for word in out.replace("-", " ").lower().split() if word.strip(",.") in {*ONES, *TEENS, *TENS[2:]}
+    ]
+
+
+WORDS = st.sampled_from(
+    ["the", "my", "card", "number", "please", "what", "security", "code", "is", "hello", "dot", "at"]
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["caller", "agent"]), st.lists(WORDS, min_size=1, max_size=8)), max_size=6))
+def test_text_without_figures_or_addresses_is_unchanged(turns: list[tuple[Speaker, list[str]]]) -> None:
+    conversation = [(speaker, " ".join(words)) for speaker, words in turns]
+    rules = Rules.of(["card", "cvv", "ssn", "phone", "birth_date"])
+    assert texts(*conversation, rules=rules) == [text for _, text in conversation]
+
+
+@st.composite
+def updates(draw: st.DrawFn) -> tuple[list[Utterance], list[tuple[Utterance, float]]]:
+    """Utterances, and the same arriving in parts: provisional, or growing word by word, and then whole."""
+    _, utterances = draw(card_calls())
+    arrivals: list[tuple[Utterance, float]] = []
+    for one in utterances:
+        words = one.text.split(" ")
+        for count in draw(st.lists(st.integers(1, len(words)), max_size=3)):
+            share = count / len(words)
+            end = one.start + share * (one.end - one.start)
+            part = replace(one, text=" ".join(words[:count]), end=end, final=one.speaker == "agent")
+            arrivals.append((part, end + 0.1))
+        arrivals.append((one, one.end + 0.5))
+    return utterances, sorted(arrivals, key=lambda arrival: arrival[1])
+
+
+@settings(max_examples=100, deadline=None)
+@given(updates())
+def test_parts_come_to_the_same_as_the_whole(case: tuple[list[Utterance], list[tuple[Utterance, float]]]) -> None:
+    whole, arrivals = case
+    redactor, watcher = Redactor(ALL), Watcher()
+    for part, at in arrivals:
+        watcher.see(redactor.update([part], at))
+    watcher.see(redactor.finish())
+    assert watcher.texts() == redacted(whole).texts()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.sampled_from(["four one", "Is it 12 or 15?", "Hello.", "1", "Okay, 4 1 1"]), min_size=1, max_size=12)
+)
+def test_nothing_is_held_for_longer_than_the_bound(lines: list[str]) -> None:
+    utterances = said(*[("caller" if place % 2 else "agent", line) for place, line in enumerate(lines)])
+    redactor, watcher = Redactor(CARD), Watcher()
+    at, step = 0.0, 0.5
+    last = utterances[-1].end + LONGEST_HOLD + step
+    while at < last:
+        watcher.see(redactor.update([one for one in utterances if at < one.end <= at + step], at + step))
+        at += step
+        for one in utterances:
+            if one.end + LONGEST_HOLD <= at:
+                assert watcher.seen[one.number].final
+    assert watcher.safe_until >= at - LONGEST_TURN_SECONDS - LONGEST_HOLD
+
+
+def test_an_hour_of_talk_leaves_nothing_behind() -> None:
+    redactor = Redactor(ALL)
+    for number in range(600):
+        at = 6.0 * number
+        redactor.update([Utterance(number, "caller", "It is number 12, I think.", at, at + 3.0)], at + 4.0)
+    assert redactor.remembered <= REMEMBERED_SECONDS / 6 + 8
+
+
+def test_mutes_follow_the_words() -> None:
+    utterances = said(("caller", "It is 4111 1111"), ("agent", "Yes?"), ("caller", "1111 1111"))
+    watcher = redacted(utterances)
+    for one in (utterances[0], utterances[2]):
+        assert is_muted(watcher.mutes, "caller", one.end - 1.0, one.end)
+    for earlier, later in pairwise(sorted(watcher.mutes, key=lambda mute: mute.start)):
+        assert earlier.start <= later.start
