@@ -32,7 +32,7 @@ def build(kind: type[_T], data: Any, where: str) -> _T:
     """Make a message dataclass from JSON, checking names and plain types; nested ones are made already."""
     if not isinstance(data, dict):
         raise WireError(f"{where} must be an object")
-    known = _types(kind)
+    known = _types(kind)  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for name, value in data.items():
         if name not in known:
@@ -64,9 +64,9 @@ def _checked(wanted: Any, value: Any, where: str) -> Any:
         return value
     if not isinstance(value, expected) or (isinstance(value, bool) and wanted is not bool):
         raise WireError(f"{where} must be {wanted.__name__}")
-    if wanted is int and not 0 <= value < 1 << 63:
+    if wanted is int and isinstance(value, int) and not 0 <= value < 1 << 63:
         raise WireError(f"{where} is out of range")
-    if wanted is float and not -1e9 <= value <= 1e9:  # nor NaN
+    if wanted is float and isinstance(value, int | float) and not -1e9 <= value <= 1e9:  # nor NaN
         raise WireError(f"{where} is out of range")
     return _writable(value) if isinstance(value, str) else value
 
