@@ -256,6 +256,16 @@ class LM(nn.Module):
         return self._run(state, slot, self.embed(inputs[None]), chunk)
 
     @torch.no_grad()
+    def read(self, state: LMState, slot: int, inputs: Tensor) -> None:
+        """Let the main transformer of `slot` read what it has not read yet, all at once. The token grid stays as it is.
+
+        `inputs` are columns of the grid, `[R, T]` ids, or what they are summed up to, `[T, D]` floats.
+        """
+        weight = self.text_emb.weight
+        given = inputs.to(weight.device, weight.dtype)[None] if inputs.is_floating_point() else self.embed(inputs[None])
+        self._run(state, slot, given, given.shape[1])
+
+    @torch.no_grad()
     def replay_voice(
         self, state: LMState, slot: int, embeddings: Tensor, tokens: Tensor, chunk: int = 256
     ) -> Tensor | None:

@@ -46,6 +46,22 @@ class Window:
         return self.context + self.step - 1
 
 
+@dataclass(frozen=True, slots=True)
+class SavedKV:
+    """The first positions of a stream, kept outside the rings. keys, values: `[layers, heads, length, head_dim]`."""
+
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def length(self) -> int:
+        return self.keys.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+
 class KVCache:
     """The rings of all layers of one transformer for `slots` slots.
 
@@ -90,6 +106,16 @@ class KVCache:
         self.offsets.index_fill_(0, slots, 0)
         self.keys.index_fill_(1, slots, 0.0)
         self.values.index_fill_(1, slots, 0.0)
+
+    def save(self, slot: int, length: int) -> SavedKV:
+        """A copy of the first `length` positions of `slot`, which must not have pushed one of them out."""
+        return SavedKV(self.keys[:, slot, :, :length].clone(), self.values[:, slot, :, :length].clone())
+
+    def load(self, slot: int, saved: SavedKV, length: int) -> None:
+        """Let a fresh `slot` stand after the first `length` of the `saved` positions."""
+        self.keys[:, slot, :, :length] = saved.keys[:, :, :length]
+        self.values[:, slot, :, :length] = saved.values[:, :, :length]
+        self.offsets[slot] = length
 
     def copy(self, source: int, targets: Tensor) -> None:
         """Let `targets [B]` continue from where slot `source` stands."""
