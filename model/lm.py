@@ -87,9 +87,9 @@ class StepOutput:
 class LMState:
     """What the model remembers of its slots: token grid and attention memory."""
 
-    def __init__(self, lm: LM, slots: int, window: WindowKind) -> None:
+    def __init__(self, lm: LM, slots: int, window: WindowKind, kv_dtype: torch.dtype | None = None) -> None:
         self.window = window
-        self.kv = lm.transformer.cache(slots, window)
+        self.kv = lm.transformer.cache(slots, window, kv_dtype)
         self.cache = TokenCache(lm.config, slots, self.kv.offsets.device)
 
     def reset(self, slots: Tensor) -> None:
@@ -175,9 +175,9 @@ class LM(nn.Module):
             all_logits.append(logits)
         return torch.stack(all_logits, dim=1)
 
-    def streaming(self, slots: int, window: WindowKind = "reference") -> LMState:
-        """Memory for `slots` conversations, all fresh, on the weights' device and of their type."""
-        return LMState(self, slots, window)
+    def streaming(self, slots: int, window: WindowKind = "reference", kv_dtype: torch.dtype | None = None) -> LMState:
+        """Memory for `slots` conversations, all fresh, on the weights' device and, unless told, of their type."""
+        return LMState(self, slots, window, kv_dtype)
 
     @torch.no_grad()
     def step(

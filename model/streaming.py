@@ -48,18 +48,14 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class SavedKV:
-    """The first positions of a stream, kept outside the rings. keys, values: `[layers, heads, length, head_dim]`."""
+    """The first `length` positions of a stream, kept outside the rings: `[layers, heads, length, ...]` of each ring."""
 
-    keys: Tensor
-    values: Tensor
-
-    @property
-    def length(self) -> int:
-        return self.keys.shape[2]
+    length: int
+    rings: tuple[Tensor, ...]
 
     @property
     def nbytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
+        return sum(ring.nbytes for ring in self.rings)
 
 
 class KVCache:
@@ -109,13 +105,17 @@ class KVCache:
 
     def save(self, slot: int, length: int) -> SavedKV:
         """A copy of the first `length` positions of `slot`, which must not have pushed one of them out."""
-        return SavedKV(self.keys[:, slot, :, :length].clone(), self.values[:, slot, :, :length].clone())
+        return SavedKV(length, tuple(ring[:, slot, :, :length].clone() for ring in self._rings()))
 
     def load(self, slot: int, saved: SavedKV, length: int) -> None:
         """Let a fresh `slot` stand after the first `length` of the `saved` positions."""
-        self.keys[:, slot, :, :length] = saved.keys[:, :, :length]
-        self.values[:, slot, :, :length] = saved.values[:, :, :length]
+        for ring, kept in zip(self._rings(), saved.rings, strict=True):
+            ring[:, slot, :, :length] = kept[:, :, :length]
         self.offsets[slot] = length
+
+    def _rings(self) -> list[Tensor]:
+        """All that is stored for positions, each `[layers, slots, heads, capacity, ...]`."""
+        return [self.keys, self.values]
 
     def copy(self, source: int, targets: Tensor) -> None:
         """Let `targets [B]` continue from where slot `source` stands."""
