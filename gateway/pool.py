@@ -217,6 +217,12 @@ def _local_environment(settings: Settings) -> dict[str, str]:
     values = {
         "ENGINE": settings.engine,
         "WORKER_CAPACITY": str(settings.worker_capacity),
+        "SLOTS": str(settings.slots),
+        "DEVICE": settings.device,
+        "CONTEXT": settings.context,
+        "KV_DTYPE": settings.kv_dtype,
+        "TRANSCRIBER": settings.transcriber,
+        "PERSONAS": str(settings.personas),
         "WORKER_TLS_CERT": "",
         "WORKER_TLS_KEY": "",
         "WEIGHTS_DIR": str(settings.weights_dir or ""),

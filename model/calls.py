@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from model.clip import Clip, ClipError
 from model.conversation import check_prompt, role_ids
 from model.engine import Stepper, StepResult
+from model.engine_options import NAME, Context
 from model.history import FAST_FRAMES, Columns, TakenOver, kept_frames, refill
 from model.prompt import PromptTooLong
 from model.prompt_cache import Prompt, PromptCache, make_prompt
@@ -26,11 +26,9 @@ from model.wire import AgentFrame, AgentText, Cut, Error, FromWorker, History, R
 
 log = logging.getLogger(__name__)
 
-Context = Literal["reprime", "sliding"]
 Tell = Callable[[int, FromWorker], None]
 """Takes a session and what it is told."""
 
-ENGINE = "personaplex"
 _LOOK_AGAIN = 0.002
 """Seconds until work that waits for a thread or the device is looked at again."""
 _STARVED = 8
@@ -83,7 +81,7 @@ class Calls:
     ) -> None:
         """`clip` finds one by name, and raises ClipError. `clock` tells seconds."""
         self.stepper, self.scheduler, self.prompts = stepper, scheduler, prompts
-        self.cuts = self.faults = 0
+        self.cuts = self.faults = self.steps = 0
         self._voices = voices
         self._tell = tell
         self._clip = clip
@@ -176,6 +174,7 @@ class Calls:
         return look if due is None else min(look, due)
 
     def _step(self, frames: Sequence[Frame]) -> None:
+        self.steps += 1
         result = self.stepper.step([frame.slot for frame in frames], [frame.pcm for frame in frames])
         for row, frame in enumerate(frames):
             self._answer(self._by_slot[frame.slot], frame.index, result, row)
@@ -236,7 +235,7 @@ class Calls:
         for text in (request.greeting,) if request.resume is None else request.resume.queued:
             self._say(call, text)
         call.live = True
-        self._tell(call.session, Ready(ENGINE))
+        self._tell(call.session, Ready(NAME))
         for index, pcm in call.early:
             self.scheduler.push(call.slot, index, pcm, self._now())
         call.early.clear()

@@ -126,6 +126,13 @@ class PromptCache:
         if prompt.positions - known >= _WORTH * prompt.positions:
             self._keep(prompt, state.kv.save(lm_slot, prompt.positions))
 
+    def warm(self, prompt: Prompt) -> None:
+        """Read a prompt into the cache, through a spare language memory, before there are calls."""
+        spare = self._stepper.spare_lm_slots[0]
+        for _ in self.fill(prompt, spare):
+            pass
+        self._stepper.reset_lm(spare)
+
     def _copy(self, prompt: Prompt, lm_slot: int) -> int:
         """Take over what is known of the prompt's beginning: so many positions."""
         best, most = "", 0

@@ -29,7 +29,7 @@ from websockets.typing import Subprotocol
 from model import wire
 from model.session import Counts, GatewayStopped, SessionEnded, converse
 from model.wire import SessionRequest
-from model.worker_engine import ResumingEngine, WorkerEngine, WorkerSession
+from model.worker_engine import ResumingEngine, SupervisedEngine, WorkerEngine, WorkerSession
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,8 @@ class WorkerServer:
 
     def _readiness(self, connection: ServerConnection) -> Response:
         """200 with a free slot, else 503; the body says how many there are."""
-        free = 0 if self._draining.is_set() else self.capacity - self.active
+        refuses = isinstance(self.engine, SupervisedEngine) and bool(self.engine.refusal)
+        free = 0 if refuses or self._draining.is_set() else self.capacity - self.active
         body = {"engine": self.engine.name, "capacity": self.capacity, "free": free}
         status = HTTPStatus.OK if free > 0 else HTTPStatus.SERVICE_UNAVAILABLE
         response = connection.respond(status, json.dumps(body) + "\n")
@@ -173,6 +174,8 @@ class WorkerServer:
             ("resumed_total", "counter", self.counts.resumed),
             ("frames_total", "counter", self.counts.frames),
         ]
+        if isinstance(self.engine, SupervisedEngine):
+            values += [(f"engine_{name}_total", "counter", number) for name, number in self.engine.counters().items()]
         lines = (f"# TYPE callplex_worker_{n} {kind}\ncallplex_worker_{n} {value}\n" for n, kind, value in values)
         return "".join(lines)
 
