@@ -28,7 +28,7 @@ from model.voice import VoiceReplay
 CHUNK = 256
 """Frames that are read at once, so that a step of the calls never waits longer than for these."""
 _WORTH = 0.25
-"""A prompt is kept if at least this part of it was not known before."""
+"""A prompt is kept if at least this part of it was not known before, and another's beginning used if it is more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ class PromptCache:
             self.misses += 1
             for key, (other, _) in self._kept.items():
                 alike = prompt.shared(other)
-                if alike > most:
+                if alike > max(most, _WORTH * prompt.positions):
                     best, most = key, alike
         if most:
             self._kept.move_to_end(best)
