@@ -224,7 +224,8 @@ class WorkerServer:
                 session = await self._open(connection, request)
                 stack.push_async_callback(session.close)
                 self.counts.sessions += 1
-                await connection.send(wire.encode(wire.Ready(self.engine.name, self.name)))
+                resumable = isinstance(self.engine, ResumingEngine)
+                await connection.send(wire.encode(wire.Ready(self.engine.name, self.name, resumable)))
                 first = request.resume.next_index if request.resume else 0
                 await converse(connection, session, self.counts, self._draining, first)
         except (wire.WireError, ConnectionClosed, SessionEnded, GatewayStopped):
