@@ -11,7 +11,6 @@ from collections import deque
 
 from model.wire import (
     FRAME_BYTES,
-    MAX_HISTORY_CALLER_FRAMES,
     TOKENS_BYTES,
     AgentFrame,
     AgentText,
@@ -28,6 +27,8 @@ WORD_EVERY = 5
 HEARD_EVERY = 25
 """Frames of the caller in one text of theirs; it comes `HEARD_LATE` frames after them."""
 HEARD_LATE = 7
+CALLER_MEMORY = 60
+"""Frames of the caller's sound that a column depends on; with those missed, fewer than a history holds."""
 RE_PRIMED_AT, KEPT = 400, 200
 """Columns at which the session is cut, and how many are kept."""
 
@@ -41,7 +42,7 @@ class TokenModel:
         self.heard = 0
         self.words: list[str] = []
         self._columns = bytearray()
-        self._caller: deque[bytes] = deque(maxlen=MAX_HISTORY_CALLER_FRAMES)
+        self._caller: deque[bytes] = deque(maxlen=CALLER_MEMORY)
         self._missed: list[Output] = []
         if resume is not None and history is not None:
             self._rebuild(resume, history)

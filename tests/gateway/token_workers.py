@@ -185,10 +185,19 @@ class Caller:
 
 async def idle(worker: WorkerProcess) -> None:
     """Wait until the worker holds no session."""
+    await _until(worker, lambda taken: taken == 0)
+
+
+async def busy(worker: WorkerProcess) -> None:
+    """Wait until the worker holds a session."""
+    await _until(worker, lambda taken: taken > 0)
+
+
+async def _until(worker: WorkerProcess, wanted: Callable[[int], bool]) -> None:
     url = f"http{worker.url.removeprefix('ws').removesuffix(wire.PATH)}/readyz"
     async with httpx.AsyncClient() as http, asyncio.timeout(10):
         while True:
             state = (await http.get(url)).json()
-            if state["free"] == state["capacity"]:
+            if wanted(state["capacity"] - state["free"]):
                 return
             await asyncio.sleep(0.02)
