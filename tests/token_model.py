@@ -29,7 +29,7 @@ HEARD_EVERY = 25
 HEARD_LATE = 7
 CALLER_MEMORY = 60
 """Frames of the caller's sound that a column depends on; with those missed, fewer than a history holds."""
-RE_PRIMED_AT, KEPT = 400, 200
+RE_PRIMED_AT, KEPT = 150, 75
 """Columns at which the session is cut, and how many are kept."""
 
 
@@ -97,6 +97,6 @@ def _digest(pcm: bytes) -> bytes:
 
 
 def sound(column: bytes) -> bytes:
-    """80 ms that only this column sounds like, loud enough never to be taken for silence."""
+    """80 ms that only this column sounds like, loud enough never to be taken for silence, on a phone too."""
     level = 4_000 + int.from_bytes(column[:2], "little") % 20_000
-    return (level.to_bytes(2, "little", signed=True) + (-level).to_bytes(2, "little", signed=True)) * (FRAME_BYTES // 4)
+    return level.to_bytes(2, "little") * (FRAME_BYTES // 2)

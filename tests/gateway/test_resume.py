@@ -12,6 +12,7 @@ from functools import partial
 
 import pytest
 
+from gateway import local_worker
 from gateway.engine import EngineLost
 from gateway.pool import WorkerPool
 from gateway.resume import RESUME_WITHIN, ResumingPool, Watch
@@ -57,13 +58,13 @@ async def test_a_call_goes_on_when_it_is_lost_before_its_first_frame_was_answere
 
 async def test_a_worker_that_hangs_is_left_after_three_missed_frames() -> None:
     async with two_workers() as (first, second, pool):
-        caller = Caller(actions={10: partial(first.signal, signal.SIGSTOP)})
-        await caller.call(pool, 30)
+        caller = Caller(actions={5: partial(first.signal, signal.SIGSTOP)})
+        await caller.call(pool, 20)
         caller.check()
         (change,) = caller.changes
         assert "was silent for 0.24 s" in change.reason
         assert change.worker.endswith(second.name_ends)
-        assert caller.missed[0] in (10, 11)
+        assert caller.missed[0] in (5, 6)
         assert 3 <= len(caller.missed) <= 6
 
 
@@ -71,7 +72,7 @@ async def test_a_worker_that_is_stopped_hands_every_call_over_at_once() -> None:
     async with two_workers() as (first, second, pool):
         callers = [Caller(seed, actions={}) for seed in range(10)]
         callers[0].actions[12] = partial(first.signal, signal.SIGTERM)
-        await asyncio.gather(*(caller.call(pool, 36) for caller in callers))
+        await asyncio.gather(*(caller.call(pool, 24) for caller in callers))
         for caller in callers:
             caller.check()
             (change,) = caller.changes
@@ -125,16 +126,16 @@ async def test_a_call_is_resumed_again_and_remembers_what_it_missed_the_first_ti
 
 async def test_a_call_that_is_longer_than_the_window_goes_on_from_its_last_cut() -> None:
     async with two_workers() as (first, _, pool):
-        caller = Caller(pace=FAST, actions={500: partial(first.signal, signal.SIGKILL)})
-        await caller.call(pool, 560)
+        caller = Caller(pace=FAST, actions={200: partial(first.signal, signal.SIGKILL)})
+        await caller.call(pool, 240)
         caller.check()
         assert len(caller.changes) == 1
 
 
 async def test_a_worker_that_is_slow_to_take_a_call_answers_what_came_meanwhile() -> None:
     async with two_workers("--open-seconds", "0.4") as (first, _, pool):
-        caller = Caller(actions={10: partial(first.signal, signal.SIGKILL)})
-        await caller.call(pool, 30)
+        caller = Caller(actions={5: partial(first.signal, signal.SIGKILL)})
+        await caller.call(pool, 16)
         caller.check()
         assert len(caller.missed) <= 3
         assert 0.3 < caller.gap() < 1.5
@@ -144,7 +145,7 @@ async def test_a_call_that_no_worker_can_take_is_lost_at_once() -> None:
     async with token_worker() as only, pool_of(only) as pool:
         caller = await Caller(pace=FAST, actions={20: partial(only.signal, signal.SIGKILL)}).call(pool, 2_000)
         assert "broke the connection" in caller.lost
-        assert "cannot be reached" in caller.lost
+        assert caller.lost.count("worker") == 2  # how it was lost, and why nobody takes it
         assert len(caller.lines) < 1_000
 
 
@@ -155,13 +156,14 @@ async def test_a_call_is_lost_when_the_others_are_full() -> None:
         pool_of(first, second) as pool,
     ):
         callers = [Caller(seed, pace=FAST) for seed in range(3)]
-        callers[0].actions[50] = partial(first.signal, signal.SIGKILL)
-        await asyncio.gather(*(caller.call(pool, 400) for caller in callers))
+        callers[0].actions[30] = partial(first.signal, signal.SIGKILL)
+        await asyncio.gather(*(caller.call(pool, 200) for caller in callers))
         assert sorted(bool(caller.lost) for caller in callers) == [False, True, True]
         assert all("no worker has a free slot" in caller.lost for caller in callers if caller.lost)
 
 
-async def test_our_own_worker_started_again_takes_its_calls_back() -> None:
+async def test_our_own_worker_started_again_takes_its_calls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_worker, "BACKOFF_FIRST", 0.1)
     command = (sys.executable, "-m", "tests.token_worker", "--exit-with-parent")
     pool = WorkerPool(load_settings(), command=command)
     await pool.start()
@@ -171,10 +173,10 @@ async def test_our_own_worker_started_again_takes_its_calls_back() -> None:
         kill = partial(os.kill, pool.local.pid, signal.SIGKILL)
         caller = Caller(actions={5: kill})
         async with asyncio.timeout(30):
-            await caller.call(ResumingPool(pool), 60)
+            await caller.call(ResumingPool(pool), 36)
         caller.check()
         (change,) = caller.changes
-        assert 0.5 < change.missed * 0.08 < RESUME_WITHIN
+        assert 2 <= change.missed < RESUME_WITHIN / 0.08
     finally:
         await pool.stop()
 
@@ -201,8 +203,8 @@ async def test_a_call_that_ends_while_it_is_being_resumed_leaves_nothing_behind(
 async def test_sessions_lost_together_speak_again_within_a_second() -> None:
     async with two_workers() as (first, second, pool):
         callers = [Caller(seed) for seed in range(64)]
-        callers[0].actions[15] = partial(first.signal, signal.SIGKILL)
-        await asyncio.gather(*(caller.call(pool, 40) for caller in callers))
+        callers[0].actions[10] = partial(first.signal, signal.SIGKILL)
+        await asyncio.gather(*(caller.call(pool, 26) for caller in callers))
         for caller in callers:
             caller.check()
             assert [change.worker.endswith(second.name_ends) for change in caller.changes] == [True]
