@@ -47,7 +47,12 @@ class WorkerEngine(Protocol):
 
 @runtime_checkable
 class ResumingEngine(WorkerEngine, Protocol):
-    """An engine whose sessions can go on where those of another worker ended: it sends token columns."""
+    """An engine whose sessions can go on where those of another worker ended.
+
+    They send a token column with each agent frame, what the agent says in a step before that step's frame,
+    `Cut` when older columns are not needed any more, `Played` at the end of a clip, and, when resumed,
+    `Columns` for the frames that were missed.
+    """
 
     async def resume(self, request: SessionRequest, history: History) -> WorkerSession:
         """The session that `request.resume` and `history` describe; the caller frame pushed next, and the
