@@ -67,12 +67,12 @@ class Rotary:
         index = torch.arange(head_dim // 2, device=positions.device, dtype=torch.float32)
         frequency = torch.exp(index * (-math.log(max_period) * 2 / head_dim))
         angle = (positions[..., None].float() * frequency)[:, None]
-        self._cos, self._sin = torch.cos(angle), torch.sin(angle)
+        self.cos, self.sin = torch.cos(angle), torch.sin(angle)
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[B, H, T, hd]` to the same shape and type."""
         real, imaginary = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
-        turned = (real * self._cos - imaginary * self._sin, real * self._sin + imaginary * self._cos)
+        turned = (real * self.cos - imaginary * self.sin, real * self.sin + imaginary * self.cos)
         return torch.stack(turned, dim=-1).flatten(-2).to(x.dtype)
 
 
