@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model import fp8
+from model.rotary import Rotary
 from model.streaming import CachedAttention, KVCache, Window
 
 KVType = Literal["float32", "bfloat16", "fp8"]
@@ -70,18 +71,14 @@ class SlotKV(KVCache):
         self.reset(slots)
         for ring in self._rings():
             for layer in ring:
-                layer.view(torch.uint8).index_fill_(0, slots, 0)
+                layer[slots] = torch.zeros_like(layer[slots])
 
     def copy(self, source: int, targets: Tensor, length: int | None = None) -> None:
-        """Let `targets [B]` continue from where slot `source` stands.
-
-        `length` positions of it were written; fewer than the ring has cells are less to copy. None: all cells.
-        """
-        cells = self.window.capacity if length is None else min(length, self.window.capacity)
+        cells = self.window.capacity if length is None else length
         self.offsets[targets] = self.offsets[source].clone()
         for ring in self._rings():
             for layer in ring:
-                part = layer[:, :, :cells].view(torch.uint8) if layer.dtype == fp8.E4M3 else layer[:, :, :cells]
+                part = layer[:, :, :cells]
                 part[targets] = part[source].clone()
 
     def read(self, layer: int, slots: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -140,15 +137,11 @@ class StepAttention:
         self.first = cache.window.first(self.last).clamp(min=0)
         self._plain = None if positions.is_cuda else _RingAttention(cache, positions, slots)
 
-    def attend(self, layer: int, joined: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Turn, store and attend. `joined [B, 3, heads, head_dim]` is query, key and value; `[B, heads, head_dim]`.
-
-        `cos` and `sin` are `[B, head_dim / 2]`, float32, of each slot's position.
-        """
+    def attend(self, layer: int, joined: Tensor, rotary: Rotary) -> Tensor:
+        """Turn, store and attend: `joined [B, 3, heads, head_dim]`, query, key and value, to `[B, heads, head_dim]`."""
         if self._plain is not None:
             query, key, value = (part[:, :, None] for part in joined.unbind(1))
-            turned = rotate(query, cos, sin), rotate(key, cos, sin)
-            return self._plain.attend(layer, *turned, value)[:, :, 0]
+            return self._plain.attend(layer, rotary(query), rotary(key), value)[:, :, 0]
         from model.kernels import attention
 
         cache = self._cache
@@ -158,13 +151,5 @@ class StepAttention:
             else (cache.key_scales[layer], cache.value_scales[layer])
         )
         ring = attention.Ring(cache.keys[layer], cache.values[layer], *scales)
-        query = attention.append(ring, joined, cos, sin, self.slots, self.last)
+        query = attention.append(ring, joined, rotary.cos[:, 0, 0], rotary.sin[:, 0, 0], self.slots, self.last)
         return attention.attend(ring, query, self.slots, self.first, self.last)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn neighbouring components of `[B, heads, T, head_dim]` by angles `[B, head_dim / 2]`; as `Rotary` does."""
-    real, imaginary = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
-    cos, sin = cos[:, None, None], sin[:, None, None]
-    turned = (real * cos - imaginary * sin, real * sin + imaginary * cos)
-    return torch.stack(turned, dim=-1).flatten(-2).to(x.dtype)

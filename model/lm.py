@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from model.config import ZERO, LMConfig
 from model.depformer import Depformer
+from model.kv_cache import KVType
 from model.streaming import WindowKind
 from model.token_cache import TokenCache
 from model.transformer import RMSNorm, Transformer
@@ -87,9 +88,9 @@ class StepOutput:
 class LMState:
     """What the model remembers of its slots: token grid and attention memory."""
 
-    def __init__(self, lm: LM, slots: int, window: WindowKind) -> None:
+    def __init__(self, lm: LM, slots: int, window: WindowKind, kv: KVType | None) -> None:
         self.window = window
-        self.kv = lm.transformer.cache(slots, window)
+        self.kv = lm.transformer.cache(slots, window, kv)
         self.cache = TokenCache(lm.config, slots, self.kv.offsets.device)
 
     def reset(self, slots: Tensor) -> None:
@@ -97,9 +98,12 @@ class LMState:
         self.kv.reset(slots)
         self.cache.reset(slots)
 
-    def copy(self, source: int, targets: Tensor) -> None:
-        """Let `targets [b]` continue from where slot `source` stands, as from a prepared prompt."""
-        self.kv.copy(source, targets)
+    def copy(self, source: int, targets: Tensor, length: int | None = None) -> None:
+        """Let `targets [b]` continue from where slot `source` stands, as from a prepared prompt.
+
+        `length`: the positions that `source` has seen, if known, so that no more is copied.
+        """
+        self.kv.copy(source, targets, length)
         self.cache.copy(source, targets)
 
 
@@ -175,9 +179,9 @@ class LM(nn.Module):
             all_logits.append(logits)
         return torch.stack(all_logits, dim=1)
 
-    def streaming(self, slots: int, window: WindowKind = "reference") -> LMState:
-        """Memory for `slots` conversations, all fresh, on the weights' device and of their type."""
-        return LMState(self, slots, window)
+    def streaming(self, slots: int, window: WindowKind = "reference", kv: KVType | None = None) -> LMState:
+        """Memory for `slots` conversations, all fresh, on the weights' device. `kv`: see `Transformer.cache`."""
+        return LMState(self, slots, window, kv)
 
     @torch.no_grad()
     def step(

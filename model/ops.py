@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+RMS_EPS = 1e-8
 
-def add_norm(x: Tensor, branch: Tensor | None, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+
+def add_norm(x: Tensor, branch: Tensor | None, gain: Tensor) -> tuple[Tensor, Tensor]:
     """`x [N, D]` plus `branch [N, D]` (None: nothing), and its root-mean-square norm, in float32, times `gain`."""
     if x.is_cuda:
         from model.kernels import layer
 
-        return layer.add_norm(x, branch, gain, eps)
+        return layer.add_norm(x, branch, gain, RMS_EPS)
     total = x if branch is None else x + branch
     wide = total.float()
-    root = torch.rsqrt(eps + wide.square().mean(dim=-1, keepdim=True))
+    root = torch.rsqrt(RMS_EPS + wide.square().mean(dim=-1, keepdim=True))
     return total, (wide * (gain.float().flatten() * root)).to(x.dtype)
 
 

@@ -101,10 +101,15 @@ class KVCache:
         for ring, new in ((self.keys[layer], key), (self.values[layer], value)):
             ring[rows, :, cells] = new.transpose(1, 2).to(ring.dtype)
 
-    def copy(self, source: int, targets: Tensor) -> None:
-        """Let `targets [B]` continue from where slot `source` stands."""
-        for ring in (self.offsets, *self.keys, *self.values):
-            ring[targets] = ring[source].clone()
+    def copy(self, source: int, targets: Tensor, length: int | None = None) -> None:
+        """Let `targets [B]` continue from where slot `source` stands.
+
+        `length`: the positions it has seen, where that is known; fewer than the ring has cells are less to copy.
+        """
+        cells = self.window.capacity if length is None else length
+        self.offsets[targets] = self.offsets[source].clone()
+        for ring in (*self.keys, *self.values):
+            ring[targets, :, :cells] = ring[source, :, :cells].clone()
 
 
 class CachedAttention:

@@ -9,8 +9,8 @@ from torch import Tensor
 from model import fp8
 from model.kernels import attention
 from model.kv_cache import DTYPES, KVType, SlotKV, StepAttention
+from model.rotary import Rotary
 from model.streaming import Window, WindowKind
-from model.transformer import Rotary
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 STORED: tuple[KVType, ...] = ("float32", "bfloat16", "fp8")
@@ -56,15 +56,15 @@ def both(cache: SlotKV, slots: Tensor, joined: Tensor, chunk: int = 32) -> tuple
     """A step by the kernels, on a copy of layer 1, and by the oracle, in place."""
     positions = cache.positions(slots, 1)
     rotary = Rotary(positions, HEAD_DIM, 10_000.0)
-    cos, sin = rotary.cos[:, 0, 0], rotary.sin[:, 0, 0]
     ring, step = ring_of(cache, 1), cache.step(positions, slots)
-    seen = kernels(ring, joined, cos, sin, step, chunk)
-    return seen, step.attend(1, joined, cos, sin), ring
+    seen = kernels(ring, joined, rotary, step, chunk)
+    return seen, step.attend(1, joined, rotary), ring
 
 
-def kernels(ring: attention.Ring, joined: Tensor, cos: Tensor, sin: Tensor, step: StepAttention, chunk: int) -> Tensor:
+def kernels(ring: attention.Ring, joined: Tensor, rotary: Rotary, step: StepAttention, chunk: int) -> Tensor:
     slots, first, last = (part.to(DEVICE) for part in (step.slots, step.first, step.last))
-    query = attention.append(ring, joined.to(DEVICE), cos.to(DEVICE), sin.to(DEVICE), slots, last)
+    turn = rotary.cos[:, 0, 0].to(DEVICE), rotary.sin[:, 0, 0].to(DEVICE)
+    query = attention.append(ring, joined.to(DEVICE), *turn, slots, last)
     return attention.attend(ring, query, slots, first, last, chunk=chunk).cpu()
 
 
@@ -165,7 +165,6 @@ def test_the_published_shape(stored: KVType) -> None:
     cache.offsets[:] = torch.tensor([7321, 2500])
     positions, joined = cache.positions(None, 1), torch.randn(2, 3, 4, 128)
     rotary, step = Rotary(positions, 128, 10_000.0), cache.step(positions, None)
-    cos, sin = rotary.cos[:, 0, 0], rotary.sin[:, 0, 0]
-    seen = kernels(ring_of(cache, 0), joined, cos, sin, step, 512)
-    expected = step.attend(0, joined, cos, sin)
+    seen = kernels(ring_of(cache, 0), joined, rotary, step, 512)
+    expected = step.attend(0, joined, rotary)
     torch.testing.assert_close(seen, expected, rtol=0, atol=1e-3 if stored == "bfloat16" else 1e-5)

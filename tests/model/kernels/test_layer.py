@@ -18,8 +18,10 @@ def test_sum_and_norm(dim: int, dtype: torch.dtype, adds: bool) -> None:
     x, branch = torch.randn(2, 3, dim).to(dtype)
     gain = torch.randn(1, 1, dim).to(dtype)
     added = branch if adds else None
-    total, normed = layer.add_norm(x.to(DEVICE), None if added is None else added.to(DEVICE), gain.to(DEVICE), 1e-8)
-    expected = ops.add_norm(x, added, gain, 1e-8)
+    total, normed = layer.add_norm(
+        x.to(DEVICE), None if added is None else added.to(DEVICE), gain.to(DEVICE), ops.RMS_EPS
+    )
+    expected = ops.add_norm(x, added, gain)
     near = 1e-6 if dtype is torch.float32 else 2**-6  # the interpreter cuts bfloat16 off
     torch.testing.assert_close(total.cpu(), expected[0], rtol=near, atol=near)
     torch.testing.assert_close(normed.cpu(), expected[1], rtol=near, atol=near)
