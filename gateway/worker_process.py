@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
-    from model.server import WorkerEngine
+    from model.worker_engine import WorkerEngine
 
 
 class WorkerRefused(Exception):

@@ -69,17 +69,9 @@ class SlotKV(KVCache):
     def wipe(self, slots: Tensor) -> None:
         """Reset `slots [B]`, and zero what they held."""
         self.reset(slots)
-        for ring in self._rings():
+        for ring in self.rings():
             for layer in ring:
                 layer[slots] = torch.zeros_like(layer[slots])
-
-    def copy(self, source: int, targets: Tensor, length: int | None = None) -> None:
-        cells = self.window.capacity if length is None else length
-        self.offsets[targets] = self.offsets[source].clone()
-        for ring in self._rings():
-            for layer in ring:
-                part = layer[:, :, :cells]
-                part[targets] = part[source].clone()
 
     def read(self, layer: int, slots: Tensor | None) -> tuple[Tensor, Tensor]:
         keys, values = super().read(layer, slots)
@@ -98,8 +90,9 @@ class SlotKV(KVCache):
             ring[layer].view(torch.uint8)[rows, :, cells] = small.view(torch.uint8)
             scales[layer][rows, :, cells] = scale
 
-    def _rings(self) -> list[Tensor]:
-        return [ring for ring in (self.keys, self.values, self.key_scales, self.value_scales) if ring is not None]
+    def rings(self) -> tuple[Tensor, ...]:
+        rings = (self.keys, self.values, self.key_scales, self.value_scales)
+        return tuple(ring for ring in rings if ring is not None)
 
 
 class _RingAttention(CachedAttention):

@@ -98,12 +98,9 @@ class LMState:
         self.kv.reset(slots)
         self.cache.reset(slots)
 
-    def copy(self, source: int, targets: Tensor, length: int | None = None) -> None:
-        """Let `targets [b]` continue from where slot `source` stands, as from a prepared prompt.
-
-        `length`: the positions that `source` has seen, if known, so that no more is copied.
-        """
-        self.kv.copy(source, targets, length)
+    def copy(self, source: int, targets: Tensor) -> None:
+        """Let `targets [b]` continue from where slot `source` stands, as from a prepared prompt."""
+        self.kv.copy(source, targets)
         self.cache.copy(source, targets)
 
 
@@ -258,6 +255,16 @@ class LM(nn.Module):
         """
         inputs = state.cache.extend(slot, frames)
         return self._run(state, slot, self.embed(inputs[None]), chunk)
+
+    @torch.no_grad()
+    def read(self, state: LMState, slot: int, inputs: Tensor) -> None:
+        """Let the main transformer of `slot` read what it has not read yet, all at once. The token grid stays as it is.
+
+        `inputs` are columns of the grid, `[R, T]` ids, or what they are summed up to, `[T, D]` floats.
+        """
+        weight = self.text_emb.weight
+        given = inputs.to(weight.device, weight.dtype)[None] if inputs.is_floating_point() else self.embed(inputs[None])
+        self._run(state, slot, given, given.shape[1])
 
     @torch.no_grad()
     def replay_voice(

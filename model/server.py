@@ -8,6 +8,7 @@ Standard library and `websockets` only.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import json
@@ -15,11 +16,8 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Protocol
 
 from websockets.asyncio.server import Server, ServerConnection
 from websockets.asyncio.server import serve as serve_websockets
@@ -29,7 +27,9 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from model import wire
-from model.wire import AgentFrame, CallerFrame, Output, SessionRequest
+from model.session import Counts, GatewayStopped, SessionEnded, converse
+from model.wire import SessionRequest
+from model.worker_engine import ResumingEngine, WorkerEngine, WorkerSession
 
 log = logging.getLogger(__name__)
 
@@ -37,80 +37,16 @@ OPEN_TIMEOUT = 5.0
 """Seconds a gateway has to send its open request after connecting."""
 ENGINE_OPEN_TIMEOUT = 10.0
 """Seconds the engine has to open a session."""
-MAX_BEHIND = 125
-"""Caller frames (80 ms each) a session may have unanswered, or answered but unread: 10 s. It bounds
-what a session holds in memory, whether the engine is slow or the gateway does not read."""
 PING_SECONDS = 10.0
 """Between keep-alive pings, and how long the answer may take: finds gateways whose machine vanished."""
-
-
-class WorkerSession(Protocol):
-    """One call inside the worker."""
-
-    def push(self, frame: CallerFrame) -> None:
-        """The caller's next 80 ms. Called on the event loop: never blocks, never raises for load."""
-
-    def outputs(self) -> AsyncIterator[Output]:
-        """Everything for the gateway, in order; ends after the last frame of `Done`, and after close."""
-
-    def say(self, text: str) -> None:
-        """The agent says this next."""
-
-    def play(self, clip: str) -> None:
-        """A prepared clip, sound for sound."""
-
-    async def close(self) -> None:
-        """Frees what the session holds. Called once, always."""
-
-
-class WorkerEngine(Protocol):
-    """What a worker runs. How many sessions it holds at once is decided by the server, not by it."""
-
-    name: str
-
-    async def start(self) -> None:
-        """Load what sessions need; the listener opens afterwards."""
-
-    async def stop(self) -> None:
-        """Release everything; no session is open any more."""
-
-    async def open(self, request: SessionRequest) -> WorkerSession:
-        """A new session. Raises WireError if the request cannot be served as it is."""
 
 
 class ListenRefused(Exception):
     """The worker cannot listen there; the message says why and what to do, in one sentence."""
 
 
-class _Ended(Exception):
-    """The session ends with this error and close code."""
-
-    def __init__(self, error: wire.Error, close_code: CloseCode) -> None:
-        super().__init__(error.message)
-        self.error = error
-        self.close_code = close_code
-
-
-class _Finished(Exception):
-    """The session has said everything."""
-
-
-class _GatewayStopped(Exception):
-    """The gateway does not read what it is sent."""
-
-
-@dataclass(slots=True)
-class Counts:
-    """What the worker has done since it started."""
-
-    sessions: int = 0
-    refused: int = 0
-    failed: int = 0
-    frames: int = 0
-
-
 class WorkerServer:
-    """Serves one engine. `start` listens, `stop` ends every session and the listener.
+    """Serves one engine. `start` listens, `drain` hands the sessions over, `stop` ends them and the listener.
 
     `listen` is host:port (port 0: any free one, see `url`). Off loopback both `token` and `tls` are
     required, else ListenRefused.
@@ -141,6 +77,9 @@ class WorkerServer:
         self._token = token.encode()
         self._tls = tls
         self._server: Server | None = None
+        self._draining = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @property
     def url(self) -> str:
@@ -174,6 +113,16 @@ class WorkerServer:
             raise ListenRefused(f"cannot listen on {self.host}:{self.port} ({reason}); choose another port") from error
         self.port = next(iter(self._server.sockets)).getsockname()[1]
 
+    async def drain(self, timeout: float) -> None:
+        """Take no more sessions, and end those there are so that gateways resume them elsewhere at once.
+
+        Each is told the error `draining`. Returns when all have gone, `timeout` seconds at most.
+        """
+        self._draining.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._idle.wait()
+
     async def stop(self) -> None:
         """End every session (close code 1001) and the listener."""
         if self._server is not None:
@@ -206,7 +155,7 @@ class WorkerServer:
 
     def _readiness(self, connection: ServerConnection) -> Response:
         """200 with a free slot, else 503; the body says how many there are."""
-        free = self.capacity - self.active
+        free = 0 if self._draining.is_set() else self.capacity - self.active
         body = {"engine": self.engine.name, "capacity": self.capacity, "free": free}
         status = HTTPStatus.OK if free > 0 else HTTPStatus.SERVICE_UNAVAILABLE
         response = connection.respond(status, json.dumps(body) + "\n")
@@ -221,6 +170,7 @@ class WorkerServer:
             ("sessions_total", "counter", self.counts.sessions),
             ("refused_total", "counter", self.counts.refused),
             ("failed_total", "counter", self.counts.failed),
+            ("resumed_total", "counter", self.counts.resumed),
             ("frames_total", "counter", self.counts.frames),
         ]
         lines = (f"# TYPE callplex_worker_{n} {kind}\ncallplex_worker_{n} {value}\n" for n, kind, value in values)
@@ -234,11 +184,11 @@ class WorkerServer:
             try:
                 await self._session(connection)
                 ended = None
-            except _Ended as error:
+            except SessionEnded as error:
                 ended = error
             except wire.WireError as error:
-                ended = _Ended(wire.Error("invalid", str(error)), CloseCode.POLICY_VIOLATION)
-            except _GatewayStopped:
+                ended = SessionEnded(wire.Error("invalid", str(error)), CloseCode.POLICY_VIOLATION)
+            except GatewayStopped:
                 log.warning("a gateway stopped reading; its session is dropped")
                 connection.transport.abort()
                 return
@@ -251,105 +201,59 @@ class WorkerServer:
             return
 
     async def _session(self, connection: ServerConnection) -> None:
-        try:
-            async with asyncio.timeout(OPEN_TIMEOUT):
-                message = await connection.recv()
-        except TimeoutError:
-            raise wire.WireError(f"no open request came within {OPEN_TIMEOUT:.0f} s") from None
-        request = wire.decode_open(message)
+        request = wire.decode_open(await _first_message(connection, "open request"))
+        if self._draining.is_set():
+            raise SessionEnded(wire.Error("draining", "the worker is being stopped"), CloseCode.GOING_AWAY)
         if self.active >= self.capacity:
             self.counts.refused += 1
             error = wire.Error("full", f"all {self.capacity} slots of this worker are taken")
-            raise _Ended(error, CloseCode.TRY_AGAIN_LATER)
+            raise SessionEnded(error, CloseCode.TRY_AGAIN_LATER)
         self.active += 1
+        self._idle.clear()
         try:
             await self._hold_slot(connection, request)
         finally:
             self.active -= 1
+            if not self.active:
+                self._idle.set()
 
     async def _hold_slot(self, connection: ServerConnection, request: SessionRequest) -> None:
         """Run the session in a slot that is counted already."""
         try:
             async with AsyncExitStack() as stack:
-                async with asyncio.timeout(ENGINE_OPEN_TIMEOUT):
-                    session = await self.engine.open(request)
+                session = await self._open(connection, request)
                 stack.push_async_callback(session.close)
                 self.counts.sessions += 1
                 await connection.send(wire.encode(wire.Ready(self.engine.name, self.name)))
-                await _converse(connection, session, self.counts)
-        except (wire.WireError, ConnectionClosed, _Ended, _GatewayStopped):
+                first = request.resume.next_index if request.resume else 0
+                await converse(connection, session, self.counts, self._draining, first)
+        except (wire.WireError, ConnectionClosed, SessionEnded, GatewayStopped):
             raise
         except Exception as error:  # the engine's fault, of whatever kind, ends this session only
             self.counts.failed += 1
             log.exception("the session of call %s failed", request.call_id)
             failed = wire.Error("failed", "the worker could not continue the session; its log says why")
-            raise _Ended(failed, CloseCode.INTERNAL_ERROR) from error
+            raise SessionEnded(failed, CloseCode.INTERNAL_ERROR) from error
+
+    async def _open(self, connection: ServerConnection, request: SessionRequest) -> WorkerSession:
+        engine, resume = self.engine, request.resume
+        if resume is None:
+            async with asyncio.timeout(ENGINE_OPEN_TIMEOUT):
+                return await engine.open(request)
+        history = wire.decode_history(await _first_message(connection, "history"), resume)
+        if not isinstance(engine, ResumingEngine):
+            raise wire.WireError(f"the {engine.name} engine cannot go on with another worker's session")
+        self.counts.resumed += 1
+        async with asyncio.timeout(ENGINE_OPEN_TIMEOUT):
+            return await engine.resume(request, history)
 
 
-@dataclass(slots=True)
-class _Progress:
-    answered: int = 0
-
-
-async def _converse(connection: ServerConnection, session: WorkerSession, counts: Counts) -> None:
-    """Both directions until either ends; raises what the first of them raised."""
-    progress = _Progress()
+async def _first_message(connection: ServerConnection, what: str) -> str | bytes:
     try:
-        async with asyncio.TaskGroup() as tasks:
-            sender = tasks.create_task(_send_outputs(connection, session, progress))
-            await _receive(connection, session, progress, counts)
-            sender.cancel()
-    except ExceptionGroup as group:
-        if not isinstance(group.exceptions[0], _Finished):
-            raise group.exceptions[0] from None
-
-
-async def _receive(connection: ServerConnection, session: WorkerSession, progress: _Progress, counts: Counts) -> None:
-    """Hand the gateway's messages to the session until it closes. Raises WireError at its faults."""
-    expected = 0
-    while True:
-        try:
-            message = wire.decode_to_worker(await connection.recv())
-        except ConnectionClosed:
-            return
-        if isinstance(message, CallerFrame):
-            if message.index != expected:
-                raise wire.WireError(f"caller frame {message.index} came where {expected} was due")
-            expected += 1
-            if expected - progress.answered > MAX_BEHIND:
-                _refuse_backlog(connection)
-            counts.frames += 1
-            session.push(message)
-        elif isinstance(message, wire.Close):
-            return
-        elif isinstance(message, wire.Say):
-            session.say(message.text)
-        else:
-            session.play(message.clip)
-
-
-def _refuse_backlog(connection: ServerConnection) -> None:
-    if connection.transport.get_write_buffer_size():
-        raise _GatewayStopped
-    error = wire.Error("failed", f"{MAX_BEHIND} caller frames wait for an answer; send one every 80 ms")
-    raise _Ended(error, CloseCode.TRY_AGAIN_LATER)
-
-
-async def _send_outputs(connection: ServerConnection, session: WorkerSession, progress: _Progress) -> None:
-    """Send what the session says as it comes. Raises _Finished when it has said everything."""
-    finished = False
-    try:
-        async for output in session.outputs():
-            await connection.send(wire.encode(output))
-            if isinstance(output, AgentFrame):
-                progress.answered += 1
-            elif isinstance(output, wire.Done):
-                finished = True
-    except ConnectionClosed:
-        return
-    if not finished:
-        raise RuntimeError("the engine ended a session without saying why")
-    raise _Finished
+        async with asyncio.timeout(OPEN_TIMEOUT):
+            return await connection.recv()
+    except TimeoutError:
+        raise wire.WireError(f"no {what} came within {OPEN_TIMEOUT:.0f} s") from None
 
 
 def _split_address(listen: str) -> tuple[str, int]:

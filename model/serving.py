@@ -18,10 +18,13 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from model.server import WorkerEngine, WorkerServer
+from model.server import WorkerServer
+from model.worker_engine import WorkerEngine
 
 log = logging.getLogger(__name__)
 
+DRAIN_TIMEOUT = 2.0
+"""Seconds a worker that is told to stop takes to hand its sessions over."""
 EXIT_GRACE = 5.0
 """Seconds between the loss of the parent process and a hard exit."""
 
@@ -36,7 +39,8 @@ async def serve(
     exit_with_parent: bool = False,
     announce: Callable[[str], None] | None = None,
 ) -> None:
-    """Run a worker until SIGTERM, SIGINT or, with `exit_with_parent`, the end of standard input.
+    """Run a worker until SIGTERM, SIGINT or, with `exit_with_parent`, the end of standard input; then
+    hand its sessions over.
 
     `announce` is told the URL once sessions can be opened; by default one JSON line on standard
     output says it: `{"listening": "ws://127.0.0.1:8090/api/session"}`. Raises ListenRefused.
@@ -60,6 +64,7 @@ async def serve(
         log.info("worker %s: %s engine, %d slots, %s", server.name, engine.name, capacity, server.url)
         (announce or _print_url)(server.url)
         await stopped.wait()
+        await server.drain(DRAIN_TIMEOUT)
 
 
 def _print_url(url: str) -> None:

@@ -46,6 +46,22 @@ class Window:
         return self.context + self.step - 1
 
 
+@dataclass(frozen=True, slots=True)
+class SavedKV:
+    """The first positions of a stream, kept outside the rings."""
+
+    parts: tuple[Tensor, ...]
+    """Of each of `KVCache.rings`: keys and values, `[layers, heads, length, head_dim]`, and scales if there are any."""
+
+    @property
+    def length(self) -> int:
+        return self.parts[0].shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+
 class KVCache:
     """The rings of all layers of one transformer for `slots` slots.
 
@@ -101,15 +117,26 @@ class KVCache:
         for ring, new in ((self.keys[layer], key), (self.values[layer], value)):
             ring[rows, :, cells] = new.transpose(1, 2).to(ring.dtype)
 
-    def copy(self, source: int, targets: Tensor, length: int | None = None) -> None:
-        """Let `targets [B]` continue from where slot `source` stands.
+    def save(self, slot: int, length: int) -> SavedKV:
+        """A copy of the first `length` positions of `slot`, which must not have pushed one of them out."""
+        return SavedKV(tuple(ring[:, slot, :, :length].clone() for ring in self.rings()))
 
-        `length`: the positions it has seen, where that is known; fewer than the ring has cells are less to copy.
-        """
-        cells = self.window.capacity if length is None else length
+    def load(self, slot: int, saved: SavedKV, length: int) -> None:
+        """Let a fresh `slot` stand after the first `length` of the `saved` positions."""
+        for ring, kept in zip(self.rings(), saved.parts, strict=True):
+            ring[:, slot, :, :length] = kept[:, :, :length]
+        self.offsets[slot] = length
+
+    def rings(self) -> tuple[Tensor, ...]:
+        """All that is kept for each position: tensors `[layers, slots, heads, capacity, ...]`."""
+        return self.keys, self.values
+
+    def copy(self, source: int, targets: Tensor) -> None:
+        """Let `targets [B]` continue from where slot `source` stands."""
         self.offsets[targets] = self.offsets[source].clone()
-        for ring in (*self.keys, *self.values):
-            ring[targets, :, :cells] = ring[source, :, :cells].clone()
+        for ring in self.rings():
+            for layer in ring:
+                layer[targets] = layer[source].clone()
 
 
 class CachedAttention:

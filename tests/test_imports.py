@@ -82,6 +82,7 @@ PURE = {
     "model/config.py",
     "model/prompt.py",
     "model/wire.py",
+    "model/wire_fields.py",
 }
 PACKAGES = {"gateway", "model", "gateway.sip", "gateway.twilio"}
 OUTSIDE_WORLD = {

@@ -23,8 +23,9 @@ from gateway.engine import EngineFull, EngineLost
 from gateway.worker_client import RemoteEngine, RemoteSession, WorkerUnreachable
 from model import wire
 from model.echo import EchoEngine, EchoSession
-from model.server import WorkerEngine, WorkerServer
+from model.server import WorkerServer
 from model.wire import AgentFrame, AgentText, Output, SessionRequest
+from model.worker_engine import WorkerEngine
 
 pytestmark = pytest.mark.anyio
 
