@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+HIGH_PRIORITY, LOW_PRIORITY = -1, 0
+"""Of the stream that steps run on, and of the one for other work (CUDA C++ Programming Guide, "Stream Priorities")."""
 _WARM_UPS = 3
 """Runs before a capture: libraries choose their kernels and workspaces in the first."""
 
@@ -34,7 +36,7 @@ class StepGraphs:
     def _capture(self, batches: Sequence[int], device: torch.device) -> None:
         """The largest first: the smaller ones then fit into the memory that it took."""
         pool = torch.cuda.graph_pool_handle()
-        aside = torch.cuda.Stream(device)
+        aside = stream(device, HIGH_PRIORITY)
         aside.wait_stream(torch.cuda.current_stream(device))
         for batch in batches:
             with torch.cuda.stream(aside):
@@ -46,3 +48,9 @@ class StepGraphs:
                 self._run(batch)
             self._graphs[batch] = graph
         torch.cuda.current_stream(device).wait_stream(aside)
+
+
+def stream(device: torch.device, priority: int) -> torch.cuda.Stream:
+    """A stream of its own for a kind of work."""
+    made: torch.cuda.Stream = torch.cuda.Stream(device, priority=priority)  # type: ignore[no-untyped-call]
+    return made

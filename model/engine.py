@@ -11,7 +11,8 @@ kind is nobody's: it fills up batches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from model.conversation import Models
-from model.cuda_graphs import StepGraphs
+from model.cuda_graphs import LOW_PRIORITY, StepGraphs, stream
 from model.forced_speech import ForcedSpeech
 from model.lm import LMState, Sampler
 from model.mimi.codec import MimiState
@@ -90,6 +91,7 @@ class Stepper:
         *,
         spares: int = 1,
         window: WindowKind = "reference",
+        kv_dtype: torch.dtype | None = None,
         batches: Sequence[int] = (),
     ) -> None:
         """`spares`: LM slots beyond one for each call. `batches`: sizes that a step is padded to, none: no padding.
@@ -98,17 +100,18 @@ class Stepper:
         """
         self.models, self.slots, self.device = models, slots, models.device
         self.spare_lm_slots = list(range(slots, slots + spares))
-        self.state: LMState = models.lm.streaming(slots + spares + 1, window)
+        self.state: LMState = models.lm.streaming(slots + spares + 1, window, kv_dtype)
         self.codec: MimiState = models.mimi.streaming(slots + 1)
         self.sampling = SlotSampling(slots + 1, self.device)
         self.words = WordQueue(self.sampling, models.tokenizer.word_starts(), slots + 1, self.device)
         self.speech = ForcedSpeech(self.words, models.tokenizer, slots + 1, models.config.rows, models.config.card)
-        self.lm_slot = [*range(slots), slots + spares]
+        self.lm_slot: list[int] = [*range(slots), slots + spares]
         """Where each slot's language memory lies."""
         self._where = torch.tensor(self.lm_slot, device=self.device)
         self._counter = torch.ones(slots + 1, dtype=torch.long, device=self.device)
         self._batches = sorted(batches)
         self._buffers = {batch: self._buffer(batch) for batch in self._batches}
+        self._aside = stream(self.device, LOW_PRIORITY) if self.device.type == "cuda" else None
         self._graphs = StepGraphs(self._run, self._batches, self.device)
 
     def _buffer(self, batch: int) -> _Buffers:
@@ -143,9 +146,30 @@ class Stepper:
 
     def point(self, slot: int, lm_slot: int) -> int:
         """Let `slot` go on from `lm_slot`, from its next step. Returns the LM slot that it had."""
-        before, self.lm_slot[slot] = self.lm_slot[slot], lm_slot
+        before = self.lm_slot[slot]
+        self.lm_slot[slot] = lm_slot
         self._where[slot] = lm_slot
         return before
+
+    @contextmanager
+    def aside(self) -> Iterator[bool]:
+        """Work on other memory than that of slots that step: on a GPU in a stream behind theirs.
+
+        Gives whether the work before it is done: while it is not, nothing more should be begun.
+        """
+        if self._aside is None:
+            yield True
+            return
+        done = self._aside.query()
+        steps = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self._aside):
+            self._aside.wait_stream(steps)
+            yield done
+
+    def join(self) -> None:
+        """Let no further step begin before the work done aside is complete: a slot needs it from now on."""
+        if self._aside is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self._aside)
 
     def step(self, slots: Sequence[int], pcm: Sequence[bytes]) -> StepResult:
         """Step `slots [b]`, all different, each with 80 ms of its caller: 1,920 int16, or b"" for silence.

@@ -18,8 +18,8 @@ from model import fp8
 from model.rotary import Rotary
 from model.streaming import CachedAttention, KVCache, Window
 
-KVType = Literal["float32", "bfloat16", "fp8"]
-DTYPES: dict[KVType, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp8": fp8.E4M3}
+KVType = Literal["float32", "bf16", "fp8"]
+DTYPES: dict[KVType, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp8": fp8.E4M3}
 
 
 class SlotKV(KVCache):

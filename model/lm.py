@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from model.config import ZERO, LMConfig
 from model.depformer import Depformer
-from model.kv_cache import KVType
 from model.streaming import WindowKind
 from model.token_cache import TokenCache
 from model.transformer import RMSNorm, Transformer
@@ -88,9 +87,9 @@ class StepOutput:
 class LMState:
     """What the model remembers of its slots: token grid and attention memory."""
 
-    def __init__(self, lm: LM, slots: int, window: WindowKind, kv: KVType | None) -> None:
+    def __init__(self, lm: LM, slots: int, window: WindowKind, kv_dtype: torch.dtype | None = None) -> None:
         self.window = window
-        self.kv = lm.transformer.cache(slots, window, kv)
+        self.kv = lm.transformer.cache(slots, window, kv_dtype)
         self.cache = TokenCache(lm.config, slots, self.kv.offsets.device)
 
     def reset(self, slots: Tensor) -> None:
@@ -176,9 +175,9 @@ class LM(nn.Module):
             all_logits.append(logits)
         return torch.stack(all_logits, dim=1)
 
-    def streaming(self, slots: int, window: WindowKind = "reference", kv: KVType | None = None) -> LMState:
-        """Memory for `slots` conversations, all fresh, on the weights' device. `kv`: see `Transformer.cache`."""
-        return LMState(self, slots, window, kv)
+    def streaming(self, slots: int, window: WindowKind = "reference", kv_dtype: torch.dtype | None = None) -> LMState:
+        """Memory for `slots` conversations, all fresh, on the weights' device. `kv_dtype`: see `Transformer.cache`."""
+        return LMState(self, slots, window, kv_dtype)
 
     @torch.no_grad()
     def step(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -69,9 +69,9 @@ class Prompt:
         """What is read from position `start` on, in chunks: `[T, D]` of the voice, then `[R, T]`."""
         voice = 0 if self.embeddings is None else self.embeddings.shape[0]
         if self.embeddings is not None and start < voice:
-            yield from self.embeddings[start:].split(CHUNK)
+            yield from torch.split(self.embeddings[start:], CHUNK)
         rest = self.columns[:, max(0, start - voice) :]
-        yield from (chunk for chunk in rest.split(CHUNK, dim=1) if chunk.shape[1])
+        yield from (chunk for chunk in torch.split(rest, CHUNK, dim=1) if chunk.shape[1])
 
 
 def make_prompt(config: LMConfig, voice: Voice, text_ids: list[int]) -> Prompt:
@@ -110,7 +110,7 @@ class PromptCache:
     def __contains__(self, prompt: Prompt) -> bool:
         return prompt.key in self._kept
 
-    def fill(self, prompt: Prompt, lm_slot: int) -> Iterator[None]:
+    def fill(self, prompt: Prompt, lm_slot: int) -> Generator[bool]:
         """Leave fresh `lm_slot` after `prompt`, in parts: whoever iterates may step calls in between."""
         stepper = self._stepper
         state, lm = stepper.state, stepper.models.lm
@@ -118,7 +118,7 @@ class PromptCache:
         known = self._copy(prompt, lm_slot)
         for chunk in prompt.inputs(known):
             lm.read(state, lm_slot, chunk.to(stepper.device))
-            yield
+            yield True
         device = stepper.device
         state.cache.place(
             lm_slot, prompt.frames, prompt.last.to(device), prompt.ahead.to(device), prompt.given.to(device)

@@ -48,18 +48,14 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class SavedKV:
-    """The first positions of a stream, kept outside the rings."""
+    """The first `length` positions of a stream, kept outside the rings: `[layers, heads, length, ...]` of each ring."""
 
-    parts: tuple[Tensor, ...]
-    """Of each of `KVCache.rings`: keys and values, `[layers, heads, length, head_dim]`, and scales if there are any."""
-
-    @property
-    def length(self) -> int:
-        return self.parts[0].shape[2]
+    length: int
+    rings: tuple[Tensor, ...]
 
     @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.parts)
+        return sum(ring.nbytes for ring in self.rings)
 
 
 class KVCache:
@@ -119,11 +115,11 @@ class KVCache:
 
     def save(self, slot: int, length: int) -> SavedKV:
         """A copy of the first `length` positions of `slot`, which must not have pushed one of them out."""
-        return SavedKV(tuple(ring[:, slot, :, :length].clone() for ring in self.rings()))
+        return SavedKV(length, tuple(ring[:, slot, :, :length].clone() for ring in self.rings()))
 
     def load(self, slot: int, saved: SavedKV, length: int) -> None:
         """Let a fresh `slot` stand after the first `length` of the `saved` positions."""
-        for ring, kept in zip(self.rings(), saved.parts, strict=True):
+        for ring, kept in zip(self.rings(), saved.rings, strict=True):
             ring[:, slot, :, :length] = kept[:, :, :length]
         self.offsets[slot] = length
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from model import decode
 from model.config import TransformerConfig
-from model.kv_cache import DTYPES, KVType, SlotKV, StepAttention
+from model.kv_cache import SlotKV, StepAttention
 from model.ops import RMS_EPS
 from model.rotary import Rotary
 from model.streaming import CachedAttention, KVCache, WholeAttention, Window, WindowKind
@@ -157,24 +157,24 @@ class Transformer(nn.Module):
         self,
         slots: int,
         window: WindowKind = "reference",
-        kv: KVType | None = None,
+        kv_dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> KVCache:
         """Empty memory for `slots` streams, on the weights' device unless told.
 
-        `kv` stores keys and values in a type of their own, of which a step reads what each slot holds: for the layers
-        of the language model. None: in the weights' type, and every step reads the whole rings.
+        `kv_dtype`: keys and values are stored in this type, and a step reads only what each slot holds; for the layers
+        of the language model. None: in the weights' type, and every step reads whole rings.
         """
         config = self.config
         weight = next(self.parameters())
-        make = KVCache if kv is None else SlotKV
+        make = KVCache if kv_dtype is None else SlotKV
         return make(
             layers=config.layers,
             slots=slots,
             heads=config.heads,
             head_dim=config.head_dim,
             window=Window(config.context, window, config.step),
-            dtype=weight.dtype if kv is None else DTYPES[kv],
+            dtype=weight.dtype if kv_dtype is None else kv_dtype,
             device=weight.device if device is None else device,
         )
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from model import fp8
-from model.kv_cache import KVType, SlotKV
+from model.kv_cache import DTYPES, KVType, SlotKV
 from model.lm import LM, LMState
 from model.streaming import Window, WindowKind
 from tests.model.tiny import CONTEXT, VOICE, random_codes, random_lm, step_user
 
 LENGTHS = (0, 1, 5, CONTEXT - 2, CONTEXT, 3 * CONTEXT + 1)
-STORED: tuple[KVType, ...] = ("float32", "bfloat16", "fp8")
+STORED: tuple[KVType, ...] = ("float32", "bf16", "fp8")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def hidden(lm: LM, state: LMState, codes: Tensor) -> Tensor:
 @pytest.mark.parametrize("window", ["reference", "full"])
 @pytest.mark.parametrize("chunk", [5, 1000])
 def test_a_conversation_is_that_of_plain_rings(lm: LM, window: WindowKind, chunk: int) -> None:
-    plain, slots = lm.streaming(len(LENGTHS), window), lm.streaming(len(LENGTHS), window, "float32")
+    plain, slots = lm.streaming(len(LENGTHS), window), lm.streaming(len(LENGTHS), window, torch.float32)
     poison(slots)
     for slot, length in enumerate(LENGTHS):
         for state in (plain, slots):
@@ -51,7 +51,7 @@ def test_a_conversation_is_that_of_plain_rings(lm: LM, window: WindowKind, chunk
 
 @pytest.mark.parametrize("stored", STORED)
 def test_a_reset_slot_remembers_nothing(lm: LM, stored: KVType) -> None:
-    used, fresh = lm.streaming(2, kv=stored), lm.streaming(2, kv=stored)
+    used, fresh = lm.streaming(2, kv_dtype=DTYPES[stored]), lm.streaming(2, kv_dtype=DTYPES[stored])
     lm.prefill(used, 1, random_codes(1, 3 * CONTEXT))
     poison(used)
     used.reset(torch.tensor([1]))
@@ -67,7 +67,7 @@ def test_a_reset_slot_remembers_nothing(lm: LM, stored: KVType) -> None:
 
 @pytest.mark.parametrize("stored", STORED)
 def test_a_prompt_saved_or_copied_is_the_prompt(lm: LM, stored: KVType) -> None:
-    state, prompt = lm.streaming(4, kv=stored), random_codes(1, 9)
+    state, prompt = lm.streaming(4, kv_dtype=DTYPES[stored]), random_codes(1, 9)
     lm.prefill(state, 0, prompt)
     for slot in (1, 2):
         lm.prefill(state, slot, prompt)
@@ -81,7 +81,7 @@ def test_a_prompt_saved_or_copied_is_the_prompt(lm: LM, stored: KVType) -> None:
 
 @pytest.mark.parametrize("stored", STORED)
 def test_steps_write_what_a_prefill_writes(lm: LM, stored: KVType) -> None:
-    state, length = lm.streaming(2, kv=stored), CONTEXT + 3
+    state, length = lm.streaming(2, kv_dtype=DTYPES[stored]), CONTEXT + 3
     frames = random_codes(1, length)
     lm.prefill(state, 0, frames, 1000)
     mask = torch.ones((1, frames.shape[0]), dtype=torch.bool)
@@ -89,7 +89,7 @@ def test_steps_write_what_a_prefill_writes(lm: LM, stored: KVType) -> None:
         lm.step(state, torch.tensor([1]), None, frame[None], mask, depformer_steps=VOICE)
     keys, values = state.kv.read(0, None)
     # In the first layer both read the same; one step of the coarsest storage's last place may lie between them.
-    near = {"float32": 1e-5, "bfloat16": 2**-7, "fp8": 2**-3}[stored]
+    near = {"float32": 1e-5, "bf16": 2**-7, "fp8": 2**-3}[stored]
     torch.testing.assert_close(keys[0].float(), keys[1].float(), rtol=near, atol=1e-4)
     torch.testing.assert_close(values[0].float(), values[1].float(), rtol=near, atol=1e-4)
 
@@ -102,11 +102,11 @@ def outlying(lm: LM) -> LM:
     return lm
 
 
-@pytest.mark.parametrize(("stored", "worst"), [("bfloat16", 0.02), ("fp8", 0.12)])
+@pytest.mark.parametrize(("stored", "worst"), [("bf16", 0.02), ("fp8", 0.12)])
 def test_how_far_storage_moves_what_the_model_computes(stored: KVType, worst: float) -> None:
     """Relative to the spread of the outputs, with outlying channels, over a full window of random weights."""
     lm = outlying(random_lm(3))
-    exact, rough = lm.streaming(8, kv="float32"), lm.streaming(8, kv=stored)
+    exact, rough = lm.streaming(8, kv_dtype=torch.float32), lm.streaming(8, kv_dtype=DTYPES[stored])
     for slot in range(8):
         for state in (exact, rough):
             lm.prefill(state, slot, random_codes(slot, 2 * CONTEXT))

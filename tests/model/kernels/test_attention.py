@@ -13,9 +13,9 @@ from model.rotary import Rotary
 from model.streaming import Window, WindowKind
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-STORED: tuple[KVType, ...] = ("float32", "bfloat16", "fp8")
+STORED: tuple[KVType, ...] = ("float32", "bf16", "fp8")
 HEADS, HEAD_DIM = 2, 16
-CUT_OFF = {"float32": 2e-6, "bfloat16": 2e-2, "fp8": 2e-6}
+CUT_OFF = {"float32": 2e-6, "bf16": 2e-2, "fp8": 2e-6}
 """The interpreter cuts bfloat16 off where a GPU and torch round; one position of many differs in its last place."""
 
 
@@ -167,4 +167,4 @@ def test_the_published_shape(stored: KVType) -> None:
     rotary, step = Rotary(positions, 128, 10_000.0), cache.step(positions, None)
     seen = kernels(ring_of(cache, 0), joined, rotary, step, 512)
     expected = step.attend(0, joined, rotary)
-    torch.testing.assert_close(seen, expected, rtol=0, atol=1e-3 if stored == "bfloat16" else 1e-5)
+    torch.testing.assert_close(seen, expected, rtol=0, atol=1e-3 if stored == "bf16" else 1e-5)
