@@ -176,7 +176,7 @@ class LM(nn.Module):
         return torch.stack(all_logits, dim=1)
 
     def streaming(self, slots: int, window: WindowKind = "reference", kv_dtype: torch.dtype | None = None) -> LMState:
-        """Memory for `slots` conversations, all fresh, on the weights' device and, unless told, of their type."""
+        """Memory for `slots` conversations, all fresh, on the weights' device. `kv_dtype`: see `Transformer.cache`."""
         return LMState(self, slots, window, kv_dtype)
 
     @torch.no_grad()
