@@ -12,7 +12,7 @@ from model.conversation import Models
 from model.folder import ModelFolder
 from model.prompt import SILENCE
 from model.scheduler import FRAME
-from model.wire import AgentFrame, AgentText, Error, Ready, Sampling
+from model.wire import AgentFrame, AgentText, Error, Played, Ready, Sampling
 from tests.model.rig import GREEDY, Rig, caller_pcm, is_ready, request
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,6 +59,7 @@ def test_a_clip_is_played_code_for_code_and_one_that_is_not_there_harms_nobody(
     columns = [[int.from_bytes(c[i : i + 2], "little") for i in range(0, 34, 2)] for c in rig.columns(1)]
     assert [column[1] for column in columns[:6]] == codes[0].tolist()
     assert [column[2:9] for column in columns[1:7]] == codes[1:].T.tolist()
+    assert [message for message in rig.told[1] if isinstance(message, Played)] == [Played(6, "disclosure")]
 
 
 def test_the_call_beyond_the_slots_is_refused_at_once_and_the_next_after_a_hang_up_taken(rig: Rig) -> None:
