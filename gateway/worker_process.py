@@ -76,6 +76,7 @@ def _personaplex(settings: Settings) -> tuple[WorkerEngine, tuple[type[Exception
             )
     from model.engine_options import EngineOptions, EngineRefused
     from model.personaplex import PersonaplexEngine
+    from model.transcriber import TranscriberRefused, WhisperPool
 
     options = EngineOptions(
         weights=str(settings.weights_dir or "weights"),
@@ -87,7 +88,8 @@ def _personaplex(settings: Settings) -> tuple[WorkerEngine, tuple[type[Exception
         kv_dtype=settings.kv_dtype,
         log_level=settings.log_level.upper(),
     )
-    return PersonaplexEngine(options), (EngineRefused,)
+    transcriber = WhisperPool(settings.weights_dir) if settings.transcriber == "whisper" else None
+    return PersonaplexEngine(options, transcriber), (EngineRefused, TranscriberRefused)
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:

@@ -66,7 +66,9 @@ def start(options: EngineOptions) -> Started:
     dtype = kv_dtype(options, folder)
     weights = sum(file.stat().st_size for file in (folder.lm, folder.mimi))
     fixed = weights + WORKSPACE[device.type] + int(PROMPT_PART * free)
-    slot = slot_bytes(folder.lm_config(), folder.mimi_config(), dtype.itemsize)
+    # In FP8 each head has a scale of four bytes beside its numbers.
+    item = dtype.itemsize + (4 / folder.lm_config().transformer.head_dim if dtype == fp8.E4M3 else 0)
+    slot = slot_bytes(folder.lm_config(), folder.mimi_config(), item)
     slots = slots_by_memory(options.slots, free, fixed, slot, SPARES + 1)
     if device.type == "cpu" and not options.slots:
         slots = min(slots, CPU_SLOTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from model.clip import Clip
 from model.conversation import Models
+from model.engine import StepResult
 from model.folder import ModelFolder
 from model.prompt import SILENCE
 from model.scheduler import FRAME
@@ -162,7 +164,12 @@ def test_a_caller_whose_frames_get_lost_is_heard_as_silent_there(rig: Rig, model
 def test_late_answers_are_counted_and_told_when_the_call_ends(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     rig.open(1, request("slow"))
     step = rig.stepper.step
-    rig.stepper.step = lambda slots, pcm: (setattr(rig, "now", rig.now + 1.5 * FRAME), step(slots, pcm))[1]  # type: ignore[method-assign]
+
+    def slow(slots: Sequence[int], pcm: Sequence[bytes]) -> StepResult:
+        rig.now += 1.5 * FRAME
+        return step(slots, pcm)
+
+    rig.stepper.step = slow  # type: ignore[method-assign]
     rig.speak(1, 0, 4)
     assert isinstance(rig.open(2, request("refused")), Error)
     account = rig.calls.close(1)
