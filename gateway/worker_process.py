@@ -78,6 +78,7 @@ def _personaplex(settings: Settings) -> tuple[WorkerEngine, tuple[type[Exception
             )
     from model.engine_options import EngineOptions, EngineRefused
     from model.personaplex import PersonaplexEngine
+    from model.transcriber import TranscriberRefused, WhisperPool
 
     options = EngineOptions(
         weights=str(settings.weights_dir or "weights"),
@@ -89,7 +90,8 @@ def _personaplex(settings: Settings) -> tuple[WorkerEngine, tuple[type[Exception
         kv_dtype=settings.kv_dtype,
         log_level=settings.log_level.upper(),
     )
-    return PersonaplexEngine(options), (EngineRefused,)
+    transcriber = WhisperPool(settings.weights_dir) if settings.transcriber == "whisper" else None
+    return PersonaplexEngine(options, transcriber), (EngineRefused, TranscriberRefused)
 
 
 def _doors(settings: Settings) -> list[Door]:

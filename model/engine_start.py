@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from model import fp8
 from model.capacity import batch_sizes, slot_bytes, slots_by_memory, slots_by_speed
 from model.conversation import Models, check_prompt, load_models, role_ids
 from model.cuda_graphs import HIGH_PRIORITY, stream
@@ -40,7 +41,7 @@ _RUNS = 3
 _ENGINE_CORES = 2
 """Cores that the engine keeps to itself on a machine with a GPU: one that launches, one of the driver's."""
 _ENOUGH_CORES = 6
-_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp8": fp8.E4M3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,9 @@ def start(options: EngineOptions) -> Started:
     dtype = kv_dtype(options, folder)
     weights = sum(file.stat().st_size for file in (folder.lm, folder.mimi))
     fixed = weights + WORKSPACE[device.type] + int(PROMPT_PART * free)
-    slot = slot_bytes(folder.lm_config(), folder.mimi_config(), dtype.itemsize)
+    # In FP8 each head has a scale of four bytes beside its numbers.
+    item = dtype.itemsize + (4 / folder.lm_config().transformer.head_dim if dtype == fp8.E4M3 else 0)
+    slot = slot_bytes(folder.lm_config(), folder.mimi_config(), item)
     slots = slots_by_memory(options.slots, free, fixed, slot, SPARES + 1)
     if device.type == "cpu" and not options.slots:
         slots = min(slots, CPU_SLOTS)
@@ -125,8 +128,6 @@ def kv_dtype(options: EngineOptions, folder: ModelFolder) -> torch.dtype:
     """The type of keys and values; `auto` is that of the weights."""
     if options.kv_dtype == "auto":
         return torch.bfloat16 if folder.published else torch.float32
-    if options.kv_dtype not in _DTYPES:
-        raise EngineRefused(f"keys and values cannot be kept as {options.kv_dtype}; say --kv-dtype bf16")
     return _DTYPES[options.kv_dtype]
 
 

@@ -23,7 +23,10 @@ from model.engine_options import NAME, EngineOptions, EngineRefused, EngineState
 from model.engine_wire import CONTROL
 from model.ring import Channel, Ends, PeerGone, RingFull, make_channel
 from model.session import SessionEnded
+from model.transcriber import NoTranscriber, Transcriber
 from model.wire import (
+    FRAME_BYTES,
+    AgentFrame,
     CallerFrame,
     Close,
     Error,
@@ -32,6 +35,7 @@ from model.wire import (
     Output,
     Play,
     Ready,
+    Resume,
     Say,
     SessionRequest,
     ToWorker,
@@ -52,15 +56,34 @@ ASSUMED_SLOTS = 64
 class PersonaplexSession:
     """Implements `model.worker_engine.WorkerSession`."""
 
-    def __init__(self, engine: PersonaplexEngine, number: int) -> None:
+    def __init__(self, engine: PersonaplexEngine, number: int, transcriber: Transcriber) -> None:
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._engine = engine
         self._number = number
+        self._transcriber = transcriber
+        self._unheard: deque[CallerFrame] = deque()
+        """Caller frames that wait for the agent's, with which they are transcribed."""
         self._outputs: deque[Output | SessionEnded] = deque()
         self._wake = asyncio.Event()
         self._closed = False
 
+    def listen(self, request: SessionRequest, history: History) -> None:
+        """Have the caller's words written down, from where a session taken over is not."""
+        resume = request.resume or Resume()
+        known = resume.next_index - resume.caller_frames
+        first = max(resume.heard, known)
+        self._transcriber.open(self._number, first, self.write)
+        for index in range(first, resume.next_index):
+            place = FRAME_BYTES * (index - known)
+            self._transcriber.hear(self._number, index, history.caller_pcm[place : place + FRAME_BYTES], b"")
+
+    def write(self, output: Output) -> None:
+        """Something for the gateway."""
+        self._outputs.append(output)
+        self._wake.set()
+
     def push(self, frame: CallerFrame) -> None:
+        self._unheard.append(frame)
         self._engine.send(self._number, frame)
 
     def say(self, text: str) -> None:
@@ -83,6 +106,7 @@ class PersonaplexSession:
         self._closed = True
         self._outputs.clear()
         self._wake.set()
+        self._transcriber.close(self._number)
         self._engine.forget(self._number)
 
     def told(self, message: FromWorker) -> None:
@@ -93,8 +117,15 @@ class PersonaplexSession:
         elif isinstance(message, Error):
             self.fail(_ended(message))
         else:
-            self._outputs.append(message)
-            self._wake.set()
+            if isinstance(message, AgentFrame):
+                self._hear(message)
+            self.write(message)
+
+    def _hear(self, agent: AgentFrame) -> None:
+        while self._unheard and self._unheard[0].index <= agent.index:
+            frame = self._unheard.popleft()
+            sound = agent.pcm if frame.index == agent.index else b""
+            self._transcriber.hear(self._number, frame.index, frame.pcm, sound)
 
     def fail(self, reason: SessionEnded | WireError) -> None:
         """It cannot go on, or never began."""
@@ -110,11 +141,12 @@ class PersonaplexEngine:
 
     name = NAME
 
-    def __init__(self, options: EngineOptions) -> None:
+    def __init__(self, options: EngineOptions, transcriber: Transcriber | None = None) -> None:
         self.state = EngineState()
         self.pid: int | None = None
         """The engine's process while it runs."""
         self._options = options
+        self._transcriber = transcriber or NoTranscriber()
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._sessions: dict[int, PersonaplexSession] = {}
@@ -142,7 +174,7 @@ class PersonaplexEngine:
         self._spawn(ends)
         loop.add_reader(self._channel.ears, self._read)
         try:
-            await self._up
+            await asyncio.gather(self._up, self._transcriber.start())
         except BaseException:
             await self.stop()
             raise
@@ -158,6 +190,7 @@ class PersonaplexEngine:
 
     async def stop(self) -> None:
         """End the process. Safe to call twice."""
+        await self._transcriber.stop()
         self._hang_up()
         process, self._process, self.pid = self._process, None, None
         if process is None:
@@ -179,10 +212,11 @@ class PersonaplexEngine:
 
     async def resume(self, request: SessionRequest, history: History) -> PersonaplexSession:
         number = next(self._numbers)
-        session = self._sessions[number] = PersonaplexSession(self, number)
+        session = self._sessions[number] = PersonaplexSession(self, number, self._transcriber)
         try:
             self._put(number, engine_wire.encode_open(request, history))
             await session.opened
+            session.listen(request, history)
         except BaseException:
             self.forget(number)
             raise

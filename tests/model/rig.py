@@ -6,6 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from model.calls import Calls
 from model.clip import Clip, ClipError
@@ -42,7 +43,7 @@ class Rig:
         self.now = 0.0
         self.told: dict[int, list[FromWorker]] = defaultdict(list)
         self.clips: dict[str, Clip] = {}
-        self.stepper = Stepper(models, slots, spares=spares)
+        self.stepper = Stepper(models, slots, spares=spares, kv_dtype=torch.float32)
         self.scheduler = Scheduler(slots)
         self.prompts = PromptCache(self.stepper, 1 << 30)
         self.voices = VoiceStore(models, folder.voices, Path("nowhere"))

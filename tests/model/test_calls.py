@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 
 from model.clip import Clip
 from model.conversation import Models
+from model.engine import StepResult
 from model.folder import ModelFolder
 from model.prompt import SILENCE
 from model.scheduler import FRAME
-from model.wire import AgentFrame, AgentText, Error, Ready, Sampling
+from model.wire import AgentFrame, AgentText, Error, Played, Ready, Sampling
 from tests.model.rig import GREEDY, Rig, caller_pcm, is_ready, request
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,6 +61,7 @@ def test_a_clip_is_played_code_for_code_and_one_that_is_not_there_harms_nobody(
     columns = [[int.from_bytes(c[i : i + 2], "little") for i in range(0, 34, 2)] for c in rig.columns(1)]
     assert [column[1] for column in columns[:6]] == codes[0].tolist()
     assert [column[2:9] for column in columns[1:7]] == codes[1:].T.tolist()
+    assert [message for message in rig.told[1] if isinstance(message, Played)] == [Played(6, "disclosure")]
 
 
 def test_the_call_beyond_the_slots_is_refused_at_once_and_the_next_after_a_hang_up_taken(rig: Rig) -> None:
@@ -161,7 +164,12 @@ def test_a_caller_whose_frames_get_lost_is_heard_as_silent_there(rig: Rig, model
 def test_late_answers_are_counted_and_told_when_the_call_ends(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     rig.open(1, request("slow"))
     step = rig.stepper.step
-    rig.stepper.step = lambda slots, pcm: (setattr(rig, "now", rig.now + 1.5 * FRAME), step(slots, pcm))[1]  # type: ignore[method-assign]
+
+    def slow(slots: Sequence[int], pcm: Sequence[bytes]) -> StepResult:
+        rig.now += 1.5 * FRAME
+        return step(slots, pcm)
+
+    rig.stepper.step = slow  # type: ignore[method-assign]
     rig.speak(1, 0, 4)
     assert isinstance(rig.open(2, request("refused")), Error)
     account = rig.calls.close(1)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from model import wire
 from model.conversation import Models
 from model.folder import ModelFolder
 from model.history import Columns, kept_frames
@@ -121,6 +122,8 @@ def test_frames_that_nobody_answered_are_heard_with_the_agent_silent(models: Mod
     second.speak(1, 13, 16)
     assert [frame.index for frame in second.frames(1)] == [13, 14, 15]
     call = second.calls._calls[1]
+    (made,) = (message for message in second.told[1] if isinstance(message, wire.Columns))
+    assert (made.index, made.columns) == (10, call.columns.data(10)[: 3 * 34])
     silent = call.columns.between(10, 13)
     assert silent[0].tolist() == [3, 3, 3]
     assert silent[1].tolist() == [948] * 3
