@@ -69,6 +69,8 @@ async def serve(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopped.set)
         log.info("worker %s: %s engine, %d slots, %s", server.name, engine.name, server.slots.capacity, server.url)
+        for door in doors:
+            log.info("worker %s: %s is served, too", server.name, door.path)
         (announce or _print_url)(server.url)
         ended = await _until_over(engine, stopped)
         await server.drain(DRAIN_TIMEOUT)

@@ -85,6 +85,7 @@ PURE = {
     "model/prompt.py",
     "model/wire.py",
     "model/wire_fields.py",
+    "model/wire_script.py",
 }
 PACKAGES = {"gateway", "model", "model.moshi", "gateway.sip", "gateway.twilio"}
 OUTSIDE_WORLD = {

@@ -40,6 +40,7 @@ async def listen(client: MoshiClient) -> None:
         await client.receive()
 
 
+@pytest.mark.long
 async def test_four_clients_at_once_are_answered() -> None:
     wav = read_wav(QUESTION)
     question = soxr.resample(wav.pcm[0, : 3 * wav.rate], wav.rate, RATE).astype(np.float32)
