@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
+    from model.server import Door
     from model.worker_engine import WorkerEngine
 
 
@@ -36,6 +37,7 @@ async def run_worker(settings: Settings, exit_with_parent: bool = False) -> None
             capacity=settings.worker_capacity,
             tls=_tls(settings),
             exit_with_parent=exit_with_parent,
+            doors=_doors(settings),
         )
     except (ListenRefused, EngineEnded) as error:
         raise WorkerRefused(str(error)) from error
@@ -90,6 +92,16 @@ def _personaplex(settings: Settings) -> tuple[WorkerEngine, tuple[type[Exception
     )
     transcriber = WhisperPool(settings.weights_dir) if settings.transcriber == "whisper" else None
     return PersonaplexEngine(options, transcriber), (EngineRefused, TranscriberRefused)
+
+
+def _doors(settings: Settings) -> list[Door]:
+    """Moshi's protocol beside our own, where the package for Ogg Opus is installed."""
+    if find_spec("sphn") is None:
+        return []
+    from model.moshi.door import MoshiDoor
+
+    origins = (part.strip().rstrip("/") for part in settings.moshi_origins.split(","))
+    return [MoshiDoor([origin for origin in origins if origin])]
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:

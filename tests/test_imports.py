@@ -81,11 +81,12 @@ PURE = {
     "gateway/twilio/signature.py",
     "gateway/twilio/twiml.py",
     "model/config.py",
+    "model/moshi/protocol.py",
     "model/prompt.py",
     "model/wire.py",
     "model/wire_fields.py",
 }
-PACKAGES = {"gateway", "model", "gateway.sip", "gateway.twilio"}
+PACKAGES = {"gateway", "model", "model.moshi", "gateway.sip", "gateway.twilio"}
 OUTSIDE_WORLD = {
     "asyncio",
     "os",
