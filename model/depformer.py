@@ -6,6 +6,8 @@ the language model embeds what a step is told and reads what it answers. N is th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,16 +26,33 @@ class StepAttention(nn.Module):
         self._steps = config.steps
         self.in_proj_weight = nn.Parameter(torch.empty(config.steps * 3 * config.dim, config.dim))
         self.out_proj = nn.Linear(config.dim, config.steps * config.dim, bias=False)
+        self.parts: tuple[nn.ModuleList, nn.ModuleList] | None = None
+        """In place of the weights above, where they are kept in another form: of each step."""
         nn.init.normal_(self.in_proj_weight, std=config.dim**-0.5)
+
+    def split(self, make: Callable[[Tensor], nn.Module]) -> None:
+        """Let `make` turn each step's part of the weights into a module that takes its place."""
+        width = self.in_proj_weight.shape[-1]
+        into, out = self.in_proj_weight.view(self._steps, -1, width), self.out_proj.weight.view(self._steps, -1, width)
+        self.in_parts = nn.ModuleList(make(part) for part in into)
+        self.out_parts = nn.ModuleList(make(part) for part in out)
+        self.parts = (self.in_parts, self.out_parts)
+        del self.in_proj_weight, self.out_proj
 
     def project(self, step: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`[N, D]` to query, key and value, each `[N, H, 1, D / H]`."""
-        weight = self.in_proj_weight.view(self._steps, -1, x.shape[-1])[step]
-        query, key, value = functional.linear(x, weight).view(x.shape[0], 3, self._heads, 1, -1).unbind(1)
+        if self.parts is None:
+            joined = functional.linear(x, self.in_proj_weight.view(self._steps, -1, x.shape[-1])[step])
+        else:
+            joined = self.parts[0][step](x)
+        query, key, value = joined.view(x.shape[0], 3, self._heads, 1, -1).unbind(1)
         return query, key, value
 
     def combine(self, step: int, seen: Tensor) -> Tensor:
         """What the heads saw, `[N, H, 1, D / H]`, to `[N, D]`."""
+        if self.parts is not None:
+            combined: Tensor = self.parts[1][step](seen.flatten(1))
+            return combined
         weight = self.out_proj.weight
         return functional.linear(seen.flatten(1), weight.view(self._steps, -1, weight.shape[-1])[step])
 
