@@ -21,7 +21,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 
 from gateway.audio import CARRIER_FRAME_SECONDS, SILENCE, Downsampler, JitterBuffer, Upsampler, level
-from gateway.engine import Engine, EngineFull, EngineLost, Session
+from gateway.engine import Engine, EngineFull, EngineLost, Session, WorkerChanged
 from gateway.latency import ResponseMeter
 from gateway.leg import CallLeg, LegError, Outcome
 from gateway.recording.wav import Recording
@@ -101,6 +101,7 @@ class Call:
         self.plan = plan
         self.transcript = Transcript(FRAME_SECONDS)
         self.counters = CallCounters()
+        self.worker_changes: list[WorkerChanged] = []
         self.responses = ResponseMeter()
         self.engine_name = ""
         self.answer_ms: float | None = None
@@ -214,7 +215,7 @@ class Call:
             pcm = self._jitter.pop()
             self._unanswered.append(pcm)
             self.responses.caller(at, FRAME_SECONDS, level(pcm))
-            await session.send(upsample(pcm))
+            await session.send(upsample(pcm), pcm)
             self.counters.frames_in += 1
             owed = (self.counters.frames_in - self.counters.frames_out) * FRAME_SECONDS
             if owed > self.plan.engine_silence_seconds:
@@ -283,9 +284,17 @@ class Call:
                 case Flush():
                     self._note(output)
                     await self._leg.flush()
+                case WorkerChanged():
+                    self._changed_worker(output)
                 case Done():
                     await self._finish(output)
                     return
+
+    def _changed_worker(self, change: WorkerChanged) -> None:
+        self.worker_changes.append(change)
+        gap = change.missed * FRAME_SECONDS
+        what = f"{change.reason}; worker {change.worker} goes on after a gap of {gap:.2f} s"
+        log.warning("call %s: %s", self.info.call_id, what)
 
     async def _play(self, index: int, pcm: bytes) -> None:
         await self._leg.play(pcm)

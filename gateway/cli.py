@@ -148,10 +148,24 @@ def worker(
     listen: Annotated[str | None, typer.Option(help="Where gateways reach it, host:port.")] = None,
     engine: Annotated[str | None, typer.Option(help="rehearsal, echo or personaplex.")] = None,
     capacity: Annotated[int | None, typer.Option(help="Calls it holds at once.")] = None,
+    slots: Annotated[int | None, typer.Option(help="The same for personaplex; 0: as many as it can.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or auto.")] = None,
+    context: Annotated[str | None, typer.Option(help="reprime, or sliding as the reference.")] = None,
+    kv_dtype: Annotated[str | None, typer.Option(help="auto, float32, bf16 or fp8.")] = None,
+    transcriber: Annotated[str | None, typer.Option(help="whisper or none.")] = None,
     exit_with_parent: Annotated[bool, typer.Option(help="End when standard input does.")] = False,
 ) -> None:
     """Run one engine and serve it to gateways."""
-    settings = _settings(worker_listen=listen, engine=engine, worker_capacity=capacity)
+    settings = _settings(
+        worker_listen=listen,
+        engine=engine,
+        worker_capacity=capacity,
+        slots=slots,
+        device=device,
+        context=context,
+        kv_dtype=kv_dtype,
+        transcriber=transcriber,
+    )
     from gateway.worker_process import WorkerRefused, run_worker
 
     _run(run_worker(settings, exit_with_parent), (WorkerRefused,))

@@ -25,6 +25,7 @@ from gateway.personas import Persona, PersonaStore, session_request
 from gateway.pool import WorkerPool
 from gateway.recording.wav import Recording
 from gateway.records.files import CallFolder, Records, RecordsError
+from gateway.resume import ResumingPool
 from gateway.routing import Route
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
@@ -48,7 +49,7 @@ class Desk:
         self.telemetry = Telemetry()
         self.live = LiveFeed()
         self._pool = None if settings.embedded_echo else WorkerPool(settings)
-        self._engine: Engine = self._pool or EchoEngine()
+        self._engine: Engine = ResumingPool(self._pool) if self._pool is not None else EchoEngine()
         self._outbox: Outbox | None = None
         self._calls: set[Call] = set()
         self._finished = asyncio.Event()

@@ -8,13 +8,15 @@ sessions are numbers that are never used twice, so that nothing late reaches the
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
+from model import wire
 from model.clip import Clip, ClipError
 from model.conversation import check_prompt, role_ids
 from model.engine import Stepper, StepResult
+from model.engine_options import NAME, Context
 from model.history import FAST_FRAMES, Columns, TakenOver, kept_frames, refill
 from model.prompt import PromptTooLong
 from model.prompt_cache import Prompt, PromptCache, make_prompt
@@ -22,15 +24,13 @@ from model.scheduler import Account, Frame, Refused, Scheduler
 from model.voice import VoiceError
 from model.voice_store import VoiceStore
 from model.voices import VoiceRefused
-from model.wire import AgentFrame, AgentText, Cut, Error, FromWorker, History, Ready, SessionRequest
+from model.wire import AgentFrame, AgentText, Cut, Error, FromWorker, History, Played, Ready, SessionRequest
 
 log = logging.getLogger(__name__)
 
-Context = Literal["reprime", "sliding"]
 Tell = Callable[[int, FromWorker], None]
 """Takes a session and what it is told."""
 
-ENGINE = "personaplex"
 _LOOK_AGAIN = 0.002
 """Seconds until work that waits for a thread or the device is looked at again."""
 _STARVED = 8
@@ -51,6 +51,8 @@ class _Call:
     early: list[tuple[int, bytes]] = field(default_factory=list)
     """Caller frames that came before it could speak."""
     renewing: bool = False
+    queued: deque[str] = field(default_factory=deque)
+    """What it is told to say, in order: names of clips, and "" for words."""
 
 
 class _CannotOpen(Exception):
@@ -83,7 +85,7 @@ class Calls:
     ) -> None:
         """`clip` finds one by name, and raises ClipError. `clock` tells seconds."""
         self.stepper, self.scheduler, self.prompts = stepper, scheduler, prompts
-        self.cuts = self.faults = 0
+        self.cuts = self.faults = self.steps = 0
         self._voices = voices
         self._tell = tell
         self._clip = clip
@@ -133,6 +135,7 @@ class Calls:
             return
         try:
             self.stepper.speech.play(call.slot, self._clip(name))
+            call.queued.append(name)
         except (ClipError, ValueError) as error:
             log.warning("call %s: the clip %r is not played: %s", call.request.call_id, name, error)
 
@@ -176,6 +179,7 @@ class Calls:
         return look if due is None else min(look, due)
 
     def _step(self, frames: Sequence[Frame]) -> None:
+        self.steps += 1
         result = self.stepper.step([frame.slot for frame in frames], [frame.pcm for frame in frames])
         for row, frame in enumerate(frames):
             self._answer(self._by_slot[frame.slot], frame.index, result, row)
@@ -191,9 +195,11 @@ class Calls:
         piece = self.stepper.models.tokenizer.piece(tokens[0])
         if piece:
             self._tell(call.session, AgentText(index, piece))
-        self.stepper.speech.returned(call.slot, tokens)
+        said = self.stepper.speech.returned(call.slot, tokens)
         column = call.columns.append(result.columns[row])
         self._tell(call.session, AgentFrame(index, result.pcm[row].astype("<i2").tobytes(), column))
+        if said is not None and (clip := call.queued.popleft()):
+            self._tell(call.session, Played(index, clip))
         if self._reprimes and not call.renewing:
             self._watch_window(call)
 
@@ -236,7 +242,10 @@ class Calls:
         for text in (request.greeting,) if request.resume is None else request.resume.queued:
             self._say(call, text)
         call.live = True
-        self._tell(call.session, Ready(ENGINE))
+        self._tell(call.session, Ready(NAME))
+        if request.resume is not None and request.resume.missed:
+            missed = call.columns.end - request.resume.missed
+            self._tell(call.session, wire.Columns(missed, call.columns.data(missed)))
         for index, pcm in call.early:
             self.scheduler.push(call.slot, index, pcm, self._now())
         call.early.clear()
@@ -310,5 +319,6 @@ class Calls:
             return
         try:
             self.stepper.speech.say(call.slot, text)
+            call.queued.append("")
         except ValueError as error:
             log.warning("call %s: %r is not said: %s", call.request.call_id, text[:80], error)

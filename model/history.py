@@ -50,6 +50,10 @@ class Columns:
         self._data += data
         return data
 
+    def data(self, start: int) -> bytes:
+        """The columns from frame `start` on, as the wire has them."""
+        return bytes(self._data[TOKENS_BYTES * (start - self.start) :])
+
     def between(self, start: int, end: int) -> Tensor:
         """Ids `[R, end - start]`."""
         first, last = (TOKENS_BYTES * (index - self.start) for index in (start, end))

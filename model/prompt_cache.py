@@ -28,7 +28,7 @@ from model.voice import VoiceReplay
 CHUNK = 256
 """Frames that are read at once, so that a step of the calls never waits longer than for these."""
 _WORTH = 0.25
-"""A prompt is kept if at least this part of it was not known before."""
+"""A prompt is kept if at least this part of it was not known before, and another's beginning used if it is more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +126,13 @@ class PromptCache:
         if prompt.positions - known >= _WORTH * prompt.positions:
             self._keep(prompt, state.kv.save(lm_slot, prompt.positions))
 
+    def warm(self, prompt: Prompt) -> None:
+        """Read a prompt into the cache, through a spare language memory, before there are calls."""
+        spare = self._stepper.spare_lm_slots[0]
+        for _ in self.fill(prompt, spare):
+            pass
+        self._stepper.reset_lm(spare)
+
     def _copy(self, prompt: Prompt, lm_slot: int) -> int:
         """Take over what is known of the prompt's beginning: so many positions."""
         best, most = "", 0
@@ -136,7 +143,7 @@ class PromptCache:
             self.misses += 1
             for key, (other, _) in self._kept.items():
                 alike = prompt.shared(other)
-                if alike > most:
+                if alike > max(most, _WORTH * prompt.positions):
                     best, most = key, alike
         if most:
             self._kept.move_to_end(best)

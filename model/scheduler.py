@@ -83,6 +83,8 @@ class Scheduler:
     def __init__(self, slots: int, *, largest: int | None = None, costs: Mapping[int, float] | None = None) -> None:
         """`largest`: most slots in one step."""
         self.capacity = slots
+        self.frames = self.late = self.lost = 0
+        """Of all calls since the start, as in Account."""
         self._largest = slots if largest is None else largest
         self._costs = dict(sorted((costs or {}).items()))
         self._free = list(range(slots - 1, -1, -1))
@@ -127,6 +129,7 @@ class Scheduler:
         for missing in range(state.next_in, index):
             state.waiting.append(Frame(slot, missing, b"", now))
             state.account.lost += 1
+            self.lost += 1
         state.waiting.append(Frame(slot, index, pcm, now))
         state.next_in = index + 1
         if state.hold is None:
@@ -159,6 +162,8 @@ class Scheduler:
                 state.account.worst = max(state.account.worst, took)
                 state.account.late += took > FRAME
             late += took > FRAME
+        self.frames += len(frames)
+        self.late += late
         self._recent.append((now, len(frames), late))
         self._recent_frames += len(frames)
         self._recent_late += late

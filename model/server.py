@@ -16,6 +16,7 @@ import logging
 import os
 import socket
 import ssl
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from http import HTTPStatus
 
@@ -29,7 +30,7 @@ from websockets.typing import Subprotocol
 from model import wire
 from model.session import Counts, GatewayStopped, SessionEnded, converse
 from model.wire import SessionRequest
-from model.worker_engine import ResumingEngine, WorkerEngine, WorkerSession
+from model.worker_engine import ResumingEngine, SupervisedEngine, WorkerEngine, WorkerSession
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +156,8 @@ class WorkerServer:
 
     def _readiness(self, connection: ServerConnection) -> Response:
         """200 with a free slot, else 503; the body says how many there are."""
-        free = 0 if self._draining.is_set() else self.capacity - self.active
+        refuses = isinstance(self.engine, SupervisedEngine) and bool(self.engine.refusal)
+        free = 0 if refuses or self._draining.is_set() else self.capacity - self.active
         body = {"engine": self.engine.name, "capacity": self.capacity, "free": free}
         status = HTTPStatus.OK if free > 0 else HTTPStatus.SERVICE_UNAVAILABLE
         response = connection.respond(status, json.dumps(body) + "\n")
@@ -173,6 +175,8 @@ class WorkerServer:
             ("resumed_total", "counter", self.counts.resumed),
             ("frames_total", "counter", self.counts.frames),
         ]
+        if isinstance(self.engine, SupervisedEngine):
+            values += [(f"engine_{name}_total", "counter", number) for name, number in self.engine.counters().items()]
         lines = (f"# TYPE callplex_worker_{n} {kind}\ncallplex_worker_{n} {value}\n" for n, kind, value in values)
         return "".join(lines)
 
@@ -224,7 +228,8 @@ class WorkerServer:
                 session = await self._open(connection, request)
                 stack.push_async_callback(session.close)
                 self.counts.sessions += 1
-                await connection.send(wire.encode(wire.Ready(self.engine.name, self.name)))
+                resumable = isinstance(self.engine, ResumingEngine)
+                await connection.send(wire.encode(wire.Ready(self.engine.name, self.name, resumable)))
                 first = request.resume.next_index if request.resume else 0
                 await converse(connection, session, self.counts, self._draining, first)
         except (wire.WireError, ConnectionClosed, SessionEnded, GatewayStopped):
@@ -238,14 +243,31 @@ class WorkerServer:
     async def _open(self, connection: ServerConnection, request: SessionRequest) -> WorkerSession:
         engine, resume = self.engine, request.resume
         if resume is None:
-            async with asyncio.timeout(ENGINE_OPEN_TIMEOUT):
-                return await engine.open(request)
+            return await _while_connected(connection, engine.open(request))
         history = wire.decode_history(await _first_message(connection, "history"), resume)
         if not isinstance(engine, ResumingEngine):
             raise wire.WireError(f"the {engine.name} engine cannot go on with another worker's session")
         self.counts.resumed += 1
-        async with asyncio.timeout(ENGINE_OPEN_TIMEOUT):
-            return await engine.resume(request, history)
+        return await _while_connected(connection, engine.resume(request, history))
+
+
+async def _while_connected(
+    connection: ServerConnection, opening: Coroutine[None, None, WorkerSession]
+) -> WorkerSession:
+    """What the engine opens. For a gateway that left meanwhile nothing is opened: its slot is free at once."""
+    task = asyncio.create_task(opening)
+    gone = asyncio.create_task(connection.wait_closed())
+    try:
+        await asyncio.wait({task, gone}, timeout=ENGINE_OPEN_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+        task.cancel()
+        await asyncio.wait({task, gone})
+    if task.cancelled():
+        if gone.cancelled():
+            raise TimeoutError(f"the engine opened no session within {ENGINE_OPEN_TIMEOUT:.0f} s")
+        raise connection.protocol.close_exc
+    return task.result()
 
 
 async def _first_message(connection: ServerConnection, what: str) -> str | bytes:

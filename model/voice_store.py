@@ -28,7 +28,7 @@ class VoiceStore:
 
     def load(self, name: str) -> Generator[bool, None, Voice]:
         """A generator: yields False while the voice is being read, and returns it. Raises VoiceError, VoiceRefused."""
-        future = self._thread.submit(self._read, name)
+        future = self._thread.submit(self.read, name)
         while not future.done():
             yield False
         return future.result()
@@ -37,7 +37,8 @@ class VoiceStore:
         """Lets the thread end when it has read what it is reading."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, name: str) -> Voice:
+    def read(self, name: str) -> Voice:
+        """The voice, at once. Raises VoiceError, VoiceRefused."""
         path = voice_file(name, self._published, self._recordings)
         key = (path, path.stat().st_mtime_ns)
         voice = self._kept.get(key)

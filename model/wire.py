@@ -14,6 +14,8 @@ The order of a session:
                         caller text  (JSON)   what the caller said, from one frame to another
                         flush        (JSON)   sound up to a frame that is not yet heard is void
                         cut          (JSON)   history before a frame is no longer needed
+                        columns      (binary) of frames that no worker answered, after a resume
+                        played       (JSON)   a clip has been played to its end
                         done         (JSON)   the agent is finished: goodbye, or a transfer
     gateway -> worker   say, play, close (JSON)
 
@@ -30,8 +32,10 @@ binary message of kind history follows at once. With cut = 1,000, frames = 200, 
     frame    1,203             the next caller frame, the first that the new worker answers
 
 The message's payload is the columns of frames 1,000 ... 1,199, then the caller's sound of the newest
-`caller_frames` frames, at most 10 s, which end with frame 1,202. What the gateway sends before `ready`
-waits for the worker.
+`caller_frames` frames, at most 10 s, which end with frame 1,202. The new worker makes the columns of
+frames 1,200 ... 1,202 itself and says them, for the case that the session is resumed once more. From one
+that does not say them, or is lost before it can, the next history holds NO_TOKEN in all of such a column:
+the agent was silent, the caller's codes are not known.
 """
 
 from __future__ import annotations
@@ -66,6 +70,7 @@ MAX_HISTORY_CALLER_FRAMES = 125
 KIND_FRAME = 1
 KIND_AGENT_TEXT = 2
 KIND_HISTORY = 3
+KIND_COLUMNS = 4
 _HEADER = struct.Struct("<BI")
 
 DoneReason = Literal["goodbye", "transfer"]
@@ -143,7 +148,8 @@ class Resume:
     heard: int = 0
     """Caller frames before this one are in the transcript; a transcriber goes on from here."""
     queued: tuple[str, ...] = ()
-    """What `say` asked for and has not been said, in order; of a text half said, the rest."""
+    """What the greeting and `say` asked for and has not been said, in order; of a text half said, the
+    rest. A resumed session greets nobody of its own accord."""
 
     @property
     def next_index(self) -> int:
@@ -230,6 +236,22 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns of frames that nobody answered, from frame `index` on, TOKENS_BYTES each; see `Resume.missed`."""
+
+    index: int
+    columns: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A clip that `play` asked for was heard to its end by frame `index`."""
+
+    index: int
+    clip: str
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The agent is finished; its last sound was in agent frame `index`."""
 
@@ -239,7 +261,7 @@ class Done:
     """Name of the persona's transfer target, when the reason is `transfer`."""
 
 
-Output = AgentFrame | AgentText | CallerText | Flush | Cut | Done
+Output = AgentFrame | AgentText | CallerText | Flush | Cut | Columns | Played | Done
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +272,8 @@ class Ready:
     """What answers: `rehearsal`, `personaplex` or `echo`."""
     worker: str = ""
     """Which worker this is, for records and logs."""
+    resumable: bool = False
+    """Its agent frames carry token columns, from which another worker can go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +314,7 @@ _FROM_WORKER: dict[str, type[Any]] = {
     "caller_text": CallerText,
     "flush": Flush,
     "cut": Cut,
+    "played": Played,
     "done": Done,
 }
 _NAMES = {kind: name for table in (_TO_WORKER, _FROM_WORKER) for name, kind in table.items()}
@@ -363,11 +388,13 @@ def encode_frame(frame: CallerFrame | AgentFrame) -> bytes:
 
 
 def encode(message: ToWorker | FromWorker) -> str | bytes:
-    """Any message but the open request: bytes for frames and agent text, else JSON text."""
+    """Any message but those that open a session: bytes for frames, columns and agent text, else JSON text."""
     if isinstance(message, CallerFrame | AgentFrame):
         return encode_frame(message)
     if isinstance(message, AgentText):
         return _HEADER.pack(KIND_AGENT_TEXT, message.index) + message.text.encode(errors="replace")
+    if isinstance(message, Columns):
+        return _HEADER.pack(KIND_COLUMNS, message.index) + message.columns
     return json.dumps({"type": _NAMES[type(message)], **asdict(message)})
 
 
@@ -399,6 +426,10 @@ def decode_from_worker(message: str | bytes) -> FromWorker:
             return AgentText(index, payload.decode())
         except UnicodeDecodeError as error:
             raise WireError("agent text is not UTF-8") from error
+    if kind == KIND_COLUMNS:
+        if not payload or len(payload) % TOKENS_BYTES or len(payload) > TOKENS_BYTES * MAX_HISTORY_CALLER_FRAMES:
+            raise WireError(f"columns of missed frames cannot have {len(payload)} bytes")
+        return Columns(index, payload)
     raise WireError(f"unknown binary kind {kind}")
 
 

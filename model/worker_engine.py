@@ -5,7 +5,7 @@ Owns the protocols only. Knows no sockets.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Protocol, runtime_checkable
 
 from model.wire import CallerFrame, History, Output, SessionRequest
@@ -47,7 +47,12 @@ class WorkerEngine(Protocol):
 
 @runtime_checkable
 class ResumingEngine(WorkerEngine, Protocol):
-    """An engine whose sessions can go on where those of another worker ended: it sends token columns."""
+    """An engine whose sessions can go on where those of another worker ended.
+
+    They send a token column with each agent frame, what the agent says in a step before that step's frame,
+    `Cut` when older columns are not needed any more, `Played` at the end of a clip, and, when resumed,
+    `Columns` for the frames that were missed.
+    """
 
     async def resume(self, request: SessionRequest, history: History) -> WorkerSession:
         """The session that `request.resume` and `history` describe; the caller frame pushed next, and the
@@ -55,3 +60,22 @@ class ResumingEngine(WorkerEngine, Protocol):
 
         Returns when the session can speak again. Raises WireError if this history cannot be taken.
         """
+
+
+@runtime_checkable
+class SupervisedEngine(WorkerEngine, Protocol):
+    """An engine in a process of its own: it knows how many calls it holds, and it can end."""
+
+    @property
+    def capacity(self) -> int:
+        """Sessions it holds at once, known when it has started."""
+
+    @property
+    def refusal(self) -> str:
+        """Why no session is opened now, though one could be held; empty if they are."""
+
+    def counters(self) -> Mapping[str, int]:
+        """Numbers that only grow, for the worker's metrics."""
+
+    async def lost(self) -> str:
+        """Returns, with the reason, when the engine has ended by itself; its sessions are told."""

@@ -26,6 +26,7 @@ PURE = {
         if path.stem not in SHELL
     ),
     "gateway/audio.py",
+    "gateway/history.py",
     "gateway/latency.py",
     "gateway/leg.py",
     "gateway/rtp/codec.py",

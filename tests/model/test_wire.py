@@ -29,8 +29,10 @@ FROM_WORKER = (
     | st.builds(wire.CallerText, COUNT, COUNT, TEXT, st.booleans())
     | st.builds(wire.Flush, COUNT)
     | st.builds(wire.Cut, COUNT)
+    | st.builds(wire.Columns, INDEX, st.binary(min_size=34, max_size=34) | st.just(bytes(34 * 125)))
+    | st.builds(wire.Played, COUNT, TEXT)
     | st.builds(wire.Done, COUNT, st.sampled_from(["goodbye", "transfer"]), TEXT)
-    | st.builds(wire.Ready, TEXT, TEXT)
+    | st.builds(wire.Ready, TEXT, TEXT, st.booleans())
     | st.builds(wire.Error, st.sampled_from(["full", "invalid", "unauthorized", "failed", "draining"]), TEXT)
 )
 WORDS = st.lists(TEXT, max_size=3).map(tuple)
@@ -172,6 +174,9 @@ def test_a_gateway_is_told_what_is_wrong(message: str | bytes, words: str) -> No
     [
         (b"\x01\x00\x00\x00\x00" + bytes(3841), "3841"),
         (b"\x02\x00\x00\x00\x00\xff", "not UTF-8"),
+        (b"\x04\x00\x00\x00\x00", "cannot have 0 bytes"),
+        (b"\x04\x00\x00\x00\x00" + bytes(35), "cannot have 35 bytes"),
+        (b"\x04\x00\x00\x00\x00" + bytes(34 * 126), "cannot have 4284 bytes"),
         ('{"type": "done", "index": 1, "reason": "bored"}', "done.reason must be one of"),
         ('{"type": "done", "index": 1, "reason": ["goodbye"]}', "done.reason must be one of"),
         ('{"type": "flush", "index": -1}', "flush.index is out of range"),
@@ -243,7 +248,7 @@ TYPES = st.sampled_from(["open", "say", "play", "close", "ready", "error", "call
 NEAR_JSON = st.builds(
     lambda kind, rest: json.dumps({"type": kind, **rest}), TYPES, st.dictionaries(FIELDS, JSON, max_size=4)
 )
-NEAR_BINARY = st.builds(lambda kind, rest: bytes([kind]) + rest, st.integers(0, 3), st.binary(max_size=32))
+NEAR_BINARY = st.builds(lambda kind, rest: bytes([kind]) + rest, st.integers(0, 4), st.binary(max_size=40))
 
 
 @given(NEAR_JSON | JSON.map(json.dumps) | st.text() | NEAR_BINARY | st.binary())
