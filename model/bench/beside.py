@@ -36,7 +36,7 @@ class BesideCalls:
 
     def __init__(self, stepper: Stepper, slots: int, costs: dict[int, float], seconds: float) -> None:
         self._stepper, self._slots, self._costs, self._seconds = stepper, slots, costs, seconds
-        self._prompts = PromptCache(stepper, 8 << 30)
+        self._prompts = PromptCache(stepper, 1 << 30)
         self._context = stepper.models.config.transformer.context
         self._made = 0
 

@@ -32,8 +32,8 @@ from model.tokenizer import Tokenizer
 from model.wire import Sampling
 
 Size = Literal["full", "tiny"]
-_ROOM = 3 << 30
-"""Bytes for CUDA itself, activations and captured graphs."""
+_ROOM = 4 << 30
+"""Bytes for CUDA itself, activations, captured graphs and kept prompts."""
 _FINITE = 0x70
 """e4m3 bytes below are numbers, up to 256."""
 
