@@ -129,6 +129,10 @@ class Stepper:
             raise ValueError(f"{count} slots are more than a step takes; {self._batches[-1]} at most")
         return fitting
 
+    def launches(self, count: int) -> int | None:
+        """Launches and copies of the captured step for `count` slots; None where nothing is captured."""
+        return self._graphs.nodes(self.batch_for(count))
+
     def set_slot(self, slot: int, sampling: Sampling, counter: int) -> None:
         """Settings of a slot. `counter` (at least 1) numbers its next draw: it alone and the seed decide chance."""
         self.sampling.set(slot, sampling)
@@ -219,6 +223,8 @@ class Stepper:
         said = models.mimi.decode_step(self.codec, slots, agent)[:, 0]
         finite = torch.isfinite(output.trace.hidden).all(1) & torch.isfinite(output.trace.text_logits).all(1)
         finite = finite & torch.isfinite(output.trace.audio_logits).flatten(1).all(1) & torch.isfinite(said).all(1)
+        # Rows that fill up a batch are nobody's: they never have a past to read.
+        self.state.kv.offsets[-1:].zero_()
         column = self.state.cache.newest(lm_slots)
         buffers.tokens.copy_(torch.cat((column, output.tokens, finite[:, None].long()), dim=1))
         buffers.sound.copy_((said * _SCALE).round().nan_to_num(0.0).clamp(-_SCALE, _SCALE - 1))

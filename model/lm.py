@@ -144,7 +144,7 @@ class LM(nn.Module):
         hidden = self.out_norm(self.transformer(self.embed(torch.cat((start[:, :, :1], delayed[:, :, :-1]), dim=2))))
         tokens = delayed.transpose(1, 2).reshape(-1, rows)
         steps = self.config.depformer.steps
-        audio = self._walk(hidden.flatten(0, 1), tokens[:, 0], lambda step, _: tokens[:, 1 + step], steps, "full")
+        audio = self.walk(hidden.flatten(0, 1), tokens[:, 0], lambda step, _: tokens[:, 1 + step], steps, "full")
         logits, known = self._undelay(audio.view(batch, length, steps, -1).transpose(1, 2))
         mask = codes != ZERO
         return TeacherOutput(self.text_linear(hidden)[:, None], mask[:, :1], logits, mask[:, 1 : 1 + steps] & known)
@@ -159,7 +159,7 @@ class LM(nn.Module):
             known[step, : length - delay] = True
         return result, known
 
-    def _walk(
+    def walk(
         self, hidden: Tensor, text: Tensor, decide: Callable[[int, Tensor], Tensor], steps: int, window: WindowKind
     ) -> Tensor:
         """Walk the codebooks of a frame from `hidden [N, D]` and `text [N]`: logits `[N, steps, card]`.
@@ -213,7 +213,7 @@ class LM(nn.Module):
             chosen.append(sampler(logits, row, opened.offset, named))
             return torch.where(opened.given[:, row], opened.target[:, row], chosen[row])
 
-        audio_logits = self._walk(hidden, text, decide, steps, state.window)
+        audio_logits = self.walk(hidden, text, decide, steps, state.window)
         picked = torch.stack(chosen, dim=1)
         tokens, valid = opened.finish(torch.cat((picked, opened.target[:, 1 + steps :]), dim=1))
         return StepOutput(tokens, valid, StepTrace(opened.inputs, hidden, text_logits, audio_logits, picked))
