@@ -17,12 +17,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from gateway.audio import CARRIER_FRAME_SECONDS, SILENCE, Downsampler, JitterBuffer, Upsampler, level
-from gateway.engine import Engine, EngineFull, EngineLost, Session
+from gateway.engine import Engine, EngineFull, EngineLost, Session, WorkerChanged
 from gateway.latency import ResponseMeter
 from gateway.leg import CallLeg, LegError, Outcome
 from gateway.recording.consent import Consent
@@ -91,6 +91,19 @@ class CallCounters:
     deadline_misses: int = 0
 
 
+class LogBook(Protocol):
+    """Who is told what becomes known of a call. Nothing here waits or fails."""
+
+    def utterance(self, one: Utterance) -> None:
+        """Said, being said, or taken back: replaces what was told under its number."""
+
+    def event(self, at: float, kind: str, data: Mapping[str, Any]) -> None:
+        """Happened `at` seconds from answer."""
+
+    def over(self) -> None:
+        """Nothing follows; the recording is about to be closed."""
+
+
 class Call:
     """Runs one call. `outcome` is set before the line is let go, so that a carrier can ask at once."""
 
@@ -100,14 +113,14 @@ class Call:
         engine: Engine,
         plan: CallPlan,
         recording: Recorder | None = None,
-        on_utterance: Callable[[Utterance], None] | None = None,
-        on_event: Callable[[float, str, Mapping[str, Any]], None] | None = None,
+        log_book: LogBook | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.info = leg.info
         self.plan = plan
         self.transcript = Transcript(FRAME_SECONDS)
         self.counters = CallCounters()
+        self.worker_changes: list[WorkerChanged] = []
         self.responses = ResponseMeter()
         self.engine_name = ""
         self.answer_ms: float | None = None
@@ -116,8 +129,7 @@ class Call:
         self._engine = engine
         self._recording = recording
         self._consent = Consent(plan.consent, FRAME_SECONDS) if plan.consent else None
-        self._on_utterance = on_utterance
-        self._on_event = on_event
+        self._log_book = log_book
         self._now = loop.time
         self._began = self._now()
         self._first_tick = self._began
@@ -138,8 +150,9 @@ class Call:
         leg.on_digit = self._press
 
     @property
-    def recorded(self) -> bool:
-        return self._recording is not None
+    def seconds(self) -> float:
+        """How long the call has lasted, from answer."""
+        return self.counters.frames_in * FRAME_SECONDS
 
     async def run(self) -> str:
         """Bridge until the call ends, clean up whatever happened, and return the end reason."""
@@ -191,9 +204,13 @@ class Call:
             await self._session.close()
         if self._consent is not None and not self._consent.heard:
             log.warning("call %s: the consent line was never heard, so nothing was kept", self.info.call_id)
+            self._event("consent", heard=False)
         if self._recording is not None:
             while self._unanswered:
                 self._recording.write(self._unanswered.popleft(), SILENCE)
+        if self._log_book is not None:
+            self._log_book.over()
+        if self._recording is not None:
             # Shielded: a cancelled call's file is closed all the same.
             await asyncio.shield(asyncio.wrap_future(self._recording.close()))
         await self._leg.hangup(self._reason)
@@ -218,8 +235,7 @@ class Call:
 
     def _press(self, key: str) -> None:
         """A key of the caller's telephone: a sign of life, and something to remember."""
-        at = self.counters.frames_in * FRAME_SECONDS
-        self._silence_began = at
+        at = self._silence_began = self.seconds
         if self._consent is not None and not self._consent.heard:
             return
         shown = MASKED_KEY if self.plan.masks_keypad else key
@@ -236,7 +252,7 @@ class Call:
             pcm = self._jitter.pop()
             self._unanswered.append(pcm)
             self.responses.caller(at, FRAME_SECONDS, level(pcm))
-            await session.send(upsample(pcm))
+            await session.send(upsample(pcm), pcm)
             self.counters.frames_in += 1
             owed = (self.counters.frames_in - self.counters.frames_out) * FRAME_SECONDS
             if owed > self.plan.engine_silence_seconds:
@@ -314,9 +330,18 @@ class Call:
                     self._note(output)
                     self._event("flush", heard=round((output.index + 1) * FRAME_SECONDS, 2))
                     await self._leg.flush()
+                case WorkerChanged():
+                    self._changed_worker(output)
                 case Done():
                     await self._finish(output)
                     return
+
+    def _changed_worker(self, change: WorkerChanged) -> None:
+        self.worker_changes.append(change)
+        self._event("worker", worker=change.worker, reason=change.reason, missed=change.missed)
+        gap = change.missed * FRAME_SECONDS
+        what = f"{change.reason}; worker {change.worker} goes on after a gap of {gap:.2f} s"
+        log.warning("call %s: %s", self.info.call_id, what)
 
     async def _play(self, index: int, pcm: bytes) -> None:
         await self._leg.play(pcm)
@@ -334,6 +359,7 @@ class Call:
     def _begin_keeping(self, consent: Consent) -> None:
         """The caller knows that the call is recorded: from here on it is."""
         log.info("call %s: the consent line was heard at %.1f s", self.info.call_id, consent.heard_at)
+        self._event("consent", heard=True, line=consent.line, at=consent.heard_at)
         if self._recording is not None:
             self._recording.begin()
         for output in consent.released():
@@ -345,17 +371,17 @@ class Call:
 
     def _tell(self, changed: list[Utterance]) -> None:
         for utterance in changed:
-            if self._on_utterance is not None:
-                self._on_utterance(utterance)
+            if self._log_book is not None:
+                self._log_book.utterance(utterance)
 
     def _event(self, kind: str, **data: Any) -> None:
         """Something happened now that the call's record shall tell; seconds from answer."""
-        if self._on_event is not None:
-            self._on_event(self.counters.frames_in * FRAME_SECONDS, kind, data)
+        if self._log_book is not None:
+            self._log_book.event(self.seconds, kind, data)
 
     def _tell_misses(self) -> None:
         """Missed deadlines come in bursts: one event tells of all since the last."""
-        at, count = self.counters.frames_in * FRAME_SECONDS, self.counters.deadline_misses
+        at, count = self.seconds, self.counters.deadline_misses
         if not self._misses_told[1] or at - self._misses_told[0] >= MISSES_EVERY:
             self._event("deadlines", missed=count - self._misses_told[1])
             self._misses_told = (at, count)

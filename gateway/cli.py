@@ -15,6 +15,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Coroutine
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -160,10 +161,24 @@ def worker(
     listen: Annotated[str | None, typer.Option(help="Where gateways reach it, host:port.")] = None,
     engine: Annotated[str | None, typer.Option(help="rehearsal, echo or personaplex.")] = None,
     capacity: Annotated[int | None, typer.Option(help="Calls it holds at once.")] = None,
+    slots: Annotated[int | None, typer.Option(help="The same for personaplex; 0: as many as it can.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or auto.")] = None,
+    context: Annotated[str | None, typer.Option(help="reprime, or sliding as the reference.")] = None,
+    kv_dtype: Annotated[str | None, typer.Option(help="auto, float32, bf16 or fp8.")] = None,
+    transcriber: Annotated[str | None, typer.Option(help="whisper or none.")] = None,
     exit_with_parent: Annotated[bool, typer.Option(help="End when standard input does.")] = False,
 ) -> None:
     """Run one engine and serve it to gateways."""
-    settings = _settings(worker_listen=listen, engine=engine, worker_capacity=capacity)
+    settings = _settings(
+        worker_listen=listen,
+        engine=engine,
+        worker_capacity=capacity,
+        slots=slots,
+        device=device,
+        context=context,
+        kv_dtype=kv_dtype,
+        transcriber=transcriber,
+    )
     from gateway.worker_process import WorkerRefused, run_worker
 
     _run(run_worker(settings, exit_with_parent), (WorkerRefused,))
@@ -404,6 +419,50 @@ def bench_redaction_command(
     from gateway.bench.redaction import bench_redaction
 
     raise typer.Exit(bench_redaction(calls, at_once, settings, verbose=verbose, json_output=json_output))
+
+
+class _Size(StrEnum):
+    FULL = "full"
+    TINY = "tiny"
+
+
+class _Device(StrEnum):
+    CUDA = "cuda"
+    CPU = "cpu"
+
+
+class _KVType(StrEnum):
+    FLOAT32 = "float32"
+    BF16 = "bf16"
+    FP8 = "fp8"
+
+
+class _WeightsType(StrEnum):
+    BF16 = "bf16"
+    FP8 = "fp8"
+
+
+@bench_app.command("engine")
+def bench_engine_command(
+    size: Annotated[_Size, typer.Option(help="The published model's, or one for a CPU.")] = _Size.FULL,
+    device: Annotated[_Device, typer.Option(help="Where it runs.")] = _Device.CUDA,
+    slots: Annotated[str, typer.Option(help="Calls at once, one configuration each.")] = "1,8,16,32,64,96,128,150",
+    kv_dtype: Annotated[_KVType, typer.Option(help="How keys and values are stored.")] = _KVType.BF16,
+    weights_dtype: Annotated[_WeightsType, typer.Option(help="How matrices are stored.")] = _WeightsType.BF16,
+    seconds: Annotated[float, typer.Option(min=1, help="Of each run of one configuration.")] = 4.0,
+    json_output: Json = False,
+) -> None:
+    """The duplex model's engine with random weights and full windows: what a device holds, and what bounds it."""
+    _settings()
+    with told():
+        from model.bench.engine import Order, bench_engine, slots_of
+
+        try:
+            counts = slots_of(slots)
+        except ValueError:
+            raise typer.BadParameter(f"{slots!r} is not a list such as 1,8,64", param_hint="--slots") from None
+        order = Order(size.value, device.value, counts, kv_dtype.value, weights_dtype.value, seconds)
+        raise typer.Exit(bench_engine(order, json_output=json_output))
 
 
 def main() -> None:

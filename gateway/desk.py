@@ -21,7 +21,7 @@ from gateway.call_log import CallLog
 from gateway.engine import EchoEngine, Engine
 from gateway.leg import CallInfo, CallLeg, Outcome
 from gateway.live import LiveFeed
-from gateway.personas import Persona, PersonaStore, consent_line, session_request
+from gateway.personas import Persona, PersonaStore, consent_line, redaction_rules, session_request
 from gateway.pool import WorkerPool
 from gateway.recording.bucket import Bucket
 from gateway.recording.recorder import Recorder, RecordingPlan
@@ -30,10 +30,11 @@ from gateway.records.archive import Archive
 from gateway.records.database import Database, configured_url
 from gateway.records.files import CallFolder, Records, RecordsError
 from gateway.records.portion import CallEnd
+from gateway.resume import ResumingPool
 from gateway.routing import Route
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
-from gateway.transcript import CallMetrics, CallRecord, to_document
+from gateway.transcript import CallMetrics, CallRecord, Utterance, to_document
 from gateway.twilio.tokens import Tokens
 from gateway.webhooks.endpoints import EndpointStore
 from gateway.webhooks.outbox import Outbox, delivering
@@ -57,7 +58,7 @@ class Desk:
         self.archive = Archive(settings, self.records, self.telemetry)
         self.live = LiveFeed()
         self._pool = None if settings.embedded_echo else WorkerPool(settings)
-        self._engine: Engine = self._pool or EchoEngine()
+        self._engine: Engine = ResumingPool(self._pool) if self._pool is not None else EchoEngine()
         self._endpoints = EndpointStore(settings)
         self._calls: set[Call] = set()
         self._finished = asyncio.Event()
@@ -125,8 +126,9 @@ class Desk:
         plan = self._plan(who, leg.info)
         folder = self._open_folder(leg.info)
         recording = Recorder(self._recording_plan(who, folder)) if folder is not None and who.record else None
-        log_book = CallLog(leg.info.call_id, self.live)
-        call = Call(leg, self._engine, plan, recording, log_book.utterance, log_book.event)
+        log_book = CallLog(leg.info.call_id, self.live, redaction_rules(who), recording)
+        call = Call(leg, self._engine, plan, recording, log_book)
+        log_book.now = lambda: call.seconds
         started_at = datetime.now(UTC)
         self._remember(leg.info, call.outcome)
         self._calls.add(call)
@@ -136,10 +138,11 @@ class Desk:
             log_book.journal = await self.archive.begin(leg.info, persona, plan.persona_version, plan.fallback)
             await call.run()
         finally:
-            if recording is not None and recording.kept is not None:
-                self.recordings.ended(self.recordings.name(recording.kept))
+            kept = self.recordings.name(recording.kept) if recording is not None and recording.kept else ""
+            if kept:
+                self.recordings.ended(kept)
             try:
-                await self._file(call, log_book, started_at)
+                await self._file(call, log_book, started_at, kept)
             finally:
                 self._calls.discard(call)
                 self._finished.set()
@@ -189,6 +192,7 @@ class Desk:
             folder.path,
             persona.recording.format,
             key=keys[0] if keys else None,
+            held=bool(redaction_rules(persona)),
             after_consent=bool(persona.recording.consent),
         )
 
@@ -206,8 +210,8 @@ class Desk:
         while len(self._outcomes) > OUTCOMES_KEPT:
             self._outcomes.popitem(last=False)
 
-    async def _file(self, call: Call, log_book: CallLog, started_at: datetime) -> None:
-        record = _record(call, started_at)
+    async def _file(self, call: Call, log_book: CallLog, started_at: datetime, recording: str) -> None:
+        record = _record(call, log_book.utterances(), started_at)
         self.telemetry.call_ended(record.end_reason, record.engine, record.metrics)
         document = to_document(record)
         log.info("call %s: ended, %s", record.call_id, record.end_reason)
@@ -216,7 +220,6 @@ class Desk:
         except RecordsError as error:
             log.error("call %s: %s", record.call_id, error)
         target = call.outcome.result().target if call.outcome.done() else ""
-        recording = str(self.records.folder(record.call_id).recording) if call.recorded else ""
         ended_at = record.ended_at.timestamp()
         end = CallEnd(ended_at, record.end_reason, document, record.utterances, target, record.engine, recording)
         await self.archive.finish(log_book.journal, end)
@@ -235,7 +238,7 @@ def _numbers(info: CallInfo) -> tuple[str, str]:
     return info.from_number or "somebody", info.to_number or "us"
 
 
-def _record(call: Call, started_at: datetime) -> CallRecord:
+def _record(call: Call, redacted: list[Utterance] | None, started_at: datetime) -> CallRecord:
     counters = call.counters
     return CallRecord(
         call_id=call.info.call_id,
@@ -247,7 +250,7 @@ def _record(call: Call, started_at: datetime) -> CallRecord:
         started_at=started_at,
         ended_at=datetime.now(UTC),
         end_reason=call.outcome.result().reason if call.outcome.done() else "failed",
-        utterances=call.transcript.utterances(),
+        utterances=call.transcript.utterances() if redacted is None else redacted,
         metrics=CallMetrics(
             answer_ms=call.answer_ms or 0.0,
             response_ms=call.responses.responses,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from model.wire import AgentFrame, Output, SessionRequest
@@ -25,16 +26,34 @@ class EngineLost(EngineError):
     """The engine cannot be reached, or stopped answering."""
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerChanged:
+    """The session was lost with its worker and goes on with another, which remembers it."""
+
+    index: int
+    """Frame from which the new worker answers."""
+    missed: int
+    """Frames before it that nobody answered, 80 ms each: the agent was silent."""
+    worker: str
+    """The worker that holds the session now."""
+    reason: str
+    """How the one before was lost, in a sentence."""
+
+
 class Session(Protocol):
     """One call's conversation with the agent: one frame out for each frame in, 80 ms each."""
 
     engine: str
     """What answers: `rehearsal`, `personaplex` or `echo`."""
 
-    async def send(self, pcm: bytes) -> None:
-        """The caller's next 80 ms: 1,920 int16 samples at 24 kHz. Raises EngineLost; never waits long."""
+    async def send(self, pcm: bytes, line: bytes) -> None:
+        """The caller's next 80 ms: 1,920 int16 samples at 24 kHz. Raises EngineLost; never waits long.
 
-    def outputs(self) -> AsyncIterator[Output]:
+        `line` is the same as it came from the line, 640 samples at 8 kHz, of which `Upsampler` made `pcm`:
+        a session that remembers keeps that, being a third.
+        """
+
+    def outputs(self) -> AsyncIterator[Output | WorkerChanged]:
         """Everything the engine says, in order; ends after close. Raises EngineLost if the engine dies."""
 
     async def say(self, text: str) -> None:
@@ -62,7 +81,7 @@ class EchoSession:
         self._index = 0
         self._closed = False
 
-    async def send(self, pcm: bytes) -> None:
+    async def send(self, pcm: bytes, line: bytes = b"") -> None:
         if self._closed:
             return
         if self._frames.full():

@@ -19,7 +19,7 @@ from gateway.engine import EngineFull, EngineLost
 from gateway.local_worker import START_TIMEOUT, LocalWorker
 from gateway.settings import PREFIX, Settings, SettingsInvalid
 from gateway.worker_client import RemoteEngine, RemoteSession, WorkerUnreachable
-from model.wire import SessionRequest
+from model.wire import History, SessionRequest
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,10 @@ class PooledWorker:
         self.healthy = False
         self.reason = f"the worker at {engine.url} has not answered yet"
         """Why it is not healthy, in a sentence."""
+        self.suspect = False
+        """It lost a session since it last answered: others are asked first."""
+        self.hung = False
+        """It was silent while it held one: nobody who cannot wait asks it."""
         self._http = http
         self._free = 0
         self._sessions = 0
@@ -50,10 +54,10 @@ class PooledWorker:
         """Free slots: what the worker said last, less what we have opened since. 0 if it is not healthy."""
         return max(0, self._free + self._sessions - self.engine.sessions) if self.healthy else 0
 
-    async def open(self, request: SessionRequest) -> RemoteSession:
+    async def open(self, request: SessionRequest, history: History | None = None) -> RemoteSession:
         """Raises EngineFull or EngineLost, and remembers either."""
         try:
-            return await self.engine.open(request)
+            return await self.engine.open(request, history)
         except EngineFull:
             self._know(0)
             raise
@@ -76,6 +80,7 @@ class PooledWorker:
         if not self.healthy:
             log.info("the worker at %s answers, %d slots free", self.engine.url, free)
         self._know(free, asked)
+        self.suspect = self.hung = False
 
     async def watch(self, on_hung: Callable[[], None] | None = None) -> None:
         """Probe for ever: often while it answers, with growing pauses while it does not.
@@ -93,6 +98,11 @@ class PooledWorker:
             pause = min(2 * pause, PROBE_LAST)
             if on_hung is not None and clock() - answered > HUNG_SECONDS:
                 on_hung()
+
+    def lost_session(self, hung: bool) -> None:
+        """A session of this worker broke, or was given up because the worker was silent."""
+        self.suspect = True
+        self.hung = self.hung or hung
 
     def _know(self, free: int, sessions: int | None = None) -> None:
         self.healthy = True
@@ -143,6 +153,11 @@ class WorkerPool:
         """At least one worker answers, with or without a free slot."""
         return any(worker.healthy for worker in self.workers)
 
+    @property
+    def restarts(self) -> bool:
+        """A worker that is lost is soon started again, by us."""
+        return self.local is not None
+
     async def start(self) -> None:
         """Start the local worker, or ask the others once how they are.
 
@@ -165,18 +180,19 @@ class WorkerPool:
         self._forget_tasks()
         await self._http.aclose()
 
-    async def open(self, request: SessionRequest) -> RemoteSession:
+    async def open(self, request: SessionRequest, history: History | None = None) -> RemoteSession:
         """A session of the worker with the most free slots; if it refuses, of the next one.
 
-        Raises EngineFull if none accepted and one of them only for being full, else EngineLost.
+        With `history` it is one that goes on; it cannot wait for a worker that hangs. Raises EngineFull
+        if none accepted and one of them only for being full, else EngineLost.
         """
         full = ""
         lost = next((worker.reason for worker in self.workers if not worker.healthy), "")
-        for worker in sorted(self.workers, key=lambda worker: -worker.free):
-            if not worker.healthy:
+        for worker in sorted(self.workers, key=lambda worker: (worker.suspect, -worker.free)):
+            if not worker.healthy or (worker.hung and history is not None):
                 continue
             try:
-                return await worker.open(request)
+                return await worker.open(request, history)
             except EngineFull as error:
                 full = str(error)
             except EngineLost as error:
@@ -184,6 +200,12 @@ class WorkerPool:
         if full:
             raise EngineFull(full if len(self.workers) == 1 else "no worker has a free slot")
         raise EngineLost(lost or "the local worker is being started again; its messages say why it ended")
+
+    def lost_session(self, url: str, hung: bool) -> None:
+        """A session of the worker at `url` was lost; `hung`: it was silent, else its connection broke."""
+        for worker in self.workers:
+            if worker.engine.url == url:
+                worker.lost_session(hung)
 
     def _worker(self, url: str, token: str) -> PooledWorker:
         return PooledWorker(RemoteEngine(url, token, self._tls), self._http)
@@ -217,9 +239,16 @@ def _local_environment(settings: Settings) -> dict[str, str]:
     values = {
         "ENGINE": settings.engine,
         "WORKER_CAPACITY": str(settings.worker_capacity),
+        "SLOTS": str(settings.slots),
+        "DEVICE": settings.device,
+        "CONTEXT": settings.context,
+        "KV_DTYPE": settings.kv_dtype,
+        "TRANSCRIBER": settings.transcriber,
+        "PERSONAS": str(settings.personas),
         "WORKER_TLS_CERT": "",
         "WORKER_TLS_KEY": "",
         "WEIGHTS_DIR": str(settings.weights_dir or ""),
+        "MOSHI_ORIGINS": "",
         "CHAT_URL": settings.chat_url,
         "CHAT_MODEL": settings.chat_model,
         "CHAT_KEY": settings.chat_key.get_secret_value(),

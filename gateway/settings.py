@@ -83,8 +83,16 @@ class Settings(BaseSettings):
     worker_listen: str = Field("127.0.0.1:8090", description="where `callplex worker` listens, host:port")
     worker_token: SecretStr = Field(SecretStr(""), description="shared secret of gateway and worker")
     worker_capacity: int = Field(4, ge=1, le=4096, description="calls one worker holds at once")
+    slots: int = Field(0, ge=0, le=4096, description="calls a personaplex worker holds at once; 0: as many as it can")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="what the personaplex engine runs on")
+    context: Literal["reprime", "sliding"] = Field(
+        "reprime", description="what a long call keeps: its prompt and newest frames, or the newest frames alone"
+    )
+    kv_dtype: Literal["auto", "float32", "bf16", "fp8"] = Field("auto", description="how keys and values are kept")
+    transcriber: Literal["whisper", "none"] = Field("whisper", description="what hears the caller's words")
     worker_tls_cert: Path | None = Field(None, description="certificate chain of a worker off loopback, PEM")
     worker_tls_key: Path | None = Field(None, description="private key of a worker off loopback, PEM")
+    moshi_origins: str = Field("", description="web pages that may open sessions at a worker's /api/chat, comma list")
     weights_dir: Path | None = Field(None, description="folder with model weights; else installed packages")
     chat_url: str = Field("", description="OpenAI-compatible chat endpoint for the rehearsal engine")
     chat_model: str = Field("", description="model name sent to the chat endpoint")

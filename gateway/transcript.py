@@ -373,7 +373,7 @@ class Transcript:
 
 
 def _caller_view(turn: _CallerTurn) -> Utterance:
-    return Utterance(turn.number, "caller", turn.text, turn.start, turn.end, False, turn.final, turn.onsets)
+    return Utterance(turn.number, "caller", turn.text, turn.start, turn.end, final=turn.final, onsets=turn.onsets)
 
 
 def _recent(caller: Sequence[_CallerTurn], since: float) -> list[_CallerTurn]:

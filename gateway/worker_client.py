@@ -209,15 +209,18 @@ class _Connection(asyncio.Protocol):
 class RemoteSession:
     """A session of a worker. Implements `gateway.engine.Session`."""
 
-    def __init__(self, connection: _Connection, ready: wire.Ready) -> None:
+    def __init__(self, connection: _Connection, ready: wire.Ready, url: str, first: int = 0) -> None:
         self.engine = ready.engine
         self.worker = ready.worker
         """Which worker holds the session, for records and logs."""
+        self.resumable = ready.resumable
+        """Whether its frames carry what another worker needs to go on."""
+        self.url = url
         self._connection = connection
-        self._sent = 0
+        self._sent = first
         self._closed = False
 
-    async def send(self, pcm: bytes) -> None:
+    async def send(self, pcm: bytes, line: bytes = b"") -> None:
         if self._closed:
             return
         self._connection.send(wire.encode_frame(CallerFrame(self._sent, pcm)))
@@ -247,6 +250,10 @@ class RemoteSession:
     async def play(self, clip: str) -> None:
         if not self._closed:
             self._connection.send(wire.encode(wire.Play(clip)))
+
+    def give_up(self, reason: str) -> None:
+        """The worker is not waited for any longer: `outputs` raises EngineLost with this reason."""
+        self._connection.fail(reason)
 
     async def close(self) -> None:
         """Waits until the worker has freed the slot, CLOSE_TIMEOUT at most."""
@@ -281,12 +288,13 @@ class RemoteEngine:
         """What shows a worker that we may talk to it."""
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
 
-    async def open(self, request: SessionRequest) -> RemoteSession:
+    async def open(self, request: SessionRequest, history: wire.History | None = None) -> RemoteSession:
+        """A new session, or one that goes on: then `request.resume` describes `history`."""
         self.sessions += 1
         try:
             connection = await self._connect()
             try:
-                ready = await self._ask(connection, request)
+                ready = await self._ask(connection, request, history)
             except (EngineError, asyncio.CancelledError):
                 connection.fail("")
                 raise
@@ -294,7 +302,8 @@ class RemoteEngine:
             self.sessions -= 1
             raise
         connection.lost.add_done_callback(self._left)
-        return RemoteSession(connection, ready)
+        first = request.resume.next_index if request.resume else 0
+        return RemoteSession(connection, ready, self.url, first)
 
     def _left(self, _: asyncio.Future[None]) -> None:
         self.sessions -= 1
@@ -317,18 +326,20 @@ class RemoteEngine:
             raise WorkerUnreachable(f"the worker at {self.url} cannot be reached: {_reason(error)}") from None
         return connection
 
-    async def _ask(self, connection: _Connection, request: SessionRequest) -> wire.Ready:
+    async def _ask(self, connection: _Connection, request: SessionRequest, history: wire.History | None) -> wire.Ready:
         """Send the open request and read the answer to it."""
         try:
             async with asyncio.timeout(READY_TIMEOUT):
                 connection.send(wire.encode_open(request))
+                if history is not None and request.resume is not None:
+                    connection.send(wire.encode_history(request.resume, history))
                 await connection.arrival()
         except TimeoutError:
             raise EngineLost(f"the worker at {self.url} opened no session within {READY_TIMEOUT:.0f} s") from None
         answer = connection.inbox.popleft() if connection.inbox else None
         if isinstance(answer, wire.Ready):
             return answer
-        if isinstance(answer, wire.Error) and answer.code == "full":
+        if isinstance(answer, wire.Error) and answer.code in ("full", "draining"):
             raise EngineFull(answer.message)
         reason = answer.message if isinstance(answer, wire.Error) else connection.error or "it did not say ready"
         raise EngineLost(f"the worker at {self.url} refused the session: {reason}")

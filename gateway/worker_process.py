@@ -6,12 +6,17 @@ The one place that may start either side; nothing of the gateway runs in this pr
 from __future__ import annotations
 
 import ssl
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
-    from model.server import WorkerEngine
+    from model.server import Door
+    from model.worker_engine import WorkerEngine
+
+
+_MODEL_PACKAGES = ("torch", "sentencepiece", "safetensors")
 
 
 class WorkerRefused(Exception):
@@ -21,7 +26,7 @@ class WorkerRefused(Exception):
 async def run_worker(settings: Settings, exit_with_parent: bool = False) -> None:
     """Serve the configured engine until stopped. Raises WorkerRefused."""
     from model.server import ListenRefused
-    from model.serving import serve
+    from model.serving import EngineEnded, serve
 
     engine, refusals = _engine(settings)
     try:
@@ -32,8 +37,9 @@ async def run_worker(settings: Settings, exit_with_parent: bool = False) -> None
             capacity=settings.worker_capacity,
             tls=_tls(settings),
             exit_with_parent=exit_with_parent,
+            doors=_doors(settings),
         )
-    except ListenRefused as error:
+    except (ListenRefused, EngineEnded) as error:
         raise WorkerRefused(str(error)) from error
     except refusals as error:
         raise WorkerRefused(str(error)) from error
@@ -46,7 +52,7 @@ def _engine(settings: Settings) -> tuple[WorkerEngine, tuple[type[Exception], ..
 
         return EchoEngine(), ()
     if settings.engine == "personaplex":
-        raise WorkerRefused("the personaplex engine is not part of this version; set CALLPLEX_ENGINE=rehearsal")
+        return _personaplex(settings)
     try:
         from model.rehearsal.chat import ChatSettings
         from model.rehearsal.engine import RehearsalEngine
@@ -62,6 +68,40 @@ def _engine(settings: Settings) -> tuple[WorkerEngine, tuple[type[Exception], ..
         return RehearsalEngine(settings.weights_dir, chat), (WeightsMissing,)
     except WeightsMissing as error:
         raise WorkerRefused(str(error)) from error
+
+
+def _personaplex(settings: Settings) -> tuple[WorkerEngine, tuple[type[Exception], ...]]:
+    for package in _MODEL_PACKAGES:
+        if find_spec(package) is None:
+            raise WorkerRefused(
+                f"the personaplex engine needs the package {package}; install it with: pip install 'callplex[model]'"
+            )
+    from model.engine_options import EngineOptions, EngineRefused
+    from model.personaplex import PersonaplexEngine
+    from model.transcriber import TranscriberRefused, WhisperPool
+
+    options = EngineOptions(
+        weights=str(settings.weights_dir or "weights"),
+        recordings=str(settings.personas / "voices"),
+        personas=str(settings.personas),
+        device=settings.device,
+        slots=settings.slots,
+        context=settings.context,
+        kv_dtype=settings.kv_dtype,
+        log_level=settings.log_level.upper(),
+    )
+    transcriber = WhisperPool(settings.weights_dir) if settings.transcriber == "whisper" else None
+    return PersonaplexEngine(options, transcriber), (EngineRefused, TranscriberRefused)
+
+
+def _doors(settings: Settings) -> list[Door]:
+    """Moshi's protocol beside our own, where the package for Ogg Opus is installed."""
+    if find_spec("sphn") is None:
+        return []
+    from model.moshi.door import MoshiDoor
+
+    origins = (part.strip().rstrip("/") for part in settings.moshi_origins.split(","))
+    return [MoshiDoor([origin for origin in origins if origin])]
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from model.config import LMConfig
 from model.folder import FolderInvalid, ModelFolder
 from model.forced_speech import ForcedSpeech, Spoken
+from model.fp8_weights import shrink
 from model.lm import LM, Sampler, greedy
 from model.load import load_lm, load_mimi
 from model.mimi.codec import Mimi
@@ -47,10 +48,11 @@ class Models:
         return self.lm.config
 
 
-def load_models(folder: ModelFolder, device: torch.device | str = "cpu") -> Models:
+def load_models(folder: ModelFolder, device: torch.device | str = "cpu", *, fp8: bool = False) -> Models:
     """Load a folder. Raises FolderInvalid, WeightsError, TokenizerError.
 
-    The published language model computes in bfloat16, as it is stored; small ones in float32.
+    The published language model computes in bfloat16, as it is stored; small ones in float32. `fp8` rounds its
+    matrices to 8 bits (`model.fp8_weights`).
     """
     folder.require()
     config = folder.lm_config()
@@ -60,7 +62,9 @@ def load_models(folder: ModelFolder, device: torch.device | str = "cpu") -> Mode
             f"{folder.tokenizer} has {tokenizer.size} pieces and the model's vocabulary {config.text_card}"
         )
     dtype = torch.bfloat16 if folder.published else torch.float32
-    lm = load_lm(folder.lm, config, dtype=dtype, device=device)
+    lm = load_lm(folder.lm, config, dtype=dtype, device="cpu" if fp8 else device)
+    if fp8:
+        lm = shrink(lm, device)
     return Models(lm, load_mimi(folder.mimi, folder.mimi_config(), device=device), tokenizer)
 
 

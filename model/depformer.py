@@ -6,11 +6,15 @@ the language model embeds what a step is told and reads what it answers. N is th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from model.config import DepformerConfig
+from model.ops import add_norm, silu_gate
 from model.streaming import Window, WindowKind
 from model.transformer import GatedMLP, RMSNorm
 
@@ -24,16 +28,32 @@ class StepAttention(nn.Module):
         self._steps = config.steps
         self.in_proj_weight = nn.Parameter(torch.empty(config.steps * 3 * config.dim, config.dim))
         self.out_proj = nn.Linear(config.dim, config.steps * config.dim, bias=False)
+        self.parts: tuple[nn.ModuleList, nn.ModuleList] | None = None
+        """In place of the weights above, where they are kept in another form: of each step."""
         nn.init.normal_(self.in_proj_weight, std=config.dim**-0.5)
 
-    def project(self, step: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`[N, D]` to query, key and value, each `[N, H, 1, D / H]`."""
-        weight = self.in_proj_weight.view(self._steps, -1, x.shape[-1])[step]
-        query, key, value = functional.linear(x, weight).view(x.shape[0], 3, self._heads, 1, -1).unbind(1)
-        return query, key, value
+    def split(self, make: Callable[[Tensor], nn.Module]) -> None:
+        """Let `make` turn each step's part of the weights into a module that takes its place."""
+        width = self.in_proj_weight.shape[-1]
+        into, out = self.in_proj_weight.view(self._steps, -1, width), self.out_proj.weight.view(self._steps, -1, width)
+        self.in_parts = nn.ModuleList(make(part) for part in into)
+        self.out_parts = nn.ModuleList(make(part) for part in out)
+        self.parts = (self.in_parts, self.out_parts)
+        del self.in_proj_weight, self.out_proj
+
+    def project(self, step: int, x: Tensor) -> Tensor:
+        """`[N, D]` to query, key and value, `[N, 3, H, 1, D / H]`."""
+        if self.parts is None:
+            joined = functional.linear(x, self.in_proj_weight.view(self._steps, -1, x.shape[-1])[step])
+        else:
+            joined = self.parts[0][step](x)
+        return joined.view(x.shape[0], 3, self._heads, 1, -1)
 
     def combine(self, step: int, seen: Tensor) -> Tensor:
         """What the heads saw, `[N, H, 1, D / H]`, to `[N, D]`."""
+        if self.parts is not None:
+            combined: Tensor = self.parts[1][step](seen.flatten(1))
+            return combined
         weight = self.out_proj.weight
         return functional.linear(seen.flatten(1), weight.view(self._steps, -1, weight.shape[-1])[step])
 
@@ -47,17 +67,22 @@ class DepformerLayer(nn.Module):
         self.norm1, self.norm2 = RMSNorm(config.dim), RMSNorm(config.dim)
         self.gating = nn.ModuleList(GatedMLP(config.dim, config.hidden) for _ in range(config.steps))
 
-    def forward(self, step: int, x: Tensor, keys: list[Tensor], values: list[Tensor], first: int) -> Tensor:
-        """`[N, D]` to the same. This step's key and value join the lists; steps before `first` are out of sight."""
-        query, key, value = self.self_attn.project(step, self.norm1(x))
-        keys.append(key)
-        values.append(value)
-        seen = functional.scaled_dot_product_attention(
-            query, torch.cat(keys[first:], dim=2), torch.cat(values[first:], dim=2)
-        )
-        x = x + self.self_attn.combine(step, seen)
-        result: Tensor = x + self.gating[step](self.norm2(x))
-        return result
+    def forward(
+        self, step: int, x: Tensor, branch: Tensor | None, memory: list[Tensor], first: int
+    ) -> tuple[Tensor, Tensor]:
+        """`x [N, D]`, and what is still to be added to it, to the same of the next layer.
+
+        This step's key and value join `memory`, `[N, 2, H, 1, D / H]` for each step; those before `first` are out of
+        sight.
+        """
+        x, normed = add_norm(x, branch, self.norm1.alpha)
+        joined = self.self_attn.project(step, normed)
+        memory.append(joined[:, 1:])
+        keys, values = torch.cat(memory[first:], dim=3).unbind(1)
+        seen = functional.scaled_dot_product_attention(joined[:, 0], keys, values)
+        x, normed = add_norm(x, self.self_attn.combine(step, seen), self.norm2.alpha)
+        mlp = cast(GatedMLP, self.gating[step])
+        return x, mlp.linear_out(silu_gate(mlp.linear_in(normed)))
 
 
 class Depformer(nn.Module):
@@ -78,11 +103,12 @@ class FrameSteps:
 
     def __init__(self, depformer: Depformer, window: Window) -> None:
         self._layers = depformer.layers
-        self._memory: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in self._layers]
+        self._memory: list[list[Tensor]] = [[] for _ in self._layers]
         self._first = [max(0, window.first(step)) for step in range(window.context)]
 
     def __call__(self, step: int, x: Tensor) -> Tensor:
         """`[N, D]` to the same."""
-        for layer, (keys, values) in zip(self._layers, self._memory, strict=True):
-            x = layer(step, x, keys, values, self._first[step])
-        return x
+        branch: Tensor | None = None
+        for layer, memory in zip(self._layers, self._memory, strict=True):
+            x, branch = layer(step, x, branch, memory, self._first[step])
+        return x if branch is None else x + branch

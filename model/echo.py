@@ -14,7 +14,7 @@ from model.wire import AgentFrame, AgentText, CallerFrame, Output, SessionReques
 
 
 class EchoSession:
-    """Implements `model.server.WorkerSession`."""
+    """Implements `model.worker_engine.WorkerSession`."""
 
     def __init__(self) -> None:
         self._pending: deque[Output] = deque()
@@ -48,7 +48,7 @@ class EchoSession:
 
 
 class EchoEngine:
-    """Implements `model.server.WorkerEngine`."""
+    """Implements `model.worker_engine.WorkerEngine`."""
 
     name = "echo"
 

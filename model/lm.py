@@ -87,9 +87,9 @@ class StepOutput:
 class LMState:
     """What the model remembers of its slots: token grid and attention memory."""
 
-    def __init__(self, lm: LM, slots: int, window: WindowKind) -> None:
+    def __init__(self, lm: LM, slots: int, window: WindowKind, kv_dtype: torch.dtype | None = None) -> None:
         self.window = window
-        self.kv = lm.transformer.cache(slots, window)
+        self.kv = lm.transformer.cache(slots, window, kv_dtype)
         self.cache = TokenCache(lm.config, slots, self.kv.offsets.device)
 
     def reset(self, slots: Tensor) -> None:
@@ -144,7 +144,7 @@ class LM(nn.Module):
         hidden = self.out_norm(self.transformer(self.embed(torch.cat((start[:, :, :1], delayed[:, :, :-1]), dim=2))))
         tokens = delayed.transpose(1, 2).reshape(-1, rows)
         steps = self.config.depformer.steps
-        audio = self._walk(hidden.flatten(0, 1), tokens[:, 0], lambda step, _: tokens[:, 1 + step], steps, "full")
+        audio = self.walk(hidden.flatten(0, 1), tokens[:, 0], lambda step, _: tokens[:, 1 + step], steps, "full")
         logits, known = self._undelay(audio.view(batch, length, steps, -1).transpose(1, 2))
         mask = codes != ZERO
         return TeacherOutput(self.text_linear(hidden)[:, None], mask[:, :1], logits, mask[:, 1 : 1 + steps] & known)
@@ -159,7 +159,7 @@ class LM(nn.Module):
             known[step, : length - delay] = True
         return result, known
 
-    def _walk(
+    def walk(
         self, hidden: Tensor, text: Tensor, decide: Callable[[int, Tensor], Tensor], steps: int, window: WindowKind
     ) -> Tensor:
         """Walk the codebooks of a frame from `hidden [N, D]` and `text [N]`: logits `[N, steps, card]`.
@@ -175,9 +175,9 @@ class LM(nn.Module):
             all_logits.append(logits)
         return torch.stack(all_logits, dim=1)
 
-    def streaming(self, slots: int, window: WindowKind = "reference") -> LMState:
-        """Memory for `slots` conversations, all fresh, on the weights' device and of their type."""
-        return LMState(self, slots, window)
+    def streaming(self, slots: int, window: WindowKind = "reference", kv_dtype: torch.dtype | None = None) -> LMState:
+        """Memory for `slots` conversations, all fresh, on the weights' device. `kv_dtype`: see `Transformer.cache`."""
+        return LMState(self, slots, window, kv_dtype)
 
     @torch.no_grad()
     def step(
@@ -213,7 +213,7 @@ class LM(nn.Module):
             chosen.append(sampler(logits, row, opened.offset, named))
             return torch.where(opened.given[:, row], opened.target[:, row], chosen[row])
 
-        audio_logits = self._walk(hidden, text, decide, steps, state.window)
+        audio_logits = self.walk(hidden, text, decide, steps, state.window)
         picked = torch.stack(chosen, dim=1)
         tokens, valid = opened.finish(torch.cat((picked, opened.target[:, 1 + steps :]), dim=1))
         return StepOutput(tokens, valid, StepTrace(opened.inputs, hidden, text_logits, audio_logits, picked))
@@ -254,6 +254,16 @@ class LM(nn.Module):
         """
         inputs = state.cache.extend(slot, frames)
         return self._run(state, slot, self.embed(inputs[None]), chunk)
+
+    @torch.no_grad()
+    def read(self, state: LMState, slot: int, inputs: Tensor) -> None:
+        """Let the main transformer of `slot` read what it has not read yet, all at once. The token grid stays as it is.
+
+        `inputs` are columns of the grid, `[R, T]` ids, or what they are summed up to, `[T, D]` floats.
+        """
+        weight = self.text_emb.weight
+        given = inputs.to(weight.device, weight.dtype)[None] if inputs.is_floating_point() else self.embed(inputs[None])
+        self._run(state, slot, given, given.shape[1])
 
     @torch.no_grad()
     def replay_voice(

@@ -51,6 +51,10 @@ class SlotSampling:
     def __call__(self, logits: Tensor, row: int, frame: Tensor, slots: Tensor) -> Tensor:
         """`logits [b, V]` of `row` in each slot's `frame [b]` to ids `[b]`, with the settings of `slots [b]`."""
         heat, limit = (self.temperature, self.top_k) if row else (self.text_temperature, self.text_top_k)
+        if logits.is_cuda:
+            from model.kernels.sampling import draw
+
+            return draw(logits, row, frame, slots, heat, limit, self.seed)
         noise = exponential(self.seed[slots], frame, row, logits.shape[1])
         return choose(logits, heat[slots], limit[slots], noise)
 

@@ -15,102 +15,76 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Protocol
 
 from websockets.asyncio.server import Server, ServerConnection
 from websockets.asyncio.server import serve as serve_websockets
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, NegotiationError
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from model import wire
-from model.wire import AgentFrame, CallerFrame, Output, SessionRequest
+from model.session import Gateway, GatewayStopped, SessionEnded, converse
+from model.slots import Slots
+from model.wire import SessionRequest
+from model.worker_engine import ResumingEngine, SupervisedEngine, WorkerEngine, WorkerSession
 
 log = logging.getLogger(__name__)
 
 OPEN_TIMEOUT = 5.0
 """Seconds a gateway has to send its open request after connecting."""
-ENGINE_OPEN_TIMEOUT = 10.0
-"""Seconds the engine has to open a session."""
-MAX_BEHIND = 125
-"""Caller frames (80 ms each) a session may have unanswered, or answered but unread: 10 s. It bounds
-what a session holds in memory, whether the engine is slow or the gateway does not read."""
 PING_SECONDS = 10.0
 """Between keep-alive pings, and how long the answer may take: finds gateways whose machine vanished."""
-
-
-class WorkerSession(Protocol):
-    """One call inside the worker."""
-
-    def push(self, frame: CallerFrame) -> None:
-        """The caller's next 80 ms. Called on the event loop: never blocks, never raises for load."""
-
-    def outputs(self) -> AsyncIterator[Output]:
-        """Everything for the gateway, in order; ends after the last frame of `Done`, and after close."""
-
-    def say(self, text: str) -> None:
-        """The agent says this next."""
-
-    def play(self, clip: str) -> None:
-        """A prepared clip, sound for sound."""
-
-    async def close(self) -> None:
-        """Frees what the session holds. Called once, always."""
-
-
-class WorkerEngine(Protocol):
-    """What a worker runs. How many sessions it holds at once is decided by the server, not by it."""
-
-    name: str
-
-    async def start(self) -> None:
-        """Load what sessions need; the listener opens afterwards."""
-
-    async def stop(self) -> None:
-        """Release everything; no session is open any more."""
-
-    async def open(self, request: SessionRequest) -> WorkerSession:
-        """A new session. Raises WireError if the request cannot be served as it is."""
 
 
 class ListenRefused(Exception):
     """The worker cannot listen there; the message says why and what to do, in one sentence."""
 
 
-class _Ended(Exception):
-    """The session ends with this error and close code."""
+class Door(Protocol):
+    """Another protocol at a path of its own, for sessions of the same slots."""
 
-    def __init__(self, error: wire.Error, close_code: CloseCode) -> None:
-        super().__init__(error.message)
-        self.error = error
-        self.close_code = close_code
+    path: str
 
+    def refusal(self, request: Request, token: bytes) -> tuple[HTTPStatus, str] | None:
+        """Why this request may not come in; `token` is the worker's, empty where none is asked for."""
 
-class _Finished(Exception):
-    """The session has said everything."""
+    async def serve(self, connection: ServerConnection, slots: Slots, engine: WorkerEngine) -> None:
+        """One session. Raises SessionEnded, WireError, GatewayStopped and ConnectionClosed."""
 
-
-class _GatewayStopped(Exception):
-    """The gateway does not read what it is sent."""
+    def farewell(self, error: wire.Error) -> str | bytes:
+        """The message that tells the peer why it ends."""
 
 
-@dataclass(slots=True)
-class Counts:
-    """What the worker has done since it started."""
+def bearer_is_right(request: Request, token: bytes) -> bool:
+    """The request shows the token as RFC 6750 has it, in one Authorization header, or none is asked for."""
+    given = request.headers.get_all("Authorization")
+    return not token or (
+        len(given) == 1 and hmac.compare_digest(given[0].encode("utf-8", "surrogateescape"), b"Bearer " + token)
+    )
 
-    sessions: int = 0
-    refused: int = 0
-    failed: int = 0
-    frames: int = 0
+
+def _unauthorised(connection: ServerConnection) -> Response:
+    response = connection.respond(HTTPStatus.UNAUTHORIZED, "The worker's token is missing or wrong.\n")
+    response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def _select_subprotocol(connection: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    """Ours where it is offered. At our own path it must be; whoever comes in by another door has none."""
+    if wire.SUBPROTOCOL in offered:
+        return Subprotocol(wire.SUBPROTOCOL)
+    request = connection.request
+    if request is not None and request.path.partition("?")[0] == wire.PATH:
+        raise NegotiationError(f"the subprotocol {wire.SUBPROTOCOL} is not offered")
+    return None
 
 
 class WorkerServer:
-    """Serves one engine. `start` listens, `stop` ends every session and the listener.
+    """Serves one engine. `start` listens, `drain` hands the sessions over, `stop` ends them and the listener.
 
     `listen` is host:port (port 0: any free one, see `url`). Off loopback both `token` and `tls` are
     required, else ListenRefused.
@@ -125,6 +99,7 @@ class WorkerServer:
         capacity: int = 4,
         tls: ssl.SSLContext | None = None,
         name: str = "",
+        doors: Sequence[Door] = (),
     ) -> None:
         self.host, self.port = _split_address(listen)
         if not _is_loopback(self.host) and not (token and tls):
@@ -134,13 +109,12 @@ class WorkerServer:
                 " or listen on 127.0.0.1"
             )
         self.engine = engine
-        self.capacity = capacity
-        self.active = 0
-        self.counts = Counts()
+        self.slots = Slots(capacity)
         self.name = name or f"{socket.gethostname()}-{os.getpid()}"
         self._token = token.encode()
         self._tls = tls
         self._server: Server | None = None
+        self._doors = {door.path: door for door in doors}
 
     @property
     def url(self) -> str:
@@ -158,8 +132,7 @@ class WorkerServer:
                 self.host,
                 self.port,
                 process_request=self._process_request,
-                subprotocols=[Subprotocol(wire.SUBPROTOCOL)],
-                origins=[None],  # a gateway sends no Origin; a web page on this machine always does
+                select_subprotocol=_select_subprotocol,
                 compression=None,
                 max_size=wire.MAX_MESSAGE,
                 ping_interval=PING_SECONDS,
@@ -174,6 +147,13 @@ class WorkerServer:
             raise ListenRefused(f"cannot listen on {self.host}:{self.port} ({reason}); choose another port") from error
         self.port = next(iter(self._server.sockets)).getsockname()[1]
 
+    async def drain(self, timeout: float) -> None:
+        """Take no more sessions, and end those there are so that gateways resume them elsewhere at once.
+
+        Each is told the error `draining`. Returns when all have gone, `timeout` seconds at most.
+        """
+        await self.slots.drain(timeout)
+
     async def stop(self) -> None:
         """End every session (close code 1001) and the listener."""
         if self._server is not None:
@@ -187,27 +167,28 @@ class WorkerServer:
         path = request.path.partition("?")[0]
         if path == "/healthz":
             return connection.respond(HTTPStatus.OK, "ok\n")
-        given = request.headers.get_all("Authorization")
-        wrong = bool(self._token) and not (
-            len(given) == 1
-            and hmac.compare_digest(given[0].encode("utf-8", "surrogateescape"), b"Bearer " + self._token)
-        )
-        if wrong and (given or path != "/readyz"):
-            response = connection.respond(HTTPStatus.UNAUTHORIZED, "The worker's token is missing or wrong.\n")
-            response.headers["WWW-Authenticate"] = "Bearer"
-            return response
+        door = self._doors.get(path)
+        if door is not None:
+            refusal = door.refusal(request, self._token)
+            return connection.respond(*refusal) if refusal else None
+        right = bearer_is_right(request, self._token)
+        if not right and ("Authorization" in request.headers or path != "/readyz"):
+            return _unauthorised(connection)
         if path == "/readyz":
             return self._readiness(connection)
         if path == "/metrics":
             return connection.respond(HTTPStatus.OK, self._metrics())
         if path != wire.PATH:
             return connection.respond(HTTPStatus.NOT_FOUND, f"Nothing here; sessions are at {wire.PATH}.\n")
+        if "Origin" in request.headers:  # a gateway sends none; a web page on this machine always does
+            return connection.respond(HTTPStatus.FORBIDDEN, "Web pages cannot open sessions here.\n")
         return None
 
     def _readiness(self, connection: ServerConnection) -> Response:
         """200 with a free slot, else 503; the body says how many there are."""
-        free = self.capacity - self.active
-        body = {"engine": self.engine.name, "capacity": self.capacity, "free": free}
+        refuses = isinstance(self.engine, SupervisedEngine) and bool(self.engine.refusal)
+        free = 0 if refuses else self.slots.free
+        body = {"engine": self.engine.name, "capacity": self.slots.capacity, "free": free}
         status = HTTPStatus.OK if free > 0 else HTTPStatus.SERVICE_UNAVAILABLE
         response = connection.respond(status, json.dumps(body) + "\n")
         del response.headers["Content-Type"]
@@ -215,141 +196,74 @@ class WorkerServer:
         return response
 
     def _metrics(self) -> str:
+        counts = self.slots.counts
         values = [
-            ("active_sessions", "gauge", self.active),
-            ("capacity", "gauge", self.capacity),
-            ("sessions_total", "counter", self.counts.sessions),
-            ("refused_total", "counter", self.counts.refused),
-            ("failed_total", "counter", self.counts.failed),
-            ("frames_total", "counter", self.counts.frames),
+            ("active_sessions", "gauge", self.slots.active),
+            ("capacity", "gauge", self.slots.capacity),
+            ("sessions_total", "counter", counts.sessions),
+            ("refused_total", "counter", counts.refused),
+            ("failed_total", "counter", counts.failed),
+            ("resumed_total", "counter", counts.resumed),
+            ("frames_total", "counter", counts.frames),
         ]
+        if isinstance(self.engine, SupervisedEngine):
+            values += [(f"engine_{name}_total", "counter", number) for name, number in self.engine.counters().items()]
         lines = (f"# TYPE callplex_worker_{n} {kind}\ncallplex_worker_{n} {value}\n" for n, kind, value in values)
         return "".join(lines)
 
     # One session.
 
     async def _handle(self, connection: ServerConnection) -> None:
-        """The whole life of a connection: whatever goes wrong is told to this gateway and touches no other."""
+        """The whole life of a connection: whatever goes wrong is told to this peer and touches no other."""
+        request = connection.request
+        door = self._doors.get(request.path.partition("?")[0]) if request is not None else None
+        session = door.serve(connection, self.slots, self.engine) if door is not None else self._session(connection)
+        farewell = door.farewell if door is not None else wire.encode
         try:
             try:
-                await self._session(connection)
+                await session
                 ended = None
-            except _Ended as error:
+            except SessionEnded as error:
                 ended = error
             except wire.WireError as error:
-                ended = _Ended(wire.Error("invalid", str(error)), CloseCode.POLICY_VIOLATION)
-            except _GatewayStopped:
-                log.warning("a gateway stopped reading; its session is dropped")
+                ended = SessionEnded(wire.Error("invalid", str(error)), CloseCode.POLICY_VIOLATION)
+            except GatewayStopped:
+                log.warning("a peer stopped reading; its session is dropped")
                 connection.transport.abort()
                 return
             if ended is None:
                 await connection.close()
             else:
-                await connection.send(wire.encode(ended.error))
+                await connection.send(farewell(ended.error))
                 await connection.close(ended.close_code)
         except ConnectionClosed:
             return
 
     async def _session(self, connection: ServerConnection) -> None:
-        try:
-            async with asyncio.timeout(OPEN_TIMEOUT):
-                message = await connection.recv()
-        except TimeoutError:
-            raise wire.WireError(f"no open request came within {OPEN_TIMEOUT:.0f} s") from None
-        request = wire.decode_open(message)
-        if self.active >= self.capacity:
-            self.counts.refused += 1
-            error = wire.Error("full", f"all {self.capacity} slots of this worker are taken")
-            raise _Ended(error, CloseCode.TRY_AGAIN_LATER)
-        self.active += 1
-        try:
-            await self._hold_slot(connection, request)
-        finally:
-            self.active -= 1
+        request = wire.decode_open(await _first_message(connection, "open request"))
+        async with self.slots.session(connection, request.call_id, lambda: self._open(connection, request)) as session:
+            resumable = isinstance(self.engine, ResumingEngine)
+            await connection.send(wire.encode(wire.Ready(self.engine.name, self.name, resumable)))
+            first = request.resume.next_index if request.resume else 0
+            await converse(Gateway(connection), session, self.slots.counts, self.slots.draining, first)
 
-    async def _hold_slot(self, connection: ServerConnection, request: SessionRequest) -> None:
-        """Run the session in a slot that is counted already."""
-        try:
-            async with AsyncExitStack() as stack:
-                async with asyncio.timeout(ENGINE_OPEN_TIMEOUT):
-                    session = await self.engine.open(request)
-                stack.push_async_callback(session.close)
-                self.counts.sessions += 1
-                await connection.send(wire.encode(wire.Ready(self.engine.name, self.name)))
-                await _converse(connection, session, self.counts)
-        except (wire.WireError, ConnectionClosed, _Ended, _GatewayStopped):
-            raise
-        except Exception as error:  # the engine's fault, of whatever kind, ends this session only
-            self.counts.failed += 1
-            log.exception("the session of call %s failed", request.call_id)
-            failed = wire.Error("failed", "the worker could not continue the session; its log says why")
-            raise _Ended(failed, CloseCode.INTERNAL_ERROR) from error
+    async def _open(self, connection: ServerConnection, request: SessionRequest) -> WorkerSession:
+        engine, resume = self.engine, request.resume
+        if resume is None:
+            return await engine.open(request)
+        history = wire.decode_history(await _first_message(connection, "history"), resume)
+        if not isinstance(engine, ResumingEngine):
+            raise wire.WireError(f"the {engine.name} engine cannot go on with another worker's session")
+        self.slots.counts.resumed += 1
+        return await engine.resume(request, history)
 
 
-@dataclass(slots=True)
-class _Progress:
-    answered: int = 0
-
-
-async def _converse(connection: ServerConnection, session: WorkerSession, counts: Counts) -> None:
-    """Both directions until either ends; raises what the first of them raised."""
-    progress = _Progress()
+async def _first_message(connection: ServerConnection, what: str) -> str | bytes:
     try:
-        async with asyncio.TaskGroup() as tasks:
-            sender = tasks.create_task(_send_outputs(connection, session, progress))
-            await _receive(connection, session, progress, counts)
-            sender.cancel()
-    except ExceptionGroup as group:
-        if not isinstance(group.exceptions[0], _Finished):
-            raise group.exceptions[0] from None
-
-
-async def _receive(connection: ServerConnection, session: WorkerSession, progress: _Progress, counts: Counts) -> None:
-    """Hand the gateway's messages to the session until it closes. Raises WireError at its faults."""
-    expected = 0
-    while True:
-        try:
-            message = wire.decode_to_worker(await connection.recv())
-        except ConnectionClosed:
-            return
-        if isinstance(message, CallerFrame):
-            if message.index != expected:
-                raise wire.WireError(f"caller frame {message.index} came where {expected} was due")
-            expected += 1
-            if expected - progress.answered > MAX_BEHIND:
-                _refuse_backlog(connection)
-            counts.frames += 1
-            session.push(message)
-        elif isinstance(message, wire.Close):
-            return
-        elif isinstance(message, wire.Say):
-            session.say(message.text)
-        else:
-            session.play(message.clip)
-
-
-def _refuse_backlog(connection: ServerConnection) -> None:
-    if connection.transport.get_write_buffer_size():
-        raise _GatewayStopped
-    error = wire.Error("failed", f"{MAX_BEHIND} caller frames wait for an answer; send one every 80 ms")
-    raise _Ended(error, CloseCode.TRY_AGAIN_LATER)
-
-
-async def _send_outputs(connection: ServerConnection, session: WorkerSession, progress: _Progress) -> None:
-    """Send what the session says as it comes. Raises _Finished when it has said everything."""
-    finished = False
-    try:
-        async for output in session.outputs():
-            await connection.send(wire.encode(output))
-            if isinstance(output, AgentFrame):
-                progress.answered += 1
-            elif isinstance(output, wire.Done):
-                finished = True
-    except ConnectionClosed:
-        return
-    if not finished:
-        raise RuntimeError("the engine ended a session without saying why")
-    raise _Finished
+        async with asyncio.timeout(OPEN_TIMEOUT):
+            return await connection.recv()
+    except TimeoutError:
+        raise wire.WireError(f"no {what} came within {OPEN_TIMEOUT:.0f} s") from None
 
 
 def _split_address(listen: str) -> tuple[str, int]:

@@ -15,15 +15,22 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
-from model.server import WorkerEngine, WorkerServer
+from model.server import Door, WorkerServer
+from model.worker_engine import SupervisedEngine, WorkerEngine
 
 log = logging.getLogger(__name__)
 
+DRAIN_TIMEOUT = 2.0
+"""Seconds a worker that is told to stop takes to hand its sessions over."""
 EXIT_GRACE = 5.0
 """Seconds between the loss of the parent process and a hard exit."""
+
+
+class EngineEnded(Exception):
+    """The engine has ended by itself; the message says why. Whoever supervises the worker starts it anew."""
 
 
 async def serve(
@@ -34,14 +41,16 @@ async def serve(
     capacity: int = 4,
     tls: ssl.SSLContext | None = None,
     exit_with_parent: bool = False,
+    doors: Sequence[Door] = (),
     announce: Callable[[str], None] | None = None,
 ) -> None:
-    """Run a worker until SIGTERM, SIGINT or, with `exit_with_parent`, the end of standard input.
+    """Run a worker until SIGTERM, SIGINT or, with `exit_with_parent`, the end of standard input; then
+    hand its sessions over.
 
     `announce` is told the URL once sessions can be opened; by default one JSON line on standard
-    output says it: `{"listening": "ws://127.0.0.1:8090/api/session"}`. Raises ListenRefused.
+    output says it: `{"listening": "ws://127.0.0.1:8090/api/session"}`. Raises ListenRefused, EngineEnded.
     """
-    server = WorkerServer(engine, listen, token=token, capacity=capacity, tls=tls)
+    server = WorkerServer(engine, listen, token=token, capacity=capacity, tls=tls, doors=doors)
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -53,13 +62,34 @@ async def serve(
     async with AsyncExitStack() as stack:
         await engine.start()
         stack.push_async_callback(engine.stop)
+        if isinstance(engine, SupervisedEngine):
+            server.slots.capacity = engine.capacity
         await server.start()
         stack.push_async_callback(server.stop)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopped.set)
-        log.info("worker %s: %s engine, %d slots, %s", server.name, engine.name, capacity, server.url)
+        log.info("worker %s: %s engine, %d slots, %s", server.name, engine.name, server.slots.capacity, server.url)
+        for door in doors:
+            log.info("worker %s: %s is served, too", server.name, door.path)
         (announce or _print_url)(server.url)
+        ended = await _until_over(engine, stopped)
+        await server.drain(DRAIN_TIMEOUT)
+        if ended:
+            raise EngineEnded(ended)
+
+
+async def _until_over(engine: WorkerEngine, stopped: asyncio.Event) -> str:
+    """Wait for the end: empty if it was asked for, else why the engine is no more."""
+    if not isinstance(engine, SupervisedEngine):
         await stopped.wait()
+        return ""
+    asked, lost = asyncio.create_task(stopped.wait()), asyncio.create_task(engine.lost())
+    try:
+        await asyncio.wait([asked, lost], return_when=asyncio.FIRST_COMPLETED)
+        return "" if asked.done() else lost.result()
+    finally:
+        for task in (asked, lost):
+            task.cancel()
 
 
 def _print_url(url: str) -> None:

@@ -46,6 +46,18 @@ class Window:
         return self.context + self.step - 1
 
 
+@dataclass(frozen=True, slots=True)
+class SavedKV:
+    """The first `length` positions of a stream, kept outside the rings: `[layers, heads, length, ...]` of each ring."""
+
+    length: int
+    rings: tuple[Tensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(ring.nbytes for ring in self.rings)
+
+
 class KVCache:
     """The rings of all layers of one transformer for `slots` slots.
 
@@ -91,10 +103,36 @@ class KVCache:
         self.keys.index_fill_(1, slots, 0.0)
         self.values.index_fill_(1, slots, 0.0)
 
+    def read(self, layer: int, slots: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer as they lie, `[B, heads, capacity, head_dim]`, for `slots [B]` (None: all)."""
+        keys, values = self.keys[layer], self.values[layer]
+        return (keys, values) if slots is None else (keys[slots], values[slots])
+
+    def write(self, layer: int, rows: Tensor, cells: Tensor, key: Tensor, value: Tensor) -> None:
+        """Put `key` and `value [B, heads, N, head_dim]` into `cells [B, N]` of slots `rows [B, 1]`."""
+        for ring, new in ((self.keys[layer], key), (self.values[layer], value)):
+            ring[rows, :, cells] = new.transpose(1, 2).to(ring.dtype)
+
+    def save(self, slot: int, length: int) -> SavedKV:
+        """A copy of the first `length` positions of `slot`, which must not have pushed one of them out."""
+        return SavedKV(length, tuple(ring[:, slot, :, :length].clone() for ring in self.rings()))
+
+    def load(self, slot: int, saved: SavedKV, length: int) -> None:
+        """Let a fresh `slot` stand after the first `length` of the `saved` positions."""
+        for ring, kept in zip(self.rings(), saved.rings, strict=True):
+            ring[:, slot, :, :length] = kept[:, :, :length]
+        self.offsets[slot] = length
+
+    def rings(self) -> tuple[Tensor, ...]:
+        """All that is kept for each position: tensors `[layers, slots, heads, capacity, ...]`."""
+        return self.keys, self.values
+
     def copy(self, source: int, targets: Tensor) -> None:
         """Let `targets [B]` continue from where slot `source` stands."""
-        for ring in (self.offsets, *self.keys, *self.values):
-            ring[targets] = ring[source].clone()
+        self.offsets[targets] = self.offsets[source].clone()
+        for ring in self.rings():
+            for layer in ring:
+                layer[targets] = layer[source].clone()
 
 
 class CachedAttention:
@@ -123,24 +161,21 @@ class CachedAttention:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Store this layer's keys and values and attend: all `[B, heads, T, head_dim]`, as is the result."""
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
         if self._long:
-            seen_keys = torch.cat((self._read(keys), key), dim=2)
-            seen_values = torch.cat((self._read(values), value), dim=2)
-            self._write(keys, key)
-            self._write(values, value)
+            keys, values = self._read(layer)
+            seen_keys, seen_values = torch.cat((keys, key), dim=2), torch.cat((values, value), dim=2)
+            self._write(layer, key, value)
         else:
-            self._write(keys, key)
-            self._write(values, value)
-            seen_keys, seen_values = self._read(keys), self._read(values)
+            self._write(layer, key, value)
+            seen_keys, seen_values = self._read(layer)
         return functional.scaled_dot_product_attention(query, seen_keys, seen_values, attn_mask=self.mask)
 
-    def _read(self, ring: Tensor) -> Tensor:
-        return ring if self._slots is None else ring[self._slots]
+    def _read(self, layer: int) -> tuple[Tensor, Tensor]:
+        return self._cache.read(layer, self._slots)
 
-    def _write(self, ring: Tensor, new: Tensor) -> None:
+    def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
         length = self._cells.shape[1]
-        ring[self._rows, :, self._cells] = new[:, :, -length:].transpose(1, 2).to(ring.dtype)
+        self._cache.write(layer, self._rows, self._cells, key[:, :, -length:], value[:, :, -length:])
 
 
 class WholeAttention:

@@ -40,6 +40,32 @@ class TokenCache:
         for state in (self.tokens, self.provided, self.offset):
             state[targets] = state[source].clone()
 
+    def newest(self, slots: Tensor) -> Tensor:
+        """The columns that the last steps of `slots [b]` decided, `[b, R]`."""
+        cells = (self.offset[slots] - 1) % self.tokens.shape[2]
+        return self.tokens[slots, :, cells]
+
+    def place(self, slot: int, offset: int, decided: Tensor, ahead: Tensor, given: Tensor) -> None:
+        """Put `slot` at `offset`, where it reads `decided [R]` next and has `ahead [R]` for the column after it.
+
+        `given [R]` says which of `ahead` count; only delayed rows can. For delays of one frame at most.
+        """
+        cells = self.tokens.shape[2]
+        self.tokens[slot, :, (offset - 1) % cells] = decided
+        self.tokens[slot, :, offset % cells] = ahead
+        self.provided[slot] = False
+        self.provided[slot, :, offset % cells] = given & (self.delays > 0)
+        self.offset[slot] = offset
+
+    def move(self, source: int, source_offset: int, target: int, offset: int) -> None:
+        """Let `target`, put at `offset`, hold what `source` holds at its `source_offset`: other times, same tokens."""
+        cells = self.tokens.shape[2]
+        for ahead in range(-1, self.max_delay + 1):
+            there, here = (source_offset + ahead) % cells, (offset + ahead) % cells
+            self.tokens[target, :, here] = self.tokens[source, :, there]
+            self.provided[target, :, here] = self.provided[source, :, there]
+        self.offset[target] = offset
+
     def begin(self, slots: Tensor | None, given: Tensor, mask: Tensor) -> OpenStep:
         """Start a step of `slots [b]`, all different (None: every slot, in order).
 

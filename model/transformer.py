@@ -6,16 +6,17 @@ lies in a KVCache. B is the batch, T time, D width, H heads, hd a head's width.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model import decode
 from model.config import TransformerConfig
+from model.kv_cache import SlotKV, StepAttention
+from model.ops import RMS_EPS
+from model.rotary import Rotary
 from model.streaming import CachedAttention, KVCache, WholeAttention, Window, WindowKind
 
-_RMS_EPS = 1e-8
 _LAYER_EPS = 1e-5
 
 
@@ -28,7 +29,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
-        root = torch.rsqrt(_RMS_EPS + wide.square().mean(dim=-1, keepdim=True))
+        root = torch.rsqrt(RMS_EPS + wide.square().mean(dim=-1, keepdim=True))
         return (wide * (self.alpha.float().flatten() * root)).to(x.dtype)
 
 
@@ -57,25 +58,6 @@ class LayerScale(nn.Module):
         return x * self.scale
 
 
-class Rotary:
-    """Rotation of neighbouring components (2i, 2i + 1) by position x frequency i, in float32.
-
-    Made once for a pass, from positions `[B or 1, T]`, and used by all its layers.
-    """
-
-    def __init__(self, positions: Tensor, head_dim: int, max_period: float) -> None:
-        index = torch.arange(head_dim // 2, device=positions.device, dtype=torch.float32)
-        frequency = torch.exp(index * (-math.log(max_period) * 2 / head_dim))
-        angle = (positions[..., None].float() * frequency)[:, None]
-        self._cos, self._sin = torch.cos(angle), torch.sin(angle)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """`[B, H, T, hd]` to the same shape and type."""
-        real, imaginary = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
-        turned = (real * self._cos - imaginary * self._sin, real * self._sin + imaginary * self._cos)
-        return torch.stack(turned, dim=-1).flatten(-2).to(x.dtype)
-
-
 class Attention(nn.Module):
     """Self-attention without biases; queries and keys are rotated, keys are kept rotated."""
 
@@ -84,16 +66,21 @@ class Attention(nn.Module):
         self._heads = config.heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * config.dim, config.dim))
         self.out_proj = nn.Linear(config.dim, config.dim, bias=False)
+        self.in_proj: nn.Module | None = None
+        """In place of the weight above, where it is kept in another form."""
         nn.init.normal_(self.in_proj_weight, std=config.dim**-0.5)
 
     def forward(self, x: Tensor, layer: int, rotary: Rotary, attention: CachedAttention | WholeAttention) -> Tensor:
         """`[B, T, D]` to the same."""
-        joined = functional.linear(x, self.in_proj_weight)
-        joined = joined.view(*x.shape[:2], 3, self._heads, -1)
-        query, key, value = joined.permute(2, 0, 3, 1, 4)
+        query, key, value = self.project(x).permute(2, 0, 3, 1, 4)
         seen = attention.attend(layer, rotary(query), rotary(key), value)
         result: Tensor = self.out_proj(seen.transpose(1, 2).flatten(-2))
         return result
+
+    def project(self, x: Tensor) -> Tensor:
+        """`[..., D]` to query, key and value, `[..., 3, H, hd]`."""
+        joined: Tensor = functional.linear(x, self.in_proj_weight) if self.in_proj is None else self.in_proj(x)
+        return joined.view(*x.shape[:-1], 3, self._heads, -1)
 
 
 class TransformerLayer(nn.Module):
@@ -116,6 +103,13 @@ class TransformerLayer(nn.Module):
         x = x + self.layer_scale_1(self.self_attn(self.norm1(x), layer, rotary, attention))
         result: Tensor = x + self.layer_scale_2(self._mlp(self.norm2(x)))
         return result
+
+    @property
+    def gains(self) -> tuple[Tensor, Tensor]:
+        """Of its two RMS norms."""
+        first, second = self.norm1, self.norm2
+        assert isinstance(first, RMSNorm) and isinstance(second, RMSNorm)  # noqa: PT018
+        return first.alpha, second.alpha
 
     def _mlp(self, x: Tensor) -> Tensor:
         result: Tensor = self.gating(x) if self._gated else self.linear2(functional.gelu(self.linear1(x)))
@@ -140,7 +134,7 @@ class Transformer(nn.Module):
         the slots' next ones. The caller advances the cache when the pass is done.
         """
         length = x.shape[1]
-        attention: CachedAttention | WholeAttention
+        attention: CachedAttention | WholeAttention | StepAttention
         if kv is None:
             if positions is None:
                 positions = torch.arange(length, device=x.device)[None]
@@ -148,8 +142,13 @@ class Transformer(nn.Module):
         else:
             if positions is None:
                 positions = kv.positions(slots, length)
-            attention = kv.begin(positions, slots)
+            if isinstance(kv, SlotKV) and length == 1:
+                attention = kv.step(positions, slots)
+            else:
+                attention = kv.begin(positions, slots)
         rotary = Rotary(positions, self.config.head_dim, self.config.max_period)
+        if isinstance(attention, StepAttention):
+            return decode.step(self.layers, x[:, 0], rotary, attention)[:, None]
         for index, layer in enumerate(self.layers):
             x = layer(x, index, rotary, attention)
         return x
@@ -158,19 +157,24 @@ class Transformer(nn.Module):
         self,
         slots: int,
         window: WindowKind = "reference",
-        dtype: torch.dtype | None = None,
+        kv_dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> KVCache:
-        """Empty memory for `slots` streams, by default of the weights' type and on their device."""
+        """Empty memory for `slots` streams, on the weights' device unless told.
+
+        `kv_dtype`: keys and values are stored in this type, and a step reads only what each slot holds; for the layers
+        of the language model. None: in the weights' type, and every step reads whole rings.
+        """
         config = self.config
         weight = next(self.parameters())
-        return KVCache(
+        make = KVCache if kv_dtype is None else SlotKV
+        return make(
             layers=config.layers,
             slots=slots,
             heads=config.heads,
             head_dim=config.head_dim,
             window=Window(config.context, window, config.step),
-            dtype=weight.dtype if dtype is None else dtype,
+            dtype=weight.dtype if kv_dtype is None else kv_dtype,
             device=weight.device if device is None else device,
         )
 

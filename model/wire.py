@@ -6,24 +6,50 @@ of each other. Standard library only, so that it loads without torch, numpy or a
 The order of a session:
 
     gateway -> worker   open        (JSON)    what the session is: prompt, voice, script, seed
+                        history     (binary)  only after an open that announces one: see below
     worker  -> gateway  ready       (JSON)    a slot is held; or error (JSON), then the socket closes
     gateway -> worker   caller frame (binary) index 0, 1, 2 ... one every 80 ms
     worker  -> gateway  agent frame  (binary) the same indices, one for each caller frame
                         agent text   (binary) a piece of what the agent says, at a frame
                         caller text  (JSON)   what the caller said, from one frame to another
                         flush        (JSON)   sound up to a frame that is not yet heard is void
+                        cut          (JSON)   history before a frame is no longer needed
+                        columns      (binary) of frames that no worker answered, after a resume
+                        played       (JSON)   a clip has been played to its end
                         done         (JSON)   the agent is finished: goodbye, or a transfer
     gateway -> worker   say, play, close (JSON)
 
 A binary message is one byte of kind, the frame's index as a little-endian u32, then the payload.
+
+A session that outlives its worker. An engine of tokens sends with each agent frame the column of the
+token grid that the frame's step decided, and what the agent says in a step before that step's frame.
+The gateway keeps the columns since the last cut and the newest caller sound. When the worker dies, hangs
+or says `draining`, the gateway opens the session on another with `resume` in the request, and one
+binary message of kind history follows at once. With cut = 1,000, frames = 200, missed = 3:
+
+    frames   1,000 ... 1,199   their columns are in the message; another worker answered them
+    frames   1,200 ... 1,202   caller sound that nobody answered: the agent is silent there
+    frame    1,203             the next caller frame, the first that the new worker answers
+
+The message's payload is the columns of frames 1,000 ... 1,199, then the caller's sound of the newest
+`caller_frames` frames, at most 10 s, which end with frame 1,202. The new worker makes the columns of
+frames 1,200 ... 1,202 itself and says them, for the case that the session is resumed once more. From one
+that does not say them, or is lost before it can, the next history holds NO_TOKEN in all of such a column:
+the agent was silent, the caller's codes are not known.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeVar, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from model.wire_fields import WireError as WireError
+from model.wire_fields import build, json_object
+from model.wire_script import Answer as Answer
+from model.wire_script import Question as Question
+from model.wire_script import Script as Script
 
 SUBPROTOCOL = "callplex.v1"
 PATH = "/api/session"
@@ -33,21 +59,25 @@ FRAME_SAMPLES = 1_920
 FRAME_SECONDS = 0.08
 FRAME_BYTES = 2 * FRAME_SAMPLES
 TOKENS_BYTES = 2 * 17
-"""One text, eight agent and eight caller tokens of a frame, little-endian u16."""
+"""A column of the token grid: one text, eight agent and eight caller ids, little-endian u16."""
+NO_TOKEN = 0xFFFF
+"""In a column: no id yet, as in a delayed row of a session's first columns."""
 
 MAX_MESSAGE = 1 << 20
-"""Bytes of the largest message either side accepts; an open request with a long prompt is the largest."""
+"""Bytes of the largest message either side accepts; a history is the largest."""
+MAX_HISTORY_FRAMES = 3_000
+"""Columns of the longest history: the model's window, 240 s."""
+MAX_HISTORY_CALLER_FRAMES = 125
+"""Frames of caller sound in a history: 10 s, from which a codec is rebuilt."""
 
 KIND_FRAME = 1
 KIND_AGENT_TEXT = 2
+KIND_HISTORY = 3
+KIND_COLUMNS = 4
 _HEADER = struct.Struct("<BI")
 
 DoneReason = Literal["goodbye", "transfer"]
-ErrorCode = Literal["full", "invalid", "unauthorized", "failed"]
-
-
-class WireError(Exception):
-    """The peer sent what this protocol does not allow; the message says what."""
+ErrorCode = Literal["full", "invalid", "unauthorized", "failed", "draining"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,48 +92,37 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """Something the agent must learn from the caller, and the sentence that asks for it."""
+class Resume:
+    """A session that another worker began: what the history message holds, and what was still to be said."""
 
-    name: str
-    """What it is called in `Answer.needs` and as `{name}` in what the agent says."""
-    kind: Literal["name", "digits", "date", "words"] = "words"
-    """How the caller's reply is read: a person's name, a number, a date, or whatever was said."""
-    ask: str = ""
+    cut: int = 0
+    """Frame of the first column."""
+    frames: int = 0
+    """Columns, at most MAX_HISTORY_FRAMES: those of frames cut ... cut + frames - 1."""
+    caller_frames: int = 0
+    """Frames of caller sound, at most MAX_HISTORY_CALLER_FRAMES, the last one cut + frames + missed - 1."""
+    missed: int = 0
+    """Caller frames that no worker answered; their sound is the last in the message."""
+    heard: int = 0
+    """Caller frames before this one are in the transcript; a transcriber goes on from here."""
+    queued: tuple[str, ...] = ()
+    """What the greeting and `say` asked for and has not been said, in order; of a text half said, the
+    rest. A resumed session greets nobody of its own accord."""
 
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One scripted answer of the rehearsal engine, matched by meaning against what the caller says."""
-
-    id: str
-    say: str
-    when: tuple[str, ...] = ()
-    """Examples of what a caller says. May be empty if the answer is only reached by `after`."""
-    needs: tuple[str, ...] = ()
-    """Questions whose answers must be known first; the agent asks them, then returns to this."""
-    after: tuple[str, ...] = ()
-    """Ids of answers that this one directly replies to; empty: it may come at any time."""
-    then: Literal["", "hangup", "transfer"] = ""
-    target: str = ""
-    """Name of the persona's transfer target, when `then` is `transfer`."""
-    urgent: bool = False
-    """An emergency: said at once when any phrase of `when` occurs, whatever else is going on."""
+    @property
+    def next_index(self) -> int:
+        """The index of the caller frame that comes next."""
+        return self.cut + self.frames + self.missed
 
 
 @dataclass(frozen=True, slots=True)
-class Script:
-    """What the rehearsal engine says. The duplex model works from the prompt and ignores it."""
+class History:
+    """What a session was so far, as `Resume` describes it."""
 
-    answers: tuple[Answer, ...] = ()
-    questions: tuple[Question, ...] = ()
-    unknown: str = "I'm sorry, I don't know that. Would you like to speak to a person?"
-    goodbye: str = "Thank you for calling. Goodbye."
-    person: str = ""
-    """Name of the transfer target offered with `unknown`; empty: there is nobody to offer."""
-    transferring: str = "One moment, I am connecting you to a colleague."
-    closed: str = "I'm sorry, nobody is available to take the call right now."
-    """Said instead of transferring, when the caller wants a person and `person` is empty."""
+    columns: bytes = b""
+    """TOKENS_BYTES for each of `frames` frames, oldest first."""
+    caller_pcm: bytes = b""
+    """FRAME_BYTES for each of `caller_frames` frames: int16 at 24 kHz."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +137,8 @@ class SessionRequest:
     """Said first, before the caller speaks."""
     sampling: Sampling = field(default_factory=Sampling)
     script: Script = field(default_factory=Script)
+    resume: Resume | None = None
+    """Of a session that goes on here; a history message follows the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +148,9 @@ class AgentFrame:
     index: int
     pcm: bytes
     tokens: bytes = b""
-    """The frame's 17 tokens as u16 where the engine has tokens, else empty."""
+    """The column of the token grid that this frame's step decided: 17 ids as u16, row r that of frame
+    `index` less row r's delay, so that the columns in order are the whole history. NO_TOKEN where there
+    is none yet. Empty where the engine has no tokens: its sessions cannot be resumed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +189,29 @@ class Flush:
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    """The slot was re-primed with the prompt and the frames from `index` on: history before it is not needed."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns of frames that nobody answered, from frame `index` on, TOKENS_BYTES each; see `Resume.missed`."""
+
+    index: int
+    columns: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A clip that `play` asked for was heard to its end by frame `index`."""
+
+    index: int
+    clip: str
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The agent is finished; its last sound was in agent frame `index`."""
 
@@ -175,7 +221,7 @@ class Done:
     """Name of the persona's transfer target, when the reason is `transfer`."""
 
 
-Output = AgentFrame | AgentText | CallerText | Flush | Done
+Output = AgentFrame | AgentText | CallerText | Flush | Cut | Columns | Played | Done
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +232,14 @@ class Ready:
     """What answers: `rehearsal`, `personaplex` or `echo`."""
     worker: str = ""
     """Which worker this is, for records and logs."""
+    resumable: bool = False
+    """Its agent frames carry token columns, from which another worker can go on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Error:
-    """Why the worker refuses or ends the session. `full` is the only one worth trying elsewhere."""
+    """Why the worker refuses or ends the session. `full` and `draining` are worth trying elsewhere: all
+    slots are taken, or the worker is about to stop and its sessions are to be resumed on another."""
 
     code: ErrorCode
     message: str
@@ -224,16 +273,11 @@ _FROM_WORKER: dict[str, type[Any]] = {
     "error": Error,
     "caller_text": CallerText,
     "flush": Flush,
+    "cut": Cut,
+    "played": Played,
     "done": Done,
 }
 _NAMES = {kind: name for table in (_TO_WORKER, _FROM_WORKER) for name, kind in table.items()}
-_CHOICES: dict[tuple[type[Any], str], tuple[str, ...]] = {
-    (Done, "reason"): get_args(DoneReason),
-    (Error, "code"): get_args(ErrorCode),
-    (Question, "kind"): ("name", "digits", "date", "words"),
-    (Answer, "then"): ("", "hangup", "transfer"),
-}
-_T = TypeVar("_T")
 
 
 def encode_open(request: SessionRequest) -> str:
@@ -245,18 +289,55 @@ def decode_open(message: str | bytes) -> SessionRequest:
     """Read the first message of a session. Raises WireError, naming the field, if it is not one."""
     if isinstance(message, bytes):
         raise WireError("the first message must be JSON text: an open request")
-    data = _object(message)
+    data = json_object(message)
     if data.pop("type", None) != "open":
         raise WireError("the first message must have type open")
-    sampling = _build(Sampling, data.pop("sampling", {}), "sampling")
+    sampling = build(Sampling, data.pop("sampling", {}), "sampling")
     script_data = data.pop("script", {})
     if not isinstance(script_data, dict):
         raise WireError("script must be an object")
-    answers = tuple(_build(Answer, a, "script.answers") for a in _list(script_data, "answers"))
-    questions = tuple(_build(Question, q, "script.questions") for q in _list(script_data, "questions"))
+    answers = tuple(build(Answer, a, "script.answers") for a in _list(script_data, "answers"))
+    questions = tuple(build(Question, q, "script.questions") for q in _list(script_data, "questions"))
     plain = {k: v for k, v in script_data.items() if k not in ("answers", "questions")}
-    script = _build(Script, {**plain, "answers": answers, "questions": questions}, "script")
-    return _build(SessionRequest, {**data, "sampling": sampling, "script": script}, "open")
+    script = build(Script, {**plain, "answers": answers, "questions": questions}, "script")
+    resume = _resume(data.pop("resume", None))
+    return build(SessionRequest, {**data, "sampling": sampling, "script": script, "resume": resume}, "open")
+
+
+def _resume(data: Any) -> Resume | None:
+    if data is None:
+        return None
+    resume = build(Resume, data, "resume")
+    if resume.frames > MAX_HISTORY_FRAMES:
+        raise WireError(f"resume.frames may be {MAX_HISTORY_FRAMES} at most, not {resume.frames}")
+    if resume.caller_frames > MAX_HISTORY_CALLER_FRAMES:
+        raise WireError(f"resume.caller_frames may be {MAX_HISTORY_CALLER_FRAMES} at most, not {resume.caller_frames}")
+    if not resume.missed <= resume.caller_frames <= resume.next_index:
+        raise WireError("resume.caller_frames must hold every missed frame, and none that was never sent")
+    if resume.next_index >= 1 << 32:
+        raise WireError("resume goes on beyond the last index a frame can have")
+    return resume
+
+
+def encode_history(resume: Resume, history: History) -> bytes:
+    """The message that follows an open request with `resume`."""
+    return b"".join((_HEADER.pack(KIND_HISTORY, resume.cut), history.columns, history.caller_pcm))
+
+
+def decode_history(message: str | bytes, resume: Resume) -> History:
+    """Read the message that an open request announced. Raises WireError if it is not that one."""
+    if isinstance(message, str):
+        raise WireError("an open request with resume is followed by its history, a binary message")
+    kind, index, payload = _split(message)
+    if kind != KIND_HISTORY:
+        raise WireError(f"an open request with resume is followed by its history, not by binary kind {kind}")
+    if index != resume.cut:
+        raise WireError(f"the history begins at frame {index}, the request says {resume.cut}")
+    columns = TOKENS_BYTES * resume.frames
+    expected = columns + FRAME_BYTES * resume.caller_frames
+    if len(payload) != expected:
+        raise WireError(f"a history of these lengths has {expected} bytes, this one {len(payload)}")
+    return History(payload[:columns], payload[columns:])
 
 
 def encode_frame(frame: CallerFrame | AgentFrame) -> bytes:
@@ -267,11 +348,13 @@ def encode_frame(frame: CallerFrame | AgentFrame) -> bytes:
 
 
 def encode(message: ToWorker | FromWorker) -> str | bytes:
-    """Any message but the open request: bytes for frames and agent text, else JSON text."""
+    """Any message but those that open a session: bytes for frames, columns and agent text, else JSON text."""
     if isinstance(message, CallerFrame | AgentFrame):
         return encode_frame(message)
     if isinstance(message, AgentText):
         return _HEADER.pack(KIND_AGENT_TEXT, message.index) + message.text.encode(errors="replace")
+    if isinstance(message, Columns):
+        return _HEADER.pack(KIND_COLUMNS, message.index) + message.columns
     return json.dumps({"type": _NAMES[type(message)], **asdict(message)})
 
 
@@ -303,6 +386,10 @@ def decode_from_worker(message: str | bytes) -> FromWorker:
             return AgentText(index, payload.decode())
         except UnicodeDecodeError as error:
             raise WireError("agent text is not UTF-8") from error
+    if kind == KIND_COLUMNS:
+        if not payload or len(payload) % TOKENS_BYTES or len(payload) > TOKENS_BYTES * MAX_HISTORY_CALLER_FRAMES:
+            raise WireError(f"columns of missed frames cannot have {len(payload)} bytes")
+        return Columns(index, payload)
     raise WireError(f"unknown binary kind {kind}")
 
 
@@ -314,22 +401,12 @@ def _split(message: bytes) -> tuple[int, int, bytes]:
 
 
 def _decode_json(message: str, table: dict[str, type[Any]]) -> Any:
-    data = _object(message)
+    data = json_object(message)
     name = data.pop("type", None)
     kind = table.get(name) if isinstance(name, str) else None
     if kind is None:
         raise WireError(f"unknown message type {str(name)[:40]!r}")
-    return _build(kind, data, str(name))
-
-
-def _object(message: str) -> dict[str, Any]:
-    try:
-        data = json.loads(message)
-    except (ValueError, RecursionError) as error:
-        raise WireError("the message is not JSON") from error
-    if not isinstance(data, dict):
-        raise WireError("the message is not a JSON object")
-    return data
+    return build(kind, data, str(name))
 
 
 def _list(data: dict[str, Any], name: str) -> list[Any]:
@@ -337,53 +414,3 @@ def _list(data: dict[str, Any], name: str) -> list[Any]:
     if not isinstance(value, list):
         raise WireError(f"script.{name} must be a list")
     return value
-
-
-def _build(kind: type[_T], data: Any, where: str) -> _T:
-    """Make a message dataclass from JSON, checking names and plain types; nested ones are made already."""
-    if not isinstance(data, dict):
-        raise WireError(f"{where} must be an object")
-    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
-    for name, value in data.items():
-        if name not in known:
-            raise WireError(f"{where} has no field {str(name)[:40]!r}")
-        values[name] = _checked(kind, name, str(known[name].type), value, where)
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise WireError(f"{where} lacks a field: {error}") from error
-
-
-def _checked(kind: type[Any], name: str, annotation: str, value: Any, where: str) -> Any:
-    """The value of one field, or WireError; annotations are strings here (PEP 563)."""
-    field_name = f"{where}.{name}"
-    choices = _CHOICES.get((kind, name))
-    if choices is not None:
-        if value not in choices:
-            raise WireError(f"{field_name} must be one of {', '.join(map(repr, choices))}")
-        return value
-    if annotation == "tuple[str, ...]":
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise WireError(f"{field_name} must be a list of strings")
-        return tuple(_writable(item) for item in value)
-    if annotation == "tuple[int, ...]":
-        if not isinstance(value, list) or not all(type(item) is int and 0 <= item < 1 << 63 for item in value):
-            raise WireError(f"{field_name} must be a list of numbers from 0")
-        return tuple(value)
-    plain: dict[str, type | tuple[type, ...]] = {"str": str, "bool": bool, "int": int, "float": (int, float)}
-    expected = plain.get(annotation)
-    if expected is None:
-        return value
-    if not isinstance(value, expected) or (isinstance(value, bool) and annotation != "bool"):
-        raise WireError(f"{field_name} must be {annotation}")
-    if isinstance(value, int) and annotation == "int" and not 0 <= value < 1 << 63:
-        raise WireError(f"{field_name} is out of range")
-    if isinstance(value, int | float) and annotation == "float" and not -1e9 <= value <= 1e9:  # nor NaN
-        raise WireError(f"{field_name} is out of range")
-    return _writable(value) if isinstance(value, str) else value
-
-
-def _writable(text: str) -> str:
-    r"""JSON can hold half a character (`"\ud83d"`, RFC 8259 section 8.2), which no file or socket takes."""
-    return text if text.isascii() else text.encode(errors="replace").decode()

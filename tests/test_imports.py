@@ -31,6 +31,7 @@ PURE = {
     ),
     *(path.relative_to(ROOT).as_posix() for path in (ROOT / "gateway/redaction").glob("*.py")),
     "gateway/audio.py",
+    "gateway/history.py",
     "gateway/latency.py",
     "gateway/leg.py",
     "gateway/recording/consent.py",
@@ -45,10 +46,13 @@ PURE = {
     "gateway/twilio/signature.py",
     "gateway/twilio/twiml.py",
     "model/config.py",
+    "model/moshi/protocol.py",
     "model/prompt.py",
     "model/wire.py",
+    "model/wire_fields.py",
+    "model/wire_script.py",
 }
-PACKAGES = {"gateway", "model", "gateway.redaction", "gateway.sip", "gateway.twilio"}
+PACKAGES = {"gateway", "model", "model.moshi", "gateway.redaction", "gateway.sip", "gateway.twilio"}
 OUTSIDE_WORLD = {
     "asyncio",
     "os",

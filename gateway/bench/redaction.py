@@ -251,7 +251,7 @@ class _Call:
         began, up = loop.time(), Upsampler()
         try:
             async for pcm in self._caller():
-                await self._session.send(up(pcm))
+                await self._session.send(up(pcm), pcm)
                 self._frames += 1
                 self._show(self._redactor.update([], self._now))
                 await asyncio.sleep(max(0.0, began + self._frames * FRAME_SECONDS - loop.time()))

@@ -44,7 +44,7 @@ _LARGE = 256 * 1024
 
 
 class RehearsalEngine:
-    """Implements `model.server.WorkerEngine`."""
+    """Implements `model.worker_engine.WorkerEngine`."""
 
     name = "rehearsal"
 

@@ -75,7 +75,7 @@ class _Turn:
 
 
 class RehearsalSession:
-    """Implements `model.server.WorkerSession`. Make it on the event loop; `close` it."""
+    """Implements `model.worker_engine.WorkerSession`. Make it on the event loop; `close` it."""
 
     def __init__(self, models: Models, dialogue: Talker) -> None:
         self._models = models

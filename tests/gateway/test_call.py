@@ -162,7 +162,7 @@ def test_a_call_at_its_limit_takes_its_leave_first() -> None:
 
 def test_a_call_in_which_nobody_speaks_is_ended() -> None:
     class Muted(EchoSession):
-        async def send(self, pcm: bytes) -> None:
+        async def send(self, pcm: bytes, line: bytes = b"") -> None:
             await super().send(bytes(len(pcm)))
 
     class Engine:
@@ -186,7 +186,7 @@ class FarewellEngine:
             async def say(self, text: str) -> None:
                 self.speaking = 25
 
-            async def send(self, pcm: bytes) -> None:
+            async def send(self, pcm: bytes, line: bytes = b"") -> None:
                 self.speaking -= 1
                 await super().send(np.full(1_920, 4_000 if self.speaking > 0 else 0, np.int16).tobytes())
 
@@ -381,7 +381,7 @@ def test_response_time_is_measured_from_the_sound() -> None:
     class LateEcho(EchoSession):
         """Silent while the caller speaks, then speaks itself."""
 
-        async def send(self, pcm: bytes) -> None:
+        async def send(self, pcm: bytes, line: bytes = b"") -> None:
             loud = 60 <= self._index < 80
             await super().send((np.full(1_920, 5_000, np.int16) if loud else np.zeros(1_920, np.int16)).tobytes())
 

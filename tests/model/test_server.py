@@ -22,8 +22,10 @@ from websockets.typing import Origin, Subprotocol
 from model import server as server_module
 from model import wire
 from model.echo import EchoEngine, EchoSession
-from model.server import ListenRefused, WorkerEngine, WorkerServer
-from model.wire import AgentFrame, CallerFrame, Output, SessionRequest
+from model.server import ListenRefused, WorkerServer
+from model.session import MAX_BEHIND
+from model.wire import AgentFrame, CallerFrame, History, Output, SessionRequest
+from model.worker_engine import WorkerEngine
 
 pytestmark = pytest.mark.anyio
 
@@ -127,7 +129,7 @@ async def test_every_caller_frame_is_answered_by_the_agent_frame_of_the_same_ind
         for index in range(30):
             await connection.send(wire.encode_frame(CallerFrame(index, SOUND)))
         assert [await told(connection) for _ in range(30)] == [AgentFrame(i, SOUND) for i in range(30)]
-        assert server.counts.frames == 30
+        assert server.slots.counts.frames == 30
 
 
 async def test_what_the_agent_shall_say_reaches_the_session() -> None:
@@ -151,7 +153,7 @@ async def test_a_session_beyond_capacity_is_refused_at_once_and_the_slot_comes_b
             assert await closed(first) == 1000
         async with connected(server) as third:
             assert isinstance(await opened(third), wire.Ready)
-        assert (server.counts.sessions, server.counts.refused) == (2, 1)
+        assert (server.slots.counts.sessions, server.slots.counts.refused) == (2, 1)
 
 
 async def test_a_gateway_that_vanishes_frees_its_slot() -> None:
@@ -179,7 +181,7 @@ async def test_a_bad_open_request_is_told_which_field(message: str | bytes, word
         assert error.code == "invalid"
         assert words in error.message
         assert await closed(connection) == 1008
-        assert server.active == 0
+        assert server.slots.active == 0
 
 
 async def test_a_gateway_that_asks_for_nothing_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +243,7 @@ async def test_a_fault_of_the_engine_ends_one_session_and_is_logged(caplog: pyte
         assert "ZeroDivisionError" in caplog.text
         await other.send(wire.encode_frame(CallerFrame(0, SOUND)))
         assert await told(other) == AgentFrame(0, SOUND)
-        assert (server.active, server.counts.failed) == (1, 1)
+        assert (server.slots.active, server.slots.counts.failed) == (1, 1)
 
 
 async def test_an_engine_that_cannot_open_a_session_says_so() -> None:
@@ -253,7 +255,7 @@ async def test_an_engine_that_cannot_open_a_session_says_so() -> None:
         error = await opened(connection)
         assert isinstance(error, wire.Error)
         assert error.code == "failed"
-        assert server.active == 0
+        assert server.slots.active == 0
 
 
 async def test_a_session_that_said_everything_is_closed_well() -> None:
@@ -269,7 +271,7 @@ async def test_a_session_that_said_everything_is_closed_well() -> None:
 async def test_frames_that_are_never_answered_do_not_pile_up() -> None:
     async with serving(MuteEngine()) as server, connected(server) as connection:
         await opened(connection)
-        for index in range(server_module.MAX_BEHIND + 1):
+        for index in range(MAX_BEHIND + 1):
             await connection.send(wire.encode_frame(CallerFrame(index, SOUND)))
         error = await told(connection)
         assert isinstance(error, wire.Error)
@@ -365,7 +367,7 @@ async def test_stopping_ends_open_sessions() -> None:
         await opened(connection)
         await server.stop()
         assert await closed(connection) == 1001
-        assert server.active == 0
+        assert server.slots.active == 0
 
 
 def worker_process(*arguments: str, stdin: int | None = None) -> subprocess.Popen[bytes]:
@@ -421,3 +423,104 @@ def test_a_worker_process_that_hangs_ends_with_its_parents_pipe_too() -> None:
         assert process.stdout.readline() == b"hanging\n"
         process.stdin.close()
         assert process.wait(10) == 1
+
+
+class RememberingEngine(EchoEngine):
+    """Takes every history; what it was given is kept, and its sessions echo."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[SessionRequest, History]] = []
+
+    async def resume(self, request: SessionRequest, history: History) -> EchoSession:
+        self.taken.append((request, history))
+        return EchoSession()
+
+
+RESUME = wire.Resume(cut=100, frames=3, caller_frames=2, missed=2, heard=90, queued=("Goodbye now.",))
+PAST = History(bytes(range(102)), SOUND * 2)
+
+
+async def resumed(connection: ClientConnection, history: str | bytes) -> wire.FromWorker:
+    await connection.send(wire.encode_open(SessionRequest("c1", prompt="a bank", resume=RESUME)))
+    await connection.send(history)
+    return await told(connection)
+
+
+async def test_a_session_of_another_worker_goes_on_with_its_next_frame() -> None:
+    engine = RememberingEngine()
+    async with serving(engine) as server, connected(server) as connection:
+        ready = await resumed(connection, wire.encode_history(RESUME, PAST))
+        assert isinstance(ready, wire.Ready)
+        assert engine.taken == [(SessionRequest("c1", prompt="a bank", resume=RESUME), PAST)]
+        await connection.send(wire.encode_frame(CallerFrame(105, SOUND)))
+        assert await told(connection) == AgentFrame(105, SOUND)
+        await connection.send(wire.encode_frame(CallerFrame(105, SOUND)))
+        error = await told(connection)
+        assert isinstance(error, wire.Error)
+        assert "caller frame 105 came where 106 was due" in error.message
+        assert (server.slots.counts.sessions, server.slots.counts.resumed) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("engine", "history", "words"),
+    [
+        (EchoEngine(), wire.encode_history(RESUME, PAST), "cannot go on with another worker's session"),
+        (RememberingEngine(), wire.encode_history(RESUME, History()), "a history of these lengths"),
+        (RememberingEngine(), wire.encode_frame(CallerFrame(0, SOUND)), "not by binary kind 1"),
+        (RememberingEngine(), wire.encode(wire.Say("hello")), "followed by its history"),
+    ],
+)
+async def test_a_history_that_cannot_be_taken_is_refused(
+    engine: WorkerEngine, history: str | bytes, words: str
+) -> None:
+    async with serving(engine) as server, connected(server) as connection:
+        error = await resumed(connection, history)
+        assert isinstance(error, wire.Error)
+        assert error.code == "invalid"
+        assert words in error.message
+        assert await closed(connection) == 1008
+        assert server.slots.active == 0
+
+
+async def test_a_history_that_does_not_come_frees_the_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "OPEN_TIMEOUT", 0.1)
+    async with serving(RememberingEngine()) as server, connected(server) as connection:
+        await connection.send(wire.encode_open(SessionRequest("c1", resume=RESUME)))
+        error = await told(connection)
+        assert isinstance(error, wire.Error)
+        assert "no history came" in error.message
+        assert await closed(connection) == 1008
+        assert server.slots.active == 0
+
+
+async def test_a_worker_that_drains_answers_what_it_was_given_and_lets_every_session_go() -> None:
+    async with serving(capacity=3) as server, httpx.AsyncClient() as http:
+        readiness = f"http://127.0.0.1:{server.port}/readyz"
+        async with connected(server) as idle, connected(server) as speaking:
+            for connection in (idle, speaking):
+                await opened(connection)
+            await speaking.send(wire.encode_frame(CallerFrame(0, SOUND)))
+            assert await told(speaking) == AgentFrame(0, SOUND)
+            assert (await http.get(readiness)).status_code == 200
+            await server.drain(5)
+            for connection in (idle, speaking):
+                error = await told(connection)
+                assert isinstance(error, wire.Error)
+                assert error.code == "draining"
+                assert await closed(connection) == 1001
+        response = await http.get(readiness)
+        assert (response.status_code, response.json()["free"]) == (503, 0)
+        async with connected(server) as late:
+            error = await opened(late)
+            assert isinstance(error, wire.Error)
+            assert error.code == "draining"
+
+
+async def test_a_draining_worker_waits_for_no_answer_that_does_not_come() -> None:
+    async with serving(MuteEngine()) as server, connected(server) as connection:
+        await opened(connection)
+        await connection.send(wire.encode_frame(CallerFrame(0, SOUND)))
+        await server.drain(5)
+        error = await told(connection)
+        assert isinstance(error, wire.Error)
+        assert error.code == "draining"

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from model.config import TransformerConfig
+from model.rotary import Rotary
 from model.streaming import KVCache, Window, WindowKind
-from model.transformer import RMSNorm, Rotary, Transformer
+from model.transformer import RMSNorm, Transformer
 
 CONTEXT = 8
 LENGTH = 30

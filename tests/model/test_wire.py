@@ -28,11 +28,24 @@ FROM_WORKER = (
     | st.builds(AgentText, INDEX, TEXT)
     | st.builds(wire.CallerText, COUNT, COUNT, TEXT, st.booleans(), st.lists(COUNT, max_size=4).map(tuple))
     | st.builds(wire.Flush, COUNT)
+    | st.builds(wire.Cut, COUNT)
+    | st.builds(wire.Columns, INDEX, st.binary(min_size=34, max_size=34) | st.just(bytes(34 * 125)))
+    | st.builds(wire.Played, COUNT, TEXT)
     | st.builds(wire.Done, COUNT, st.sampled_from(["goodbye", "transfer"]), TEXT)
-    | st.builds(wire.Ready, TEXT, TEXT)
-    | st.builds(wire.Error, st.sampled_from(["full", "invalid", "unauthorized", "failed"]), TEXT)
+    | st.builds(wire.Ready, TEXT, TEXT, st.booleans())
+    | st.builds(wire.Error, st.sampled_from(["full", "invalid", "unauthorized", "failed", "draining"]), TEXT)
 )
 WORDS = st.lists(TEXT, max_size=3).map(tuple)
+
+
+@st.composite
+def resumes(draw: st.DrawFn) -> wire.Resume:
+    cut, frames = draw(st.integers(0, 2**31)), draw(st.integers(0, wire.MAX_HISTORY_FRAMES))
+    missed = draw(st.integers(0, 50))
+    most = min(cut + frames + missed, wire.MAX_HISTORY_CALLER_FRAMES)
+    return wire.Resume(cut, frames, draw(st.integers(missed, most)), missed, draw(COUNT), draw(WORDS))
+
+
 REQUEST = st.builds(
     wire.SessionRequest,
     TEXT,
@@ -57,6 +70,7 @@ REQUEST = st.builds(
             st.builds(wire.Question, TEXT, st.sampled_from(["name", "digits", "date", "words"]), TEXT), max_size=2
         ).map(tuple),
     ),
+    st.none() | resumes(),
 )
 DECODERS: list[Callable[[str | bytes], object]] = [wire.decode_open, wire.decode_to_worker, wire.decode_from_worker]
 
@@ -87,6 +101,45 @@ def test_agent_text_is_a_kind_an_index_and_utf8() -> None:
 
 def test_agent_text_that_is_no_text_is_still_sent() -> None:
     assert wire.encode(AgentText(7, " a\ud83d")) == b"\x02\x07\0\0\0 a?"
+
+
+def test_a_history_is_a_kind_the_cut_columns_and_sound() -> None:
+    resume = wire.Resume(cut=0x0102, frames=2, caller_frames=1, missed=1)
+    history = wire.History(bytes(range(68)), bytes(range(256)) * 15)
+    message = wire.encode_history(resume, history)
+    assert message == b"\x03\x02\x01\x00\x00" + bytes(range(68)) + bytes(range(256)) * 15
+    assert wire.decode_history(message, resume) == history
+    assert resume.next_index == 0x0102 + 3
+
+
+def test_the_longest_history_is_a_message() -> None:
+    resume = wire.Resume(0, wire.MAX_HISTORY_FRAMES, wire.MAX_HISTORY_CALLER_FRAMES)
+    columns = bytes(wire.TOKENS_BYTES * resume.frames)
+    history = wire.History(columns, bytes(wire.FRAME_BYTES * resume.caller_frames))
+    message = wire.encode_history(resume, history)
+    assert len(message) <= wire.MAX_MESSAGE
+    assert wire.decode_history(message, resume) == history
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("{}", "followed by its history"),
+        (b"\x03", "at least 5 bytes"),
+        (b"\x01\x02\x00\x00\x00" + bytes(3840), "not by binary kind 1"),
+        (b"\x03\x03\x00\x00\x00" + bytes(3908), "begins at frame 3, the request says 2"),
+        (b"\x03\x02\x00\x00\x00" + bytes(3907), "has 3908 bytes, this one 3907"),
+        (b"\x03\x02\x00\x00\x00" + bytes(3909), "has 3908 bytes, this one 3909"),
+    ],
+)
+def test_a_history_is_the_one_that_was_announced(message: str | bytes, words: str) -> None:
+    with pytest.raises(WireError, match=words):
+        wire.decode_history(message, wire.Resume(cut=2, frames=2, caller_frames=1))
+
+
+def test_a_history_comes_only_after_its_request() -> None:
+    with pytest.raises(WireError, match="unknown binary kind 3"):
+        wire.decode_to_worker(wire.encode_history(wire.Resume(), wire.History()))
 
 
 def test_a_flush_is_json() -> None:
@@ -121,6 +174,9 @@ def test_a_gateway_is_told_what_is_wrong(message: str | bytes, words: str) -> No
     [
         (b"\x01\x00\x00\x00\x00" + bytes(3841), "3841"),
         (b"\x02\x00\x00\x00\x00\xff", "not UTF-8"),
+        (b"\x04\x00\x00\x00\x00", "cannot have 0 bytes"),
+        (b"\x04\x00\x00\x00\x00" + bytes(35), "cannot have 35 bytes"),
+        (b"\x04\x00\x00\x00\x00" + bytes(34 * 126), "cannot have 4284 bytes"),
         ('{"type": "done", "index": 1, "reason": "bored"}', "done.reason must be one of"),
         ('{"type": "done", "index": 1, "reason": ["goodbye"]}', "done.reason must be one of"),
         ('{"type": "flush", "index": -1}', "flush.index is out of range"),
@@ -151,6 +207,14 @@ def test_a_worker_is_told_what_is_wrong(message: str | bytes, words: str) -> Non
         ({"script": {"answers": [{"id": "a", "say": "b", "when": "c"}]}}, "script.answers.when must be a list"),
         ({"script": {"questions": [{"name": "a", "kind": "poem"}]}}, "script.questions.kind must be one of"),
         ({"script": {"unknown": 1}}, "script.unknown must be str"),
+        ({"resume": []}, "resume must be an object"),
+        ({"resume": {"cut": -1}}, "resume.cut is out of range"),
+        ({"resume": {"frames": 3001}}, "resume.frames may be 3000 at most"),
+        ({"resume": {"frames": 200, "caller_frames": 126}}, "resume.caller_frames may be 125 at most"),
+        ({"resume": {"frames": 9, "caller_frames": 2, "missed": 3}}, "must hold every missed frame"),
+        ({"resume": {"frames": 2, "caller_frames": 3}}, "none that was never sent"),
+        ({"resume": {"cut": 2**32}}, "beyond the last index"),
+        ({"resume": {"queued": "hello"}}, "resume.queued must be a list"),
     ],
 )
 def test_a_bad_open_request_names_the_field(change: dict[str, Any], words: str) -> None:
@@ -177,12 +241,14 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-FIELDS = st.sampled_from(["type", "call_id", "text", "clip", "index", "reason", "sampling", "script", "code", "start"])
-TYPES = st.sampled_from(["open", "say", "play", "close", "ready", "error", "caller_text", "flush", "done"])
+FIELDS = st.sampled_from(
+    ["type", "call_id", "text", "clip", "index", "reason", "sampling", "script", "code", "start", "resume"]
+)
+TYPES = st.sampled_from(["open", "say", "play", "close", "ready", "error", "caller_text", "flush", "cut", "done"])
 NEAR_JSON = st.builds(
     lambda kind, rest: json.dumps({"type": kind, **rest}), TYPES, st.dictionaries(FIELDS, JSON, max_size=4)
 )
-NEAR_BINARY = st.builds(lambda kind, rest: bytes([kind]) + rest, st.integers(0, 3), st.binary(max_size=32))
+NEAR_BINARY = st.builds(lambda kind, rest: bytes([kind]) + rest, st.integers(0, 4), st.binary(max_size=40))
 
 
 @given(NEAR_JSON | JSON.map(json.dumps) | st.text() | NEAR_BINARY | st.binary())
@@ -190,3 +256,5 @@ def test_garbage_raises_only_the_peers_fault(message: str | bytes) -> None:
     for decode in DECODERS:
         with contextlib.suppress(WireError):
             decode(message)
+    with contextlib.suppress(WireError):
+        wire.decode_history(message, wire.Resume(frames=1))

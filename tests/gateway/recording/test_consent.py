@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,6 +142,22 @@ def test_the_line_is_never_heard_before_its_last_word_was_played(steps: list[tup
             consent.admit(Flush(frame))
 
 
+class Told:
+    """Remembers what a call says of itself."""
+
+    def __init__(self, utterances: list[Utterance]) -> None:
+        self.utterances = utterances
+
+    def utterance(self, one: Utterance) -> None:
+        self.utterances.append(one)
+
+    def event(self, at: float, kind: str, data: Mapping[str, Any]) -> None:
+        """Nobody here asks."""
+
+    def over(self) -> None:
+        """Nobody here asks."""
+
+
 def held_call(script: dict[int, list[Output]], folder: Path, seconds: float = 8.0) -> tuple[Call, list[Utterance]]:
     """A call with a consent line on a line that also presses keys at 0.5 s and 6 s."""
     told: list[Utterance] = []
@@ -150,7 +167,7 @@ def held_call(script: dict[int, list[Output]], folder: Path, seconds: float = 8.
 
     async def run() -> Call:
         recorder = Recorder(RecordingPlan(folder, after_consent=True))
-        call = Call(leg, engine, plan, recorder, told.append)
+        call = Call(leg, engine, plan, recorder, Told(told))
         for at in (0.5, 6.0):
             asyncio.get_running_loop().call_later(at, lambda: leg.on_digit and leg.on_digit("5"))
         await call.run()

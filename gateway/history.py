@@ -1,0 +1,197 @@
+"""What a call would need to go on with another worker: its history, in memory only, while it lasts. Pure.
+
+Owns the token columns since the last cut, the caller's newest sound, and what was to be said and has not
+been. All of it is bounded: 0.27 MB a call at most. A history is as private as a recording: `wipe` overwrites it.
+
+The caller's sound is kept as it came from the line, 8 kHz, a third of what the engine is sent. From one
+frame more than is asked for, `Upsampler` makes the same samples again that the engine heard.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from gateway.audio import LINE_FRAME_BYTES, Upsampler
+from model.wire import (
+    MAX_HISTORY_CALLER_FRAMES,
+    MAX_HISTORY_FRAMES,
+    NO_TOKEN,
+    TOKENS_BYTES,
+    History,
+    Resume,
+)
+
+NO_COLUMN = NO_TOKEN.to_bytes(2, "little") * (TOKENS_BYTES // 2)
+"""The column of a frame that nobody answered."""
+KEPT_LINE_FRAMES = MAX_HISTORY_CALLER_FRAMES + 1
+SAY_FRAMES = 250
+"""A text that the agent has not begun within 20 s of being asked for, and of its own length, is let go:
+said minutes later, after a loss, it would be worse than never."""
+WORD_FRAMES = 6
+"""Of each word, at most: slow speech."""
+MAX_QUEUED = 8
+"""Texts, and clips, that may wait; a call has at most a greeting, a notice and a farewell."""
+
+
+class SessionHistory:
+    """One session's. Frames of 80 ms are counted from 0, those of the caller as they are sent."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        """Caller frames so far: the index of the next."""
+        self.heard = 0
+        """Caller frames before this one are in the transcript."""
+        self._cut = 0
+        self._columns = bytearray()
+        self._ring = bytearray()
+        self._texts: deque[_Text] = deque(maxlen=MAX_QUEUED)
+        self._clips: deque[str] = deque(maxlen=MAX_QUEUED)
+        self._word = ""
+
+    @property
+    def answered(self) -> int:
+        """Frames up to here have columns: the index of the next that is expected."""
+        return self._cut + len(self._columns) // TOKENS_BYTES
+
+    @property
+    def size(self) -> int:
+        """Bytes of sound and tokens held."""
+        return len(self._columns) + len(self._ring)
+
+    @property
+    def clips(self) -> tuple[str, ...]:
+        """Clips that were asked for and have not been played to their end."""
+        return tuple(self._clips)
+
+    def caller(self, line: bytes) -> None:
+        """The caller's next frame, 640 int16 samples at 8 kHz. Raises ValueError for any other length."""
+        if len(line) != LINE_FRAME_BYTES:
+            raise ValueError(f"a frame from the line has {LINE_FRAME_BYTES} bytes, this one {len(line)}")
+        place = self.sent % KEPT_LINE_FRAMES * LINE_FRAME_BYTES
+        self._ring[place : place + LINE_FRAME_BYTES] = line
+        self.sent += 1
+
+    def agent(self, index: int, columns: bytes) -> None:
+        """The columns of frames `index` and on. Of those that were passed over nobody knows any."""
+        if index < self.answered:
+            self._fill(index, columns)
+            return
+        self._columns += NO_COLUMN * (index - self.answered) + columns
+        excess = len(self._columns) // TOKENS_BYTES - MAX_HISTORY_FRAMES
+        if excess > 0:
+            self._drop(excess)
+
+    def _fill(self, index: int, columns: bytes) -> None:
+        """Columns that come after those that follow them: of missed frames, once they have been made."""
+        start = TOKENS_BYTES * (index - self._cut)
+        if start < 0:
+            columns, start = columns[-start:], 0
+        columns = columns[: len(self._columns) - start]
+        self._columns[start : start + len(columns)] = columns
+
+    def cut(self, index: int) -> None:
+        """Columns before frame `index` are not needed any more."""
+        self._drop(min(max(0, index - self._cut), len(self._columns) // TOKENS_BYTES))
+
+    def _drop(self, count: int) -> None:
+        del self._columns[: TOKENS_BYTES * count]
+        self._cut += count
+
+    # What was to be said.
+
+    def say(self, text: str) -> None:
+        """The agent was asked to say this next."""
+        if words := text.split():
+            self._texts.append(_Text(words, self.sent + SAY_FRAMES + WORD_FRAMES * len(words)))
+
+    def play(self, clip: str) -> None:
+        """A clip was asked for."""
+        self._clips.append(clip)
+
+    def played(self, clip: str) -> None:
+        """A clip was heard to its end."""
+        if clip in self._clips:
+            self._clips.remove(clip)
+
+    def spoke(self, piece: str) -> None:
+        """A piece of what the agent said; a leading space starts a word."""
+        if piece[:1].isspace():
+            self._end_word()
+        *whole, self._word = (self._word + piece).split(" ")
+        for word in whole:
+            self._said(word)
+
+    def _end_word(self) -> None:
+        self._said(self._word)
+        self._word = ""
+
+    def _said(self, word: str) -> None:
+        """Tick a word off; words that the agent adds of its own accord are not in the text, and pass."""
+        self._forget_old()
+        if self._texts and _letters(word) == _letters(self._texts[0].left[0]):
+            self._texts[0].left.pop(0)
+            if not self._texts[0].left:
+                self._texts.popleft()
+
+    def _forget_old(self) -> None:
+        while self._texts and self._texts[0].until < self.sent:
+            self._texts.popleft()
+
+    # Going on elsewhere.
+
+    def resume(self) -> Resume:
+        """How the session stands: every frame sent, and those among them that nobody answered.
+
+        Raises ValueError when more went unanswered than a history can hold, 10 s.
+        """
+        missed = self.sent - self.answered
+        if missed > MAX_HISTORY_CALLER_FRAMES:
+            raise ValueError(f"{missed} frames went unanswered; {MAX_HISTORY_CALLER_FRAMES} can be made up for")
+        return Resume(
+            cut=self._cut,
+            frames=len(self._columns) // TOKENS_BYTES,
+            caller_frames=min(self.sent, MAX_HISTORY_CALLER_FRAMES),
+            missed=missed,
+            heard=self.heard,
+            queued=self._queued(),
+        )
+
+    def content(self) -> History:
+        """What `resume` describes: the columns, and the caller's sound at 24 kHz. Takes about 5 ms."""
+        upsample = Upsampler()
+        # Frame by frame: all at once is less arithmetic and twice the time, for it leaves the processor's cache.
+        frames = [upsample(frame) for frame in self._line_frames()]
+        return History(bytes(self._columns), b"".join(frames[-MAX_HISTORY_CALLER_FRAMES:]))
+
+    def _line_frames(self) -> list[bytes]:
+        kept = range(max(0, self.sent - KEPT_LINE_FRAMES), self.sent)
+        places = (index % KEPT_LINE_FRAMES * LINE_FRAME_BYTES for index in kept)
+        return [bytes(self._ring[place : place + LINE_FRAME_BYTES]) for place in places]
+
+    def _queued(self) -> tuple[str, ...]:
+        self._forget_old()
+        texts = [text.left for text in self._texts]
+        if texts and self._word and _letters(self._word) == _letters(texts[0][0]):
+            texts[0] = texts[0][1:]
+        return tuple(" ".join(left) for left in texts if left)
+
+    def wipe(self) -> None:
+        """Overwrite what was kept."""
+        for kept in (self._columns, self._ring):
+            kept[:] = bytes(len(kept))
+            kept.clear()
+        self._texts.clear()
+        self._clips.clear()
+        self._word = ""
+
+
+@dataclass(slots=True)
+class _Text:
+    left: list[str]
+    until: int
+    """Caller frames sent, after which it is let go."""
+
+
+def _letters(word: str) -> str:
+    return "".join(char for char in word.casefold() if char.isalnum())

@@ -1,0 +1,246 @@
+"""`callplex bench engine`: what one device holds, measured with random weights and full windows.
+
+Owns the sweep over numbers of slots: what fits, what is measured of each, and what is said of it. Needs nothing but the
+model's own packages, so that `python -m model.bench.engine` runs on a bare GPU machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+
+from model.bench.beside import Beside, BesideCalls
+from model.bench.breakdown import Part, breakdown, measure
+from model.bench.drive import Callers, Latency, lockstep
+from model.bench.floor import ReadOnly, nbytes, step_reads
+from model.bench.models import Size, Sizes, bytes_for, fill, random_models, sizes_of
+from model.engine import Stepper
+from model.fp8_weights import shrink
+from model.kv_cache import DTYPES, KVType
+
+DEFAULT_SLOTS = "1,8,16,32,64,96,128,150"
+_SHORT = 125
+"""Frames of a call of ten seconds."""
+Say = Callable[[str], None]
+
+
+class CannotMeasure(Exception):
+    """Nothing can be measured here; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be measured. seconds: of each run of one configuration."""
+
+    size: Size
+    device: str
+    slots: tuple[int, ...]
+    kv_dtype: KVType
+    weights_dtype: Literal["bf16", "fp8"] = "bf16"
+    seconds: float = 10.0
+    beside: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What was measured with `slots` slots, all windows full but in `lockstep_10s`."""
+
+    slots: int
+    lockstep: Latency
+    lockstep_10s: Latency
+    """With calls of ten seconds: a step reads what they hold."""
+    random_phases: Latency
+    memory_bytes: int
+    """By calculation: of an engine with just these slots."""
+    launches: int | None
+    """Nodes of the step's graph; elsewhere operations of its parts."""
+    parts: dict[str, Part]
+    host_ms: float
+    """What a step takes beyond its parts."""
+    read_bytes: int
+    read_ms: float
+    """What reading just these bytes takes a kernel that only reads."""
+    ratio: float
+    """A step in lockstep, at its median, to that."""
+    beside: dict[str, Beside]
+
+
+def bench_engine(order: Order, *, json_output: bool = False) -> int:
+    """Measure and print. Returns the exit status: 1 if nothing could be measured."""
+    say: Say = (lambda line: None) if json_output else (lambda line: print(line, flush=True))  # noqa: T201
+    begun = time.perf_counter()
+    try:
+        device = _device(order.device)
+        if device.type == "cpu":
+            torch.set_num_threads(1)  # matrices are small there: threads would wait for each other
+        found, skipped = _sweep(order, device, say)
+    except CannotMeasure as reason:
+        sys.stderr.write(f"{reason}\n")
+        return 1
+    if json_output:
+        result = {
+            **_about(order, device),
+            "seconds": round(time.perf_counter() - begun, 1),
+            "configurations": [asdict(one) for one in found],
+            "skipped": [{"slots": slots, "reason": reason} for slots, reason in skipped.items()],
+        }
+        sys.stdout.write(json.dumps(result, default=float) + "\n")
+    return 0
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise CannotMeasure("this torch finds no CUDA device; --device cpu --size tiny runs anywhere")
+    return torch.device(name)
+
+
+def _sweep(order: Order, device: torch.device, say: Say) -> tuple[list[Configuration], dict[int, str]]:
+    sizes = sizes_of(order.size)
+    free = _free_bytes(device)
+    models = random_models(sizes, device)
+    if order.weights_dtype == "fp8":
+        shrink(models.lm, device)
+    weights = sum(tensor.nbytes for module in (models.lm, models.mimi) for tensor in module.state_dict().values())
+    skipped = _too_large(order, sizes, weights, free)
+    fitting = sorted(set(order.slots) - set(skipped))
+    for slots, reason in skipped.items():
+        say(f"{slots} slots: skipped, {reason}")
+    if not fitting:
+        raise CannotMeasure(f"nothing fits: {skipped[min(skipped)]}")
+    kv_dtype = DTYPES[order.kv_dtype]
+    stepper = Stepper(models, fitting[-1] + 1, kv_dtype=kv_dtype, batches=sorted({1, *fitting}))
+    costs: dict[int, float] = {}
+    found = []
+    for slots in sorted({1, *fitting}):
+        fill(stepper, slots, 3 * sizes.lm.transformer.context)
+        full = lockstep(stepper, slots, order.seconds)
+        costs[slots] = full.p50 / 1000
+        if slots in fitting:
+            needed = bytes_for(sizes, kv_dtype, slots, 1, weights)
+            found.append(_measure(order, stepper, slots, full, costs, needed))
+            say(_line(found[-1]))
+    return found, skipped
+
+
+def _too_large(order: Order, sizes: Sizes, weights: int, free: int) -> dict[int, str]:
+    """Why configurations are skipped; one slot more than measured is needed, to open calls in."""
+    reasons = {}
+    for slots in order.slots:
+        needed = bytes_for(sizes, DTYPES[order.kv_dtype], slots + 1, 1, weights)
+        if needed > free:
+            reasons[slots] = (
+                f"{slots} slots with {order.kv_dtype} keys and values need {needed / 1e9:.1f} GB, "
+                f"and {free / 1e9:.1f} GB are free"
+            )
+    return reasons
+
+
+def _measure(
+    order: Order, stepper: Stepper, slots: int, full: Latency, costs: dict[int, float], needed: int
+) -> Configuration:
+    context = stepper.models.config.transformer.context
+    parts = breakdown(stepper, slots)
+    reads = step_reads(stepper, slots)
+    read_ms = measure(ReadOnly(reads), stepper.device).milliseconds
+    launches = stepper.launches(slots)
+    if launches is None:
+        launches = sum(part.launches or 0 for part in parts.values())
+    phases = Callers(stepper, slots, costs).run(order.seconds)
+    beside = BesideCalls(stepper, slots, costs, order.seconds).measure() if order.beside else {}
+    fill(stepper, slots, min(_SHORT, context // 4))
+    short = lockstep(stepper, slots, order.seconds / 4)
+    return Configuration(
+        slots=slots,
+        lockstep=full,
+        lockstep_10s=short,
+        random_phases=phases,
+        memory_bytes=needed,
+        launches=launches,
+        parts=parts,
+        host_ms=full.p50 - sum(part.milliseconds for part in parts.values()),
+        read_bytes=nbytes(reads),
+        read_ms=read_ms,
+        ratio=full.p50 / read_ms,
+        beside=beside,
+    )
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _about(order: Order, device: torch.device) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "bench": "engine",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit.stdout.strip() or None,
+        "torch": str(torch.__version__),
+        "cuda": torch.version.cuda,
+        "device_name": name,
+        **{key: value for key, value in asdict(order).items() if key not in ("slots", "seconds")},
+    }
+
+
+def _line(found: Configuration) -> str:
+    lock, phases = found.lockstep, found.random_phases
+    shown = ", ".join(f"{name} {part.milliseconds:.2f}" for name, part in found.parts.items())
+    lines = [
+        f"{found.slots} slots: lockstep {lock.p50:.2f} / {lock.p99:.2f} / {lock.max:.2f} ms (p50 / p99 / max), "
+        f"{lock.misses} of {lock.frames} frames late; calls of 10 s {found.lockstep_10s.p50:.2f} ms",
+        f"  random phases {phases.p50:.2f} / {phases.p99:.2f} / {phases.p999:.2f} / {phases.max:.2f} ms (p99.9 third), "
+        f"{phases.misses} of {phases.frames} late, {phases.mean_batch:.1f} slots a step",
+        f"  {shown}, host {found.host_ms:.2f} ms; {found.launches} launches",
+        f"  reads {found.read_bytes / 1e9:.3f} GB, alone {found.read_ms:.2f} ms; a step {found.ratio:.2f} times that",
+    ]
+    for name, one in found.beside.items():
+        took = sorted(one.took)
+        lines.append(
+            f"  {name}: {took[len(took) // 2]:.1f} ms (median of {len(took)}); "
+            f"others {one.others.p50:.2f} / {one.others.p99:.2f} ms, {one.others.misses} late"
+        )
+    return "\n".join(lines)
+
+
+def slots_of(text: str) -> tuple[int, ...]:
+    """`1,8,16` to numbers. Raises ValueError."""
+    slots = tuple(sorted({int(part) for part in text.split(",")}))
+    if slots[0] < 1:
+        raise ValueError("a number of slots is 1 or more")
+    return slots
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The same without `callplex`, for a machine that has only the model's packages."""
+    parser = argparse.ArgumentParser(prog="python -m model.bench.engine")
+    parser.add_argument("--size", choices=["full", "tiny"], default="full")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--slots", type=slots_of, default=slots_of(DEFAULT_SLOTS), help=DEFAULT_SLOTS)
+    parser.add_argument("--kv-dtype", choices=list(DTYPES), default="bf16")
+    parser.add_argument("--weights-dtype", choices=["bf16", "fp8"], default="bf16")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each run of one configuration")
+    parser.add_argument("--json", action="store_true")
+    options = vars(parser.parse_args(arguments))
+    json_output = cast(bool, options.pop("json"))
+    return bench_engine(Order(**options), json_output=json_output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""What the engine is measured with: random weights of a size, and windows as full as after minutes of talk.
+
+Owns sizes, the memory a configuration takes, and how it is filled. Random numbers cost what real ones do: no time here
+depends on the data. They say nothing about quality.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from model.config import (
+    DepformerConfig,
+    LMConfig,
+    MimiConfig,
+    QuantizerConfig,
+    SeanetConfig,
+    TransformerConfig,
+    mimi_full,
+    personaplex_7b,
+)
+from model.conversation import Models
+from model.engine import Stepper
+from model.fp8 import E4M3
+from model.lm import LM
+from model.load import on_meta
+from model.mimi.codec import Mimi, MimiState
+from model.tokenizer import Tokenizer
+from model.wire import Sampling
+
+Size = Literal["full", "tiny"]
+_ROOM = 4 << 30
+"""Bytes for CUDA itself, activations, captured graphs and kept prompts."""
+_FINITE = 0x70
+"""e4m3 bytes below are numbers, up to 256."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The networks' sizes, and the type they compute in."""
+
+    lm: LMConfig
+    mimi: MimiConfig
+    dtype: torch.dtype
+
+
+def sizes_of(size: Size) -> Sizes:
+    """`full` is the published PersonaPlex, `tiny` the same structure in a thousandth of it, for a CPU."""
+    if size == "full":
+        return Sizes(personaplex_7b(), mimi_full(), torch.bfloat16)
+    lm = LMConfig(
+        transformer=TransformerConfig(dim=64, heads=4, layers=2, context=96, hidden=96),
+        depformer=DepformerConfig(dim=32, heads=2, layers=2, hidden=48, steps=16),
+        text_card=200,
+        card=2048,
+        delays=(0, *(0, 1, 1, 1, 1, 1, 1, 1) * 2),
+    )
+    codec = TransformerConfig(
+        dim=32, heads=2, layers=2, context=16, hidden=64, norm="layer", mlp="gelu", layer_scale=True, step=2
+    )
+    mimi = MimiConfig(
+        seanet=SeanetConfig(dimension=32, filters=4, ratios=(8, 6, 5, 4)),
+        transformer=codec,
+        quantizer=QuantizerConfig(dimension=8, codebooks=8, bins=2048, input_dimension=32),
+    )
+    return Sizes(lm, mimi, torch.float32)
+
+
+class RandomVocabulary(Tokenizer):
+    """Ids without words: enough for what a step asks of a tokenizer."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) % self.size for letter in text]
+
+    def piece(self, token: int) -> str:
+        return ""
+
+    def word_starts(self) -> list[bool]:
+        return [token % 3 == 0 for token in range(self.size)]
+
+
+def random_models(sizes: Sizes, device: torch.device) -> Models:
+    """Networks with random weights, made where they are used."""
+    lm = on_meta(lambda: LM(sizes.lm)).to(sizes.dtype).to_empty(device=device)
+    mimi = on_meta(lambda: Mimi(sizes.mimi)).to_empty(device=device)
+    for module in (lm, mimi):
+        _randomise(module)
+        module.eval().requires_grad_(False)
+    return Models(lm, mimi, RandomVocabulary(sizes.lm.text_card))
+
+
+@torch.no_grad()
+def _randomise(module: nn.Module) -> None:
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        last = name.rpartition(".")[2]
+        if last in ("cluster_usage", "_initialized", "alpha") or (tensor.ndim == 1 and last == "weight"):
+            tensor.fill_(1.0)
+        elif last == "scale":
+            tensor.fill_(0.01)
+        elif tensor.ndim == 1:
+            tensor.zero_()
+        else:
+            tensor.normal_(std=tensor[0].numel() ** -0.5)
+
+
+@torch.no_grad()
+def fill(stepper: Stepper, slots: int, frames: int) -> None:
+    """Let the first `slots` stand after `frames` frames of talk, with the published settings of chance."""
+    state = stepper.state
+    _fill_rings(state.kv.rings())
+    _set_front(state.kv.offsets, slots, frames)
+    _set_front(state.cache.offset, slots, frames)
+    state.cache.tokens.random_(0, min(stepper.models.config.card, stepper.models.config.text_card))
+    state.cache.provided.zero_()
+    _fill_codec(stepper.codec, slots, frames)
+    for slot in range(slots):
+        stepper.set_slot(slot, Sampling(seed=slot), 1)
+
+
+def _set_front(offsets: Tensor, slots: int, frames: int) -> None:
+    """Slots differ by a few frames, so that their rings begin in different places."""
+    offsets[:slots] = frames + torch.arange(slots, device=offsets.device) % 7
+
+
+def _fill_codec(codec: MimiState, slots: int, frames: int) -> None:
+    for kv in (codec.encoder_kv, codec.decoder_kv):
+        _fill_rings(kv.rings())
+        kv.offsets[:slots] = 2 * frames
+
+
+def _fill_rings(rings: tuple[Tensor, ...]) -> None:
+    for ring in rings:
+        for layer in ring:
+            if layer.dtype == E4M3:
+                layer.view(torch.uint8).random_(0, _FINITE)
+            elif layer.ndim == rings[0].ndim - 1:
+                layer.normal_()
+            else:
+                layer.fill_(0.01)
+
+
+def bytes_for(sizes: Sizes, kv_dtype: torch.dtype, slots: int, spares: int, weights: int) -> int:
+    """Memory of an engine for `slots` calls: `weights` bytes, the rings, the codec's memory and room to work."""
+    main, codec = sizes.lm.transformer, sizes.mimi.transformer
+    scales = 4 if kv_dtype == E4M3 else 0
+    ring = 2 * main.layers * main.context * (main.dim * kv_dtype.itemsize + main.heads * scales)
+    # Both sides, in float32, and about as much in flight: the codec's rings are gathered in a step.
+    mimi = 2 * 2 * codec.layers * (codec.context + codec.step) * codec.dim * 4
+    return weights + (slots + spares + 1) * ring + (slots + 1) * mimi + slots * mimi // codec.layers + _ROOM

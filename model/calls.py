@@ -1,0 +1,324 @@
+"""The calls of one engine: what comes in for each, when its slot steps, and what goes out.
+
+Owns the way from an open request to a slot that speaks, the work between steps (prompts, histories, re-priming) and
+what is told to whom. Single-threaded: whoever owns it calls `work` again and again. Knows no sockets and no clock;
+sessions are numbers that are never used twice, so that nothing late reaches the next caller of a slot.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+
+from model import wire
+from model.clip import Clip, ClipError
+from model.conversation import check_prompt, role_ids
+from model.engine import Stepper, StepResult
+from model.engine_options import NAME, Context
+from model.history import FAST_FRAMES, Columns, TakenOver, kept_frames, refill
+from model.prompt import PromptTooLong
+from model.prompt_cache import Prompt, PromptCache, make_prompt
+from model.scheduler import Account, Frame, Refused, Scheduler
+from model.voice import VoiceError
+from model.voice_store import VoiceStore
+from model.voices import VoiceRefused
+from model.wire import AgentFrame, AgentText, Cut, Error, FromWorker, History, Played, Ready, SessionRequest
+
+log = logging.getLogger(__name__)
+
+Tell = Callable[[int, FromWorker], None]
+"""Takes a session and what it is told."""
+
+_LOOK_AGAIN = 0.002
+"""Seconds until work that waits for a thread or the device is looked at again."""
+_STARVED = 8
+"""After so many steps in a row, other work has a turn."""
+
+
+@dataclass(slots=True)
+class _Call:
+    session: int
+    slot: int
+    request: SessionRequest
+    prompt: Prompt | None = None
+    columns: Columns = field(default_factory=Columns)
+    """Since the cut."""
+    base: int = 0
+    """What the index of its next frame lacks to its place in the language memory."""
+    live: bool = False
+    early: list[tuple[int, bytes]] = field(default_factory=list)
+    """Caller frames that came before it could speak."""
+    renewing: bool = False
+    queued: deque[str] = field(default_factory=deque)
+    """What it is told to say, in order: names of clips, and "" for words."""
+
+
+class _CannotOpen(Exception):
+    """The request cannot be served as it is; the message says why."""
+
+
+@dataclass(slots=True)
+class _Job:
+    """Work in parts, done between steps. rank: (0 before 1, least room first)."""
+
+    call: _Call
+    rank: tuple[int, int]
+    parts: Generator[bool]
+    """Each says whether anything was done: nothing, where it waits for a thread."""
+
+
+class Calls:
+    """All calls of `stepper`. Every method is to be called from one thread."""
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        scheduler: Scheduler,
+        prompts: PromptCache,
+        voices: VoiceStore,
+        tell: Tell,
+        clip: Callable[[str], Clip],
+        clock: Callable[[], float],
+        context: Context = "reprime",
+    ) -> None:
+        """`clip` finds one by name, and raises ClipError. `clock` tells seconds."""
+        self.stepper, self.scheduler, self.prompts = stepper, scheduler, prompts
+        self.cuts = self.faults = self.steps = 0
+        self._voices = voices
+        self._tell = tell
+        self._clip = clip
+        self._now = clock
+        self._reprimes = context == "reprime"
+        self._window = stepper.models.config.transformer.context
+        self._calls: dict[int, _Call] = {}
+        self._by_slot: dict[int, _Call] = {}
+        self._jobs: list[_Job] = []
+        self._spares = list(stepper.spare_lm_slots)
+        self._steps_in_a_row = 0
+
+    # What comes in.
+
+    def open(self, session: int, request: SessionRequest, history: History) -> None:
+        """A call wants a slot. It is told Ready when it can speak, or an Error."""
+        first = request.resume.next_index if request.resume else 0
+        try:
+            slot = self.scheduler.open(self._now(), first)
+        except Refused as refused:
+            self._tell(session, Error("full", str(refused)))
+            return
+        call = _Call(session, slot, request)
+        self._calls[session] = self._by_slot[slot] = call
+        self._jobs.append(_Job(call, (0, session), self._opening(call, history)))
+
+    def frame(self, session: int, index: int, pcm: bytes) -> None:
+        """The caller's 80 ms of a session; of one that has ended, nobody's."""
+        call = self._calls.get(session)
+        if call is None:
+            return
+        if call.live:
+            self.scheduler.push(call.slot, index, pcm, self._now())
+        else:
+            call.early.append((index, pcm))
+
+    def say(self, session: int, text: str) -> None:
+        """The agent says this next, in words of its own timing."""
+        call = self._calls.get(session)
+        if call is not None:
+            self._say(call, text)
+
+    def play(self, session: int, name: str) -> None:
+        """A prepared clip, sound for sound."""
+        call = self._calls.get(session)
+        if call is None:
+            return
+        try:
+            self.stepper.speech.play(call.slot, self._clip(name))
+            call.queued.append(name)
+        except (ClipError, ValueError) as error:
+            log.warning("call %s: the clip %r is not played: %s", call.request.call_id, name, error)
+
+    def close(self, session: int) -> Account | None:
+        """The call is over; its slot is wiped and free. Returns how it was served, if there was one."""
+        call = self._calls.pop(session, None)
+        if call is None:
+            return None
+        del self._by_slot[call.slot]
+        for job in [job for job in self._jobs if job.call is call]:
+            self._jobs.remove(job)
+            job.parts.close()
+            self.stepper.join()
+        account = self.scheduler.close(call.slot)
+        self.stepper.reset(call.slot)
+        if account.late or account.lost:
+            log.warning("call %s: %s", call.request.call_id, account)
+        return account
+
+    # Work.
+
+    def work(self) -> bool:
+        """One step of the slots that are due, or one part of other work. False if there was nothing to do."""
+        frames = self.scheduler.due(self._now())
+        if frames and self._steps_in_a_row < _STARVED:
+            self._steps_in_a_row += 1
+            self._step(frames)
+            return True
+        self._steps_in_a_row = 0
+        did = self._advance_job()
+        if frames:
+            self._step(frames)
+        return did or bool(frames)
+
+    def wake_at(self) -> float | None:
+        """When there is something to do, if nothing comes in before; None: not at all."""
+        due = self.scheduler.next_due()
+        if not self._jobs:
+            return due
+        look = self._now() + _LOOK_AGAIN
+        return look if due is None else min(look, due)
+
+    def _step(self, frames: Sequence[Frame]) -> None:
+        self.steps += 1
+        result = self.stepper.step([frame.slot for frame in frames], [frame.pcm for frame in frames])
+        for row, frame in enumerate(frames):
+            self._answer(self._by_slot[frame.slot], frame.index, result, row)
+        self.scheduler.stepped(frames, self._now())
+
+    def _answer(self, call: _Call, index: int, result: StepResult, row: int) -> None:
+        if not result.finite[row]:
+            self.faults += 1
+            log.error("call %s: numbers that are none came out of frame %d", call.request.call_id, index)
+            self._end(call, Error("failed", "the model's numbers broke down; the call's slot was closed"))
+            return
+        tokens = result.tokens[row].tolist()
+        piece = self.stepper.models.tokenizer.piece(tokens[0])
+        if piece:
+            self._tell(call.session, AgentText(index, piece))
+        said = self.stepper.speech.returned(call.slot, tokens)
+        column = call.columns.append(result.columns[row])
+        self._tell(call.session, AgentFrame(index, result.pcm[row].astype("<i2").tobytes(), column))
+        if said is not None and (clip := call.queued.popleft()):
+            self._tell(call.session, Played(index, clip))
+        if self._reprimes and not call.renewing:
+            self._watch_window(call)
+
+    def _end(self, call: _Call, error: Error) -> None:
+        self._tell(call.session, error)
+        self.close(call.session)
+
+    # Work between steps.
+
+    def _advance_job(self) -> bool:
+        """One part of the most pressing job that can go on."""
+        for job in sorted(self._jobs, key=lambda job: job.rank):
+            with self.stepper.aside() as free:
+                if not free:
+                    return False
+                try:
+                    done = next(job.parts)
+                except StopIteration:
+                    self._over(job)
+                    return True
+                except _CannotOpen as refusal:
+                    self._over(job)
+                    self._end(job.call, Error("invalid", str(refusal)))
+                    return True
+            if done:
+                return True
+        return False
+
+    def _over(self, job: _Job) -> None:
+        self._jobs.remove(job)
+        self.stepper.join()
+
+    def _opening(self, call: _Call, history: History) -> Generator[bool]:
+        """From the request to a slot that speaks."""
+        try:
+            yield from self._prepare(call, history)
+        except (VoiceError, VoiceRefused, PromptTooLong, ValueError) as error:
+            raise _CannotOpen(str(error)) from error
+        request = call.request
+        for text in (request.greeting,) if request.resume is None else request.resume.queued:
+            self._say(call, text)
+        call.live = True
+        self._tell(call.session, Ready(NAME))
+        if request.resume is not None and request.resume.missed:
+            missed = call.columns.end - request.resume.missed
+            self._tell(call.session, wire.Columns(missed, call.columns.data(missed)))
+        for index, pcm in call.early:
+            self.scheduler.push(call.slot, index, pcm, self._now())
+        call.early.clear()
+
+    def _prepare(self, call: _Call, history: History) -> Generator[bool]:
+        """Voice, prompt and history into the slot."""
+        request, resume, models = call.request, call.request.resume, self.stepper.models
+        voice = yield from self._voices.load(request.voice)
+        text_ids = role_ids(models, request.prompt)
+        check_prompt(models, voice, text_ids)
+        call.prompt = prompt = make_prompt(models.config, voice, text_ids)
+        first = resume.next_index if resume else 0
+        self.stepper.set_slot(call.slot, request.sampling, prompt.frames + first)
+        if resume is None:
+            yield from self.prompts.fill(prompt, self.stepper.lm_slot[call.slot])
+            call.base = prompt.frames
+        else:
+            yield from self._taking_over(call, prompt, TakenOver(self.stepper, call.slot, resume, history))
+
+    def _taking_over(self, call: _Call, prompt: Prompt, taken: TakenOver) -> Generator[bool]:
+        """Speak again with the newest frames; the rest follows, if there is room for it."""
+        columns = taken.columns
+        room = self._window - 1 - prompt.frames
+        whole = max(columns.start, columns.end - room // 2 if columns.end - columns.start > room else columns.start)
+        fast = max(whole, columns.end - FAST_FRAMES)
+        yield from taken.fill(self.stepper, self.prompts, prompt, call.slot, fast)
+        call.columns = columns
+        call.base = prompt.frames - fast
+        if fast > whole or whole > columns.start:
+            self._renew(call, whole)
+
+    def _watch_window(self, call: _Call) -> None:
+        """Re-prime a call before the window pushes its prompt out; each slot at a time of its own."""
+        assert call.prompt is not None
+        window = self._window
+        kept = kept_frames(window, call.prompt.frames)
+        life = window - 1 - call.prompt.frames - kept
+        ahead = min(max(2, window // 20) + call.slot % 8 * (window // 40), life // 2)
+        if call.columns.end + call.base >= window - 1 - ahead:
+            self._renew(call, call.columns.end - kept)
+
+    def _renew(self, call: _Call, start: int) -> None:
+        call.renewing = True
+        room = self._window - 1 - call.columns.end - call.base
+        self._jobs.append(_Job(call, (1, room), self._renewing(call, start)))
+
+    def _renewing(self, call: _Call, start: int) -> Generator[bool]:
+        """Fill a spare language memory with the prompt and the frames from `start` on, and put it in place."""
+        assert call.prompt is not None
+        while not self._spares:
+            yield False
+        stepper, spare = self.stepper, self._spares.pop()
+        try:
+            yield from refill(stepper, self.prompts, call.prompt, spare, call.columns, start)
+            base = call.prompt.frames - start
+            end = call.columns.end
+            stepper.state.cache.move(stepper.lm_slot[call.slot], end + call.base, spare, end + base)
+            spare = stepper.point(call.slot, spare)
+        finally:
+            stepper.reset_lm(spare)
+            self._spares.append(spare)
+        call.base = base
+        call.renewing = False
+        if start > call.columns.start:
+            call.columns.forget(start)
+            self.cuts += 1
+            self._tell(call.session, Cut(start))
+
+    def _say(self, call: _Call, text: str) -> None:
+        if not text.strip():
+            return
+        try:
+            self.stepper.speech.say(call.slot, text)
+            call.queued.append("")
+        except ValueError as error:
+            log.warning("call %s: %r is not said: %s", call.request.call_id, text[:80], error)

@@ -1,0 +1,77 @@
+"""How many calls a device holds: by its memory before anything is loaded, by its speed once a step was measured.
+
+Owns both judgements and the sentences that refuse. Standard library only; sizes come in as configurations, memory in
+bytes, time in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from model.config import LMConfig, MimiConfig
+from model.engine_options import EngineRefused
+from model.scheduler import FRAME
+
+MOST_SLOTS = 256
+"""More were never asked of one device; memory and speed end it before."""
+SPEED_PART = 0.8
+"""Part of 80 ms that a step of all slots may take, where the engine chooses their number."""
+GB = 1e9
+
+
+def slot_bytes(lm: LMConfig, mimi: MimiConfig, kv_item: float) -> int:
+    """Memory of one call, in bytes: keys and values of the language model at `kv_item` bytes a number, and the codec's
+    in float32."""
+    main, codec = lm.transformer, mimi.transformer
+    attention = main.layers * 2 * main.dim * main.context * kv_item
+    both_sides = 2 * codec.layers * 2 * codec.dim * (codec.context + codec.step) * 4
+    convolutions = 2 * 16 * mimi.seanet.filters * 2 ** len(mimi.seanet.ratios) * 4 * sum(mimi.seanet.ratios)
+    return int(attention + both_sides + convolutions)
+
+
+def slots_by_memory(asked: int, free: int, fixed: int, slot: int, spares: int) -> int:
+    """Slots that fit into `free` bytes beside `fixed` ones, `asked` or, if that is 0, as many as do.
+
+    `spares` more are taken for work beside the calls. Raises EngineRefused if not one fits, or not those asked for.
+    """
+    fitting = int((free - fixed) // slot) - spares
+    if fitting < 1:
+        raise EngineRefused(
+            f"one call needs {(fixed + (1 + spares) * slot) / GB:.1f} GB with the model's weights, and {free / GB:.1f}"
+            " GB are free"
+        )
+    if asked > fitting:
+        raise EngineRefused(
+            f"{asked} slots need {(fixed + (asked + spares) * slot) / GB:.1f} GB and {free / GB:.1f} GB are free;"
+            f" start it with --slots {fitting}"
+        )
+    return asked or min(fitting, MOST_SLOTS)
+
+
+def slots_by_speed(asked: int, costs: Mapping[int, float]) -> int:
+    """Slots whose step fits into a frame, from what steps of so many slots took.
+
+    What is asked for may take the whole of it; else some is left. Raises EngineRefused if not one slot fits, or not
+    those asked for.
+    """
+    limit = FRAME if asked else SPEED_PART * FRAME
+    fitting = max((count for count, seconds in costs.items() if seconds <= limit), default=0)
+    if not fitting:
+        count, seconds = min(costs.items())
+        raise EngineRefused(
+            f"a step of {count} call{'s' * (count > 1)} takes {1000 * seconds:.0f} ms on this device and a frame is"
+            f" {1000 * FRAME:.0f} ms: it is too slow for the model"
+        )
+    if asked and max(costs) > fitting:
+        raise EngineRefused(
+            f"a step of {max(costs)} slots takes {1000 * costs[max(costs)]:.0f} ms on this device and a frame is"
+            f" {1000 * FRAME:.0f} ms; start it with --slots {fitting}"
+        )
+    return fitting
+
+
+def batch_sizes(slots: int) -> list[int]:
+    """Sizes that a step is captured for: powers of two, halfway between the larger ones, and all slots."""
+    sizes = {1 << power for power in range(slots.bit_length()) if 1 << power <= slots}
+    sizes |= {3 << power for power in range(3, slots.bit_length()) if 3 << power <= slots}
+    return sorted(sizes | {slots})

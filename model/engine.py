@@ -1,0 +1,240 @@
+"""One step of many calls: the caller's sound in, the agent's sound and tokens out, for the slots that have a frame.
+
+Owns the memory of every slot, preallocated, and the step over it: encode, language model, sampling, decode, as one
+function over static buffers. Knows no clock, no sessions and no words' meaning. S is the number of slots, b those of
+a step, B the captured batch that holds them, R the rows of a column (17).
+
+A call's language memory lies in an LM slot that the call's slot points to. A spare one can be filled beside it and
+take its place between two steps: that is how a call gets its prompt back without a pause. The last slot of either
+kind is nobody's: it fills up batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model.conversation import Models
+from model.cuda_graphs import LOW_PRIORITY, StepGraphs, stream
+from model.forced_speech import ForcedSpeech
+from model.lm import LMState, Sampler
+from model.mimi.codec import MimiState
+from model.sampling import SlotSampling
+from model.streaming import WindowKind
+from model.wire import FRAME_SAMPLES, Sampling
+from model.word_queue import WordQueue
+
+Sound = npt.NDArray[np.int16]
+Ids = npt.NDArray[np.int64]
+
+_SCALE = 32_768.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step gave, row by row as its slots were named. Copies: good for ever."""
+
+    columns: Ids
+    """`[b, R]`, the columns of the token grid that were decided."""
+    tokens: Ids
+    """`[b, R]`, the frames emitted: those whose sound this is."""
+    pcm: Sound
+    """`[b, 1920]`."""
+    finite: npt.NDArray[np.bool_]
+    """`[b]`: false where a number came out that is none. That slot is lost; the others are as they should be."""
+
+
+class _Buffers:
+    """What a step of `batch` rows reads and writes, on the device, and its mirror in pinned memory."""
+
+    def __init__(self, batch: int, rows: int, device: torch.device) -> None:
+        def pair(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+            here = torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")
+            return here, (torch.zeros(shape, dtype=dtype, device=device) if device.type == "cuda" else here)
+
+        self.slots_in, self.slots = pair((batch,), torch.long)
+        self.pcm_in, self.pcm = pair((batch, FRAME_SAMPLES), torch.int16)
+        self.forced_in, self.forced = pair((batch, rows), torch.long)
+        self.mask_in, self.mask = pair((batch, rows), torch.bool)
+        self.tokens_out, self.tokens = pair((batch, 2 * rows + 1), torch.long)
+        self.sound_out, self.sound = pair((batch, FRAME_SAMPLES), torch.int16)
+
+    def upload(self) -> None:
+        for here, there in (
+            (self.slots_in, self.slots),
+            (self.pcm_in, self.pcm),
+            (self.forced_in, self.forced),
+            (self.mask_in, self.mask),
+        ):
+            if here is not there:
+                there.copy_(here, non_blocking=True)
+
+    def download(self) -> None:
+        for here, there in ((self.tokens_out, self.tokens), (self.sound_out, self.sound)):
+            if here is not there:
+                here.copy_(there, non_blocking=True)
+
+
+class Stepper:
+    """The slots of one model on one device, and their step. Slots are numbered 0 to `slots` - 1."""
+
+    def __init__(
+        self,
+        models: Models,
+        slots: int,
+        *,
+        spares: int = 1,
+        window: WindowKind = "reference",
+        kv_dtype: torch.dtype | None = None,
+        batches: Sequence[int] = (),
+    ) -> None:
+        """`spares`: LM slots beyond one for each call. `batches`: sizes that a step is padded to, none: no padding.
+
+        Takes all memory that there will be, and captures the step for each batch where the device can.
+        """
+        self.models, self.slots, self.device = models, slots, models.device
+        self.spare_lm_slots = list(range(slots, slots + spares))
+        self.state: LMState = models.lm.streaming(slots + spares + 1, window, kv_dtype)
+        self.codec: MimiState = models.mimi.streaming(slots + 1)
+        self.sampling = SlotSampling(slots + 1, self.device)
+        self.words = WordQueue(self.sampling, models.tokenizer.word_starts(), slots + 1, self.device)
+        self.speech = ForcedSpeech(self.words, models.tokenizer, slots + 1, models.config.rows, models.config.card)
+        self.lm_slot: list[int] = [*range(slots), slots + spares]
+        """Where each slot's language memory lies."""
+        self._where = torch.tensor(self.lm_slot, device=self.device)
+        self._counter = torch.ones(slots + 1, dtype=torch.long, device=self.device)
+        self._batches = sorted(batches)
+        self._buffers = {batch: self._buffer(batch) for batch in self._batches}
+        self._aside = stream(self.device, LOW_PRIORITY) if self.device.type == "cuda" else None
+        self._graphs = StepGraphs(self._run, self._batches, self.device)
+
+    def _buffer(self, batch: int) -> _Buffers:
+        buffers = _Buffers(batch, self.models.config.rows, self.device)
+        buffers.slots_in.fill_(self.slots)
+        buffers.upload()
+        return buffers
+
+    def batch_for(self, count: int) -> int:
+        """Rows that a step of `count` slots has. Raises ValueError for more than any captured batch holds."""
+        if not self._batches:
+            return count
+        fitting = next((batch for batch in self._batches if batch >= count), None)
+        if fitting is None:
+            raise ValueError(f"{count} slots are more than a step takes; {self._batches[-1]} at most")
+        return fitting
+
+    def launches(self, count: int) -> int | None:
+        """Launches and copies of the captured step for `count` slots; None where nothing is captured."""
+        return self._graphs.nodes(self.batch_for(count))
+
+    def set_slot(self, slot: int, sampling: Sampling, counter: int) -> None:
+        """Settings of a slot. `counter` (at least 1) numbers its next draw: it alone and the seed decide chance."""
+        self.sampling.set(slot, sampling)
+        self._counter[slot] = counter
+
+    def reset(self, slot: int) -> None:
+        """Make a slot as good as new, and wipe its memory: it was a caller's, or holds numbers that are none."""
+        self.reset_lm(self.lm_slot[slot])
+        self.codec.reset(torch.tensor([slot], device=self.device))
+        self.speech.reset(slot)
+
+    def reset_lm(self, lm_slot: int) -> None:
+        """The same for a language memory alone."""
+        self.state.reset(torch.tensor([lm_slot], device=self.device))
+
+    def point(self, slot: int, lm_slot: int) -> int:
+        """Let `slot` go on from `lm_slot`, from its next step. Returns the LM slot that it had."""
+        before = self.lm_slot[slot]
+        self.lm_slot[slot] = lm_slot
+        self._where[slot] = lm_slot
+        return before
+
+    @contextmanager
+    def aside(self) -> Iterator[bool]:
+        """Work on other memory than that of slots that step: on a GPU in a stream behind theirs.
+
+        Gives whether the work before it is done: while it is not, nothing more should be begun.
+        """
+        if self._aside is None:
+            yield True
+            return
+        done = self._aside.query()
+        steps = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self._aside):
+            self._aside.wait_stream(steps)
+            yield done
+
+    def join(self) -> None:
+        """Let no further step begin before the work done aside is complete: a slot needs it from now on."""
+        if self._aside is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self._aside)
+
+    def step(self, slots: Sequence[int], pcm: Sequence[bytes]) -> StepResult:
+        """Step `slots [b]`, all different, each with 80 ms of its caller: 1,920 int16, or b"" for silence.
+
+        What they are told to say (`speech`) is forced. Waits for the device once, at the end.
+        """
+        count = len(slots)
+        batch = self.batch_for(count)
+        buffers = self._buffers.get(batch) or self._buffers.setdefault(batch, self._buffer(batch))
+        buffers.slots_in.numpy()[:count] = slots
+        buffers.slots_in.numpy()[count:] = self.slots
+        sound = buffers.pcm_in.numpy()
+        for row, data in enumerate(pcm):
+            sound[row] = np.frombuffer(data, "<i2") if data else 0
+        sound[count:] = 0
+        buffers.mask_in.zero_()
+        buffers.forced_in[:count], buffers.mask_in[:count] = self.speech.rows(slots)
+        buffers.upload()
+        self._graphs(batch)
+        buffers.download()
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+        rows = self.models.config.rows
+        tokens: Ids = buffers.tokens_out.numpy()[:count].copy()
+        sound_out: Sound = buffers.sound_out.numpy()[:count].copy()
+        return StepResult(tokens[:, :rows], tokens[:, rows : 2 * rows], sound_out, tokens[:, -1] != 0)
+
+    @torch.no_grad()
+    def _run(self, batch: int) -> None:
+        """The step over the static buffers of `batch`; nothing in it waits for the device."""
+        models, buffers = self.models, self._buffers[batch]
+        slots, config = buffers.slots, models.config
+        lm_slots = self._where[slots]
+        heard = (buffers.pcm.float() / _SCALE)[:, None]
+        codes = models.mimi.encode_step(self.codec, slots, heard, config.codebooks)[:, :, 0]
+        output = models.lm.step(
+            self.state,
+            lm_slots,
+            codes,
+            buffers.forced,
+            buffers.mask,
+            sampler=_OfSlots(self.words, slots, self._counter[slots]),
+            depformer_steps=config.codebooks,
+        )
+        self._counter[slots] += 1
+        agent = output.tokens[:, 1 : 1 + config.codebooks, None]
+        said = models.mimi.decode_step(self.codec, slots, agent)[:, 0]
+        finite = torch.isfinite(output.trace.hidden).all(1) & torch.isfinite(output.trace.text_logits).all(1)
+        finite = finite & torch.isfinite(output.trace.audio_logits).flatten(1).all(1) & torch.isfinite(said).all(1)
+        # Rows that fill up a batch are nobody's: they never have a past to read.
+        self.state.kv.offsets[-1:].zero_()
+        column = self.state.cache.newest(lm_slots)
+        buffers.tokens.copy_(torch.cat((column, output.tokens, finite[:, None].long()), dim=1))
+        buffers.sound.copy_((said * _SCALE).round().nan_to_num(0.0).clamp(-_SCALE, _SCALE - 1))
+
+
+class _OfSlots:
+    """A Sampler that knows slots where the model knows only their LM slots, and counts draws through re-priming."""
+
+    def __init__(self, sampler: Sampler, slots: Tensor, counter: Tensor) -> None:
+        self._sampler, self._slots, self._counter = sampler, slots, counter
+
+    def __call__(self, logits: Tensor, row: int, frame: Tensor, slots: Tensor) -> Tensor:
+        return self._sampler(logits, row, self._counter, self._slots)

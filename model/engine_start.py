@@ -1,0 +1,160 @@
+"""The engine's start: what device, how many slots, the models loaded, the step measured, prompts warmed.
+
+Owns the order of it, so that what cannot work is refused before it takes long. Knows no calls and no processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from model import fp8
+from model.capacity import batch_sizes, slot_bytes, slots_by_memory, slots_by_speed
+from model.conversation import Models, check_prompt, load_models, role_ids
+from model.cuda_graphs import HIGH_PRIORITY, stream
+from model.engine import Stepper
+from model.engine_options import EngineOptions, EngineRefused
+from model.folder import ModelFolder
+from model.prompt import PromptTooLong
+from model.prompt_cache import PromptCache, make_prompt
+from model.voice import VoiceError
+from model.voice_store import VoiceStore
+from model.voices import VoiceRefused
+
+log = logging.getLogger(__name__)
+
+SPARES = 1
+"""LM slots for re-priming; one is refilled in much less time than a call takes to need it again."""
+PROMPT_PART = 0.04
+"""Of the device's free memory, for prompts."""
+CPU_SLOTS = 4
+"""A CPU is for trying: so many, unless told."""
+WORKSPACE = {"cuda": 2 << 30, "cpu": 128 << 20}
+"""Bytes for libraries, activations and captured graphs."""
+_RUNS = 3
+_ENGINE_CORES = 2
+"""Cores that the engine keeps to itself on a machine with a GPU: one that launches, one of the driver's."""
+_ENOUGH_CORES = 6
+_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp8": fp8.E4M3}
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """An engine that could take calls."""
+
+    stepper: Stepper
+    slots: int
+    costs: dict[int, float]
+    """Seconds of a step by number of slots."""
+    prompts: PromptCache
+    voices: VoiceStore
+
+
+def start(options: EngineOptions) -> Started:
+    """Load, measure and warm. Raises EngineRefused, FolderInvalid, WeightsError, TokenizerError."""
+    folder = ModelFolder(Path(options.weights))
+    folder.require()
+    device = usable_device(options.device)
+    prepare(device)
+    free = free_memory(device)
+    dtype = kv_dtype(options, folder)
+    weights = sum(file.stat().st_size for file in (folder.lm, folder.mimi))
+    fixed = weights + WORKSPACE[device.type] + int(PROMPT_PART * free)
+    # In FP8 each head has a scale of four bytes beside its numbers.
+    item = dtype.itemsize + (4 / folder.lm_config().transformer.head_dim if dtype == fp8.E4M3 else 0)
+    slot = slot_bytes(folder.lm_config(), folder.mimi_config(), item)
+    slots = slots_by_memory(options.slots, free, fixed, slot, SPARES + 1)
+    if device.type == "cpu" and not options.slots:
+        slots = min(slots, CPU_SLOTS)
+    models = load_models(folder, device)
+    batches = batch_sizes(slots) if device.type == "cuda" else []
+    stepper = Stepper(models, slots, spares=SPARES, kv_dtype=dtype, batches=batches)
+    costs = measure(stepper)
+    fitting = _fitting(options, device, costs)
+    voices = VoiceStore(models, folder.voices, Path(options.recordings))
+    prompts = PromptCache(stepper, int(PROMPT_PART * free))
+    for voice, prompt in options.warm:
+        warm(models, prompts, voices, voice, prompt)
+    return Started(
+        stepper, fitting, {count: took for count, took in costs.items() if count <= fitting}, prompts, voices
+    )
+
+
+def _fitting(options: EngineOptions, device: torch.device, costs: dict[int, float]) -> int:
+    """Slots that are on time. On a CPU, which is for trying and is shared, those asked for, with a warning."""
+    try:
+        return slots_by_speed(options.slots, costs)
+    except EngineRefused as error:
+        if device.type == "cuda" or not options.slots:
+            raise
+        log.warning("frames will run late: %s", error)
+        return options.slots
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name, or the best there is for `auto`. Raises EngineRefused."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise EngineRefused("torch finds no CUDA device here; say --device cpu, or look at: callplex doctor")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
+
+
+def prepare(device: torch.device) -> None:
+    """This process's threads, cores and stream."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, len(cores) // 2))
+        return
+    torch.set_num_threads(1)
+    torch.cuda.set_stream(stream(device, HIGH_PRIORITY))
+    if len(cores) >= _ENOUGH_CORES:
+        os.sched_setaffinity(0, cores[-_ENGINE_CORES:])
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
+
+
+def kv_dtype(options: EngineOptions, folder: ModelFolder) -> torch.dtype:
+    """The type of keys and values; `auto` is that of the weights."""
+    if options.kv_dtype == "auto":
+        return torch.bfloat16 if folder.published else torch.float32
+    return _DTYPES[options.kv_dtype]
+
+
+def measure(stepper: Stepper) -> dict[int, float]:
+    """Seconds of a step by number of slots, the best of a few; every slot is as good as new afterwards."""
+    costs = {}
+    for count in batch_sizes(stepper.slots):
+        slots, silence = list(range(count)), [b""] * count
+        stepper.step(slots, silence)
+        times = []
+        for _ in range(_RUNS):
+            begun = time.perf_counter()
+            stepper.step(slots, silence)
+            times.append(time.perf_counter() - begun)
+        costs[count] = min(times)
+    for slot in range(stepper.slots):
+        stepper.reset(slot)
+    return costs
+
+
+def warm(models: Models, prompts: PromptCache, voices: VoiceStore, voice: str, prompt: str) -> None:
+    """Read a persona's prompt before its first caller comes; one that cannot be is left for that call to tell."""
+    try:
+        loaded = voices.read(voice)
+        text_ids = role_ids(models, prompt)
+        check_prompt(models, loaded, text_ids)
+    except (VoiceError, VoiceRefused, PromptTooLong) as error:
+        log.warning("a persona's prompt is not prepared: %s", error)
+        return
+    prompts.warm(make_prompt(models.config, loaded, text_ids))

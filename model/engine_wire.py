@@ -1,0 +1,52 @@
+"""What the worker's process and the engine's tell each other over their channel: the wire's messages, each tagged.
+
+Owns one byte before each message that tells text from bytes from an open request. Session 0 is the engine itself: it
+sends its state. Standard library only.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from model import wire
+from model.wire import FromWorker, History, SessionRequest, ToWorker
+
+CONTROL = 0
+"""The session that is none: the engine's own reports."""
+_OPEN, _TEXT, _BYTES = b"O", b"T", b"B"
+_LENGTH = struct.Struct("<I")
+
+
+def encode_open(request: SessionRequest, history: History) -> bytes:
+    """A request, with its history where it resumes."""
+    text = wire.encode_open(request).encode()
+    rest = wire.encode_history(request.resume, history) if request.resume is not None else b""
+    return b"".join((_OPEN, _LENGTH.pack(len(text)), text, rest))
+
+
+def encode(message: ToWorker | FromWorker) -> bytes:
+    """Any other message."""
+    data = wire.encode(message)
+    return _TEXT + data.encode() if isinstance(data, str) else _BYTES + data
+
+
+def decode_to_engine(data: bytes) -> tuple[SessionRequest, History] | ToWorker:
+    """What the worker's process sent. Raises WireError, which would be our own fault."""
+    if data[:1] == _OPEN:
+        (length,) = _LENGTH.unpack_from(data, 1)
+        start = 1 + _LENGTH.size
+        request = wire.decode_open(data[start : start + length].decode())
+        history = History()
+        if request.resume is not None:
+            history = wire.decode_history(data[start + length :], request.resume)
+        return request, history
+    return wire.decode_to_worker(_message(data))
+
+
+def decode_from_engine(data: bytes) -> FromWorker:
+    """What the engine's process sent of a session."""
+    return wire.decode_from_worker(_message(data))
+
+
+def _message(data: bytes) -> str | bytes:
+    return data[1:].decode() if data[:1] == _TEXT else data[1:]

@@ -1,0 +1,167 @@
+"""The engine's own process: `python -m model.gpu_process`, started by the worker and gone with it.
+
+Owns the loop that turns messages into steps, and the process's end: with the worker's process, or with an error that no
+call can be continued after. A thread beside a busy event loop would wake milliseconds late for the interpreter's lock;
+a process does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import logging
+import os
+import re
+import select
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from model.calls import Calls
+from model.clip import Clip, ClipError, load_clip
+from model.engine_options import EngineOptions, EngineRefused, EngineState
+from model.engine_start import Started, start
+from model.engine_wire import CONTROL, decode_to_engine, encode
+from model.folder import FolderInvalid
+from model.load import WeightsError
+from model.ring import Channel, Ends, PeerGone, RingFull
+from model.scheduler import Scheduler
+from model.tokenizer import TokenizerError
+from model.wire import CallerFrame, FromWorker, Play, Say
+
+log = logging.getLogger(__name__)
+
+STATE_SECONDS = 0.25
+"""Between two reports of the engine's state."""
+_CLIP_NAME = re.compile(r"\w[\w.-]*")
+
+
+def main() -> int:
+    """The process: options and the channel's ends come as two arguments, JSON. Status 1 after a failure."""
+    options = EngineOptions.from_json(sys.argv[1])
+    channel = Ends(**json.loads(sys.argv[2])).channel()
+    logging.basicConfig(
+        stream=sys.stderr, level=options.log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    )
+    try:
+        engine = start(options)
+        Loop(channel, engine, options).run()
+    except PeerGone:
+        return 0
+    except (EngineRefused, FolderInvalid, WeightsError, TokenizerError) as error:
+        _report(channel, str(error))
+    except torch.OutOfMemoryError:
+        _report(channel, "the device's memory does not suffice; start it with fewer --slots")
+    except RingFull:
+        log.critical("the worker's process takes nothing any more; the engine ends")
+    return 1
+
+
+def _report(channel: Channel, failure: str) -> None:
+    with contextlib.suppress(PeerGone):
+        channel.put(CONTROL, EngineState(failure=failure).to_json().encode())
+
+
+class Loop:
+    """Takes messages, lets the calls work, says how it is; sleeps while there is nothing to do."""
+
+    def __init__(self, channel: Channel, engine: Started, options: EngineOptions) -> None:
+        self._channel = channel
+        self._costs = engine.costs
+        self._scheduler = Scheduler(engine.slots, costs=engine.costs)
+        self._prompts = engine.prompts
+        self._calls = Calls(
+            engine.stepper,
+            self._scheduler,
+            engine.prompts,
+            engine.voices,
+            self._tell,
+            lambda name: find_clip(Path(options.personas), name),
+            time.monotonic,
+            options.context,
+        )
+        self._state = EngineState()
+        self._state_at = 0.0
+
+    def run(self) -> None:
+        """For ever. Raises PeerGone when the worker's process ends, RingFull when it hangs."""
+        # What is alive now stays so: the collector need not walk it while calls wait.
+        gc.collect()
+        gc.freeze()
+        while True:
+            self._channel.hush()
+            while (message := self._channel.get()) is not None:
+                self._take(*message)
+            self._say_how_it_is()
+            if not self._calls.work():
+                self._sleep()
+
+    def _sleep(self) -> None:
+        """Until a message comes, a frame is due, or what was last said of the engine may be out of date."""
+        wake = self._calls.wake_at()
+        if self._scheduler.active or self._state.refusal or self._now() != self._state:
+            report = self._state_at + STATE_SECONDS
+            wake = report if wake is None else min(wake, report)
+        select.select([self._channel.ears], [], [], None if wake is None else max(0.0, wake - time.monotonic()))
+
+    def _take(self, session: int, data: bytes) -> None:
+        message = decode_to_engine(data)
+        if isinstance(message, tuple):
+            self._calls.open(session, *message)
+        elif isinstance(message, CallerFrame):
+            self._calls.frame(session, message.index, message.pcm)
+        elif isinstance(message, Say):
+            self._calls.say(session, message.text)
+        elif isinstance(message, Play):
+            self._calls.play(session, message.clip)
+        else:
+            self._calls.close(session)
+
+    def _tell(self, session: int, message: FromWorker) -> None:
+        self._channel.put(session, encode(message))
+
+    def _now(self) -> EngineState:
+        scheduler, calls = self._scheduler, self._calls
+        return EngineState(
+            capacity=scheduler.capacity,
+            refusal=scheduler.refusal(time.monotonic()),
+            steps=calls.steps,
+            frames=scheduler.frames,
+            late_frames=scheduler.late,
+            lost_frames=scheduler.lost,
+            cuts=calls.cuts,
+            faults=calls.faults,
+            prompt_hits=self._prompts.hits,
+            prompt_misses=self._prompts.misses,
+            step_seconds={str(count): round(seconds, 6) for count, seconds in self._costs.items()},
+        )
+
+    def _say_how_it_is(self) -> None:
+        now = time.monotonic()
+        if now - self._state_at < STATE_SECONDS:
+            return
+        self._state_at = now
+        state = self._now()
+        if state != self._state:
+            self._state = state
+            self._channel.put(CONTROL, state.to_json().encode())
+
+
+def find_clip(personas: Path, name: str) -> Clip:
+    """The clip of that name in a folder `clips` below `personas`. Raises ClipError."""
+    if not _CLIP_NAME.fullmatch(name):
+        raise ClipError(f"{name!r} is no name of a clip")
+    found = next(personas.glob(f"**/clips/{name}.clip"), None)
+    if found is None:
+        raise ClipError(f"there is no clips/{name}.clip below {personas}")
+    return load_clip(found)
+
+
+if __name__ == "__main__":
+    status = main()
+    logging.shutdown()
+    # Nothing is left to be put in order, and what CUDA and its compilers would do on the way out takes seconds.
+    os._exit(status)

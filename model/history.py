@@ -1,0 +1,179 @@
+"""A slot rebuilt from what is known of its call: the prompt, then the columns of the frames since a cut.
+
+Owns a call's columns, the caller's part of a session taken over from another worker, and the order in which a
+language memory and the codec are filled again. Knows no sessions. R is the rows of a column (17), N the frames of a
+history; a frame's index counts from the beginning of the call.
+
+All columns are known, so nothing is chosen and time runs in parallel: 1,000 frames cost what a few steps do. Only the
+codec cannot be rebuilt from codes: its ear is given the caller's newest sound again, its mouth the agent's codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model.config import TEXT_PAD, LMConfig
+from model.engine import Stepper
+from model.prompt import SILENCE, SINE
+from model.prompt_cache import CHUNK, Prompt, PromptCache
+from model.wire import FRAME_SAMPLES, NO_TOKEN, TOKENS_BYTES, History, Resume
+
+FAST_FRAMES = 250
+"""Frames with which a call taken over speaks again; the rest follows in the background. 20 s."""
+CODEC_FRAMES = 125
+"""Frames of sound from which the codec is rebuilt: its window."""
+_FEW = 2
+"""Columns that are read within the pause between two steps."""
+
+Column = npt.NDArray[np.int64]
+
+
+class Columns:
+    """The columns of a call from frame `start` up to `end`, 34 bytes each."""
+
+    def __init__(self, start: int = 0, data: bytes = b"") -> None:
+        self.start = start
+        self._data = bytearray(data)
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self._data) // TOKENS_BYTES
+
+    def append(self, column: Column) -> bytes:
+        """Take the next `[R]` ids. Returns them as the wire has them."""
+        data = np.where(column < 0, NO_TOKEN, column).astype("<u2").tobytes()
+        self._data += data
+        return data
+
+    def data(self, start: int) -> bytes:
+        """The columns from frame `start` on, as the wire has them."""
+        return bytes(self._data[TOKENS_BYTES * (start - self.start) :])
+
+    def between(self, start: int, end: int) -> Tensor:
+        """Ids `[R, end - start]`."""
+        first, last = (TOKENS_BYTES * (index - self.start) for index in (start, end))
+        ids = np.frombuffer(bytes(self._data[first:last]), "<u2").astype(np.int64)
+        return torch.from_numpy(ids.reshape(-1, TOKENS_BYTES // 2).T.copy())
+
+    def forget(self, index: int) -> None:
+        """Let go of what lies before frame `index`."""
+        if index > self.start:
+            del self._data[: TOKENS_BYTES * (index - self.start)]
+            self.start = index
+
+
+def kept_frames(context: int, prompt: int) -> int:
+    """How many of the newest frames stay with a prompt of `prompt` frames when a slot is re-primed.
+
+    Together 45 % of a window of `context`: keeping more has to be done again so much sooner that it eats the device.
+    A prompt that is longer than that leaves less of a past, but always some.
+    """
+    least = max(1, min(context // 10, (context - 2 - prompt) // 2))
+    return max(least, int(0.45 * context) - prompt)
+
+
+def refill(
+    stepper: Stepper, prompts: PromptCache, prompt: Prompt, lm_slot: int, columns: Columns, start: int
+) -> Generator[bool]:
+    """Leave `lm_slot` where steps through `prompt` and the columns from frame `start` on would, in parts.
+
+    Columns that are added meanwhile are read, too: after the last part all are, but for the newest, which the next step
+    reads. The token grid is left to the caller of this.
+    """
+    yield from prompts.fill(prompt, lm_slot)
+    if columns.end == start:
+        return
+    state, lm, device = stepper.state, stepper.models.lm, stepper.device
+    lm.read(state, lm_slot, prompt.last[:, None].to(device))
+    done = start
+    while columns.end - 1 - done > _FEW:
+        end = min(done + CHUNK, columns.end - 1)
+        lm.read(state, lm_slot, columns.between(done, end).to(device))
+        done = end
+        yield True
+    if columns.end - 1 > done:
+        lm.read(state, lm_slot, columns.between(done, columns.end - 1).to(device))
+
+
+class TakenOver:
+    """A session that another worker began, as this one goes on with it.
+
+    columns: its history, with what nobody answered as the agent's silence. ahead, given: `[R]`, what is known of the
+    column that the next step decides.
+    """
+
+    def __init__(self, stepper: Stepper, slot: int, resume: Resume, history: History) -> None:
+        """Gives the codec of fresh `slot` the caller's newest sound."""
+        self._config = config = stepper.models.config
+        self.columns = Columns(resume.cut, history.columns)
+        codes = self._hear(stepper, slot, history.caller_pcm)
+        first = resume.next_index - codes.shape[1]
+        self._repair()
+        for index in range(self.columns.end, resume.next_index):
+            silent = torch.tensor([TEXT_PAD, *SILENCE, *SINE])
+            self._put_caller(silent, codes, index - first)
+            self.columns.append(silent.numpy())
+        self.ahead = torch.tensor([TEXT_PAD, *SILENCE, *SINE])
+        self._put_caller(self.ahead, codes, resume.next_index - first)
+        self.given = torch.tensor(config.delays) > 0
+        if not resume.missed:
+            self.given[1 : 1 + config.codebooks] = False
+
+    def _hear(self, stepper: Stepper, slot: int, pcm: bytes) -> Tensor:
+        """The caller's codes of the frames in `pcm`, `[8, n]`."""
+        count = len(pcm) // (2 * FRAME_SAMPLES)
+        if not count:
+            return torch.zeros((self._config.codebooks, 0), dtype=torch.long)
+        sound = torch.from_numpy(np.frombuffer(pcm, "<i2").astype(np.float32) / 32_768.0)
+        slots = torch.tensor([slot], device=stepper.device)
+        heard = sound.to(stepper.device)[None, None]
+        codes = stepper.models.mimi.encode_step(stepper.codec, slots, heard, self._config.codebooks)
+        return codes[0].cpu()
+
+    def _put_caller(self, column: Tensor, codes: Tensor, at: int) -> None:
+        """The caller's rows of the column of the frame whose codes are at place `at`, as far as they are known."""
+        first = 1 + self._config.codebooks
+        for book in range(self._config.codebooks):
+            place = at - self._config.delays[first + book]
+            if 0 <= place < codes.shape[1]:
+                column[first + book] = codes[book, place]
+
+    def _repair(self) -> None:
+        """Put silence where a history has no ids. Raises ValueError for ids that this model does not have."""
+        columns = self.columns.between(self.columns.start, self.columns.end)
+        silent = torch.tensor([TEXT_PAD, *SILENCE, *SINE])[:, None]
+        columns = torch.where(columns == NO_TOKEN, silent, columns)
+        if columns.numel() and bool((columns > torch.tensor(self._config.start_ids)[:, None]).any()):
+            raise ValueError("the history holds ids that this model does not have: it was made with another")
+        data = columns.T.contiguous().numpy().astype("<u2").tobytes()
+        self.columns = Columns(self.columns.start, data)
+
+    def fill(self, stepper: Stepper, prompts: PromptCache, prompt: Prompt, slot: int, start: int) -> Generator[bool]:
+        """Leave fresh `slot` able to speak, knowing the prompt and the columns from frame `start` on."""
+        lm_slot, columns = stepper.lm_slot[slot], self.columns
+        yield from refill(stepper, prompts, prompt, lm_slot, columns, start)
+        if columns.end == start:
+            return
+        device = stepper.device
+        last = columns.between(columns.end - 1, columns.end)[:, 0]
+        offset = prompt.frames + columns.end - start
+        place = (last.to(device), self.ahead.to(device), self.given.to(device))
+        stepper.state.cache.place(lm_slot, offset, *place)
+        spoken = _agent_codes(self._config, columns, start)
+        if spoken.shape[1]:
+            slots = torch.tensor([slot], device=device)
+            stepper.models.mimi.decode_step(stepper.codec, slots, spoken[None].to(device))
+
+
+def _agent_codes(config: LMConfig, columns: Columns, start: int) -> Tensor:
+    """The agent's codes of the newest frames that have been decoded, `[8, n]`: all but the last."""
+    begin = max(start, columns.end - 1 - CODEC_FRAMES)
+    count = max(0, columns.end - 1 - begin)
+    held = columns.between(begin, columns.end)
+    rows = [held[1 + book, delay : delay + count] for book, delay in enumerate(config.delays[1 : 1 + config.codebooks])]
+    return torch.stack(rows)

@@ -1,0 +1,148 @@
+"""Keys and values of many calls on one GPU: fixed rings, bfloat16 or FP8, of which a step reads what each slot holds.
+
+Owns the rings' storage, copies of prompts, and the attention of a step, in Triton on a GPU and in plain PyTorch
+elsewhere. The rules of positions, windows and passes are those of `model.streaming`. Knows no weights or calls.
+
+A slot is reset by its offset alone. What lies beyond it, an earlier call's keys or a NaN, is never read.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model import fp8
+from model.rotary import Rotary
+from model.streaming import CachedAttention, KVCache, Window
+
+KVType = Literal["float32", "bf16", "fp8"]
+DTYPES: dict[KVType, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp8": fp8.E4M3}
+
+
+class SlotKV(KVCache):
+    """The rings of all layers, as in KVCache; in FP8 with a scale for each token and head, taken when it is written.
+
+    key_scales, value_scales: `[layers, slots, heads, capacity]` in float32, None unless FP8.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        slots: int,
+        heads: int,
+        head_dim: int,
+        window: Window,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(
+            layers=layers, slots=slots, heads=heads, head_dim=head_dim, window=window, dtype=dtype, device=device
+        )
+        self.key_scales: Tensor | None = None
+        self.value_scales: Tensor | None = None
+        if dtype == fp8.E4M3:
+            self.key_scales = torch.zeros(self.keys.shape[:-1], device=device)
+            self.value_scales = torch.zeros(self.keys.shape[:-1], device=device)
+
+    @property
+    def bytes_per_position(self) -> int:
+        """What one position of one slot takes in all layers, scales included; a step reads as much."""
+        layers, _, heads, _, head_dim = self.keys.shape
+        return 2 * layers * heads * (head_dim * self.keys.element_size() + (4 if self.key_scales is not None else 0))
+
+    def begin(self, positions: Tensor, slots: Tensor | None) -> CachedAttention:
+        """As in KVCache. A step of one position attends by `step`, without a mask."""
+        return _RingAttention(self, positions, slots)
+
+    def step(self, positions: Tensor, slots: Tensor | None) -> StepAttention:
+        """Attention for one position of each slot: `positions [B, 1]` of `slots [B]` (None: every slot, in order)."""
+        return StepAttention(self, positions, slots)
+
+    def reset(self, slots: Tensor) -> None:
+        """Make `slots [B]` as good as new. Their memory stays as it is, and is not read."""
+        self.offsets.index_fill_(0, slots, 0)
+
+    def wipe(self, slots: Tensor) -> None:
+        """Reset `slots [B]`, and zero what they held."""
+        self.reset(slots)
+        for ring in self.rings():
+            for layer in ring:
+                layer[slots] = torch.zeros_like(layer[slots])
+
+    def read(self, layer: int, slots: Tensor | None) -> tuple[Tensor, Tensor]:
+        keys, values = super().read(layer, slots)
+        if self.key_scales is None or self.value_scales is None:
+            return keys, values
+        scales = self.key_scales[layer], self.value_scales[layer]
+        key_scale, value_scale = scales if slots is None else (scales[0][slots], scales[1][slots])
+        return fp8.restore(keys, key_scale, torch.float32), fp8.restore(values, value_scale, torch.float32)
+
+    def write(self, layer: int, rows: Tensor, cells: Tensor, key: Tensor, value: Tensor) -> None:
+        if self.key_scales is None or self.value_scales is None:
+            super().write(layer, rows, cells, key, value)
+            return
+        for ring, scales, new in ((self.keys, self.key_scales, key), (self.values, self.value_scales, value)):
+            small, scale = fp8.quantise(new.transpose(1, 2))
+            ring[layer].view(torch.uint8)[rows, :, cells] = small.view(torch.uint8)
+            scales[layer][rows, :, cells] = scale
+
+    def rings(self) -> tuple[Tensor, ...]:
+        rings = (self.keys, self.values, self.key_scales, self.value_scales)
+        return tuple(ring for ring in rings if ring is not None)
+
+
+class _RingAttention(CachedAttention):
+    """A pass of any length; what no query sees is read as zero, so that a NaN left there stays there."""
+
+    def __init__(self, cache: SlotKV, positions: Tensor, slots: Tensor | None) -> None:
+        super().__init__(cache, positions, slots)
+        self._dead = ~self.mask.any(dim=2)[..., None][:, :, : cache.window.capacity]
+
+    def _read(self, layer: int) -> tuple[Tensor, Tensor]:
+        keys, values = super()._read(layer)
+        return keys.masked_fill(self._dead, 0.0), values.masked_fill(self._dead, 0.0)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """As in CachedAttention, in the type of `query`, whatever the rings store."""
+        dtype = query.dtype
+        if self._long:
+            keys, values = self._read(layer)
+            seen_keys, seen_values = torch.cat((keys.to(dtype), key), 2), torch.cat((values.to(dtype), value), 2)
+            self._write(layer, key, value)
+        else:
+            self._write(layer, key, value)
+            keys, values = self._read(layer)
+            seen_keys, seen_values = keys.to(dtype), values.to(dtype)
+        return functional.scaled_dot_product_attention(query, seen_keys, seen_values, attn_mask=self.mask)
+
+
+class StepAttention:
+    """One position of each slot of a batch, through the layers in turn."""
+
+    def __init__(self, cache: SlotKV, positions: Tensor, slots: Tensor | None) -> None:
+        self._cache = cache
+        self.slots = torch.arange(cache.offsets.shape[0], device=positions.device) if slots is None else slots
+        self.last = positions[:, 0]
+        self.first = cache.window.first(self.last).clamp(min=0)
+        self._plain = None if positions.is_cuda else _RingAttention(cache, positions, slots)
+
+    def attend(self, layer: int, joined: Tensor, rotary: Rotary) -> Tensor:
+        """Turn, store and attend: `joined [B, 3, heads, head_dim]`, query, key and value, to `[B, heads, head_dim]`."""
+        if self._plain is not None:
+            query, key, value = (part[:, :, None] for part in joined.unbind(1))
+            return self._plain.attend(layer, rotary(query), rotary(key), value)[:, :, 0]
+        from model.kernels import attention
+
+        cache = self._cache
+        scales = (
+            (None, None)
+            if cache.key_scales is None or cache.value_scales is None
+            else (cache.key_scales[layer], cache.value_scales[layer])
+        )
+        ring = attention.Ring(cache.keys[layer], cache.values[layer], *scales)
+        query = attention.append(ring, joined, rotary.cos[:, 0, 0], rotary.sin[:, 0, 0], self.slots, self.last)
+        return attention.attend(ring, query, self.slots, self.first, self.last)

@@ -1,0 +1,305 @@
+"""The PersonaPlex engine as the worker's server sees it: sessions here, the model in a process of its own.
+
+Owns that process, the channel to it and which session each of its messages is for. Loads no torch. When the process
+ends, for whatever reason, so do its sessions, told that they can go on elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import subprocess
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict
+from itertools import count
+
+from websockets.frames import CloseCode
+
+from model import engine_wire
+from model.engine_options import NAME, EngineOptions, EngineRefused, EngineState
+from model.engine_wire import CONTROL
+from model.ring import Channel, Ends, PeerGone, RingFull, make_channel
+from model.session import SessionEnded
+from model.transcriber import NoTranscriber, Transcriber
+from model.wire import (
+    FRAME_BYTES,
+    AgentFrame,
+    CallerFrame,
+    Close,
+    Error,
+    FromWorker,
+    History,
+    Output,
+    Play,
+    Ready,
+    Resume,
+    Say,
+    SessionRequest,
+    ToWorker,
+    WireError,
+)
+
+log = logging.getLogger(__name__)
+
+RING_LEAST = 8 << 20
+RING_SLOT = 1 << 20
+"""Bytes each way, and for each slot: what the server lets one session have unanswered, twice."""
+STOP_SECONDS = 3.0
+"""The engine's process has so long to end once we have let go of it."""
+ASSUMED_SLOTS = 64
+"""Where the engine chooses their number."""
+
+
+class PersonaplexSession:
+    """Implements `model.worker_engine.WorkerSession`."""
+
+    def __init__(self, engine: PersonaplexEngine, number: int, transcriber: Transcriber) -> None:
+        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._engine = engine
+        self._number = number
+        self._transcriber = transcriber
+        self._unheard: deque[CallerFrame] = deque()
+        """Caller frames that wait for the agent's, with which they are transcribed."""
+        self._outputs: deque[Output | SessionEnded] = deque()
+        self._wake = asyncio.Event()
+        self._closed = False
+
+    def listen(self, request: SessionRequest, history: History) -> None:
+        """Have the caller's words written down, from where a session taken over is not."""
+        resume = request.resume or Resume()
+        known = resume.next_index - resume.caller_frames
+        first = max(resume.heard, known)
+        self._transcriber.open(self._number, first, self.write)
+        for index in range(first, resume.next_index):
+            place = FRAME_BYTES * (index - known)
+            self._transcriber.hear(self._number, index, history.caller_pcm[place : place + FRAME_BYTES], b"")
+
+    def write(self, output: Output) -> None:
+        """Something for the gateway."""
+        self._outputs.append(output)
+        self._wake.set()
+
+    def push(self, frame: CallerFrame) -> None:
+        self._unheard.append(frame)
+        self._engine.send(self._number, frame)
+
+    def say(self, text: str) -> None:
+        self._engine.send(self._number, Say(text))
+
+    def play(self, clip: str) -> None:
+        self._engine.send(self._number, Play(clip))
+
+    async def outputs(self) -> AsyncIterator[Output]:
+        while not self._closed:
+            while self._outputs:
+                output = self._outputs.popleft()
+                if isinstance(output, SessionEnded):
+                    raise output
+                yield output
+            self._wake.clear()
+            await self._wake.wait()
+
+    async def close(self) -> None:
+        self._closed = True
+        self._outputs.clear()
+        self._wake.set()
+        self._transcriber.close(self._number)
+        self._engine.forget(self._number)
+
+    def told(self, message: FromWorker) -> None:
+        """The engine said something of this session."""
+        if isinstance(message, Ready):
+            if not self.opened.done():
+                self.opened.set_result(None)
+        elif isinstance(message, Error):
+            self.fail(_ended(message))
+        else:
+            if isinstance(message, AgentFrame):
+                self._hear(message)
+            self.write(message)
+
+    def _hear(self, agent: AgentFrame) -> None:
+        while self._unheard and self._unheard[0].index <= agent.index:
+            frame = self._unheard.popleft()
+            sound = agent.pcm if frame.index == agent.index else b""
+            self._transcriber.hear(self._number, frame.index, frame.pcm, sound)
+
+    def fail(self, reason: SessionEnded | WireError) -> None:
+        """It cannot go on, or never began."""
+        if not self.opened.done():
+            self.opened.set_exception(reason)
+        elif isinstance(reason, SessionEnded):
+            self._outputs.append(reason)
+            self._wake.set()
+
+
+class PersonaplexEngine:
+    """Implements `model.worker_engine.ResumingEngine` and `SupervisedEngine`."""
+
+    name = NAME
+
+    def __init__(self, options: EngineOptions, transcriber: Transcriber | None = None) -> None:
+        self.state = EngineState()
+        self.pid: int | None = None
+        """The engine's process while it runs."""
+        self._options = options
+        self._transcriber = transcriber or NoTranscriber()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._sessions: dict[int, PersonaplexSession] = {}
+        self._numbers = count(CONTROL + 1)
+        self._up: asyncio.Future[None] | None = None
+        self._lost: asyncio.Future[str] | None = None
+
+    @property
+    def capacity(self) -> int:
+        return self.state.capacity
+
+    @property
+    def refusal(self) -> str:
+        return self.state.refusal
+
+    def counters(self) -> Mapping[str, int]:
+        return self.state.counters()
+
+    async def start(self) -> None:
+        """Start the process and wait until it can take calls. Raises EngineRefused, with its own sentence."""
+        loop = asyncio.get_running_loop()
+        self._up, self._lost = loop.create_future(), loop.create_future()
+        size = max(RING_LEAST, RING_SLOT * (self._options.slots or ASSUMED_SLOTS))
+        self._channel, ends = make_channel(size)
+        self._spawn(ends)
+        loop.add_reader(self._channel.ears, self._read)
+        try:
+            await asyncio.gather(self._up, self._transcriber.start())
+        except BaseException:
+            await self.stop()
+            raise
+        costs = ", ".join(f"{slots}: {1000 * took:.1f} ms" for slots, took in self.state.step_seconds.items())
+        log.info("the engine is ready; a step by slots: %s", costs)
+
+    def _spawn(self, ends: Ends) -> None:
+        command = [sys.executable, "-m", "model.gpu_process", self._options.to_json(), json.dumps(asdict(ends))]
+        quiet = subprocess.DEVNULL
+        self._process = subprocess.Popen(command, stdin=quiet, stdout=quiet, pass_fds=ends.descriptors)
+        self.pid = self._process.pid
+        ends.close()
+
+    async def stop(self) -> None:
+        """End the process. Safe to call twice."""
+        await self._transcriber.stop()
+        self._hang_up()
+        process, self._process, self.pid = self._process, None, None
+        if process is None:
+            return
+        try:
+            await asyncio.to_thread(process.wait, STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            await asyncio.to_thread(process.wait)
+
+    async def lost(self) -> str:
+        """Returns when the process has ended by itself: why."""
+        if self._lost is None:
+            raise RuntimeError("the engine is not started")
+        return await asyncio.shield(self._lost)
+
+    async def open(self, request: SessionRequest) -> PersonaplexSession:
+        return await self.resume(request, History())
+
+    async def resume(self, request: SessionRequest, history: History) -> PersonaplexSession:
+        number = next(self._numbers)
+        session = self._sessions[number] = PersonaplexSession(self, number, self._transcriber)
+        try:
+            self._put(number, engine_wire.encode_open(request, history))
+            await session.opened
+            session.listen(request, history)
+        except BaseException:
+            self.forget(number)
+            raise
+        return session
+
+    def send(self, number: int, message: ToWorker) -> None:
+        """Tell the engine something of a session; nothing, once that is over."""
+        if number in self._sessions:
+            self._put(number, engine_wire.encode(message))
+
+    def forget(self, number: int) -> None:
+        """A session is over: whatever still comes of it is dropped."""
+        if self._sessions.pop(number, None) is not None:
+            self._put(number, engine_wire.encode(Close()))
+
+    def _put(self, number: int, data: bytes) -> None:
+        if self._channel is None:
+            if (session := self._sessions.get(number)) is not None:
+                session.fail(_gone())
+            return
+        try:
+            self._channel.put(number, data)
+        except PeerGone:
+            self._end()
+        except RingFull:
+            log.critical("the engine's process takes nothing any more and is ended")
+            if self._process is not None:
+                self._process.kill()
+
+    def _read(self) -> None:
+        channel = self._channel
+        if channel is None:
+            return
+        try:
+            channel.hush()
+            gone = False
+        except PeerGone:
+            gone = True
+        while (message := channel.get()) is not None:
+            number, data = message
+            if number == CONTROL:
+                self._know(EngineState.from_json(data.decode()))
+            elif (session := self._sessions.get(number)) is not None:
+                session.told(engine_wire.decode_from_engine(data))
+        if gone:
+            self._end()
+
+    def _know(self, state: EngineState) -> None:
+        assert self._up is not None
+        if state.failure:
+            if not self._up.done():
+                self._up.set_exception(EngineRefused(state.failure))
+            return
+        self.state = state
+        if not self._up.done():
+            self._up.set_result(None)
+
+    def _end(self) -> None:
+        """The process is no more, and nobody asked it to end."""
+        self._hang_up()
+        assert self._up is not None
+        assert self._lost is not None
+        reason = "the engine's process has ended; its messages are above"
+        if not self._up.done():
+            self._up.set_exception(EngineRefused(reason))
+        if not self._lost.done():
+            self._lost.set_result(reason)
+        for session in list(self._sessions.values()):
+            session.fail(_gone())
+
+    def _hang_up(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            asyncio.get_running_loop().remove_reader(channel.ears)
+            channel.close()
+
+
+def _gone() -> SessionEnded:
+    return SessionEnded(Error("draining", "the worker's engine has ended; it is started anew"), CloseCode.GOING_AWAY)
+
+
+def _ended(error: Error) -> SessionEnded | WireError:
+    """How the server is told an error of the engine's."""
+    if error.code == "invalid":
+        return WireError(error.message)
+    return SessionEnded(error, CloseCode.TRY_AGAIN_LATER if error.code == "full" else CloseCode.INTERNAL_ERROR)

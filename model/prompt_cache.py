@@ -1,0 +1,158 @@
+"""Prompts, read once by the model and then copied into every call that begins with them.
+
+Owns what a prompt is before the model (columns and embeddings, on the host), the kept memory of those the model has
+read, and which are thrown out. R is the rows of a column, C the columns of the token grid, D the model's width.
+
+Attention looks back only: two prompts that begin alike have the same memory as far as they do. So a persona's facts
+that differ from call to call, being its last words, cost only themselves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.config import LMConfig
+from model.conversation import Voice
+from model.engine import Stepper
+from model.prompt import prompt_frames, role_frames
+from model.streaming import SavedKV
+from model.token_cache import TokenCache
+from model.voice import VoiceReplay
+
+CHUNK = 256
+"""Frames that are read at once, so that a step of the calls never waits longer than for these."""
+_WORTH = 0.25
+"""A prompt is kept if at least this part of it was not known before, and another's beginning used if it is more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt of `frames` frames, worked out but not yet read by the model. All on the CPU."""
+
+    key: str
+    """Digest of all that follows."""
+    embeddings: Tensor | None
+    """`[N - 1, D]` of a published voice: what the model reads first."""
+    columns: Tensor
+    """`[R, T]`, what it reads then. Together frames - 1: the last column is read by the first step of the call."""
+    last: Tensor
+    """`[R]`, that column."""
+    ahead: Tensor
+    """`[R]`: what the prompt says of the column after it, its delayed rows."""
+    given: Tensor
+    """`[R]`: of which rows it says something."""
+    frames: int
+
+    @property
+    def positions(self) -> int:
+        return self.frames - 1
+
+    def shared(self, other: Prompt) -> int:
+        """Positions at which this and `other` are alike from the beginning on."""
+        mine, theirs = self.embeddings, other.embeddings
+        before = 0
+        if mine is not None or theirs is not None:
+            if mine is None or theirs is None or not (mine is theirs or torch.equal(mine, theirs)):
+                return 0
+            before = mine.shape[0]
+        length = min(self.columns.shape[1], other.columns.shape[1])
+        differs = (self.columns[:, :length] != other.columns[:, :length]).any(0)
+        return before + (int(differs.long().argmax()) if bool(differs.any()) else length)
+
+    def inputs(self, start: int) -> Iterator[Tensor]:
+        """What is read from position `start` on, in chunks: `[T, D]` of the voice, then `[R, T]`."""
+        voice = 0 if self.embeddings is None else self.embeddings.shape[0]
+        if self.embeddings is not None and start < voice:
+            yield from torch.split(self.embeddings[start:], CHUNK)
+        rest = self.columns[:, max(0, start - voice) :]
+        yield from (chunk for chunk in torch.split(rest, CHUNK, dim=1) if chunk.shape[1])
+
+
+def make_prompt(config: LMConfig, voice: Voice, text_ids: list[int]) -> Prompt:
+    """Work a prompt out. Its length must have been checked (`model.prompt.check_length`)."""
+    grid = TokenCache(config, 1)
+    if isinstance(voice, VoiceReplay):
+        grid.tokens[0] = voice.cache
+        grid.mark_given(0, voice.frames)
+        columns = grid.extend(0, torch.tensor(role_frames(text_ids)).T)
+    else:
+        columns = grid.extend(0, torch.tensor(prompt_frames(voice.T.tolist(), text_ids)).T)
+    embeddings = voice.embeddings if isinstance(voice, VoiceReplay) else None
+    offset, cells = int(grid.offset[0]), grid.tokens.shape[2]
+    last, ahead = grid.tokens[0, :, (offset - 1) % cells].clone(), grid.tokens[0, :, offset % cells].clone()
+    given = grid.provided[0, :, offset % cells].clone()
+    digest = hashlib.sha256()
+    for part in (embeddings.float() if embeddings is not None else None, columns, last, ahead):
+        digest.update(b"-" if part is None else part.contiguous().numpy().tobytes())
+    return Prompt(digest.hexdigest(), embeddings, columns, last, ahead, given, offset)
+
+
+class PromptCache:
+    """What the model remembers of prompts, up to `most_bytes` on the device; the least recently used goes first."""
+
+    def __init__(self, stepper: Stepper, most_bytes: int) -> None:
+        self.hits = self.misses = 0
+        self._stepper = stepper
+        self._most = most_bytes
+        self._kept: OrderedDict[str, tuple[Prompt, SavedKV]] = OrderedDict()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held on the device."""
+        return sum(saved.nbytes for _, saved in self._kept.values())
+
+    def __contains__(self, prompt: Prompt) -> bool:
+        return prompt.key in self._kept
+
+    def fill(self, prompt: Prompt, lm_slot: int) -> Generator[bool]:
+        """Leave fresh `lm_slot` after `prompt`, in parts: whoever iterates may step calls in between."""
+        stepper = self._stepper
+        state, lm = stepper.state, stepper.models.lm
+        stepper.reset_lm(lm_slot)
+        known = self._copy(prompt, lm_slot)
+        for chunk in prompt.inputs(known):
+            lm.read(state, lm_slot, chunk.to(stepper.device))
+            yield True
+        device = stepper.device
+        state.cache.place(
+            lm_slot, prompt.frames, prompt.last.to(device), prompt.ahead.to(device), prompt.given.to(device)
+        )
+        if prompt.positions - known >= _WORTH * prompt.positions:
+            self._keep(prompt, state.kv.save(lm_slot, prompt.positions))
+
+    def warm(self, prompt: Prompt) -> None:
+        """Read a prompt into the cache, through a spare language memory, before there are calls."""
+        spare = self._stepper.spare_lm_slots[0]
+        for _ in self.fill(prompt, spare):
+            pass
+        self._stepper.reset_lm(spare)
+
+    def _copy(self, prompt: Prompt, lm_slot: int) -> int:
+        """Take over what is known of the prompt's beginning: so many positions."""
+        best, most = "", 0
+        if prompt.key in self._kept:
+            best, most = prompt.key, prompt.positions
+            self.hits += 1
+        else:
+            self.misses += 1
+            for key, (other, _) in self._kept.items():
+                alike = prompt.shared(other)
+                if alike > max(most, _WORTH * prompt.positions):
+                    best, most = key, alike
+        if most:
+            self._kept.move_to_end(best)
+            self._stepper.state.kv.load(lm_slot, self._kept[best][1], most)
+        return most
+
+    def _keep(self, prompt: Prompt, saved: SavedKV) -> None:
+        if saved.nbytes > self._most:
+            return
+        self._kept[prompt.key] = (prompt, saved)
+        while self.nbytes > self._most:
+            self._kept.popitem(last=False)

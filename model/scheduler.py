@@ -1,0 +1,229 @@
+"""Which slots step now: admission, the order of each call's frames, and the account of who was late.
+
+Owns slots, queues of caller frames and deadlines. Pure: time comes in as seconds, sound as opaque bytes. Knows no
+network, no tokens and no device.
+
+A frame is 80 ms. Its 16 ticks are 5 ms apart, and a step begins on one: all frames that wait then are stepped
+together. How many ticks are used follows from what a step costs: one call has all sixteen, so that it waits
+little; many calls share a few, so that each step reads the weights for as many as possible. A call whose frames come
+when too many others' do waits a few ticks more in every frame, so that steps do not burst.
+
+    frame arrives ──> queue of its slot ──> due at the next tick in use, held a little ──> step ──> account
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+FRAME = 0.08
+"""Seconds between two frames of a call, and what an answer may take."""
+TICKS = 16
+TICK = FRAME / TICKS
+LONGEST_HOLD = FRAME / 2
+"""A frame is never held longer than this to spread the load."""
+BUSY = 0.6
+"""Part of the time that steps may take when the number of ticks in use is chosen."""
+WATCHED = 2.0
+"""Seconds over which late frames are counted for admission."""
+LATE_PART = 0.01
+"""Part of the watched frames that may be late before no call is taken."""
+LATE_LEAST = 2
+PAUSE = 5.0
+"""Seconds without admission after frames ran late."""
+_ROUNDING = 1e-9
+
+
+class Refused(Exception):
+    """No call is taken now; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A caller frame to be stepped. pcm: b"" is silence in place of a frame that never came."""
+
+    slot: int
+    index: int
+    pcm: bytes
+    arrived: float
+
+
+@dataclass(slots=True)
+class Account:
+    """How a call was served."""
+
+    frames: int = 0
+    late: int = 0
+    """Frames answered more than 80 ms after they came."""
+    worst: float = 0.0
+    """Seconds from a frame's arrival to its answer."""
+    lost: int = 0
+    """Caller frames that never came and were taken for silence."""
+    repeated: int = 0
+    """Caller frames that came a second time, or too late, and were left out."""
+
+
+@dataclass(slots=True)
+class _Slot:
+    next_in: int
+    """Index of the caller frame that comes next."""
+    waiting: deque[Frame] = field(default_factory=deque)
+    hold: float | None = None
+    """Seconds that its frames wait beyond their tick; None before the first frame."""
+    phase: float = 0.0
+    """When in the frame it is stepped, seconds below 0.08."""
+    account: Account = field(default_factory=Account)
+
+
+class Scheduler:
+    """The slots of one engine. `costs` is what a step takes, seconds by number of slots, as measured."""
+
+    def __init__(self, slots: int, *, largest: int | None = None, costs: Mapping[int, float] | None = None) -> None:
+        """`largest`: most slots in one step."""
+        self.capacity = slots
+        self.frames = self.late = self.lost = 0
+        """Of all calls since the start, as in Account."""
+        self._largest = slots if largest is None else largest
+        self._costs = dict(sorted((costs or {}).items()))
+        self._free = list(range(slots - 1, -1, -1))
+        self._open: dict[int, _Slot] = {}
+        self._recent: deque[tuple[float, int, int]] = deque()
+        self._recent_frames = self._recent_late = 0
+        self._paused_until = -math.inf
+        self._why_paused = ""
+
+    @property
+    def active(self) -> int:
+        return len(self._open)
+
+    def refusal(self, now: float) -> str:
+        """Why no call is taken now; empty if one is."""
+        if not self._free:
+            return f"all {self.capacity} slots of this worker are taken"
+        if now < self._paused_until:
+            return self._why_paused
+        return ""
+
+    def open(self, now: float, next_index: int = 0) -> int:
+        """Give a slot to a call whose first caller frame is `next_index`. Raises Refused."""
+        if reason := self.refusal(now):
+            raise Refused(reason)
+        slot = self._free.pop()
+        self._open[slot] = _Slot(next_index)
+        return slot
+
+    def close(self, slot: int) -> Account:
+        """The call is over; what waits of it is forgotten. Returns how it was served."""
+        closed = self._open.pop(slot)
+        self._free.append(slot)
+        return closed.account
+
+    def push(self, slot: int, index: int, pcm: bytes, now: float) -> None:
+        """A caller frame has come. Those before it that have not are silence; one that is too late is left out."""
+        state = self._open[slot]
+        if index < state.next_in:
+            state.account.repeated += 1
+            return
+        for missing in range(state.next_in, index):
+            state.waiting.append(Frame(slot, missing, b"", now))
+            state.account.lost += 1
+            self.lost += 1
+        state.waiting.append(Frame(slot, index, pcm, now))
+        state.next_in = index + 1
+        if state.hold is None:
+            state.hold = self._choose_hold(now)
+        state.phase = (self._tick_after(now) + state.hold) % FRAME
+
+    def due(self, now: float) -> list[Frame]:
+        """The frames to step now, at most one a slot, those that wait longest first. They leave their queues."""
+        ready = [
+            state.waiting[0] for state in self._open.values() if state.waiting and self._due(state) <= now + _ROUNDING
+        ]
+        ready.sort(key=lambda frame: frame.arrived)
+        chosen = ready[: self._largest]
+        for frame in chosen:
+            self._open[frame.slot].waiting.popleft()
+        return chosen
+
+    def next_due(self) -> float | None:
+        """When `due` has something next; None if nothing waits."""
+        return min((self._due(state) for state in self._open.values() if state.waiting), default=None)
+
+    def stepped(self, frames: Sequence[Frame], now: float) -> None:
+        """The answers of `frames` are ready: keep account."""
+        late = 0
+        for frame in frames:
+            state = self._open.get(frame.slot)
+            took = now - frame.arrived
+            if state is not None:
+                state.account.frames += 1
+                state.account.worst = max(state.account.worst, took)
+                state.account.late += took > FRAME
+            late += took > FRAME
+        self.frames += len(frames)
+        self.late += late
+        self._recent.append((now, len(frames), late))
+        self._recent_frames += len(frames)
+        self._recent_late += late
+        while self._recent[0][0] < now - WATCHED:
+            _, count, were_late = self._recent.popleft()
+            self._recent_frames -= count
+            self._recent_late -= were_late
+        if self._recent_late > max(LATE_LEAST, LATE_PART * self._recent_frames):
+            self._paused_until = now + PAUSE
+            self._why_paused = (
+                f"frames run late ({self._recent_late} of {self._recent_frames} in {WATCHED:.0f} s); "
+                "no call is taken until they are on time"
+            )
+
+    def account(self, slot: int) -> Account:
+        return self._open[slot].account
+
+    def ticks(self, calls: int) -> int:
+        """Ticks in use for so many calls: as many as leave the device time to breathe."""
+        used = TICKS
+        while used > 1 and used * self.cost(math.ceil(calls / used)) > BUSY * FRAME:
+            used //= 2
+        return used
+
+    def cost(self, count: int) -> float:
+        """Seconds of a step of `count` slots: as the next larger one measured, or in proportion to the largest."""
+        for measured, seconds in self._costs.items():
+            if measured >= count:
+                return seconds
+        if not self._costs:
+            return 0.0
+        measured, seconds = next(reversed(self._costs.items()))
+        return seconds * count / measured
+
+    def _due(self, state: _Slot) -> float:
+        """When the first waiting frame is due. One that waited behind another is held no longer."""
+        frame = state.waiting[0]
+        return self._tick_after(frame.arrived) + (state.hold or 0.0)
+
+    def _tick_after(self, moment: float) -> float:
+        spacing = FRAME / self.ticks(max(1, self.active))
+        return math.ceil(moment / spacing - _ROUNDING) * spacing
+
+    def _choose_hold(self, now: float) -> float:
+        """How long a new call's frames wait beyond their tick: until the first that has room."""
+        used = self.ticks(max(1, self.active))
+        spacing, first = FRAME / used, self._tick_after(now)
+        room = math.ceil(self.active / used)
+        others = [state for state in self._open.values() if state.hold is not None]
+        counts = []
+        for held in range(int(LONGEST_HOLD / spacing) + 1):
+            phase = (first + held * spacing) % FRAME
+            count = sum(1 for state in others if _apart(state.phase, phase) < spacing / 2)
+            if count < room:
+                return held * spacing
+            counts.append((count, held))
+        return min(counts)[1] * spacing
+
+
+def _apart(one: float, other: float) -> float:
+    """Distance of two phases around the frame."""
+    distance = abs(one - other) % FRAME
+    return min(distance, FRAME - distance)

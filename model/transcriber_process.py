@@ -1,0 +1,124 @@
+"""A process of the transcriber's pool: hears frames on standard input, says what callers said on standard output.
+
+Owns one listener a call and the recogniser they share. It works through its input in order, one thing at a time, behind
+everything else on the machine. It ends when its input does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from model.transcriber import CLOSE, FRAME, HEADER, OPEN
+from model.utterances import Utterances
+from model.wire import FRAME_BYTES
+
+_NICE = 10
+_WINDOWS_A_FRAME = 1_280 / 512
+"""Of 32 ms in 80 ms."""
+_MOST_SILENCE = 125
+"""Frames of silence heard in place of those that were left out: more of them make no difference."""
+_SILENCE = bytes(FRAME_BYTES)
+
+
+@dataclass(slots=True)
+class _Caller:
+    listener: Any
+    first: int
+    following: int
+    utterances: Utterances = field(default_factory=Utterances)
+
+
+class Scribe:
+    """Listens to any number of callers. `listener` makes one (`model.rehearsal.listener`), `recogniser` as in `asr`."""
+
+    def __init__(self, listener: Any, recogniser: Any) -> None:
+        self._listener = listener
+        self._recogniser = recogniser
+        self._callers: dict[int, _Caller] = {}
+
+    def take(self, kind: int, session: int, index: int, payload: bytes) -> list[dict[str, Any]]:
+        """One message. Returns what was said: session, start and end in frames, text."""
+        if kind == OPEN:
+            self._callers[session] = _Caller(self._listener(), index, index)
+            return []
+        caller = self._callers.get(session)
+        if caller is None:
+            return []
+        if kind == CLOSE:
+            del self._callers[session]
+            return []
+        said = []
+        missing = index - caller.following
+        if missing > _MOST_SILENCE:
+            # Times go on from the frame that came, in a new account of them.
+            said += self._written(session, caller, caller.utterances.end())
+            caller = self._callers[session] = _Caller(self._listener(), index, index)
+            missing = 0
+        for _ in range(missing):
+            said += self._hear(session, caller, _SILENCE, _SILENCE)
+        return said + self._hear(session, caller, payload[:FRAME_BYTES], payload[FRAME_BYTES:] or _SILENCE)
+
+    def _hear(self, session: int, caller: _Caller, pcm: bytes, agent: bytes) -> list[dict[str, Any]]:
+        caller.following += 1
+        said = []
+        for speech in caller.listener.hear(pcm, agent):
+            said += self._written(session, caller, caller.utterances.hear(speech))
+        return said
+
+    def _written(self, session: int, caller: _Caller, span: tuple[int, int] | None) -> list[dict[str, Any]]:
+        if span is None:
+            return []
+        heard = self._recogniser.recognise(caller.listener.sound(*span))
+        if not heard.text:
+            return []
+        start, end = (caller.first + window / _WINDOWS_A_FRAME for window in span)
+        return [{"session": session, "start": math.floor(start), "end": math.ceil(end), "text": heard.text}]
+
+
+def serve(scribe: Scribe, source: BinaryIO, say: Any) -> None:
+    """Until the source ends."""
+    while len(header := source.read(HEADER.size)) == HEADER.size:
+        kind, session, index, length = HEADER.unpack(header)
+        payload = source.read(length)
+        if kind not in (OPEN, FRAME, CLOSE) or len(payload) < length:
+            return
+        for line in scribe.take(kind, session, index, payload):
+            say(line)
+
+
+def _say(line: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> int:
+    """The process: the weights' folder as its argument, which may be empty."""
+    os.nice(_NICE)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        from model.rehearsal.asr import Recogniser
+        from model.rehearsal.listener import Listener
+        from model.rehearsal.vad import VadModel
+        from model.rehearsal.weights import WeightsMissing, find_weights
+    except ImportError as error:
+        _say({"refused": f"the transcriber needs the package {error.name}: pip install 'callplex[rehearsal]'"})
+        return 1
+    try:
+        weights = find_weights(Path(sys.argv[1]) if sys.argv[1] else None)
+        recogniser, vad = Recogniser(weights.whisper, 1), VadModel(weights.vad)
+    except WeightsMissing as error:
+        _say({"refused": str(error)})
+        return 1
+    _say({"refused": ""})
+    serve(Scribe(lambda: Listener(vad), recogniser), sys.stdin.buffer, _say)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

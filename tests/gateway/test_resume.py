@@ -1,0 +1,228 @@
+"""Sessions whose worker is killed, frozen or stopped: another goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from functools import partial
+
+import pytest
+
+from gateway import local_worker
+from gateway.engine import EngineLost
+from gateway.pool import WorkerPool
+from gateway.resume import RESUME_WITHIN, ResumingPool, Watch
+from gateway.settings import load_settings
+from gateway.worker_client import RemoteSession
+from model.wire import SessionRequest
+from tests.gateway.token_workers import Caller, busy, idle, pool_of, token_worker, two_workers, worker_process
+
+pytestmark = pytest.mark.anyio
+
+FAST = 0.004
+"""Seconds of a frame where only the order counts."""
+
+
+async def ending(session: RemoteSession) -> None:
+    async for _ in session.outputs():
+        pass
+
+
+WORDS = "I am sorry, I have to end the call here. Goodbye."
+
+
+async def test_a_call_goes_on_when_its_worker_is_killed() -> None:
+    async with two_workers() as (first, second, pool):
+        kill = partial(first.signal, signal.SIGKILL)
+        caller = Caller(pace=FAST, greeting="Hello, this is the bank.", said={90: WORDS}, actions={100: kill})
+        await caller.call(pool, 240)
+        caller.check()
+        (change,) = caller.changes
+        assert change.worker.endswith(second.name_ends)
+        assert change.missed == len(caller.missed)
+        assert "broke the connection" in change.reason
+        assert set(caller.missed) <= set(range(90, 130))
+
+
+async def test_a_call_goes_on_when_it_is_lost_before_its_first_frame_was_answered() -> None:
+    async with two_workers() as (first, _, pool):
+        caller = Caller(greeting="Hello.", pace=FAST, actions={0: partial(first.signal, signal.SIGKILL)})
+        await caller.call(pool, 60)
+        caller.check()
+        assert caller.missed[:1] == [0]
+
+
+async def test_a_worker_that_hangs_is_left_after_three_missed_frames() -> None:
+    async with two_workers() as (first, second, pool):
+        caller = Caller(actions={5: partial(first.signal, signal.SIGSTOP)})
+        await caller.call(pool, 20)
+        caller.check()
+        (change,) = caller.changes
+        assert "was silent for 0.24 s" in change.reason
+        assert change.worker.endswith(second.name_ends)
+        assert caller.missed[0] in (5, 6)
+        assert 3 <= len(caller.missed) <= 6
+
+
+async def test_a_worker_that_is_stopped_hands_every_call_over_at_once() -> None:
+    async with two_workers() as (first, second, pool):
+        callers = [Caller(seed, actions={}) for seed in range(10)]
+        callers[0].actions[12] = partial(first.signal, signal.SIGTERM)
+        await asyncio.gather(*(caller.call(pool, 24) for caller in callers))
+        for caller in callers:
+            caller.check()
+            (change,) = caller.changes
+            assert "is being stopped" in change.reason
+            assert change.worker.endswith(second.name_ends)
+            assert len(caller.missed) <= 5
+        assert await first.process.wait() == 0
+
+
+def watched(*ticks: tuple[float, int]) -> list[bool]:
+    """Ticks at these times, each followed by so many answers; whether the worker was found to hang at each."""
+    watch, found = Watch(), []
+    for now, answers in ticks:
+        found.append(watch.sent(now))
+        for _ in range(answers):
+            watch.answered()
+    return found
+
+
+def test_three_ticks_without_an_answer_are_a_hang() -> None:
+    assert watched((0.0, 1), (0.08, 0), (0.16, 0), (0.24, 0), (0.32, 0)) == [False] * 4 + [True]
+
+
+def test_a_slow_worker_is_not_a_hang() -> None:
+    assert not any(watched((0.0, 0), (0.08, 0), (0.16, 1), (0.24, 0), (0.32, 1), (0.4, 0), (0.48, 0)))
+
+
+def test_our_own_standstill_is_not_held_against_the_worker() -> None:
+    late = [(1.0 + 0.001 * tick, 0) for tick in range(12)]
+    assert not any(watched((0.0, 0), *late, (1.09, 12), (1.17, 1)))
+
+
+async def test_a_call_is_resumed_again_and_remembers_what_it_missed_the_first_time() -> None:
+    async with AsyncExitStack() as stack:
+        workers = [
+            await stack.enter_async_context(token_worker("--capacity", capacity)) for capacity in ("30", "20", "10")
+        ]
+        pool = await stack.enter_async_context(pool_of(*workers))
+        kills: dict[int, Callable[[], object]] = {
+            60: partial(workers[0].signal, signal.SIGKILL),
+            160: partial(workers[1].signal, signal.SIGKILL),
+        }
+        caller = await Caller(pace=FAST, actions=kills).call(pool, 260)
+        caller.check()
+        assert [change.worker.endswith(workers[1 + n].name_ends) for n, change in enumerate(caller.changes)] == [
+            True
+        ] * 2
+        assert caller.missed[0] < 100
+        assert caller.missed[-1] > 150
+
+
+async def test_a_call_that_is_longer_than_the_window_goes_on_from_its_last_cut() -> None:
+    async with two_workers() as (first, _, pool):
+        caller = Caller(pace=FAST, actions={200: partial(first.signal, signal.SIGKILL)})
+        await caller.call(pool, 240)
+        caller.check()
+        assert len(caller.changes) == 1
+
+
+async def test_a_worker_that_is_slow_to_take_a_call_answers_what_came_meanwhile() -> None:
+    async with two_workers("--open-seconds", "0.4") as (first, _, pool):
+        caller = Caller(actions={5: partial(first.signal, signal.SIGKILL)})
+        await caller.call(pool, 16)
+        caller.check()
+        assert len(caller.missed) <= 3
+        assert 0.3 < caller.gap() < 1.5
+
+
+async def test_a_call_that_no_worker_can_take_is_lost_at_once() -> None:
+    async with token_worker() as only, pool_of(only) as pool:
+        caller = await Caller(pace=FAST, actions={20: partial(only.signal, signal.SIGKILL)}).call(pool, 2_000)
+        assert "broke the connection" in caller.lost
+        assert caller.lost.count("worker") == 2  # how it was lost, and why nobody takes it
+        assert len(caller.lines) < 1_000
+
+
+async def test_a_call_is_lost_when_the_others_are_full() -> None:
+    async with (
+        token_worker("--capacity", "2") as first,
+        token_worker("--capacity", "1") as second,
+        pool_of(first, second) as pool,
+    ):
+        callers = [Caller(seed, pace=FAST) for seed in range(3)]
+        callers[0].actions[30] = partial(first.signal, signal.SIGKILL)
+        await asyncio.gather(*(caller.call(pool, 200) for caller in callers))
+        assert sorted(bool(caller.lost) for caller in callers) == [False, True, True]
+        assert all("no worker has a free slot" in caller.lost for caller in callers if caller.lost)
+
+
+async def test_our_own_worker_started_again_takes_its_calls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_worker, "BACKOFF_FIRST", 0.1)
+    command = (sys.executable, "-m", "tests.token_worker", "--exit-with-parent")
+    pool = WorkerPool(load_settings(), command=command)
+    await pool.start()
+    try:
+        assert pool.local is not None
+        assert pool.local.pid is not None
+        kill = partial(os.kill, pool.local.pid, signal.SIGKILL)
+        caller = Caller(actions={5: kill})
+        async with asyncio.timeout(30):
+            await caller.call(ResumingPool(pool), 36)
+        caller.check()
+        (change,) = caller.changes
+        assert 2 <= change.missed < RESUME_WITHIN / 0.08
+    finally:
+        await pool.stop()
+
+
+async def test_a_session_that_breaks_every_worker_is_let_go() -> None:
+    async with AsyncExitStack() as stack:
+        workers = [await stack.enter_async_context(token_worker("--breaks-after", "20")) for _ in range(4)]
+        pool = await stack.enter_async_context(pool_of(*workers))
+        caller = await Caller(pace=FAST).call(pool, 2_000)
+        assert "lost 3 times within 10 s" in caller.lost
+        assert len(caller.changes) == 2
+
+
+async def test_a_call_that_ends_while_it_is_being_resumed_leaves_nothing_behind() -> None:
+    async with two_workers("--open-seconds", "30") as (first, second, pool):
+        caller = Caller(pace=FAST, actions={20: partial(first.signal, signal.SIGKILL)})
+        call = asyncio.create_task(caller.call(pool, 100_000))
+        await busy(second)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        await idle(second)
+
+
+async def test_sessions_lost_together_speak_again_within_a_second() -> None:
+    async with two_workers() as (first, second, pool):
+        callers = [Caller(seed) for seed in range(64)]
+        callers[0].actions[10] = partial(first.signal, signal.SIGKILL)
+        await asyncio.gather(*(caller.call(pool, 26) for caller in callers))
+        for caller in callers:
+            caller.check()
+            assert [change.worker.endswith(second.name_ends) for change in caller.changes] == [True]
+        gaps = sorted(caller.gap() for caller in callers)
+        assert gaps[-1] < 1.0
+
+
+async def test_an_engine_without_tokens_is_lost_with_its_worker_as_ever() -> None:
+    async with (
+        worker_process("tests.echo_worker") as first,
+        worker_process("tests.echo_worker") as second,
+        pool_of(first, second) as pool,
+    ):
+        session = await pool.open(SessionRequest("c1"))
+        assert isinstance(session, RemoteSession)
+        await session.send(bytes(3840), bytes(1280))
+        for worker in (first, second):
+            worker.signal(signal.SIGKILL)
+        with pytest.raises(EngineLost, match="broke the connection"):
+            await ending(session)
+        await session.close()

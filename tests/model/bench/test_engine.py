@@ -1,0 +1,93 @@
+"""The engine's benchmark, run for real on a model small enough for a CPU."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from model.bench import engine, floor, models
+from model.bench.drive import latency
+from model.engine import Stepper
+from model.fp8 import E4M3
+
+
+def test_a_small_sweep_measures_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    order = engine.Order("tiny", "cpu", (2,), "fp8", seconds=0.5, beside=False)
+    assert engine.bench_engine(order, json_output=True) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert {"date", "torch", "device_name", "kv_dtype", "weights_dtype", "size", "commit"} <= shown.keys()
+    (found,) = shown["configurations"]
+    assert found["slots"] == 2
+    assert found["lockstep"]["frames"] >= 40
+    assert found["random_phases"]["frames"] in (12, 13, 14)  # half a second, two callers
+    assert set(found["parts"]) == {"encode", "temporal", "depformer", "decode"}
+    assert all(part["milliseconds"] > 0 and part["launches"] > 0 for part in found["parts"].values())
+    assert found["ratio"] > 1
+    for name in ("lockstep", "random_phases", "lockstep_10s"):
+        assert 0 < found[name]["p50"] <= found[name]["p99"] <= found[name]["p999"] <= found[name]["max"]
+
+
+@pytest.mark.long
+def test_work_beside_the_calls_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    order = engine.Order("tiny", "cpu", (2,), "bf16", "fp8", seconds=3.0)
+    assert engine.bench_engine(order, json_output=True) == 0
+    (found,) = json.loads(capsys.readouterr().out)["configurations"]
+    kinds = {"open_from_cache", "uncached_prompt", "resume_fast", "resume_deep", "reprime_each_second"}
+    assert set(found["beside"]) == kinds
+    assert all(len(one["took"]) == 2 and one["others"]["frames"] > 20 for one in found["beside"].values())
+
+
+def test_what_does_not_fit_is_skipped_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    order = engine.Order("tiny", "cpu", (10_000_000,), "float32", seconds=0.5)
+    assert engine.bench_engine(order) == 1
+    said = capsys.readouterr().err
+    assert "nothing fits: 10000000 slots with float32 keys and values need" in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_cuda_device_is_said_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert engine.bench_engine(engine.Order("full", "cuda", (1,), "bf16")) == 1
+    assert "--device cpu --size tiny" in capsys.readouterr().err
+
+
+def test_the_published_sizes_need_what_is_known() -> None:
+    """64 slots in bfloat16, or 128 in FP8, fill most of an H200; the figures of the design."""
+    sizes, weights = models.sizes_of("full"), 17_100_000_000
+    assert 118e9 < models.bytes_for(sizes, torch.bfloat16, 64, 1, weights) < 128e9
+    assert 122e9 < models.bytes_for(sizes, E4M3, 128, 1, weights) < 133e9
+    assert models.bytes_for(sizes, torch.bfloat16, 96, 1, weights) > 151e9
+    assert models.bytes_for(sizes, E4M3, 1, 1, 9_000_000_000) < 16e9
+
+
+def test_a_step_reads_the_window_and_the_weights_of_one_voice() -> None:
+    sizes = models.sizes_of("tiny")
+    stepper = Stepper(models.random_models(sizes, torch.device("cpu")), 4, kv_dtype=E4M3)
+    models.fill(stepper, 4, 10 * sizes.lm.transformer.context)
+    three, one = (floor.nbytes(floor.step_reads(stepper, slots)) for slots in (3, 1))
+    main, codec = sizes.lm.transformer, sizes.mimi.transformer
+    shown = main.context - 1  # in the reference's window
+    ring = 2 * main.layers * shown * (main.dim + main.heads * 4)
+    both_sides = 2 * 2 * codec.layers * (codec.context + codec.step - 1) * codec.dim * 4
+    assert three - one == 2 * (ring + both_sides)
+    depth = sizes.lm.depformer
+    step = depth.layers * (4 * depth.dim**2 + 3 * depth.dim * depth.hidden)
+    step += depth.dim * main.dim + sizes.lm.card * depth.dim
+    layers = main.layers * (4 * main.dim**2 + 3 * main.dim * main.hidden) + main.dim * sizes.lm.text_card
+    mimi = sum(t.nbytes for t in stepper.models.mimi.state_dict().values() if t.ndim > 1)
+    assert one == 4 * (8 * step + layers) + mimi + ring + both_sides + _gains(main.layers, main.dim)
+
+
+def _gains(layers: int, dim: int) -> int:
+    """Norms' gains of the main transformer are kept as `[1, 1, D]`."""
+    return 4 * layers * 2 * dim
+
+
+def test_latency_counts_what_is_late() -> None:
+    found = latency([0.01] * 98 + [0.081, 0.5], 10)
+    assert (found.frames, found.misses, found.mean_batch) == (100, 2, 10.0)
+    assert found.p50 == pytest.approx(10)
+    assert found.max == pytest.approx(500)
+    with pytest.raises(ValueError, match="nothing was measured"):
+        latency([], 1)

@@ -1,0 +1,119 @@
+"""Calls on a tiny engine, with a clock that the test moves."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model.calls import Calls
+from model.clip import Clip, ClipError
+from model.conversation import Models
+from model.engine import Stepper
+from model.engine_options import Context
+from model.folder import ModelFolder
+from model.history import Columns
+from model.prompt_cache import PromptCache
+from model.scheduler import FRAME, Scheduler
+from model.voice_store import VoiceStore
+from model.wire import AgentFrame, AgentText, FromWorker, History, Ready, Resume, Sampling, SessionRequest
+from tests.model.tiny_folder import VOICE
+
+GREEDY = Sampling(temperature=0.0, text_temperature=0.0)
+
+
+def request(call: str = "c1", prompt: str = "you are a kind teacher", **more: object) -> SessionRequest:
+    return SessionRequest(call, prompt=prompt, **{"voice": VOICE, "sampling": GREEDY, **more})  # type: ignore[arg-type]
+
+
+def caller_pcm(seed: int, index: int) -> bytes:
+    """80 ms of a caller, another for each frame."""
+    random = np.random.default_rng((seed, index))
+    return (random.standard_normal(1920) * 3000).astype("<i2").tobytes()
+
+
+class Rig:
+    """An engine's calls and what each session was told."""
+
+    def __init__(
+        self, models: Models, folder: ModelFolder, *, slots: int = 3, context: Context = "reprime", spares: int = 1
+    ) -> None:
+        self.now = 0.0
+        self.told: dict[int, list[FromWorker]] = defaultdict(list)
+        self.clips: dict[str, Clip] = {}
+        self.stepper = Stepper(models, slots, spares=spares, kv_dtype=torch.float32)
+        self.scheduler = Scheduler(slots)
+        self.prompts = PromptCache(self.stepper, 1 << 30)
+        self.voices = VoiceStore(models, folder.voices, Path("nowhere"))
+        self.calls = Calls(
+            self.stepper, self.scheduler, self.prompts, self.voices, self._tell, self._clip, lambda: self.now, context
+        )
+
+    def _tell(self, session: int, message: FromWorker) -> None:
+        self.told[session].append(message)
+
+    def _clip(self, name: str) -> Clip:
+        if name not in self.clips:
+            raise ClipError(f"there is no clip {name}")
+        return self.clips[name]
+
+    def open(self, session: int, asked: SessionRequest, history: History | None = None) -> FromWorker:
+        """Open and wait until it speaks or is refused: what it was told first."""
+        self.calls.open(session, asked, history or History())
+        while not self.told[session]:
+            self.settle(once=True)
+        return self.told[session][0]
+
+    def settle(self, once: bool = False) -> None:
+        """Let everything be done that waits; time jumps to when it is due."""
+        while self.calls.work() or self._jump():
+            if once:
+                return
+
+    def _jump(self) -> bool:
+        wake = self.calls.wake_at()
+        if wake is None:
+            return False
+        self.now = max(self.now, wake)
+        return True
+
+    def speak(self, session: int, start: int, end: int, seed: int = 0) -> None:
+        """The caller's frames from `start` up to `end`, one every 80 ms, each answered before the next."""
+        for index in range(start, end):
+            self.calls.frame(session, index, caller_pcm(seed, index))
+            self.settle()
+            self.now += FRAME
+
+    @property
+    def history_of_nothing(self) -> History:
+        return History()
+
+    def frames(self, session: int) -> list[AgentFrame]:
+        return [message for message in self.told[session] if isinstance(message, AgentFrame)]
+
+    def columns(self, session: int) -> list[bytes]:
+        return [frame.tokens for frame in self.frames(session)]
+
+    def text(self, session: int) -> str:
+        return "".join(message.text for message in self.told[session] if isinstance(message, AgentText))
+
+    def history(self, session: int, cut: int, missed: int = 0, seed: int = 0) -> tuple[Resume, History]:
+        """What a gateway has of a session since `cut`, with `missed` frames that nobody answered."""
+        mine = self.frames(session)
+        columns = b"".join(frame.tokens for frame in mine if frame.index >= cut)
+        frames = len(columns) // len(mine[0].tokens)
+        following = cut + frames + missed
+        heard = min(following, 125)
+        sound = b"".join(caller_pcm(seed, index) for index in range(following - heard, following))
+        return Resume(cut, frames, heard, missed), History(columns, sound)
+
+
+def is_ready(message: FromWorker) -> bool:
+    return isinstance(message, Ready)
+
+
+def as_ids(columns: Columns) -> list[list[int]]:
+    rows: list[list[int]] = columns.between(columns.start, columns.end).T.tolist()
+    return rows

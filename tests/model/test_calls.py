@@ -1,0 +1,201 @@
+"""Calls on one engine: what each is told, and what it never is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+import torch
+
+from model.clip import Clip
+from model.conversation import Models
+from model.engine import StepResult
+from model.folder import ModelFolder
+from model.prompt import SILENCE
+from model.scheduler import FRAME
+from model.wire import AgentFrame, AgentText, Error, Played, Ready, Sampling
+from tests.model.rig import GREEDY, Rig, caller_pcm, is_ready, request
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def rig(models: Models, tiny: ModelFolder) -> Rig:
+    return Rig(models, tiny, slots=2)
+
+
+def test_each_caller_frame_is_answered_once_with_sound_and_a_column(rig: Rig) -> None:
+    assert rig.open(1, request()) == Ready("personaplex")
+    rig.speak(1, 0, 5)
+    assert [frame.index for frame in rig.frames(1)] == [0, 1, 2, 3, 4]
+    assert {(len(frame.pcm), len(frame.tokens)) for frame in rig.frames(1)} == {(3840, 34)}
+    assert rig.frames(1)[0].tokens[4:18] == b"".join(code.to_bytes(2, "little") for code in SILENCE[1:])
+
+
+def test_what_it_is_told_to_say_comes_out_as_words_and_the_greeting_first(rig: Rig) -> None:
+    rig.open(1, request(greeting="hello"))
+    rig.calls.say(1, "thank you")
+    rig.speak(1, 0, 24)
+    text = rig.text(1)
+    assert text.strip().startswith("hello")
+    assert "thank you" in text[text.index("hello") :]
+    text_frames = [message.index for message in rig.told[1] if isinstance(message, AgentText)]
+    order = [message for message in rig.told[1] if isinstance(message, AgentText | AgentFrame)]
+    for before, after in pairwise(order):
+        if isinstance(before, AgentText) and isinstance(after, AgentFrame):
+            assert before.index == after.index, "text belongs to the frame that follows it"
+    assert text_frames == sorted(text_frames)
+
+
+def test_a_clip_is_played_code_for_code_and_one_that_is_not_there_harms_nobody(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    codes = torch.randint(0, 2048, (8, 6), generator=torch.Generator().manual_seed(4))
+    rig.clips["disclosure"] = Clip("recorded", torch.cat((torch.full((1, 6), 3), codes)))
+    rig.open(1, request())
+    rig.calls.play(1, "absent")
+    assert "the clip 'absent' is not played: there is no clip absent" in caplog.text
+    rig.calls.play(1, "disclosure")
+    rig.speak(1, 0, 8)
+    columns = [[int.from_bytes(c[i : i + 2], "little") for i in range(0, 34, 2)] for c in rig.columns(1)]
+    assert [column[1] for column in columns[:6]] == codes[0].tolist()
+    assert [column[2:9] for column in columns[1:7]] == codes[1:].T.tolist()
+    assert [message for message in rig.told[1] if isinstance(message, Played)] == [Played(6, "disclosure")]
+
+
+def test_the_call_beyond_the_slots_is_refused_at_once_and_the_next_after_a_hang_up_taken(rig: Rig) -> None:
+    rig.open(1, request("a"))
+    rig.open(2, request("b"))
+    assert rig.open(3, request("c")) == Error("full", "all 2 slots of this worker are taken")
+    rig.calls.close(1)
+    assert is_ready(rig.open(4, request("d")))
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        (request(prompt="the bank " * 200), "frames"),
+        (request(sampling=Sampling(top_k=0)), "top-k keeps at least 1 token"),
+    ],
+)
+def test_a_request_that_cannot_be_served_is_refused_and_its_slot_is_free_again(
+    rig: Rig, asked: object, reason: str
+) -> None:
+    told = rig.open(1, asked)  # type: ignore[arg-type]
+    assert isinstance(told, Error)
+    assert told.code == "invalid"
+    assert reason in told.message
+    assert rig.scheduler.active == 0
+    assert is_ready(rig.open(2, request()))
+
+
+def test_an_unknown_voice_is_refused_by_its_name(rig: Rig) -> None:
+    told = rig.open(1, request(voice="NOBODY"))
+    assert isinstance(told, Error)
+    assert "NOBODY" in told.message
+
+
+def test_frames_sent_before_the_slot_speaks_are_answered_when_it_does(rig: Rig) -> None:
+    rig.calls.open(1, request(), rig.history_of_nothing)
+    for index in range(3):
+        rig.calls.frame(1, index, caller_pcm(0, index))
+    rig.settle()
+    assert [frame.index for frame in rig.frames(1)] == [0, 1, 2]
+
+
+def test_nothing_late_reaches_the_next_caller_of_a_slot(models: Models, tiny: ModelFolder) -> None:
+    rig = Rig(models, tiny, slots=1)
+    rig.open(1, request("first", greeting="hello and thank you"))
+    rig.speak(1, 0, 6, seed=1)
+    rig.calls.frame(1, 6, caller_pcm(1, 6))
+    rig.calls.close(1)
+    before = len(rig.told[1])
+    rig.open(2, request("second"))
+    rig.calls.frame(1, 7, caller_pcm(1, 7))
+    rig.calls.say(1, "late words")
+    rig.speak(2, 0, 10)
+    assert len(rig.told[1]) == before
+    fresh = Rig(models, tiny, slots=1)
+    fresh.open(1, request("second"))
+    fresh.speak(1, 0, 10)
+    assert rig.columns(2) == fresh.columns(1)
+    assert [frame.pcm for frame in rig.frames(2)] == [frame.pcm for frame in fresh.frames(1)]
+
+
+def test_a_slot_whose_numbers_break_down_is_closed_and_its_neighbour_goes_on(models: Models, tiny: ModelFolder) -> None:
+    rig, calm = Rig(models, tiny, slots=2), Rig(models, tiny, slots=2)
+    for each in (rig, calm):
+        each.open(1, request("broken"))
+        each.open(2, request("whole"))
+        each.speak(2, 0, 2)
+    rig.stepper.state.kv.values[:, rig.stepper.lm_slot[0]] = float("nan")
+    rig.calls.frame(1, 0, caller_pcm(0, 0))
+    for each in (rig, calm):
+        each.speak(2, 2, 5)
+    errors = [message for message in rig.told[1] if isinstance(message, Error)]
+    assert [error.code for error in errors] == ["failed"]
+    assert rig.frames(1) == []
+    assert rig.columns(2) == calm.columns(2)
+    assert rig.calls.faults == 1
+    assert is_ready(rig.open(3, request("next")))
+    rig.speak(3, 0, 2)
+    assert len(rig.frames(3)) == 2
+
+
+def test_a_caller_whose_frames_get_lost_is_heard_as_silent_there(rig: Rig, models: Models, tiny: ModelFolder) -> None:
+    rig.open(1, request())
+    rig.speak(1, 0, 2)
+    rig.speak(1, 4, 6)
+    assert [frame.index for frame in rig.frames(1)] == [0, 1, 2, 3, 4, 5]
+    told = Rig(models, tiny)
+    told.open(1, request())
+    told.speak(1, 0, 2)
+    for index in (2, 3):
+        told.calls.frame(1, index, bytes(3840))
+        told.settle()
+    told.speak(1, 4, 6)
+    assert rig.columns(1) == told.columns(1)
+    account = rig.calls.close(1)
+    assert account is not None
+    assert (account.frames, account.lost) == (6, 2)
+
+
+def test_late_answers_are_counted_and_told_when_the_call_ends(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.open(1, request("slow"))
+    step = rig.stepper.step
+
+    def slow(slots: Sequence[int], pcm: Sequence[bytes]) -> StepResult:
+        rig.now += 1.5 * FRAME
+        return step(slots, pcm)
+
+    rig.stepper.step = slow  # type: ignore[method-assign]
+    rig.speak(1, 0, 4)
+    assert isinstance(rig.open(2, request("refused")), Error)
+    account = rig.calls.close(1)
+    assert account is not None
+    assert account.late == 4
+    assert "call slow" in caplog.text
+    assert "late=4" in caplog.text
+
+
+def test_closing_a_call_while_it_is_being_prepared_leaves_everything_free(rig: Rig) -> None:
+    rig.calls.open(1, request(), rig.history_of_nothing)
+    rig.calls.work()
+    rig.calls.close(1)
+    rig.settle()
+    assert rig.told[1] == []
+    assert rig.scheduler.active == 0
+    assert rig.calls.close(1) is None
+
+
+def test_prompts_that_are_read_do_not_hold_up_those_who_talk(models: Models, tiny: ModelFolder) -> None:
+    rig = Rig(models, tiny, slots=3)
+    rig.open(1, request("talking", sampling=GREEDY))
+    rig.calls.open(2, request("new", prompt="a long prompt " * 8), rig.history_of_nothing)
+    rig.calls.frame(1, 0, caller_pcm(0, 0))
+    rig.now += FRAME
+    assert rig.calls.work()
+    assert [frame.index for frame in rig.frames(1)] == [0], "the step came before the prompt's parts"
+    rig.settle()
+    assert rig.told[2] == [Ready("personaplex")]

@@ -1,0 +1,55 @@
+"""How many calls a device holds, from numbers alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from model.capacity import batch_sizes, slot_bytes, slots_by_memory, slots_by_speed
+from model.config import mimi_full, personaplex_7b
+from model.engine_options import EngineRefused
+
+GB = 10**9
+SLOT = slot_bytes(personaplex_7b(), mimi_full(), 2)
+WEIGHTS = 17 * GB
+
+
+def test_a_call_of_the_published_model_takes_one_and_a_half_gigabytes_and_half_in_fp8() -> None:
+    assert 1.57 * GB < SLOT < 1.65 * GB
+    assert slot_bytes(personaplex_7b(), mimi_full(), 1) < 0.53 * SLOT
+
+
+def test_as_many_slots_as_memory_holds_beside_the_weights_and_the_spares() -> None:
+    slots = slots_by_memory(0, 139 * GB, WEIGHTS, SLOT, 2)
+    assert 64 <= slots < 80
+    assert WEIGHTS + (slots + 2) * SLOT <= 139 * GB < WEIGHTS + (slots + 3) * SLOT
+    assert slots_by_memory(64, 139 * GB, WEIGHTS, SLOT, 2) == 64
+
+
+def test_slots_that_do_not_fit_are_refused_with_the_number_that_does() -> None:
+    with pytest.raises(EngineRefused, match=r"128 slots need .* GB and 139.0 GB are free; start it with --slots 7\d"):
+        slots_by_memory(128, 139 * GB, WEIGHTS, SLOT, 2)
+    with pytest.raises(EngineRefused, match=r"one call needs .* GB with the model's weights, and 16.0 GB are free"):
+        slots_by_memory(1, 16 * GB, WEIGHTS, SLOT, 2)
+
+
+def test_speed_leaves_room_unless_a_number_was_asked_for() -> None:
+    costs = {1: 0.005, 32: 0.02, 64: 0.036, 128: 0.075}
+    assert slots_by_speed(0, costs) == 64
+    assert slots_by_speed(128, costs) == 128
+
+
+def test_what_is_too_slow_is_refused_with_the_reason() -> None:
+    with pytest.raises(EngineRefused, match=r"a step of 64 slots takes 90 ms .* start it with --slots 32"):
+        slots_by_speed(64, {1: 0.01, 32: 0.05, 64: 0.09})
+    with pytest.raises(EngineRefused, match=r"a step of 1 call takes 900 ms .* too slow for the model"):
+        slots_by_speed(0, {1: 0.9})
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 16, 100, 128, 150])
+def test_batches_hold_every_number_of_slots_without_much_padding(slots: int) -> None:
+    sizes = batch_sizes(slots)
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == slots
+    for count in range(1, slots + 1):
+        batch = next(size for size in sizes if size >= count)
+        assert batch <= max(2 * count - 1, 1) if count < 24 else batch <= 1.5 * count

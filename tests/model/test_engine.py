@@ -1,0 +1,115 @@
+"""The step of many slots: each as if it were alone, whatever the others do."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from model.conversation import Conversation, Models, load_voice, role_ids
+from model.engine import Stepper
+from model.folder import ModelFolder
+from model.prompt_cache import Prompt, PromptCache, make_prompt
+from model.wire import Sampling
+from tests.model.rig import caller_pcm
+from tests.model.tiny_folder import VOICE
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def prompt(models: Models, tiny: ModelFolder) -> Prompt:
+    voice = load_voice(models, tiny.voices / f"{VOICE}.pt")
+    return make_prompt(models.config, voice, role_ids(models, "you are a kind teacher"))
+
+
+def begin(stepper: Stepper, slot: int, prompt: Prompt, sampling: Sampling) -> None:
+    """A new call in `slot`."""
+    stepper.reset(slot)
+    for _ in PromptCache(stepper, 0).fill(prompt, stepper.lm_slot[slot]):
+        pass
+    stepper.set_slot(slot, sampling, prompt.frames)
+
+
+def alone(models: Models, prompt: Prompt, sampling: Sampling, seed: int, frames: int) -> list[list[int]]:
+    """The tokens of a call that has an engine for itself."""
+    stepper = Stepper(models, 1)
+    begin(stepper, 0, prompt, sampling)
+    return [stepper.step([0], [caller_pcm(seed, index)]).tokens[0].tolist() for index in range(frames)]
+
+
+def test_a_call_in_a_slot_is_a_conversation_token_for_token(models: Models, tiny: ModelFolder, prompt: Prompt) -> None:
+    sampling = Sampling(seed=11)
+    voice = load_voice(models, tiny.voices / f"{VOICE}.pt")
+    conversation = Conversation(models, voice, role_ids(models, "you are a kind teacher"), sampling)
+    stepper = Stepper(models, 2)
+    begin(stepper, 1, prompt, sampling)
+    for index in range(8):
+        pcm = caller_pcm(0, index)
+        heard = conversation.frame(torch.from_numpy(np.frombuffer(pcm, "<i2").astype(np.float32) / 32_768.0))
+        result = stepper.step([1], [pcm])
+        assert result.tokens[0].tolist() == heard.tokens
+        expected = np.clip(np.rint(heard.pcm.numpy() * 32_768.0), -32_768, 32_767)
+        assert np.abs(result.pcm[0] - expected).max() <= 3
+        assert result.finite.all()
+
+
+def test_slots_are_independent_through_random_joins_leaves_and_pauses(models: Models, prompt: Prompt) -> None:
+    chance = random.Random(3)
+    stepper = Stepper(models, 3)
+    calls: dict[int, tuple[int, Sampling]] = {}
+    said: dict[int, list[list[int]]] = {}
+    for number in range(28):
+        slot = chance.randrange(3)
+        if slot not in calls or chance.random() < 0.15:
+            calls[slot] = (number, Sampling(seed=number) if number % 2 else Sampling(0.0, 0.0))
+            said[number] = []
+            begin(stepper, slot, prompt, calls[slot][1])
+        stepping = [slot for slot in calls if chance.random() < 0.7]
+        if not stepping:
+            continue
+        chance.shuffle(stepping)
+        sound = [caller_pcm(calls[slot][0], len(said[calls[slot][0]])) for slot in stepping]
+        result = stepper.step(stepping, sound)
+        for row, slot in enumerate(stepping):
+            said[calls[slot][0]].append(result.tokens[row].tolist())
+    samplings = {number: Sampling(seed=number) if number % 2 else Sampling(0.0, 0.0) for number in said}
+    longest = sorted(said, key=lambda number: -len(said[number]))[:3]
+    assert len(said[longest[-1]]) >= 4
+    for number in longest:
+        assert said[number] == alone(models, prompt, samplings[number], number, len(said[number]))
+
+
+def test_a_step_padded_to_a_larger_batch_is_the_same_and_leaves_other_slots_alone(
+    models: Models, prompt: Prompt
+) -> None:
+    sampling = Sampling(seed=5)
+    padded, plain = Stepper(models, 3, batches=(2, 3)), Stepper(models, 3)
+    for stepper in (padded, plain):
+        for slot in range(2):
+            begin(stepper, slot, prompt, sampling)
+    untouched = padded.state.kv.keys[:, padded.lm_slot[1]].clone()
+    for index in range(3):
+        sound = [caller_pcm(0, index)]
+        assert padded.step([0], sound).tokens.tolist() == plain.step([0], sound).tokens.tolist()
+    assert torch.equal(padded.state.kv.keys[:, padded.lm_slot[1]], untouched)
+    with pytest.raises(ValueError, match="4 slots are more than a step takes; 3 at most"):
+        padded.batch_for(4)
+
+
+def test_numbers_that_are_none_are_told_of_their_slot_and_stay_in_it(models: Models, prompt: Prompt) -> None:
+    sampling = Sampling(seed=2)
+    stepper = Stepper(models, 2)
+    for slot in range(2):
+        begin(stepper, slot, prompt, sampling)
+    stepper.state.kv.keys[:, stepper.lm_slot[0], :, 3] = float("nan")
+    sound = [caller_pcm(0, 0), caller_pcm(0, 0)]
+    result = stepper.step([0, 1], sound)
+    assert result.finite.tolist() == [False, True]
+    assert result.tokens[1].tolist() == alone(models, prompt, sampling, 0, 1)[0]
+    begin(stepper, 0, prompt, sampling)
+    again = stepper.step([0], [caller_pcm(0, 0)])
+    assert again.finite.all()
+    assert again.tokens[0].tolist() == alone(models, prompt, sampling, 0, 1)[0]

@@ -1,0 +1,45 @@
+"""A language model whose matrices are FP8: how far it moves, and that all of it still works."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from model import fp8
+from model.fp8_weights import Fp8Linear, shrink
+from tests.model.tiny import CONFIG, VOICE, random_codes, random_lm, step_given
+
+
+def test_a_row_keeps_three_bits_at_any_scale() -> None:
+    weight = torch.randn(20, 300) * 10.0 ** torch.linspace(-5, 5, 20)[:, None]
+    error = (fp8.restore(*fp8.quantise(weight), torch.float32) - weight).abs()
+    limit = torch.maximum(weight.abs() * 2**-4, weight.abs().amax(1, keepdim=True) / 448 * 2**-10)
+    assert (error <= limit * 1.001).all()
+
+
+def test_every_matrix_but_the_heads_and_tables_is_small() -> None:
+    lm = shrink(random_lm(), "cpu")
+    large = {name for name, module in lm.named_modules() if isinstance(module, nn.Linear)}
+    assert large == {"text_linear", *(f"linears.{step}" for step in range(CONFIG.depformer.steps))}
+    assert [name for name, weight in lm.named_parameters() if weight.ndim == 2 and "emb" not in name] == [
+        "text_linear.weight",
+        *(f"linears.{step}.weight" for step in range(CONFIG.depformer.steps)),
+    ]
+    small = sum(isinstance(module, Fp8Linear) for module in lm.modules())
+    main, depth = CONFIG.transformer, CONFIG.depformer
+    assert small == main.layers * 4 + depth.layers * depth.steps * 4 + depth.steps
+
+
+def test_what_the_model_computes_moves_little() -> None:
+    """Relative to the spread of the logits, with an outlying input channel in each matrix, on random weights."""
+    exact, rough = random_lm(2), random_lm(2)
+    for lm in (exact, rough):
+        for layer in lm.transformer.layers:
+            layer.gating.linear_in.weight[:, 5] *= 20.0  # type: ignore[union-attr, operator, index]
+    shrink(rough, "cpu")
+    codes = random_codes(1, 30)
+    traces = [step_given(lm, lm.streaming(1), 0, codes, VOICE)[-1].trace for lm in (exact, rough)]
+    text = (traces[1].text_logits - traces[0].text_logits).square().mean().sqrt() / traces[0].text_logits.std()
+    audio = (traces[1].audio_logits - traces[0].audio_logits).square().mean().sqrt() / traces[0].audio_logits.std()
+    assert 1e-4 < text < 0.15
+    assert 1e-4 < audio < 0.15

@@ -1,0 +1,220 @@
+"""Slots rebuilt from their history: calls that move to another engine, and calls longer than the window."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from model import wire
+from model.conversation import Models
+from model.folder import ModelFolder
+from model.history import Columns, kept_frames
+from model.lm import LM
+from model.prompt import voice_frames
+from model.wire import NO_TOKEN, Cut, Error, History, Resume, Sampling
+from tests.model.rig import GREEDY, Rig, request
+from tests.model.tiny_folder import VOICE
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+WINDOW = 40
+
+
+@pytest.fixture(scope="module")
+def short(models: Models) -> Models:
+    """The same weights with a window of 40 frames."""
+    config = models.config
+    narrow = replace(config, transformer=replace(config.transformer, context=WINDOW))
+    lm = LM(narrow)
+    lm.load_state_dict(models.lm.state_dict())
+    return replace(models, lm=lm.eval().requires_grad_(False))
+
+
+@pytest.fixture(scope="module")
+def brief(models: Models, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    """A voice of four frames, so that a prompt fits into such a window."""
+    folder = ModelFolder(tmp_path_factory.mktemp("brief"))
+    folder.voices.mkdir()
+    codes = torch.randint(0, 2048, (4, 8), generator=torch.Generator().manual_seed(2))
+    embeddings, cache = models.lm.record_voice(torch.tensor(voice_frames(codes.tolist())).T)
+    torch.save({"embeddings": embeddings[:, None, None], "cache": cache[None]}, folder.voices / f"{VOICE}.pt")
+    return folder
+
+
+def test_columns_are_what_the_wire_has_and_are_forgotten_from_the_front() -> None:
+    columns = Columns(10)
+    rows = [np.full(17, value, np.int64) for value in (5, -2, 7)]
+    wire = [columns.append(row) for row in rows]
+    assert columns.end == 13
+    assert wire[1] == NO_TOKEN.to_bytes(2, "little") * 17
+    assert columns.between(10, 13)[0].tolist() == [5, NO_TOKEN, 7]
+    columns.forget(12)
+    columns.forget(11)
+    assert (columns.start, columns.between(12, 13)[16].tolist()) == (12, [7])
+
+
+@pytest.mark.parametrize(("context", "prompt"), [(3000, 60), (3000, 300), (3000, 1200), (3000, 2900), (40, 21)])
+def test_a_slot_keeps_prompt_and_newest_frames_in_45_per_cent_of_the_window_and_always_some(
+    context: int, prompt: int
+) -> None:
+    kept = kept_frames(context, prompt)
+    assert kept >= 1
+    assert prompt + kept <= max(0.45 * context, prompt + context // 10)
+    assert context - 1 - prompt - kept > (context - 1 - prompt) // 3, "it would have to be done again at once"
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(seed=9)], ids=["greedy", "by chance"])
+def test_a_call_taken_over_goes_on_token_for_token_as_the_unbroken_one(
+    models: Models, tiny: ModelFolder, sampling: Sampling
+) -> None:
+    unbroken = Rig(models, tiny)
+    unbroken.open(1, request(sampling=sampling, greeting="hello"))
+    unbroken.speak(1, 0, 26)
+    first, second = Rig(models, tiny), Rig(models, tiny)
+    first.open(1, request(sampling=sampling, greeting="hello"))
+    first.speak(1, 0, 16)
+    resume, history = first.history(1, 0)
+    second.open(7, request(sampling=sampling, greeting="hello", resume=resume), history)
+    second.speak(7, 16, 26)
+    assert second.columns(7) == unbroken.columns(1)[16:]
+    assert [frame.index for frame in second.frames(7)] == list(range(16, 26))
+    mine, theirs = (np.frombuffer(rig.frames(n)[-1].pcm, "<i2") for rig, n in ((second, 7), (unbroken, 1)))
+    assert np.abs(mine.astype(int) - theirs).max() <= 3
+
+
+def test_a_call_speaks_with_its_newest_frames_first_and_knows_the_rest_soon_after(
+    models: Models, tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.calls.FAST_FRAMES", 6)
+    first, second = Rig(models, tiny), Rig(models, tiny)
+    first.open(1, request())
+    first.speak(1, 0, 20)
+    resume, history = first.history(1, 0)
+    second.open(1, request(resume=resume), history)
+    call = second.calls._calls[1]
+    prompt = call.prompt
+    assert prompt is not None
+    assert int(second.stepper.state.cache.offset[second.stepper.lm_slot[call.slot]]) == prompt.frames + 6
+    second.speak(1, 20, 22)
+    assert int(second.stepper.state.cache.offset[second.stepper.lm_slot[call.slot]]) == prompt.frames + 22
+    assert len(second.frames(1)) == 2
+    # From here on it is what another engine, told the same history, makes of it.
+    joined = b"".join((history.columns, *second.columns(1)))
+    later, _ = second.history(1, 20)
+    third = Rig(models, tiny)
+    monkeypatch.setattr("model.calls.FAST_FRAMES", 250)
+    sound = first.history(1, 0)[1].caller_pcm + second.history(1, 20)[1].caller_pcm[-2 * 3840 :]
+    third.open(1, request(resume=replace(later, cut=0, frames=22)), History(joined, sound))
+    second.speak(1, 22, 27)
+    third.speak(1, 22, 27)
+    assert third.columns(1) == second.columns(1)[2:]
+
+
+def test_frames_that_nobody_answered_are_heard_with_the_agent_silent(models: Models, tiny: ModelFolder) -> None:
+    first, second = Rig(models, tiny), Rig(models, tiny)
+    first.open(1, request())
+    first.speak(1, 0, 10)
+    resume, history = first.history(1, 0, missed=3)
+    second.open(1, request(resume=resume), history)
+    second.speak(1, 13, 16)
+    assert [frame.index for frame in second.frames(1)] == [13, 14, 15]
+    call = second.calls._calls[1]
+    (made,) = (message for message in second.told[1] if isinstance(message, wire.Columns))
+    assert (made.index, made.columns) == (10, call.columns.data(10)[: 3 * 34])
+    silent = call.columns.between(10, 13)
+    assert silent[0].tolist() == [3, 3, 3]
+    assert silent[1].tolist() == [948] * 3
+    heard = Rig(models, tiny)
+    heard.open(1, request())
+    heard.speak(1, 0, 14)
+    theirs = heard.calls._calls[1].columns
+    assert silent[9:].tolist() == theirs.between(10, 13)[9:].tolist(), "what it would have heard"
+
+
+def test_what_was_still_to_be_said_is_said_by_the_next_engine(models: Models, tiny: ModelFolder) -> None:
+    first, second = Rig(models, tiny), Rig(models, tiny)
+    first.open(1, request())
+    first.speak(1, 0, 4)
+    resume, history = first.history(1, 0)
+    second.open(1, request(greeting="hello", resume=replace(resume, queued=("thank you",))), history)
+    second.speak(1, 4, 20)
+    assert "thank you" in second.text(1)
+    assert "hello" not in second.text(1)
+
+
+def test_a_history_of_another_model_is_refused(models: Models, tiny: ModelFolder) -> None:
+    rig = Rig(models, tiny)
+    columns = np.full((2, 17), 2500, "<u2").tobytes()
+    told = rig.open(1, request(resume=Resume(0, 2, 0, 0)), History(columns, b""))
+    assert isinstance(told, Error)
+    assert "made with another" in told.message
+
+
+def prompt_is_there(rig: Rig, session: int, keys: torch.Tensor) -> None:
+    """Every key of the prompt is in sight of the slot's next step, unchanged."""
+    call = rig.calls._calls[session]
+    lm_slot = rig.stepper.lm_slot[call.slot]
+    state = rig.stepper.state
+    assert int(state.cache.offset[lm_slot]) <= WINDOW - 1
+    assert int(state.cache.offset[lm_slot]) == call.columns.end + call.base
+    held = state.kv.keys[:, lm_slot, :, : keys.shape[2]]
+    torch.testing.assert_close(held, keys, rtol=0, atol=2e-5)
+
+
+def test_a_call_over_five_windows_keeps_its_prompt_and_goes_on_elsewhere_as_it_would_here(
+    short: Models, brief: ModelFolder
+) -> None:
+    rig = Rig(short, brief, slots=2)
+    rig.open(1, request(prompt=""))
+    rig.open(2, request("other", prompt=""))
+    call = rig.calls._calls[1]
+    assert call.prompt is not None
+    lm_slot = rig.stepper.lm_slot[call.slot]
+    keys = rig.stepper.state.kv.keys[:, lm_slot, :, : call.prompt.positions].clone()
+    last = 5 * WINDOW
+    for index in range(last):
+        rig.speak(1, index, index + 1)
+        if index % 10 == 0:
+            prompt_is_there(rig, 1, keys)
+    cuts = [message.index for message in rig.told[1] if isinstance(message, Cut)]
+    assert cuts == sorted(set(cuts))
+    assert len(cuts) >= 5
+    assert rig.calls.cuts == len(cuts)
+    assert [frame.index for frame in rig.frames(1)] == list(range(last))
+    assert call.columns.start == cuts[-1]
+    assert len(rig.calls._spares) == 1
+    # From the same cut, another engine goes on as this one.
+    resume, history = rig.history(1, cuts[-1])
+    other = Rig(short, brief)
+    other.open(1, request(prompt="", resume=resume), history)
+    for each in (rig, other):
+        each.speak(1, last, last + 6)
+    assert other.columns(1)[:6] == rig.columns(1)[last : last + 6]
+
+
+def test_a_sliding_window_is_the_references_and_cuts_nothing(short: Models, brief: ModelFolder) -> None:
+    rig = Rig(short, brief, context="sliding")
+    rig.open(1, request(prompt=""))
+    rig.speak(1, 0, WINDOW)
+    assert not any(isinstance(message, Cut) for message in rig.told[1])
+    call = rig.calls._calls[1]
+    assert int(rig.stepper.state.cache.offset[rig.stepper.lm_slot[call.slot]]) > WINDOW
+
+
+def test_calls_that_began_together_are_not_cut_together(short: Models, brief: ModelFolder) -> None:
+    rig = Rig(short, brief, slots=3)
+    for session in (1, 2, 3):
+        rig.open(session, request(f"c{session}", prompt=""))
+    at: dict[int, int] = {}
+    for index in range(WINDOW):
+        for session in (1, 2, 3):
+            rig.calls.frame(session, index, b"\0" * 3840)
+        rig.settle()
+        rig.now += 0.08
+        for session in (1, 2, 3):
+            if session not in at and any(isinstance(message, Cut) for message in rig.told[session]):
+                at[session] = index
+    assert len(set(at.values())) == 3

@@ -1,0 +1,127 @@
+"""Rings that a step reads only as far as a slot got: the same conversation as in plain rings, in any storage."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from model import fp8
+from model.kv_cache import DTYPES, KVType, SlotKV
+from model.lm import LM, LMState
+from model.streaming import Window, WindowKind
+from tests.model.tiny import CONTEXT, VOICE, random_codes, random_lm, step_user
+
+LENGTHS = (0, 1, 5, CONTEXT - 2, CONTEXT, 3 * CONTEXT + 1)
+STORED: tuple[KVType, ...] = ("float32", "bf16", "fp8")
+
+
+@pytest.fixture(scope="module")
+def lm() -> LM:
+    return random_lm()
+
+
+def poison(state: LMState) -> None:
+    """Leave a NaN wherever nothing was written yet."""
+    for ring in state.kv.rings():
+        ring.view(torch.uint8).fill_(0x7F) if ring.dtype == fp8.E4M3 else ring.fill_(float("nan"))
+
+
+def hidden(lm: LM, state: LMState, codes: Tensor) -> Tensor:
+    """Step every slot, in order, with the caller's `codes [8, S]`."""
+    return lm.step(state, None, codes.T, depformer_steps=VOICE).trace.hidden
+
+
+@pytest.mark.parametrize("window", ["reference", "full"])
+@pytest.mark.parametrize("chunk", [5, 1000])
+def test_a_conversation_is_that_of_plain_rings(lm: LM, window: WindowKind, chunk: int) -> None:
+    plain, slots = lm.streaming(len(LENGTHS), window), lm.streaming(len(LENGTHS), window, torch.float32)
+    poison(slots)
+    for slot, length in enumerate(LENGTHS):
+        for state in (plain, slots):
+            lm.prefill(state, slot, random_codes(slot, length), chunk)
+    for time in range(2 * CONTEXT):
+        codes = random_codes(100 + time, len(LENGTHS), VOICE)
+        order = torch.randperm(len(LENGTHS))[:4]
+        one = lm.step(plain, order, codes.T[:4], depformer_steps=VOICE)
+        other = lm.step(slots, order, codes.T[:4], depformer_steps=VOICE)
+        assert torch.equal(one.tokens, other.tokens)
+        torch.testing.assert_close(other.trace.hidden, one.trace.hidden, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_a_reset_slot_remembers_nothing(lm: LM, stored: KVType) -> None:
+    used, fresh = lm.streaming(2, kv_dtype=DTYPES[stored]), lm.streaming(2, kv_dtype=DTYPES[stored])
+    lm.prefill(used, 1, random_codes(1, 3 * CONTEXT))
+    poison(used)
+    used.reset(torch.tensor([1]))
+    for state in (used, fresh):
+        lm.prefill(state, 1, random_codes(2, 4))
+    caller = random_codes(3, 2 * CONTEXT, VOICE)
+    assert torch.equal(step_user(lm, used, 1, caller), step_user(lm, fresh, 1, caller))
+    assert isinstance(used.kv, SlotKV)
+    used.kv.wipe(torch.tensor([1]))
+    assert not any(ring[:, 1].float().any() for ring in used.kv.rings())
+    assert used.kv.offsets.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_a_prompt_saved_or_copied_is_the_prompt(lm: LM, stored: KVType) -> None:
+    state, prompt = lm.streaming(4, kv_dtype=DTYPES[stored]), random_codes(1, 9)
+    lm.prefill(state, 0, prompt)
+    for slot in (1, 2):
+        lm.prefill(state, slot, prompt)
+    state.kv.reset(torch.tensor([1]))
+    state.kv.load(1, state.kv.save(0, 8), 8)
+    state.copy(0, torch.tensor([3]))
+    caller = random_codes(3, 20, VOICE)
+    said = [step_user(lm, state, slot, caller) for slot in range(4)]
+    assert all(torch.equal(said[0], other) for other in said[1:])
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_steps_write_what_a_prefill_writes(lm: LM, stored: KVType) -> None:
+    state, length = lm.streaming(2, kv_dtype=DTYPES[stored]), CONTEXT + 3
+    frames = random_codes(1, length)
+    lm.prefill(state, 0, frames, 1000)
+    mask = torch.ones((1, frames.shape[0]), dtype=torch.bool)
+    for frame in frames.T:
+        lm.step(state, torch.tensor([1]), None, frame[None], mask, depformer_steps=VOICE)
+    keys, values = state.kv.read(0, None)
+    # In the first layer both read the same; one step of the coarsest storage's last place may lie between them.
+    near = {"float32": 1e-5, "bf16": 2**-7, "fp8": 2**-3}[stored]
+    torch.testing.assert_close(keys[0].float(), keys[1].float(), rtol=near, atol=1e-4)
+    torch.testing.assert_close(values[0].float(), values[1].float(), rtol=near, atol=1e-4)
+
+
+def outlying(lm: LM) -> LM:
+    """Some channels of keys and values some 20 times the others, as trained models have them."""
+    for layer in lm.transformer.layers:
+        weight = layer.self_attn.in_proj_weight.view(3, 4, 8, 32)  # type: ignore[union-attr, operator]
+        weight[1:, :, 3] *= 20.0
+    return lm
+
+
+@pytest.mark.parametrize(("stored", "worst"), [("bf16", 0.02), ("fp8", 0.12)])
+def test_how_far_storage_moves_what_the_model_computes(stored: KVType, worst: float) -> None:
+    """Relative to the spread of the outputs, with outlying channels, over a full window of random weights."""
+    lm = outlying(random_lm(3))
+    exact, rough = lm.streaming(8, kv_dtype=torch.float32), lm.streaming(8, kv_dtype=DTYPES[stored])
+    for slot in range(8):
+        for state in (exact, rough):
+            lm.prefill(state, slot, random_codes(slot, 2 * CONTEXT))
+    codes = random_codes(50, 8, VOICE)
+    one, other = hidden(lm, exact, codes), hidden(lm, rough, codes)
+    error = (other - one).square().mean().sqrt() / one.std()
+    assert 1e-5 < error < worst
+
+
+def test_fp8_scales_belong_to_one_token_and_head() -> None:
+    cache = SlotKV(layers=1, slots=1, heads=2, head_dim=8, window=Window(4), dtype=fp8.E4M3)
+    key = torch.ones(1, 2, 3, 8) * torch.tensor([1e-3, 1.0, 1e4])[:, None]
+    key[:, 1] *= 7
+    cache.write(0, torch.tensor([[0]]), torch.tensor([[0, 1, 2]]), key, key)
+    keys, values = cache.read(0, None)
+    torch.testing.assert_close(keys[:, :, :3], key)
+    torch.testing.assert_close(values[:, :, :3], key)
+    assert cache.bytes_per_position == 2 * 2 * (8 + 4)

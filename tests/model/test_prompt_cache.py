@@ -1,0 +1,107 @@
+"""Prompts that are read once, and what is shared of those that begin alike."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.conversation import Models, Voice, load_voice, role_ids
+from model.engine import Stepper
+from model.folder import ModelFolder
+from model.prompt_cache import Prompt, PromptCache, make_prompt
+from tests.model.tiny_folder import VOICE
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def voice(models: Models, tiny: ModelFolder) -> Voice:
+    return load_voice(models, tiny.voices / f"{VOICE}.pt")
+
+
+def prompt_of(models: Models, voice: Voice, text: str) -> Prompt:
+    return make_prompt(models.config, voice, role_ids(models, text))
+
+
+def filled(stepper: Stepper, cache: PromptCache, prompt: Prompt) -> tuple[torch.Tensor, ...]:
+    """Everything slot 0 remembers after the prompt."""
+    for _ in cache.fill(prompt, 0):
+        pass
+    state = stepper.state
+    keys = state.kv.keys[:, 0, :, : prompt.positions].clone()
+    return keys, state.cache.tokens[0].clone(), state.cache.provided[0].clone(), state.kv.offsets[0].clone()
+
+
+def same(one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> bool:
+    return all(
+        a.shape == b.shape and torch.allclose(a.float(), b.float(), atol=2e-5) for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_prompt_leaves_what_the_model_reading_it_frame_by_frame_leaves(
+    models: Models, voice: Voice, recorded: bool
+) -> None:
+    told = voice
+    if recorded:
+        told = torch.randint(0, 2048, (8, 9), generator=torch.Generator().manual_seed(1))
+    stepper = Stepper(models, 1)
+    prompt = prompt_of(models, told, "the bank is on the corner")
+    mine = filled(stepper, PromptCache(stepper, 1 << 30), prompt)
+    from model.prompt import prompt_frames, role_frames
+    from model.voice import VoiceReplay
+
+    state, ids = models.lm.streaming(1), role_ids(models, "the bank is on the corner")
+    if isinstance(told, VoiceReplay):
+        models.lm.replay_voice(state, 0, told.embeddings, told.cache)
+        models.lm.prefill(state, 0, torch.tensor(role_frames(ids)).T)
+    else:
+        models.lm.prefill(state, 0, torch.tensor(prompt_frames(told.T.tolist(), ids)).T)
+    keys = state.kv.keys[:, 0, :, : prompt.positions]
+    torch.testing.assert_close(mine[0], keys, rtol=0, atol=2e-5)
+    cells = [(prompt.frames + ahead) % state.cache.tokens.shape[2] for ahead in (-1, 0)]
+    assert torch.equal(mine[1][:, cells][mine[2][:, cells]], state.cache.tokens[0][:, cells][mine[2][:, cells]])
+    assert torch.equal(mine[1][:, cells[0]], state.cache.tokens[0][:, cells[0]])
+    assert int(mine[3]) == int(state.kv.offsets[0])
+
+
+def test_the_second_call_of_a_persona_reads_nothing(models: Models, voice: Voice) -> None:
+    stepper = Stepper(models, 1)
+    cache = PromptCache(stepper, 1 << 30)
+    prompt = prompt_of(models, voice, "you are a kind teacher")
+    first = filled(stepper, cache, prompt)
+    assert len(list(cache.fill(prompt, 0))) == 0
+    assert same(first, filled(stepper, cache, prompt))
+    assert (cache.hits, cache.misses) == (2, 1)
+
+
+def test_a_prompt_that_begins_like_another_reads_only_its_end(models: Models, voice: Voice) -> None:
+    stepper, fresh = Stepper(models, 1), Stepper(models, 1)
+    cache = PromptCache(stepper, 1 << 30)
+    known = prompt_of(models, voice, "you are a kind and wise teacher and you like to listen to you")
+    other = prompt_of(models, voice, "you are a kind and wise teacher and you like to listen to me")
+    filled(stepper, cache, known)
+    shared = other.shared(known)
+    assert other.positions > shared > 0.8 * other.positions
+    read = sum(chunk.shape[1] for chunk in other.inputs(shared))
+    assert read == other.positions - shared
+    assert same(filled(stepper, cache, other), filled(fresh, PromptCache(fresh, 0), other))
+    assert other not in cache, "an end of its own is not worth a place"
+
+
+def test_the_least_recently_used_prompt_goes_when_memory_is_full(models: Models, voice: Voice) -> None:
+    stepper = Stepper(models, 1)
+    prompts = []
+    for seed in range(3):
+        codes = torch.randint(0, 2048, (8, 10), generator=torch.Generator().manual_seed(seed))
+        prompts.append(prompt_of(models, codes, "hello"))
+    one = PromptCache(stepper, 1 << 30)
+    filled(stepper, one, prompts[0])
+    cache = PromptCache(stepper, int(2.5 * one.nbytes))
+    for index in (0, 1, 0, 2):
+        filled(stepper, cache, prompts[index])
+    assert [prompt in cache for prompt in prompts] == [True, False, True]
+    assert cache.nbytes <= 2.5 * one.nbytes
+    tiny = PromptCache(stepper, one.nbytes - 1)
+    filled(stepper, tiny, prompts[0])
+    assert tiny.nbytes == 0

@@ -1,0 +1,163 @@
+"""Slots, ticks and deadlines: pure, with a clock that the test moves."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from model.scheduler import FRAME, LONGEST_HOLD, PAUSE, TICKS, Frame, Refused, Scheduler
+
+COSTS = {1: 0.004, 8: 0.006, 16: 0.009, 32: 0.016, 64: 0.027, 128: 0.045}
+
+
+def serve(scheduler: Scheduler, now: float, step: float = 0.0) -> list[Frame]:
+    """Step all that is due until `now`, each step taking `step` seconds."""
+    served = []
+    while (due := scheduler.next_due()) is not None and due <= now:
+        frames = scheduler.due(due)
+        scheduler.stepped(frames, due + step)
+        served += frames
+    return served
+
+
+def test_a_slot_goes_to_one_call_at_a_time_and_the_call_beyond_is_refused_with_the_reason() -> None:
+    scheduler = Scheduler(2)
+    first, second = scheduler.open(0.0), scheduler.open(0.0)
+    assert {first, second} == {0, 1}
+    with pytest.raises(Refused, match="all 2 slots of this worker are taken"):
+        scheduler.open(0.0)
+    scheduler.close(first)
+    assert scheduler.open(0.0) == first
+
+
+def test_every_frame_is_stepped_once_and_in_order_however_they_come() -> None:
+    chance = random.Random(7)
+    scheduler = Scheduler(5, costs=COSTS)
+    slots = [scheduler.open(0.0) for _ in range(5)]
+    sent = dict.fromkeys(slots, 0)
+    served: list[Frame] = []
+    now = 0.0
+    while now < 20.0:
+        now += chance.uniform(0.0, 0.03)
+        slot = chance.choice(slots)
+        for _ in range(chance.choice((0, 1, 1, 1, 4))):
+            scheduler.push(slot, sent[slot], bytes([sent[slot] % 256]), now)
+            sent[slot] += 1
+        frames = scheduler.due(now)
+        assert len({frame.slot for frame in frames}) == len(frames), "a slot twice in one step"
+        scheduler.stepped(frames, now)
+        served += frames
+    served += serve(scheduler, now + 10.0)
+    for slot in slots:
+        assert [frame.index for frame in served if frame.slot == slot] == list(range(sent[slot]))
+
+
+def test_a_frame_that_never_came_is_silence_in_its_place_and_one_that_comes_too_late_is_left_out() -> None:
+    scheduler = Scheduler(1)
+    slot = scheduler.open(0.0)
+    for index, pcm in ((0, b"a"), (3, b"d"), (1, b"b"), (4, b"e")):
+        scheduler.push(slot, index, pcm, 0.0)
+    assert [(frame.index, frame.pcm) for frame in serve(scheduler, 1.0)] == [
+        (0, b"a"),
+        (1, b""),
+        (2, b""),
+        (3, b"d"),
+        (4, b"e"),
+    ]
+    account = scheduler.account(slot)
+    assert (account.frames, account.lost, account.repeated) == (5, 2, 1)
+
+
+def test_a_call_taken_over_begins_with_its_next_frame() -> None:
+    scheduler = Scheduler(1)
+    slot = scheduler.open(0.0, next_index=1203)
+    scheduler.push(slot, 1203, b"x", 0.0)
+    assert [frame.index for frame in serve(scheduler, 1.0)] == [1203]
+    assert scheduler.account(slot).lost == 0
+
+
+def test_one_call_waits_for_an_eighth_of_a_frame_at_most() -> None:
+    scheduler = Scheduler(64, costs=COSTS)
+    slot = scheduler.open(0.0)
+    for index in range(20):
+        arrived = 1.0 + index * FRAME + 0.0137
+        scheduler.push(slot, index, b"", arrived)
+        due = scheduler.next_due()
+        assert due is not None
+        assert 0 <= due - arrived <= FRAME / 8
+        assert [frame.index for frame in scheduler.due(due)] == [index]
+
+
+def test_the_busier_the_engine_the_fewer_its_ticks() -> None:
+    scheduler = Scheduler(128, costs=COSTS)
+    ticks = [scheduler.ticks(calls) for calls in (1, 8, 32, 64, 128)]
+    assert ticks == sorted(ticks, reverse=True)
+    assert scheduler.ticks(1) >= TICKS // 2
+    assert scheduler.ticks(128) == 1
+
+
+def test_calls_that_come_at_once_are_spread_over_the_ticks_and_none_waits_long() -> None:
+    scheduler = Scheduler(32, costs=COSTS)
+    slots = [scheduler.open(0.0) for _ in range(32)]
+    sizes: list[int] = []
+    for index in range(10):
+        arrived = 1.0 + index * FRAME
+        for slot in slots:
+            scheduler.push(slot, index, b"", arrived)
+        while (due := scheduler.next_due()) is not None:
+            assert due - arrived <= LONGEST_HOLD + FRAME / scheduler.ticks(32)
+            sizes.append(len(scheduler.due(due)))
+    used = scheduler.ticks(32)
+    assert used > 1
+    assert max(sizes) <= 32 / min(used, 1 + int(LONGEST_HOLD / (FRAME / used))) + 1
+    assert min(sizes) > 1, "steps crumble into single calls"
+
+
+def test_a_full_step_takes_those_that_wait_longest_and_the_rest_comes_next() -> None:
+    scheduler = Scheduler(4, largest=2)
+    slots = [scheduler.open(0.0) for _ in range(4)]
+    for place, slot in enumerate(reversed(slots)):
+        scheduler.push(slot, 0, b"", 0.001 * place)
+    late = 1.0
+    first, second = scheduler.due(late), scheduler.due(late)
+    assert [frame.slot for frame in (*first, *second)] == list(reversed(slots))
+    assert scheduler.due(late) == []
+
+
+def test_every_late_answer_is_counted_for_its_call_and_calls_are_refused_until_they_are_on_time() -> None:
+    scheduler = Scheduler(3)
+    slot, other = scheduler.open(0.0), scheduler.open(0.0)
+    for index in range(10):
+        scheduler.push(slot, index, b"", index * FRAME)
+        frames = scheduler.due(index * FRAME + 0.01)
+        scheduler.stepped(frames, index * FRAME + (0.1 if index >= 6 else 0.05))
+    account = scheduler.account(slot)
+    assert (account.frames, account.late) == (10, 4)
+    assert account.worst == pytest.approx(0.1)
+    assert (scheduler.frames, scheduler.late) == (10, 4)
+    assert scheduler.account(other).late == 0
+    now = 10 * FRAME
+    with pytest.raises(Refused, match="frames run late"):
+        scheduler.open(now)
+    assert scheduler.refusal(now + PAUSE + 1) == ""
+    scheduler.open(now + PAUSE + 1)
+
+
+def test_a_call_that_ended_while_its_step_ran_is_counted_for_the_engine_only() -> None:
+    scheduler = Scheduler(1)
+    slot = scheduler.open(0.0)
+    scheduler.push(slot, 0, b"", 0.0)
+    frames = scheduler.due(0.0)
+    assert scheduler.close(slot).frames == 0
+    scheduler.stepped(frames, 0.5)
+    assert (scheduler.frames, scheduler.late) == (1, 1)
+
+
+def test_what_waits_of_a_call_is_forgotten_with_it() -> None:
+    scheduler = Scheduler(1)
+    slot = scheduler.open(0.0)
+    scheduler.push(slot, 0, b"the caller's", 0.0)
+    scheduler.close(slot)
+    assert scheduler.open(0.0) == slot
+    assert serve(scheduler, 1.0) == []
