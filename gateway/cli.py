@@ -274,6 +274,24 @@ def bench_sip_command(
     raise typer.Exit(bench_sip(calls=calls, seconds=seconds, json_output=json_output))
 
 
+@bench_app.command("webhooks")
+def bench_webhooks_command(
+    deliveries: Annotated[int, typer.Option(min=1, help="For the healthy endpoint, and for the dead one.")] = 1000,
+    database: Annotated[str, typer.Option(help="URL of an empty database; by default a new SQLite file.")] = "",
+    json_output: Json = False,
+) -> None:
+    """Deliver to a healthy endpoint while a dead one has as many waiting."""
+    _settings()
+    from gateway.bench.webhooks import bench_webhooks
+    from gateway.records.database import DatabaseInvalid, DatabaseUnavailable
+
+    try:
+        status = bench_webhooks(deliveries, database, json_output)
+    except (DatabaseInvalid, DatabaseUnavailable) as error:
+        fail(str(error))
+    raise typer.Exit(status)
+
+
 @app.command()
 def offline(
     caller_wav: Annotated[Path, typer.Option(help="What the caller says: a WAV file.")],

@@ -79,11 +79,14 @@ PURE = {
     "gateway/twilio/protocol.py",
     "gateway/twilio/signature.py",
     "gateway/twilio/twiml.py",
+    "gateway/webhooks/events.py",
+    "gateway/webhooks/retry.py",
+    "gateway/webhooks/signature.py",
     "model/config.py",
     "model/prompt.py",
     "model/wire.py",
 }
-PACKAGES = {"gateway", "model", "gateway.sip", "gateway.twilio"}
+PACKAGES = {"gateway", "model", "gateway.sip", "gateway.twilio", "gateway.webhooks"}
 OUTSIDE_WORLD = {
     "asyncio",
     "os",
