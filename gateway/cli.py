@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from gateway.records.commands import records_app
 from gateway.settings import Settings, SettingsInvalid, load_settings, masked, misspelt_variables
 from gateway.webhooks.commands import webhooks_app
 from model.commands import Places, told, voices_app, weights_app
@@ -45,6 +46,7 @@ app.add_typer(personas_app, name="personas")
 app.add_typer(bench_app, name="bench")
 app.add_typer(weights_app(lambda: _places(_settings())), name="weights")
 app.add_typer(voices_app(lambda: _places(_settings())), name="voices")
+app.add_typer(records_app(lambda: _settings()), name="records")
 app.add_typer(webhooks_app(lambda: _settings()), name="webhooks")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
