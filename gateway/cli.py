@@ -276,6 +276,20 @@ def bench_sip_command(
     raise typer.Exit(bench_sip(calls=calls, seconds=seconds, json_output=json_output))
 
 
+@bench_app.command("records")
+def bench_records_command(
+    calls: Annotated[int, typer.Option(min=1, help="Calls that are made up.")] = 100_000,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each page is asked for.")] = 50,
+    url: Annotated[str, typer.Option(help="An empty database; else SQLite in a folder that is deleted.")] = "",
+    json_output: Json = False,
+) -> None:
+    """Fill a database with a month of calls and time its pages."""
+    _settings()
+    from gateway.bench.records import bench_records
+
+    raise typer.Exit(bench_records(count=calls, rounds=rounds, url=url, json_output=json_output))
+
+
 @app.command()
 def offline(
     caller_wav: Annotated[Path, typer.Option(help="What the caller says: a WAV file.")],

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
+import orjson
 from fastapi import APIRouter, Depends, HTTPException, Query
-from fastapi.responses import ORJSONResponse, PlainTextResponse, Response
+from fastapi.responses import PlainTextResponse, Response
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -117,8 +118,7 @@ async def _transaction(archive: Archive) -> AsyncIterator[AsyncConnection]:
 
 def _rendered(found: dict[str, Any], form: str) -> Response:
     if form in ("", "json"):
-        response: Response = ORJSONResponse(found)
-        ending = "json"
+        response, ending = Response(orjson.dumps(found), media_type="application/json"), "json"
     elif form == "vtt":
         response, ending = PlainTextResponse(as_vtt(found), media_type="text/vtt"), "vtt"
     else:
