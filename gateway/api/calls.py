@@ -141,4 +141,4 @@ async def _deliveries(
     if before is not None:
         query = query.where(deliveries.c.created_at < before)
     rows = (await connection.execute(query.order_by(deliveries.c.created_at.desc()).limit(limit))).mappings()
-    return [{**row, **{name: stamp(row[name]) for name in moments}} for row in rows]
+    return [{**{name: row[name] for name in names}, **{name: stamp(row[name]) for name in moments}} for row in rows]

@@ -33,4 +33,5 @@ async def entries(
         query = query.where(audit.c.call_id == call_id)
     if before is not None:
         query = query.where(audit.c.id < before)
-    return [dict(row) for row in (await connection.execute(query)).mappings()]
+    rows = (await connection.execute(query)).mappings()
+    return [{str(name): value for name, value in row.items()} for row in rows]
