@@ -31,7 +31,7 @@ def postgres_server() -> Iterator[Any]:
                 yield server
             finally:
                 # At once: what it would write down before an orderly end is thrown away next.
-                os.kill(server.get_pid(), signal.SIGQUIT)
+                os.kill(int(server.get_pid() or 0), signal.SIGQUIT)
 
 
 def postgres_url(server: Any) -> str:
