@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import orjson
-from fastapi import FastAPI, Response
+from fastapi import Depends, FastAPI, Response
 from fastapi.responses import StreamingResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from gateway import telemetry
+from gateway.api.access import access_to
+from gateway.api.calls import calls_router
 from gateway.desk import Desk
 from gateway.telnyx.routes import router as telnyx_router
 from gateway.twilio.routes import router as twilio_router
@@ -48,17 +50,20 @@ def admin_app(desk: Desk) -> FastAPI:
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
 
     app.include_router(schema_router())
+    access = Depends(access_to(desk.archive))
 
     @app.get("/metrics")
     async def metrics() -> Response:
         """Prometheus exposition."""
         return Response(desk.telemetry.render(), media_type=telemetry.CONTENT_TYPE)
 
-    @app.get("/api/calls/live")
+    # Before the other routes: "live" is no call's id.
+    @app.get("/api/calls/live", dependencies=[access])
     async def live() -> StreamingResponse:
         """Both sides of every call as they speak, as server-sent events."""
         return StreamingResponse(_live_events(desk), media_type="text/event-stream")
 
+    app.include_router(calls_router(desk.archive))
     return app
 
 

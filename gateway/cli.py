@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from gateway.records.commands import records_app
 from gateway.settings import Settings, SettingsInvalid, load_settings, masked, misspelt_variables
 from gateway.webhooks.commands import webhooks_app
 from model.commands import Places, told, voices_app, weights_app
@@ -46,6 +47,7 @@ app.add_typer(personas_app, name="personas")
 app.add_typer(bench_app, name="bench")
 app.add_typer(weights_app(lambda: _places(_settings())), name="weights")
 app.add_typer(voices_app(lambda: _places(_settings())), name="voices")
+app.add_typer(records_app(lambda: _settings()), name="records")
 app.add_typer(webhooks_app(lambda: _settings()), name="webhooks")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
@@ -297,6 +299,38 @@ def bench_sip_command(
     from gateway.bench.sip import bench_sip
 
     raise typer.Exit(bench_sip(calls=calls, seconds=seconds, json_output=json_output))
+
+
+@bench_app.command("webhooks")
+def bench_webhooks_command(
+    deliveries: Annotated[int, typer.Option(min=1, help="For the healthy endpoint, and for the dead one.")] = 1000,
+    database: Annotated[str, typer.Option(help="URL of an empty database; by default a new SQLite file.")] = "",
+    json_output: Json = False,
+) -> None:
+    """Deliver to a healthy endpoint while a dead one has as many waiting."""
+    _settings()
+    from gateway.bench.webhooks import bench_webhooks
+    from gateway.records.database import DatabaseInvalid, DatabaseUnavailable
+
+    try:
+        status = bench_webhooks(deliveries, database, json_output)
+    except (DatabaseInvalid, DatabaseUnavailable) as error:
+        fail(str(error))
+    raise typer.Exit(status)
+
+
+@bench_app.command("records")
+def bench_records_command(
+    calls: Annotated[int, typer.Option(min=1, help="Calls that are made up.")] = 100_000,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each page is asked for.")] = 50,
+    url: Annotated[str, typer.Option(help="An empty database; else SQLite in a folder that is deleted.")] = "",
+    json_output: Json = False,
+) -> None:
+    """Fill a database with a month of calls and time its pages."""
+    _settings()
+    from gateway.bench.records import bench_records
+
+    raise typer.Exit(bench_records(count=calls, rounds=rounds, url=url, json_output=json_output))
 
 
 @app.command()

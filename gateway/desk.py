@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Literal
@@ -37,6 +37,7 @@ from gateway.telemetry import Telemetry
 from gateway.transcript import CallMetrics, CallRecord, Utterance, to_document
 from gateway.twilio.tokens import Tokens
 from gateway.webhooks.endpoints import EndpointStore
+from gateway.webhooks.lookup import CallerLookup
 from gateway.webhooks.outbox import Outbox, delivering
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Desk:
         self._pool = None if settings.embedded_echo else WorkerPool(settings)
         self._engine: Engine = ResumingPool(self._pool) if self._pool is not None else EchoEngine()
         self._endpoints = EndpointStore(settings)
+        self._lookup = CallerLookup(self._endpoints)
         self._calls: set[Call] = set()
         self._finished = asyncio.Event()
         self._outcomes: OrderedDict[str, asyncio.Future[Outcome]] = OrderedDict()
@@ -82,6 +84,7 @@ class Desk:
                         if self._pool is not None:
                             await self._pool.stop()
             finally:
+                await self._lookup.close()
                 moving.cancel()
 
     def ready(self) -> bool:
@@ -120,10 +123,14 @@ class Desk:
         One that cannot be taken any more is let go at once: `ready` was asked before its line was open.
         """
         who = self.personas.personas[persona]
+        known: Mapping[str, str] = {}
+        if not self._full():
+            known = await self._lookup.variables(leg.info.call_id, who, leg.info.from_number, leg.info.to_number)
+        # Asked after the wait: from here to where the call is counted nothing else runs.
         if why := self._full():
             await self._refuse(leg, who, why)
             return
-        plan = self._plan(who, leg.info)
+        plan = self._plan(who, leg.info, known)
         folder = self._open_folder(leg.info)
         recording = Recorder(self._recording_plan(who, folder)) if folder is not None and who.record else None
         log_book = CallLog(leg.info.call_id, self.live, redaction_rules(who), recording)
@@ -172,8 +179,8 @@ class Desk:
         await asyncio.wait([ending], timeout=OUTCOME_WAIT)
         return ending.result() if ending.done() else None
 
-    def _plan(self, persona: Persona, info: CallInfo) -> CallPlan:
-        variables = {**info.parameters, "caller_number": info.from_number}
+    def _plan(self, persona: Persona, info: CallInfo, known: Mapping[str, str]) -> CallPlan:
+        variables = {**info.parameters, **known, "caller_number": info.from_number}
         return CallPlan(
             persona=persona.id,
             persona_version=persona.version,

@@ -45,6 +45,9 @@ PURE = {
     "gateway/twilio/protocol.py",
     "gateway/twilio/signature.py",
     "gateway/twilio/twiml.py",
+    "gateway/webhooks/events.py",
+    "gateway/webhooks/retry.py",
+    "gateway/webhooks/signature.py",
     "model/config.py",
     "model/moshi/protocol.py",
     "model/prompt.py",
@@ -52,7 +55,7 @@ PURE = {
     "model/wire_fields.py",
     "model/wire_script.py",
 }
-PACKAGES = {"gateway", "model", "model.moshi", "gateway.redaction", "gateway.sip", "gateway.twilio"}
+PACKAGES = {"gateway", "model", "model.moshi", "gateway.redaction", "gateway.sip", "gateway.twilio", "gateway.webhooks"}
 OUTSIDE_WORLD = {
     "asyncio",
     "os",

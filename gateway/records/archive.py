@@ -15,10 +15,12 @@ from contextlib import asynccontextmanager, suppress
 from gateway.leg import CallInfo, Outcome
 from gateway.records.calls import outcome_of
 from gateway.records.database import Database, DatabaseUnavailable
+from gateway.records.erasure import DeleteRecording, Eraser
 from gateway.records.files import Records
 from gateway.records.instances import Instance
 from gateway.records.journal import CallJournal, Journal, Put
 from gateway.records.portion import CallEnd, CallStart
+from gateway.records.retention import Policies, Retention
 from gateway.records.tokens import SharedTokens
 from gateway.records.unfiled import Unfiled
 from gateway.settings import Settings
@@ -37,6 +39,8 @@ class Archive:
     def __init__(self, settings: Settings, records: Records, telemetry: Telemetry) -> None:
         self.tokens = SharedTokens()
         self.database: Database | None = None
+        self.recordings: DeleteRecording | None = None
+        self.policies: Policies = dict
         self._settings = settings
         self._records = records
         self._telemetry = telemetry
@@ -56,15 +60,21 @@ class Archive:
         async with asyncio.TaskGroup() as tasks:
             writing = tasks.create_task(journal.run())
             leasing = tasks.create_task(instance.run())
+            cleaning = tasks.create_task(Retention(database, self.eraser(database), lambda: self.policies()).run())
             try:
                 yield
             finally:
                 journal.stop()
                 await asyncio.wait([writing])
                 leasing.cancel()
+                cleaning.cancel()
         self.database = self.tokens.database = self._journal = None
         with suppress(DatabaseUnavailable):
             await instance.leave()
+
+    def eraser(self, database: Database) -> Eraser:
+        """What deletes calls: their rows, their files and, where `recordings` is set, sound kept elsewhere."""
+        return Eraser(database, self._records, self.recordings)
 
     async def begin(self, info: CallInfo, persona: str, version: str, fallback: str) -> CallJournal | None:
         """A call is about to be answered; returns once its beginning is stored, or soon if it cannot be."""

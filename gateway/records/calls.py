@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, RowMapping, Select, and_, literal_column, or_, select, table, text, union
+from sqlalchemy import ColumnElement, RowMapping, Select, and_, literal_column, or_, select, table, text, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.leg import Outcome
@@ -52,7 +52,7 @@ class CallFilter:
 class Page:
     """Some of the calls, newest first, and where the next page begins; empty: there is none."""
 
-    calls: Sequence[RowMapping]
+    calls: Sequence[Mapping[str, Any]]
     next: str
 
 
@@ -69,14 +69,15 @@ async def find(connection: AsyncConnection, wanted: CallFilter, after: str = "",
 
     if wanted.number:
         # Two index look-ups that are merged; with OR, all calls of a busy number would be sorted.
-        sides = (page(calls.c.from_number == wanted.number), page(calls.c.to_number == wanted.number))
-        both = union(*(select(side.subquery()) for side in sides)).subquery()
+        theirs, ours = calls.c.from_number == wanted.number, calls.c.to_number == wanted.number
+        sides = (page(theirs), page(ours, calls.c.from_number != wanted.number))
+        both = union_all(*(select(side.subquery()) for side in sides)).subquery()
         order = (both.c.started_at.desc(), both.c.id.desc())
         rows = (await connection.execute(select(both).order_by(*order).limit(limit + 1))).mappings().all()
     else:
         rows = (await connection.execute(page())).mappings().all()
     following = _cursor(rows[limit - 1]["started_at"], rows[limit - 1]["id"]) if len(rows) > limit else ""
-    return Page(rows[:limit], following)
+    return Page([_with_plain_names(row) for row in rows[:limit]], following)
 
 
 async def _find_words(connection: AsyncConnection, wanted: CallFilter, after: str, limit: int) -> Page:
@@ -96,7 +97,7 @@ async def _find_words(connection: AsyncConnection, wanted: CallFilter, after: st
     query = select(calls, place.label("place")).select_from(source).where(*conditions)
     rows = (await connection.execute(query.order_by(place.desc()).limit(limit + 1))).mappings().all()
     following = _encode(str(rows[limit - 1]["place"])) if len(rows) > limit else ""
-    return Page(rows[:limit], following)
+    return Page([_with_plain_names(row) for row in rows[:limit]], following)
 
 
 def _said(dialect: str, words: str) -> tuple[str, dict[str, str]]:
@@ -178,7 +179,7 @@ async def events_of(connection: AsyncConnection, call_id: str) -> list[dict[str,
     """What happened in it: `at` in seconds from answer, `kind`, `data`."""
     query = select(events.c.at, events.c.kind, events.c.data).where(events.c.call_id == call_id)
     rows = (await connection.execute(query.order_by(events.c.at, events.c.number))).mappings()
-    return [dict(row) for row in rows]
+    return [_with_plain_names(row) for row in rows]
 
 
 async def deliveries_of(connection: AsyncConnection, call_id: str) -> list[dict[str, Any]]:
@@ -186,7 +187,12 @@ async def deliveries_of(connection: AsyncConnection, call_id: str) -> list[dict[
     names = ("id", "endpoint", "event", "state", "attempts", "status", "reason", "created_at", "due", "settled_at")
     query = select(*(deliveries.c[name] for name in names)).where(deliveries.c.call_id == call_id)
     rows = (await connection.execute(query.order_by(deliveries.c.endpoint, deliveries.c.place))).mappings()
-    return [dict(row) for row in rows]
+    return [_with_plain_names(row) for row in rows]
+
+
+def _with_plain_names(row: RowMapping) -> dict[str, Any]:
+    """SQLAlchemy's names are strings of a kind of their own, which orjson refuses as keys."""
+    return {str(name): value for name, value in row.items()}
 
 
 async def outcome_of(connection: AsyncConnection, carrier_call_id: str) -> tuple[str, Outcome] | None:

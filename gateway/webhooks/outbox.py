@@ -14,7 +14,7 @@ import random
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import httpx
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -170,12 +170,16 @@ class Outbox:
 @asynccontextmanager
 async def delivering(outbox: Outbox) -> AsyncIterator[Outbox]:
     """Deliver while inside; on leaving, what is under way is left for later."""
-    async with AsyncExitStack() as stack:
-        task = asyncio.create_task(outbox.run())
-
-        async def stop() -> None:
-            task.cancel()
-            await asyncio.wait([task])
-
-        stack.push_async_callback(stop)
+    task = asyncio.create_task(outbox.run())
+    task.add_done_callback(_tell_of_end)
+    try:
         yield outbox
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def _tell_of_end(task: asyncio.Task[None]) -> None:
+    """Deliveries end only by being cancelled; anything else is our bug, and must not pass unseen."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("webhooks are not delivered any more until the gateway is restarted", exc_info=error)

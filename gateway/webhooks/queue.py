@@ -113,8 +113,7 @@ async def claim(
     needs no such thing. Two replicas that claim in the same instant may exceed the cap for once.
     """
     one = deliveries.c
-    held = sa.select(sa.func.count()).where(one.endpoint == endpoint, one.state == WAITING, one.claimed_until > now)
-    free = cap - (await connection.scalar(held) or 0)
+    free = cap - await held(connection, endpoint, now)
     if free <= 0:
         return []
     chosen = (
@@ -131,6 +130,13 @@ async def claim(
         .returning(one.id, one.call_id, one.event, one.body, one.attempts, one.give_up_at)
     )
     return [Claim(*row) for row in await connection.execute(statement)]
+
+
+async def held(connection: AsyncConnection, endpoint: str, now: float) -> int:
+    """How many deliveries to an endpoint are under way, at whichever worker."""
+    one = deliveries.c
+    query = sa.select(sa.func.count()).where(one.endpoint == endpoint, one.state == WAITING, one.claimed_until > now)
+    return await connection.scalar(query) or 0
 
 
 def _ready(endpoint: str, now: float) -> sa.Select[str]:

@@ -1,0 +1,144 @@
+"""The records over HTTP, on the operators' listener: lists, one call, exports, deliveries, erasure.
+
+Every view is in the audit log before it is answered; one that cannot be written there is refused.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Depends, HTTPException, Query
+from fastapi.responses import PlainTextResponse, Response
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.api.access import access_to, database_of
+from gateway.records import audit
+from gateway.records.archive import Archive
+from gateway.records.calls import PAGE, PAGE_MOST, CallFilter, QueryInvalid, find
+from gateway.records.database import DatabaseUnavailable
+from gateway.records.exports import as_text, as_vtt
+from gateway.records.tables import deliveries
+from gateway.records.views import moment, record, stamp, summary
+
+Limit = Annotated[int, Query(ge=1, le=PAGE_MOST)]
+Text = Annotated[str, Query(max_length=200)]
+
+
+def calls_router(archive: Archive) -> APIRouter:
+    """`/api/calls`, `/api/calls/{id}`, `/api/deliveries`, `/api/audit`."""
+    router = APIRouter()
+    # Annotations of routes are evaluated where they stand, so that they see this.
+    Who = Annotated[str, Depends(access_to(archive))]  # noqa: N806
+
+    @router.get("/api/calls")
+    async def calls(
+        who: Who,
+        number: Text = "",
+        persona: Text = "",
+        end_reason: Text = "",
+        state: Literal["", "live", "ended"] = "",
+        since: Text = "",
+        until: Text = "",
+        text: Text = "",
+        after: Text = "",
+        limit: Limit = PAGE,
+    ) -> Any:
+        """Calls, newest first; `next` is the `after` of the next page. `text`: words said in calls that are over."""
+        async with _transaction(archive) as connection:
+            wanted = CallFilter(number, persona, end_reason, state, moment(since), moment(until), text)
+            page = await find(connection, wanted, after, limit)
+            await audit.note(connection, who, audit.LIST, calls=len(page.calls))
+        return {"calls": [summary(row) for row in page.calls], "next": page.next}
+
+    @router.get("/api/calls/{call_id}")
+    async def call(
+        who: Who,
+        call_id: str,
+        format: Literal["", "json", "text", "vtt"] = "",  # noqa: A002
+    ) -> Response:
+        """One call with what was said, what happened and who was told; `format`: as a file to keep."""
+        async with _transaction(archive) as connection:
+            found = await record(connection, call_id)
+            if found is None:
+                raise HTTPException(404, f"there is no call {call_id[:60]}")
+            action = {"action": audit.EXPORT, "format": format} if format else {"action": audit.VIEW}
+            await audit.note(connection, who, call_id=call_id, **action)
+        return _rendered(found, format)
+
+    @router.delete("/api/calls/{call_id}")
+    async def erase(who: Who, call_id: str) -> dict[str, Any]:
+        """Delete what was said and what names the caller; the bare record stays."""
+        try:
+            erased = await archive.eraser(database_of(archive)).erase(call_id, who)
+        except (DatabaseUnavailable, OSError) as error:
+            raise HTTPException(503, str(error)) from None
+        if erased is None:
+            raise HTTPException(404, f"there is no call {call_id[:60]} that is over")
+        return {"call_id": call_id, "erased": erased.detail}
+
+    @router.get("/api/deliveries")
+    async def told(
+        who: Who,
+        state: Literal["", "waiting", "delivered", "dead"] = "",
+        endpoint: Text = "",
+        call_id: Text = "",
+        before: Text = "",
+        limit: Limit = PAGE,
+    ) -> Any:
+        """Deliveries, newest first; `next` is the `before` of the next page."""
+        async with _transaction(archive) as connection:
+            page = await _deliveries(connection, state, endpoint, call_id, moment(before), limit)
+            await audit.note(connection, who, audit.LIST, deliveries=len(page))
+        return {"deliveries": page, "next": page[-1]["created_at"] if len(page) == limit else ""}
+
+    @router.get("/api/audit")
+    async def audited(who: Who, call_id: Text = "", before: int | None = None, limit: Limit = PAGE) -> Any:
+        """Who looked at what, and who deleted what, newest first; `next` is the `before` of the next page."""
+        async with _transaction(archive) as connection:
+            found = await audit.entries(connection, call_id, before, limit)
+        entries = [{**one, "at": stamp(one["at"])} for one in found]
+        return {"entries": entries, "next": found[-1]["id"] if len(found) == limit else None}
+
+    return router
+
+
+@asynccontextmanager
+async def _transaction(archive: Archive) -> AsyncIterator[AsyncConnection]:
+    """A view and its entry in the audit log, together; what is wrong becomes a status and a sentence."""
+    try:
+        async with database_of(archive).begin() as connection:
+            yield connection
+    except QueryInvalid as error:
+        raise HTTPException(400, str(error)) from None
+    except DatabaseUnavailable as error:
+        raise HTTPException(503, str(error)) from None
+
+
+def _rendered(found: dict[str, Any], form: str) -> Response:
+    if form in ("", "json"):
+        response, ending = Response(orjson.dumps(found), media_type="application/json"), "json"
+    elif form == "vtt":
+        response, ending = PlainTextResponse(as_vtt(found), media_type="text/vtt"), "vtt"
+    else:
+        response, ending = PlainTextResponse(as_text(found)), "txt"
+    if form:
+        response.headers["content-disposition"] = f'attachment; filename="{found["call_id"]}.{ending}"'
+    return response
+
+
+async def _deliveries(
+    connection: AsyncConnection, state: str, endpoint: str, call_id: str, before: float | None, limit: int
+) -> list[dict[str, Any]]:
+    """A page of deliveries without their bodies, which hold what was said."""
+    names = ("id", "endpoint", "event", "call_id", "state", "attempts", "status", "reason")
+    moments = ("created_at", "due", "settled_at")
+    query = select(*(deliveries.c[name] for name in (*names, *moments)))
+    for column, value in (("state", state), ("endpoint", endpoint), ("call_id", call_id)):
+        if value:
+            query = query.where(deliveries.c[column] == value)
+    if before is not None:
+        query = query.where(deliveries.c.created_at < before)
+    rows = (await connection.execute(query.order_by(deliveries.c.created_at.desc()).limit(limit))).mappings()
+    return [{**{name: row[name] for name in names}, **{name: stamp(row[name]) for name in moments}} for row in rows]

@@ -1,0 +1,267 @@
+"""The `callplex records` commands: see, export, erase, and the API's tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from gateway.records.database import Database
+    from gateway.settings import Settings
+
+_T = TypeVar("_T")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
+
+
+def records_app(settings: Callable[[], Settings]) -> typer.Typer:
+    """The commands; `settings` reads them when a command runs."""
+    app = typer.Typer(no_args_is_help=True, help="See, export and erase the records of calls.")
+    tokens = typer.Typer(no_args_is_help=True, help="Tokens of the admin API.")
+    app.add_typer(tokens, name="token")
+
+    def run(work: Callable[[Database, Settings], Coroutine[Any, Any, _T]]) -> _T:
+        return _run(settings(), work)
+
+    _reading(app, run)
+    _one(app, run)
+    _erasing(app, run)
+    _tokens(tokens, run)
+    return app
+
+
+Run = Callable[[Callable[["Database", "Settings"], Coroutine[Any, Any, Any]]], Any]
+
+
+def _reading(app: typer.Typer, run: Run) -> None:
+    @app.command("list")
+    def list_command(
+        number: Annotated[str, typer.Option(help="The caller's or ours.")] = "",
+        persona: Annotated[str, typer.Option(help="Who answered.")] = "",
+        end_reason: Annotated[str, typer.Option(help="How they ended, for example lost.")] = "",
+        since: Annotated[str, typer.Option(help="Started then or later: 2026-01-31, or with a time; UTC.")] = "",
+        until: Annotated[str, typer.Option(help="Started before.")] = "",
+        text: Annotated[str, typer.Option(help="Words that were said; finds calls that are over.")] = "",
+        after: Annotated[str, typer.Option(help="Go on after the last page: its `next`.")] = "",
+        limit: Annotated[int, typer.Option(min=1, max=500)] = 50,
+        json_output: Json = False,
+    ) -> None:
+        """Calls, the newest first."""
+        from gateway.records import audit
+        from gateway.records.calls import CallFilter, find
+        from gateway.records.views import moment, summary
+
+        async def work(database: Database, settings: Settings) -> dict[str, Any]:
+            wanted = CallFilter(number, persona, end_reason, "", moment(since), moment(until), text)
+            async with database.begin() as connection:
+                page = await find(connection, wanted, after, limit)
+                await audit.note(connection, _who(), audit.LIST, calls=len(page.calls))
+            return {"calls": [summary(row) for row in page.calls], "next": page.next}
+
+        found = run(work)
+        if json_output:
+            typer.echo(json.dumps(found))
+            return
+        for one in found["calls"]:
+            typer.echo(_line(one))
+        if found["next"]:
+            typer.echo(f"more: --after {found['next']}")
+
+
+def _one(app: typer.Typer, run: Run) -> None:
+    @app.command()
+    def show(call_id: str, json_output: Json = False) -> None:
+        """One call: what was said, what happened, who was told."""
+        found = run(_record(call_id, "view", ""))
+        if json_output:
+            typer.echo(json.dumps(found))
+            return
+        from gateway.records.exports import as_text
+
+        typer.echo(as_text(found), nl=False)
+        for one in found["events"]:
+            typer.echo(f"event {one['at']:.1f} s  {one['kind']}  {json.dumps(one['data'])}")
+        for one in found["deliveries"]:
+            typer.echo(
+                f"delivery {one['id']}  {one['event']} to {one['endpoint']}: {one['state']}, {one['attempts']} attempts"
+            )
+
+    @app.command()
+    def export(
+        call_id: Annotated[str, typer.Argument(help="A call; or name a caller with --number.")] = "",
+        number: Annotated[str, typer.Option(help="Every call of one caller, into the folder --out.")] = "",
+        format: Annotated[Literal["json", "text", "vtt"], typer.Option()] = "json",  # noqa: A002
+        out: Annotated[
+            Path | None, typer.Option(help="A file, or with --number a folder; else standard output.")
+        ] = None,
+    ) -> None:
+        """A call as JSON, text or WebVTT; or all that is kept of one caller."""
+        if bool(call_id) == bool(number):
+            raise typer.BadParameter("name a call, or a caller with --number")
+        if number and out is None:
+            raise typer.BadParameter("say with --out into which folder")
+        if call_id:
+            _keep(_rendered(run(_record(call_id, "export", format)), format), out)
+            return
+        from gateway.records.erasure import calls_of
+
+        async def theirs(database: Database, settings: Settings) -> list[str]:
+            async with database.read() as connection:
+                return await calls_of(connection, number)
+
+        found = run(theirs)
+        for one in found:
+            _keep(_rendered(run(_record(one, "export", format)), format), Path(str(out)) / f"{one}.{ENDINGS[format]}")
+        typer.echo(f"{len(found)} calls of {number} are in {out}", err=True)
+
+
+def _erasing(app: typer.Typer, run: Run) -> None:
+    @app.command()
+    def erase(
+        call_id: Annotated[str, typer.Argument(help="A call; or name a caller with --number.")] = "",
+        number: Annotated[str, typer.Option(help="Every call of one caller.")] = "",
+        yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+        json_output: Json = False,
+    ) -> None:
+        """Delete what was said and what names the caller, for good; that there was a call stays known."""
+        if bool(call_id) == bool(number):
+            raise typer.BadParameter("name a call, or a caller with --number")
+        from gateway.records.erasure import Eraser, calls_of
+        from gateway.records.files import Records
+
+        async def which(database: Database, settings: Settings) -> list[str]:
+            async with database.read() as connection:
+                return await calls_of(connection, number)
+
+        wanted = [call_id] if call_id else run(which)
+        if not yes:
+            typer.confirm(f"Erase {len(wanted)} calls for good?", abort=True, err=True)
+
+        async def work(database: Database, settings: Settings) -> list[dict[str, Any]]:
+            eraser = Eraser(database, Records(settings.data_dir))
+            done = [await eraser.erase(one, _who()) for one in wanted]
+            return [{"call_id": one.call_id, **one.detail} for one in done if one is not None]
+
+        erased = run(work)
+        if call_id and not erased:
+            _fail(f"there is no call {call_id} that is over")
+        if json_output:
+            typer.echo(json.dumps({"erased": erased}))
+        else:
+            typer.echo(f"{len(erased)} calls are erased; the audit log says what was deleted")
+
+
+def _tokens(app: typer.Typer, run: Run) -> None:
+    @app.command()
+    def create(name: str, json_output: Json = False) -> None:
+        """Make a token. From the first one on, the admin API answers only those who bring one."""
+        from gateway.records.api_tokens import create as make
+
+        token = run(lambda database, settings: make(database, name))
+        typer.echo(json.dumps({"name": name, "token": token}) if json_output else token)
+
+    @app.command("list")
+    def list_command(json_output: Json = False) -> None:
+        """Names of the tokens; the tokens themselves are nowhere."""
+        from gateway.records.api_tokens import listed
+        from gateway.records.views import stamp
+
+        found = run(lambda database, settings: listed(database))
+        shown = [{name: value if name == "name" else stamp(value) for name, value in one.items()} for one in found]
+        if json_output:
+            typer.echo(json.dumps({"tokens": shown}))
+            return
+        for one in shown:
+            revoked = f", revoked {one['revoked_at']}" if one["revoked_at"] else ""
+            typer.echo(f"{one['name']}  made {one['created_at']}{revoked}")
+
+    @app.command()
+    def revoke(name: str) -> None:
+        """The token opens nothing from now on."""
+        from gateway.records.api_tokens import revoke as stop
+
+        run(lambda database, settings: stop(database, name))
+        typer.echo(f"the token {name} is revoked")
+
+
+def _line(one: dict[str, Any]) -> str:
+    """A call in one line."""
+    seconds = "live" if one["seconds"] is None else f"{one['seconds']:.0f} s"
+    numbers = f"{one['from'] or '-'} -> {one['to'] or '-'}"
+    end = f"{one['persona']}  {seconds}  {one['end_reason']}"
+    return f"{one['started_at'][:19]}  {one['call_id']}  {numbers}  {end}"
+
+
+ENDINGS = {"json": "json", "text": "txt", "vtt": "vtt"}
+
+
+def _record(call_id: str, action: str, form: str) -> Callable[[Database, Settings], Coroutine[Any, Any, Any]]:
+    async def work(database: Database, settings: Settings) -> dict[str, Any]:
+        from gateway.records import audit
+        from gateway.records.views import record
+
+        async with database.begin() as connection:
+            found = await record(connection, call_id)
+            if found is None:
+                _fail(f"there is no call {call_id}")
+            detail = {"format": form} if form else {}
+            await audit.note(connection, _who(), action, call_id, **detail)
+        return found
+
+    return work
+
+
+def _rendered(found: dict[str, Any], form: str) -> str:
+    from gateway.records.exports import as_text, as_vtt
+
+    if form == "json":
+        return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    return as_vtt(found) if form == "vtt" else as_text(found)
+
+
+def _keep(text: str, path: Path | None) -> None:
+    if path is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        _fail(f"cannot write {path}: {error.strerror}")
+
+
+def _run(settings: Settings, work: Callable[[Database, Settings], Coroutine[Any, Any, _T]]) -> _T:
+    from gateway.records.api_tokens import TokenInvalid
+    from gateway.records.calls import QueryInvalid
+    from gateway.records.database import Database, DatabaseInvalid, DatabaseUnavailable, configured_url
+    from gateway.records.files import RecordsError
+
+    async def opened() -> _T:
+        async with Database.open(configured_url(settings)) as database:
+            return await work(database, settings)
+
+    try:
+        return asyncio.run(opened())
+    except (DatabaseInvalid, DatabaseUnavailable, QueryInvalid, TokenInvalid, RecordsError) as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"cannot delete {error.filename or 'a file'}: {error.strerror or error}")
+
+
+def _who() -> str:
+    """Whoever runs the command, for the audit log."""
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):
+        return "cli"
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"callplex: {message}", err=True)
+    raise typer.Exit(1)

@@ -1,0 +1,148 @@
+"""Deleting what was kept of calls, on request or by age, and the proof that it is gone.
+
+Owns what belongs to a call and where it lies: rows, deliveries' bodies, files. Deleting a text leaves the
+bare record: that there was a call, when, how long, how it ended. Each deletion is in the audit log with
+what was deleted; it is written after the files are gone and in the transaction that deletes the rows, so
+an interrupted one is done again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Table, and_, delete, func, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.records import audit
+from gateway.records.database import Database
+from gateway.records.files import Records
+from gateway.records.tables import call_texts, calls, deliveries, events, utterances
+
+ERASED = "the call was erased"
+
+DeleteRecording = Callable[[str], Awaitable[dict[str, Any]]]
+"""Deletes the recording of that name, wherever it is; returns the proof. Raises what it cannot do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """What was deleted of one call."""
+
+    call_id: str
+    detail: dict[str, Any]
+
+
+class Eraser:
+    """Deletes in one database and one data folder; `recordings` deletes sound that is kept elsewhere."""
+
+    def __init__(self, database: Database, records: Records, recordings: DeleteRecording | None = None) -> None:
+        self._database = database
+        self._records = records
+        self._recordings = recordings
+
+    async def erase(self, call_id: str, who: str) -> Erased | None:
+        """Delete what one call's caller said and what names the caller; the bare record stays.
+
+        None if there is no such call, or it is still on the line.
+        """
+        return await self._delete(call_id, who, audit.ERASE, self._forget_caller)
+
+    async def delete_text(self, call_id: str, who: str) -> Erased | None:
+        """Delete what was said; numbers and sound stay."""
+        return await self._delete(call_id, who, audit.DELETE, self._forget_text, sound=False)
+
+    async def delete_record(self, call_id: str, who: str) -> Erased | None:
+        """Delete all of it, that there was a call too; the audit log alone remembers."""
+        return await self._delete(call_id, who, audit.DELETE, self._forget_all)
+
+    async def _delete(
+        self,
+        call_id: str,
+        who: str,
+        action: str,
+        forget: Callable[[AsyncConnection, str], Awaitable[None]],
+        sound: bool = True,
+    ) -> Erased | None:
+        ended = (calls.c.id == call_id, calls.c.state == "ended")
+        async with self._database.read() as connection:
+            row = (await connection.execute(select(calls).where(*ended))).mappings().one_or_none()
+        if row is None:
+            return None
+        detail: dict[str, Any] = {}
+        if sound and row["recording"] and self._recordings is not None:
+            detail["recording"] = await self._recordings(row["recording"])
+        folder = self._records.folder(call_id).path
+        files = await asyncio.to_thread(_delete_files, folder, sound)
+        async with self._database.begin() as connection:
+            detail["rows"] = await _count(connection, call_id)
+            await forget(connection, call_id)
+            detail |= {"what": forget.__name__.removeprefix("_forget_"), "files": files}
+            await audit.note(connection, who, action, call_id, **detail)
+        return Erased(call_id, detail)
+
+    async def _forget_text(self, connection: AsyncConnection, call_id: str) -> None:
+        for table in (utterances, events, call_texts):
+            await connection.execute(delete(table).where(table.c.call_id == call_id))
+        mine = deliveries.c.call_id == call_id
+        await connection.execute(update(deliveries).where(mine).values(body="{}"))
+        undelivered = update(deliveries).where(mine, deliveries.c.state == "waiting")
+        await connection.execute(undelivered.values(state="dead", reason=ERASED, settled_at=time.time()))
+
+    async def _forget_caller(self, connection: AsyncConnection, call_id: str) -> None:
+        await self._forget_text(connection, call_id)
+        values = {"carrier_call_id": "", "transfer_target": "", "recording": "", "erased_at": time.time()}
+        for direction, side in (("inbound", "from_number"), ("outbound", "to_number")):
+            mine = (calls.c.id == call_id, calls.c.direction == direction)
+            await connection.execute(update(calls).where(*mine).values({**values, side: ""}))
+
+    async def _forget_all(self, connection: AsyncConnection, call_id: str) -> None:
+        await connection.execute(delete(deliveries).where(deliveries.c.call_id == call_id))
+        await connection.execute(delete(calls).where(calls.c.id == call_id))
+
+
+async def calls_of(connection: AsyncConnection, number: str) -> list[str]:
+    """The calls of one caller, oldest first: those from the number, and those we made to it."""
+    theirs = or_(
+        and_(calls.c.direction == "inbound", calls.c.from_number == number),
+        and_(calls.c.direction == "outbound", calls.c.to_number == number),
+    )
+    query = select(calls.c.id).where(theirs, calls.c.state == "ended").order_by(calls.c.started_at)
+    return list(await connection.scalars(query))
+
+
+async def _count(connection: AsyncConnection, call_id: str) -> dict[str, int]:
+    """How many rows hold what was said, before they are deleted."""
+
+    async def count(table: Table) -> int:
+        found = await connection.scalar(select(func.count()).select_from(table).where(table.c.call_id == call_id))
+        return int(found or 0)
+
+    return {str(table.name): await count(table) for table in (utterances, events, call_texts, deliveries)}
+
+
+def _delete_files(folder: Path, sound: bool) -> list[dict[str, Any]]:
+    """Delete the call's transcript, or its whole folder; returns names, sizes and digests of what was there."""
+    found = [folder / "transcript.json"] if not sound else sorted(folder.rglob("*"))
+    gone = [
+        {"name": path.name, "size": path.stat().st_size, "sha256": _digest(path)} for path in found if path.is_file()
+    ]
+    if sound:
+        shutil.rmtree(folder, ignore_errors=False) if folder.exists() else None
+    else:
+        found[0].unlink(missing_ok=True)
+    left = [path for path in found if path.exists()]
+    if left:
+        raise OSError(f"{left[0]} is still there after it was deleted")
+    return gone
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,107 @@
+"""The records over HTTP: pages, one call, exports, tokens, and the audit log of all that."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from gateway.app import admin_app
+from gateway.desk import Desk
+from gateway.records import api_tokens
+from gateway.records.database import Database
+from tests.gateway.records.test_erasure import keep
+from tests.gateway.test_desk import desk_in
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def api(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Desk, Database]]:
+    desk = desk_in(folder)
+    transport = httpx.ASGITransport(admin_app(desk))
+    async with desk.open(), httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        assert desk.archive.database is not None
+        yield client, desk, desk.archive.database
+
+
+async def test_a_call_is_listed_shown_exported_and_erased(tmp_path: Path) -> None:
+    async with api(tmp_path) as (client, _, database):
+        await keep(database, tmp_path / "data", "c1")
+        listed = (await client.get("/api/calls", params={"text": "declined", "number": "+15550199"})).json()
+        assert [one["call_id"] for one in listed["calls"]] == ["c1"]
+        shown = (await client.get("/api/calls/c1")).json()
+        assert (shown["from"], shown["end_reason"], shown["seconds"]) == ("+15550199", "caller_hangup", 60.0)
+        assert [one["speaker"] for one in shown["utterances"]] == ["agent", "caller", "agent"]
+        assert shown["events"] == [{"at": 2.0, "kind": "keypad", "data": {"key": "5"}}]
+        assert {one["event"] for one in shown["deliveries"]} == {"call.started", "call.ended"}
+        for form, sign in (("json", '"call_id"'), ("text", "Caller: My card"), ("vtt", "WEBVTT")):
+            exported = await client.get("/api/calls/c1", params={"format": form})
+            assert sign in exported.text
+            assert "c1." in exported.headers["content-disposition"]
+        assert (await client.delete("/api/calls/c1")).json()["erased"]["rows"]["utterances"] == 3
+        assert (await client.get("/api/calls/c1")).json()["utterances"] == []
+        entries = (await client.get("/api/audit", params={"call_id": "c1"})).json()["entries"]
+        actions = [(one["who"], one["action"]) for one in reversed(entries)]
+        assert actions == [("local", one) for one in ("view", "export", "export", "export", "erase", "view")]
+
+
+async def test_pages_follow_each_other(tmp_path: Path) -> None:
+    async with api(tmp_path) as (client, _, database):
+        for number in range(5):
+            await keep(database, tmp_path / "data", f"c{number}")
+        seen, after = [], ""
+        while True:
+            page = (await client.get("/api/calls", params={"limit": 2, "after": after})).json()
+            seen += [one["call_id"] for one in page["calls"]]
+            after = page["next"]
+            if not after:
+                break
+        assert seen == ["c4", "c3", "c2", "c1", "c0"]
+        told = (await client.get("/api/deliveries", params={"call_id": "c1"})).json()["deliveries"]
+        assert {one["event"] for one in told} == {"call.started", "call.ended"}
+        assert "body" not in told[0]
+
+
+async def test_from_the_first_token_on_everybody_must_bring_one(tmp_path: Path) -> None:
+    async with api(tmp_path) as (client, _, database):
+        assert (await client.get("/api/calls")).status_code == 200
+        token = await api_tokens.create(database, "crm")
+        for path in ("/api/calls", "/api/calls/c1", "/api/deliveries", "/api/audit", "/api/calls/live"):
+            refused = await client.get(path)
+            assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+        assert (await client.get("/api/calls", headers={"Authorization": "Bearer made-up"})).status_code == 401
+        good = {"Authorization": f"Bearer {token}"}
+        assert (await client.get("/api/calls", headers=good)).status_code == 200
+        entries = (await client.get("/api/audit", headers=good)).json()["entries"]
+        assert [one["who"] for one in entries] == ["crm", "local"]
+        await api_tokens.revoke(database, "crm")
+        assert (await client.get("/api/calls", headers=good)).status_code == 401
+        assert (await client.get("/api/calls")).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "sentence"),
+    [
+        ("/api/calls/none", 404, "there is no call none"),
+        ("/api/calls?since=yesterday", 400, "'yesterday' is no time"),
+        ("/api/calls?after=x", 400, "cursor is none of ours"),
+        ("/api/calls?text=%3F", 400, "has no words"),
+        ("/api/calls?limit=0", 422, "greater than or equal to 1"),
+        ("/api/deliveries?before=x", 400, "'x' is no time"),
+    ],
+)
+async def test_a_bad_question_gets_a_sentence(tmp_path: Path, path: str, status: int, sentence: str) -> None:
+    async with api(tmp_path) as (client, _, _database):
+        answer = await client.get(path)
+        assert answer.status_code == status
+        assert sentence in answer.text
+
+
+async def test_before_the_records_are_open_nothing_is_shown(tmp_path: Path) -> None:
+    transport = httpx.ASGITransport(admin_app(desk_in(tmp_path)))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        assert (await client.get("/api/calls")).status_code == 503
