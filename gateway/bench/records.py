@@ -111,8 +111,10 @@ async def _fill(database: Database, count: int) -> None:
         portions = [_portion(chance, number, count) for number in range(first, min(first + BATCH, count))]
         async with database.begin() as connection:
             await store(connection, "bench", portions)
-    async with database.begin() as connection:
-        await connection.execute(sa.text("ANALYZE"))
+    if database.dialect == "postgresql":
+        # As its autovacuum does by itself. SQLite has no statistics unless somebody asks for them.
+        async with database.begin() as connection:
+            await connection.execute(sa.text("ANALYZE"))
 
 
 def _portion(chance: random.Random, number: int, count: int) -> Portion:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -288,6 +288,24 @@ def test_flush_reaches_the_line_and_the_transcript() -> None:
         ("caller", "Stop.", False),
         ("agent", "Our", True),
     ]
+
+
+def test_what_happens_in_a_call_is_told_with_its_time() -> None:
+    told: list[tuple[float, str, Mapping[str, object]]] = []
+
+    async def run() -> None:
+        leg = MemoryLeg(seconds=2)
+        script: dict[int, list[Output]] = {10: [AgentText(10, " Our")], 13: [Flush(11)]}
+        call = Call(leg, ScriptedEngine(script), PLAN, on_event=lambda *event: told.append(event))
+        await call.run()
+        assert leg.on_digit is not None
+        leg.on_digit("5")
+
+    virtual_time.run(run())
+    assert [kind for _, kind, _ in told] == ["answer", "flush", "keypad"]
+    assert told[1][2] == {"heard": 0.96}
+    assert told[2][2] == {"key": "5"}
+    assert [at for at, _, _ in told] == sorted(at for at, _, _ in told)
 
 
 class RefusingEngine:

@@ -19,6 +19,7 @@ from gateway.app import carrier_app
 from gateway.desk import Desk
 from gateway.leg import CallInfo
 from gateway.twilio.peer import CarrierStream
+from gateway.twilio.tokens import Ticket
 from tests.gateway.twilio.serving import TIMEOUT, serving, settings
 
 pytestmark = pytest.mark.anyio
@@ -30,6 +31,7 @@ class HeldLeg:
 
     listening: asyncio.Event = field(default_factory=asyncio.Event)
     release: asyncio.Event = field(default_factory=asyncio.Event)
+    playing: asyncio.Event = field(default_factory=asyncio.Event)
     hanging_up: asyncio.Event = field(default_factory=asyncio.Event)
     on_hold: bool = True
     info: CallInfo = field(default_factory=lambda: CallInfo("held", "+1", "+2", "memory", "CA-held"))
@@ -43,7 +45,7 @@ class HeldLeg:
         await self.release.wait()
 
     async def play(self, pcm: bytes) -> None:
-        return
+        self.playing.set()
 
     async def flush(self) -> None:
         return
@@ -195,3 +197,24 @@ async def test_a_call_that_cannot_be_planned_leaves_no_recording_open(
         await desk.answer(HeldLeg(), "bank")
     assert not (tmp_path / "data").exists()
     assert desk.active_calls == 0
+
+
+async def test_another_gateway_knows_how_a_call_ended(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/shared.sqlite3"
+    one, other = desk_in(tmp_path / "one", database_url=url), desk_in(tmp_path / "other", database_url=url)
+    held = HeldLeg()
+    async with one.open(), other.open(), carrier_of(other) as carrier:
+        async with asyncio.timeout(TIMEOUT), asyncio.TaskGroup() as tasks:
+            answering = tasks.create_task(one.answer(held, "bank"))
+            await held.listening.wait()
+            await held.playing.wait()
+            held.release.set()
+            await answering
+        outcome = await other.outcome("CA-held")
+        assert outcome is not None
+        assert (outcome.reason, outcome.fallback) == ("caller_hangup", "+15550999")
+        token = await one.tokens.issue(Ticket("CA1", "bank"))
+        parameters = {"persona": "bank", "token": token}
+        announced = (str(carrier.client.base_url).replace("http", "ws") + "/twilio/stream", parameters)
+        async with stream("CA1", announced) as socket, asyncio.timeout(TIMEOUT):
+            assert await socket.recv()
