@@ -1,6 +1,6 @@
 """What `callplex worker` runs: settings -> engine -> the worker's server.
 
-The one place that may start either side; nothing of the gateway runs in this process.
+The one place that may start either side; of the gateway only settings and personas are read in this process.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ def _personaplex(settings: Settings) -> tuple[WorkerEngine, tuple[type[Exception
         slots=settings.slots,
         context=settings.context,
         kv_dtype=settings.kv_dtype,
+        warm=_routed_prompts(settings),
         log_level=settings.log_level.upper(),
     )
     transcriber = WhisperPool(settings.weights_dir) if settings.transcriber == "whisper" else None
@@ -102,6 +103,19 @@ def _doors(settings: Settings) -> list[Door]:
 
     origins = (part.strip().rstrip("/") for part in settings.moshi_origins.split(","))
     return [MoshiDoor([origin for origin in origins if origin])]
+
+
+def _routed_prompts(settings: Settings) -> tuple[tuple[str, str], ...]:
+    """Voice and prompt of every persona that can be read here, with the defaults of its variables.
+
+    So that no first caller waits for a prompt; where the worker has no personas beside it, they do once.
+    """
+    from gateway.personas import read_personas, session_request
+
+    if not settings.personas.is_dir():
+        return ()
+    requests = [session_request(one, "", {}, 0) for one in read_personas(settings.personas, []).values()]
+    return tuple(dict.fromkeys((request.voice, request.prompt) for request in requests))
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:

@@ -104,7 +104,7 @@ class Calls:
         """A call wants a slot. It is told Ready when it can speak, or an Error."""
         first = request.resume.next_index if request.resume else 0
         try:
-            slot = self.scheduler.open(self._now(), first)
+            slot = self.scheduler.open(self._now(), first, under_way=request.resume is not None)
         except Refused as refused:
             self._tell(session, Error("full", str(refused)))
             return

@@ -106,9 +106,12 @@ class Scheduler:
             return self._why_paused
         return ""
 
-    def open(self, now: float, next_index: int = 0) -> int:
-        """Give a slot to a call whose first caller frame is `next_index`. Raises Refused."""
-        if reason := self.refusal(now):
+    def open(self, now: float, next_index: int = 0, *, under_way: bool = False) -> int:
+        """Give a slot to a call whose first caller frame is `next_index`. Raises Refused.
+
+        A call `under_way`, which lost another engine, is taken even if frames run late: better late than lost.
+        """
+        if (reason := self.refusal(now)) and not (under_way and self._free):
             raise Refused(reason)
         slot = self._free.pop()
         self._open[slot] = _Slot(next_index)

@@ -140,6 +140,10 @@ def test_every_late_answer_is_counted_for_its_call_and_calls_are_refused_until_t
     now = 10 * FRAME
     with pytest.raises(Refused, match="frames run late"):
         scheduler.open(now)
+    taken = scheduler.open(now, 50, under_way=True)
+    with pytest.raises(Refused, match="all 3 slots"):
+        scheduler.open(now, 50, under_way=True)
+    scheduler.close(taken)
     assert scheduler.refusal(now + PAUSE + 1) == ""
     scheduler.open(now + PAUSE + 1)
 
