@@ -23,6 +23,7 @@ demo: $(VENV)/.demo
 	$(VENV)/bin/callplex demo
 
 test: lint
+	@sh deploy/install_sip_peers.sh
 	$(PYTHON) -m pytest -m "not long"
 
 test-sip: $(VENV)/.test

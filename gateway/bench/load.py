@@ -8,6 +8,7 @@ saw. Knows nothing of how the gateway was started.
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import time
 from collections.abc import Sequence
@@ -63,6 +64,8 @@ class Window:
 
 def run_load(order: LoadOrder, pipe: Connection) -> None:
     """Entry point of the process: CallsUp out, Window in, Measured out; then the process ends."""
+    # What measures must not stand still itself; it lives for seconds and needs no garbage collected.
+    gc.disable()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run(order, pipe))
 

@@ -11,6 +11,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -128,15 +129,21 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def hub(published: dict[str, bytes]) -> Iterator[Hub]:
     hub = Hub(dict(published))
     handler = type("Handler", (_Handler,), {"hub": hub})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    port = server.server_address[1]
-    hub.url, hub.storage = f"http://127.0.0.1:{port}", f"http://localhost:{port}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield hub
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    # Two addresses of this machine, which no resolver has to know: a download's token must not follow it elsewhere.
+    with _serving("127.0.0.1", handler) as hub.url, _serving("127.0.0.2", handler) as hub.storage:
+        yield hub
+
+
+@contextmanager
+def _serving(host: str, handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer((host, 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://{host}:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def weights(
