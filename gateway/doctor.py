@@ -350,16 +350,17 @@ def engine(settings: Settings) -> Iterator[Finding]:
 
 
 def _personaplex(settings: Settings) -> Iterator[Finding]:
-    if importlib.util.find_spec("model.engine") is None:
-        detail = "this version has no personaplex engine"
-        yield Finding("engine", False, detail, "export CALLPLEX_ENGINE=rehearsal")
     yield from packages("model")
+    if settings.transcriber == "whisper":
+        yield from packages("rehearsal")
     # The model's own check, in another process: the gateway never imports torch.
-    command = [sys.executable, "-m", "model.gpu_check", "--json", "--calls", str(settings.worker_capacity)]
+    calls = settings.slots or settings.worker_capacity
+    command = [sys.executable, "-m", "model.gpu_check", "--json", "--calls", str(calls)]
     command += ["--weights", str(settings.weights_dir)] if settings.weights_dir else []
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        yield from [Finding(**finding) for finding in json.loads(done.stdout)["findings"]]
+        findings = [Finding(**finding) for finding in json.loads(done.stdout)["findings"]]
+        yield from [found for found in findings if settings.device != "cpu" or found.name == "weights"]
     except (subprocess.TimeoutExpired, OSError, ValueError, KeyError, TypeError):
         yield Finding("gpu", False, "the GPU cannot be examined", shlex.join(command))
 

@@ -248,6 +248,7 @@ def _local_environment(settings: Settings) -> dict[str, str]:
         "WORKER_TLS_CERT": "",
         "WORKER_TLS_KEY": "",
         "WEIGHTS_DIR": str(settings.weights_dir or ""),
+        "MOSHI_ORIGINS": "",
         "CHAT_URL": settings.chat_url,
         "CHAT_MODEL": settings.chat_model,
         "CHAT_KEY": settings.chat_key.get_secret_value(),

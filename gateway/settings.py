@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     transcriber: Literal["whisper", "none"] = Field("whisper", description="what hears the caller's words")
     worker_tls_cert: Path | None = Field(None, description="certificate chain of a worker off loopback, PEM")
     worker_tls_key: Path | None = Field(None, description="private key of a worker off loopback, PEM")
+    moshi_origins: str = Field("", description="web pages that may open sessions at a worker's /api/chat, comma list")
     weights_dir: Path | None = Field(None, description="folder with model weights; else installed packages")
     chat_url: str = Field("", description="OpenAI-compatible chat endpoint for the rehearsal engine")
     chat_model: str = Field("", description="model name sent to the chat endpoint")

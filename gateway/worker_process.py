@@ -1,6 +1,6 @@
 """What `callplex worker` runs: settings -> engine -> the worker's server.
 
-The one place that may start either side; nothing of the gateway runs in this process.
+The one place that may start either side; of the gateway only settings and personas are read in this process.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
+    from model.server import Door
     from model.worker_engine import WorkerEngine
 
 
@@ -36,6 +37,7 @@ async def run_worker(settings: Settings, exit_with_parent: bool = False) -> None
             capacity=settings.worker_capacity,
             tls=_tls(settings),
             exit_with_parent=exit_with_parent,
+            doors=_doors(settings),
         )
     except (ListenRefused, EngineEnded) as error:
         raise WorkerRefused(str(error)) from error
@@ -86,10 +88,34 @@ def _personaplex(settings: Settings) -> tuple[WorkerEngine, tuple[type[Exception
         slots=settings.slots,
         context=settings.context,
         kv_dtype=settings.kv_dtype,
+        warm=_routed_prompts(settings),
         log_level=settings.log_level.upper(),
     )
     transcriber = WhisperPool(settings.weights_dir) if settings.transcriber == "whisper" else None
     return PersonaplexEngine(options, transcriber), (EngineRefused, TranscriberRefused)
+
+
+def _doors(settings: Settings) -> list[Door]:
+    """Moshi's protocol beside our own, where the package for Ogg Opus is installed."""
+    if find_spec("sphn") is None:
+        return []
+    from model.moshi.door import MoshiDoor
+
+    origins = (part.strip().rstrip("/") for part in settings.moshi_origins.split(","))
+    return [MoshiDoor([origin for origin in origins if origin])]
+
+
+def _routed_prompts(settings: Settings) -> tuple[tuple[str, str], ...]:
+    """Voice and prompt of every persona that can be read here, with the defaults of its variables.
+
+    So that no first caller waits for a prompt; where the worker has no personas beside it, they do once.
+    """
+    from gateway.personas import read_personas, session_request
+
+    if not settings.personas.is_dir():
+        return ()
+    requests = [session_request(one, "", {}, 0) for one in read_personas(settings.personas, []).values()]
+    return tuple(dict.fromkeys((request.voice, request.prompt) for request in requests))
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:

@@ -8,7 +8,6 @@ Standard library and `websockets` only.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import ipaddress
 import json
@@ -16,19 +15,20 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import Sequence
 from http import HTTPStatus
+from typing import Protocol
 
 from websockets.asyncio.server import Server, ServerConnection
 from websockets.asyncio.server import serve as serve_websockets
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, NegotiationError
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from model import wire
-from model.session import Counts, GatewayStopped, SessionEnded, converse
+from model.session import Gateway, GatewayStopped, SessionEnded, converse
+from model.slots import Slots
 from model.wire import SessionRequest
 from model.worker_engine import ResumingEngine, SupervisedEngine, WorkerEngine, WorkerSession
 
@@ -36,14 +36,51 @@ log = logging.getLogger(__name__)
 
 OPEN_TIMEOUT = 5.0
 """Seconds a gateway has to send its open request after connecting."""
-ENGINE_OPEN_TIMEOUT = 10.0
-"""Seconds the engine has to open a session."""
 PING_SECONDS = 10.0
 """Between keep-alive pings, and how long the answer may take: finds gateways whose machine vanished."""
 
 
 class ListenRefused(Exception):
     """The worker cannot listen there; the message says why and what to do, in one sentence."""
+
+
+class Door(Protocol):
+    """Another protocol at a path of its own, for sessions of the same slots."""
+
+    path: str
+
+    def refusal(self, request: Request, token: bytes) -> tuple[HTTPStatus, str] | None:
+        """Why this request may not come in; `token` is the worker's, empty where none is asked for."""
+
+    async def serve(self, connection: ServerConnection, slots: Slots, engine: WorkerEngine) -> None:
+        """One session. Raises SessionEnded, WireError, GatewayStopped and ConnectionClosed."""
+
+    def farewell(self, error: wire.Error) -> str | bytes:
+        """The message that tells the peer why it ends."""
+
+
+def bearer_is_right(request: Request, token: bytes) -> bool:
+    """The request shows the token as RFC 6750 has it, in one Authorization header, or none is asked for."""
+    given = request.headers.get_all("Authorization")
+    return not token or (
+        len(given) == 1 and hmac.compare_digest(given[0].encode("utf-8", "surrogateescape"), b"Bearer " + token)
+    )
+
+
+def _unauthorised(connection: ServerConnection) -> Response:
+    response = connection.respond(HTTPStatus.UNAUTHORIZED, "The worker's token is missing or wrong.\n")
+    response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def _select_subprotocol(connection: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    """Ours where it is offered. At our own path it must be; whoever comes in by another door has none."""
+    if wire.SUBPROTOCOL in offered:
+        return Subprotocol(wire.SUBPROTOCOL)
+    request = connection.request
+    if request is not None and request.path.partition("?")[0] == wire.PATH:
+        raise NegotiationError(f"the subprotocol {wire.SUBPROTOCOL} is not offered")
+    return None
 
 
 class WorkerServer:
@@ -62,6 +99,7 @@ class WorkerServer:
         capacity: int = 4,
         tls: ssl.SSLContext | None = None,
         name: str = "",
+        doors: Sequence[Door] = (),
     ) -> None:
         self.host, self.port = _split_address(listen)
         if not _is_loopback(self.host) and not (token and tls):
@@ -71,16 +109,12 @@ class WorkerServer:
                 " or listen on 127.0.0.1"
             )
         self.engine = engine
-        self.capacity = capacity
-        self.active = 0
-        self.counts = Counts()
+        self.slots = Slots(capacity)
         self.name = name or f"{socket.gethostname()}-{os.getpid()}"
         self._token = token.encode()
         self._tls = tls
         self._server: Server | None = None
-        self._draining = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._doors = {door.path: door for door in doors}
 
     @property
     def url(self) -> str:
@@ -98,8 +132,7 @@ class WorkerServer:
                 self.host,
                 self.port,
                 process_request=self._process_request,
-                subprotocols=[Subprotocol(wire.SUBPROTOCOL)],
-                origins=[None],  # a gateway sends no Origin; a web page on this machine always does
+                select_subprotocol=_select_subprotocol,
                 compression=None,
                 max_size=wire.MAX_MESSAGE,
                 ping_interval=PING_SECONDS,
@@ -119,10 +152,7 @@ class WorkerServer:
 
         Each is told the error `draining`. Returns when all have gone, `timeout` seconds at most.
         """
-        self._draining.set()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await self._idle.wait()
+        await self.slots.drain(timeout)
 
     async def stop(self) -> None:
         """End every session (close code 1001) and the listener."""
@@ -137,28 +167,28 @@ class WorkerServer:
         path = request.path.partition("?")[0]
         if path == "/healthz":
             return connection.respond(HTTPStatus.OK, "ok\n")
-        given = request.headers.get_all("Authorization")
-        wrong = bool(self._token) and not (
-            len(given) == 1
-            and hmac.compare_digest(given[0].encode("utf-8", "surrogateescape"), b"Bearer " + self._token)
-        )
-        if wrong and (given or path != "/readyz"):
-            response = connection.respond(HTTPStatus.UNAUTHORIZED, "The worker's token is missing or wrong.\n")
-            response.headers["WWW-Authenticate"] = "Bearer"
-            return response
+        door = self._doors.get(path)
+        if door is not None:
+            refusal = door.refusal(request, self._token)
+            return connection.respond(*refusal) if refusal else None
+        right = bearer_is_right(request, self._token)
+        if not right and ("Authorization" in request.headers or path != "/readyz"):
+            return _unauthorised(connection)
         if path == "/readyz":
             return self._readiness(connection)
         if path == "/metrics":
             return connection.respond(HTTPStatus.OK, self._metrics())
         if path != wire.PATH:
             return connection.respond(HTTPStatus.NOT_FOUND, f"Nothing here; sessions are at {wire.PATH}.\n")
+        if "Origin" in request.headers:  # a gateway sends none; a web page on this machine always does
+            return connection.respond(HTTPStatus.FORBIDDEN, "Web pages cannot open sessions here.\n")
         return None
 
     def _readiness(self, connection: ServerConnection) -> Response:
         """200 with a free slot, else 503; the body says how many there are."""
         refuses = isinstance(self.engine, SupervisedEngine) and bool(self.engine.refusal)
-        free = 0 if refuses or self._draining.is_set() else self.capacity - self.active
-        body = {"engine": self.engine.name, "capacity": self.capacity, "free": free}
+        free = 0 if refuses else self.slots.free
+        body = {"engine": self.engine.name, "capacity": self.slots.capacity, "free": free}
         status = HTTPStatus.OK if free > 0 else HTTPStatus.SERVICE_UNAVAILABLE
         response = connection.respond(status, json.dumps(body) + "\n")
         del response.headers["Content-Type"]
@@ -166,14 +196,15 @@ class WorkerServer:
         return response
 
     def _metrics(self) -> str:
+        counts = self.slots.counts
         values = [
-            ("active_sessions", "gauge", self.active),
-            ("capacity", "gauge", self.capacity),
-            ("sessions_total", "counter", self.counts.sessions),
-            ("refused_total", "counter", self.counts.refused),
-            ("failed_total", "counter", self.counts.failed),
-            ("resumed_total", "counter", self.counts.resumed),
-            ("frames_total", "counter", self.counts.frames),
+            ("active_sessions", "gauge", self.slots.active),
+            ("capacity", "gauge", self.slots.capacity),
+            ("sessions_total", "counter", counts.sessions),
+            ("refused_total", "counter", counts.refused),
+            ("failed_total", "counter", counts.failed),
+            ("resumed_total", "counter", counts.resumed),
+            ("frames_total", "counter", counts.frames),
         ]
         if isinstance(self.engine, SupervisedEngine):
             values += [(f"engine_{name}_total", "counter", number) for name, number in self.engine.counters().items()]
@@ -183,91 +214,48 @@ class WorkerServer:
     # One session.
 
     async def _handle(self, connection: ServerConnection) -> None:
-        """The whole life of a connection: whatever goes wrong is told to this gateway and touches no other."""
+        """The whole life of a connection: whatever goes wrong is told to this peer and touches no other."""
+        request = connection.request
+        door = self._doors.get(request.path.partition("?")[0]) if request is not None else None
+        session = door.serve(connection, self.slots, self.engine) if door is not None else self._session(connection)
+        farewell = door.farewell if door is not None else wire.encode
         try:
             try:
-                await self._session(connection)
+                await session
                 ended = None
             except SessionEnded as error:
                 ended = error
             except wire.WireError as error:
                 ended = SessionEnded(wire.Error("invalid", str(error)), CloseCode.POLICY_VIOLATION)
             except GatewayStopped:
-                log.warning("a gateway stopped reading; its session is dropped")
+                log.warning("a peer stopped reading; its session is dropped")
                 connection.transport.abort()
                 return
             if ended is None:
                 await connection.close()
             else:
-                await connection.send(wire.encode(ended.error))
+                await connection.send(farewell(ended.error))
                 await connection.close(ended.close_code)
         except ConnectionClosed:
             return
 
     async def _session(self, connection: ServerConnection) -> None:
         request = wire.decode_open(await _first_message(connection, "open request"))
-        if self._draining.is_set():
-            raise SessionEnded(wire.Error("draining", "the worker is being stopped"), CloseCode.GOING_AWAY)
-        if self.active >= self.capacity:
-            self.counts.refused += 1
-            error = wire.Error("full", f"all {self.capacity} slots of this worker are taken")
-            raise SessionEnded(error, CloseCode.TRY_AGAIN_LATER)
-        self.active += 1
-        self._idle.clear()
-        try:
-            await self._hold_slot(connection, request)
-        finally:
-            self.active -= 1
-            if not self.active:
-                self._idle.set()
-
-    async def _hold_slot(self, connection: ServerConnection, request: SessionRequest) -> None:
-        """Run the session in a slot that is counted already."""
-        try:
-            async with AsyncExitStack() as stack:
-                session = await self._open(connection, request)
-                stack.push_async_callback(session.close)
-                self.counts.sessions += 1
-                resumable = isinstance(self.engine, ResumingEngine)
-                await connection.send(wire.encode(wire.Ready(self.engine.name, self.name, resumable)))
-                first = request.resume.next_index if request.resume else 0
-                await converse(connection, session, self.counts, self._draining, first)
-        except (wire.WireError, ConnectionClosed, SessionEnded, GatewayStopped):
-            raise
-        except Exception as error:  # the engine's fault, of whatever kind, ends this session only
-            self.counts.failed += 1
-            log.exception("the session of call %s failed", request.call_id)
-            failed = wire.Error("failed", "the worker could not continue the session; its log says why")
-            raise SessionEnded(failed, CloseCode.INTERNAL_ERROR) from error
+        async with self.slots.session(connection, request.call_id, lambda: self._open(connection, request)) as session:
+            resumable = isinstance(self.engine, ResumingEngine)
+            await connection.send(wire.encode(wire.Ready(self.engine.name, self.name, resumable)))
+            first = request.resume.next_index if request.resume else 0
+            await converse(Gateway(connection), session, self.slots.counts, self.slots.draining, first)
 
     async def _open(self, connection: ServerConnection, request: SessionRequest) -> WorkerSession:
         engine, resume = self.engine, request.resume
         if resume is None:
-            return await _while_connected(connection, engine.open(request))
+            return await engine.open(request)
         history = wire.decode_history(await _first_message(connection, "history"), resume)
         if not isinstance(engine, ResumingEngine):
             raise wire.WireError(f"the {engine.name} engine cannot go on with another worker's session")
-        self.counts.resumed += 1
-        return await _while_connected(connection, engine.resume(request, history))
-
-
-async def _while_connected(
-    connection: ServerConnection, opening: Coroutine[None, None, WorkerSession]
-) -> WorkerSession:
-    """What the engine opens. For a gateway that left meanwhile nothing is opened: its slot is free at once."""
-    task = asyncio.create_task(opening)
-    gone = asyncio.create_task(connection.wait_closed())
-    try:
-        await asyncio.wait({task, gone}, timeout=ENGINE_OPEN_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        gone.cancel()
-        task.cancel()
-        await asyncio.wait({task, gone})
-    if task.cancelled():
-        if gone.cancelled():
-            raise TimeoutError(f"the engine opened no session within {ENGINE_OPEN_TIMEOUT:.0f} s")
-        raise connection.protocol.close_exc
-    return task.result()
+        self.slots.counts.resumed += 1
+        return await engine.resume(request, history)
 
 
 async def _first_message(connection: ServerConnection, what: str) -> str | bytes:

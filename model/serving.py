@@ -15,10 +15,10 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
-from model.server import WorkerServer
+from model.server import Door, WorkerServer
 from model.worker_engine import SupervisedEngine, WorkerEngine
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ async def serve(
     capacity: int = 4,
     tls: ssl.SSLContext | None = None,
     exit_with_parent: bool = False,
+    doors: Sequence[Door] = (),
     announce: Callable[[str], None] | None = None,
 ) -> None:
     """Run a worker until SIGTERM, SIGINT or, with `exit_with_parent`, the end of standard input; then
@@ -49,7 +50,7 @@ async def serve(
     `announce` is told the URL once sessions can be opened; by default one JSON line on standard
     output says it: `{"listening": "ws://127.0.0.1:8090/api/session"}`. Raises ListenRefused, EngineEnded.
     """
-    server = WorkerServer(engine, listen, token=token, capacity=capacity, tls=tls)
+    server = WorkerServer(engine, listen, token=token, capacity=capacity, tls=tls, doors=doors)
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -62,12 +63,12 @@ async def serve(
         await engine.start()
         stack.push_async_callback(engine.stop)
         if isinstance(engine, SupervisedEngine):
-            server.capacity = engine.capacity
+            server.slots.capacity = engine.capacity
         await server.start()
         stack.push_async_callback(server.stop)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopped.set)
-        log.info("worker %s: %s engine, %d slots, %s", server.name, engine.name, server.capacity, server.url)
+        log.info("worker %s: %s engine, %d slots, %s", server.name, engine.name, server.slots.capacity, server.url)
         (announce or _print_url)(server.url)
         ended = await _until_over(engine, stopped)
         await server.drain(DRAIN_TIMEOUT)

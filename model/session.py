@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
 from model import wire
-from model.wire import AgentFrame, CallerFrame
+from model.wire import AgentFrame, CallerFrame, Output, ToWorker
 from model.worker_engine import WorkerSession
 
 MAX_BEHIND = 125
@@ -39,6 +40,37 @@ class GatewayStopped(Exception):
 
 class _Finished(Exception):
     """The session has said everything."""
+
+
+class Peer(Protocol):
+    """Who has the session, in whatever protocol: a gateway, or a client of Moshi's."""
+
+    async def receive(self) -> ToWorker:
+        """What it says next. Raises ConnectionClosed, and WireError at its faults."""
+
+    async def send(self, output: Output) -> None:
+        """Tell it. Raises ConnectionClosed."""
+
+    @property
+    def reads(self) -> bool:
+        """Nothing of what it was sent waits in this process."""
+
+
+class Gateway:
+    """A peer that speaks `model.wire`."""
+
+    def __init__(self, connection: ServerConnection) -> None:
+        self._connection = connection
+
+    async def receive(self) -> ToWorker:
+        return wire.decode_to_worker(await self._connection.recv())
+
+    async def send(self, output: Output) -> None:
+        await self._connection.send(wire.encode(output))
+
+    @property
+    def reads(self) -> bool:
+        return not self._connection.transport.get_write_buffer_size()
 
 
 @dataclass(slots=True)
@@ -69,22 +101,20 @@ class _Progress:
     """Set while no caller frame waits for its answer."""
 
 
-async def converse(
-    connection: ServerConnection, session: WorkerSession, counts: Counts, draining: asyncio.Event, first: int = 0
-) -> None:
+async def converse(peer: Peer, session: WorkerSession, counts: Counts, draining: asyncio.Event, first: int = 0) -> None:
     """Both directions until either ends, from caller frame `first` on.
 
     When `draining` is set the session goes, as soon as its caller has been answered. Raises WireError at
-    the gateway's faults, SessionEnded, GatewayStopped, and whatever the engine's session raises.
+    the peer's faults, SessionEnded, GatewayStopped, and whatever the engine's session raises.
     """
     progress = _Progress(first, first)
     try:
         async with asyncio.TaskGroup() as tasks:
             others = (
-                tasks.create_task(_send_outputs(connection, session, progress)),
+                tasks.create_task(_send_outputs(peer, session, progress)),
                 tasks.create_task(_go_when(draining, progress)),
             )
-            await _receive(connection, session, progress, counts)
+            await _receive(peer, session, progress, counts)
             for task in others:
                 task.cancel()
     except ExceptionGroup as group:
@@ -100,11 +130,11 @@ async def _go_when(draining: asyncio.Event, progress: _Progress) -> None:
     raise SessionEnded(wire.Error("draining", "the worker is being stopped"), CloseCode.GOING_AWAY)
 
 
-async def _receive(connection: ServerConnection, session: WorkerSession, progress: _Progress, counts: Counts) -> None:
-    """Hand the gateway's messages to the session until it closes. Raises WireError at its faults."""
+async def _receive(peer: Peer, session: WorkerSession, progress: _Progress, counts: Counts) -> None:
+    """Hand the peer's messages to the session until it closes. Raises WireError at its faults."""
     while True:
         try:
-            message = wire.decode_to_worker(await connection.recv())
+            message = await peer.receive()
         except ConnectionClosed:
             return
         if isinstance(message, CallerFrame):
@@ -113,7 +143,7 @@ async def _receive(connection: ServerConnection, session: WorkerSession, progres
             progress.expected += 1
             progress.even.clear()
             if progress.expected - progress.answered > MAX_BEHIND:
-                _refuse_backlog(connection)
+                _refuse_backlog(peer)
             counts.frames += 1
             session.push(message)
         elif isinstance(message, wire.Close):
@@ -124,19 +154,19 @@ async def _receive(connection: ServerConnection, session: WorkerSession, progres
             session.play(message.clip)
 
 
-def _refuse_backlog(connection: ServerConnection) -> None:
-    if connection.transport.get_write_buffer_size():
+def _refuse_backlog(peer: Peer) -> None:
+    if not peer.reads:
         raise GatewayStopped
     error = wire.Error("failed", f"{MAX_BEHIND} caller frames wait for an answer; send one every 80 ms")
     raise SessionEnded(error, CloseCode.TRY_AGAIN_LATER)
 
 
-async def _send_outputs(connection: ServerConnection, session: WorkerSession, progress: _Progress) -> None:
+async def _send_outputs(peer: Peer, session: WorkerSession, progress: _Progress) -> None:
     """Send what the session says as it comes. Raises _Finished when it has said everything."""
     finished = False
     try:
         async for output in session.outputs():
-            await connection.send(wire.encode(output))
+            await peer.send(output)
             if isinstance(output, AgentFrame):
                 progress.answered += 1
                 if progress.answered == progress.expected:

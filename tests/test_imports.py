@@ -80,12 +80,17 @@ PURE = {
     "gateway/twilio/protocol.py",
     "gateway/twilio/signature.py",
     "gateway/twilio/twiml.py",
+    "model/capacity.py",
     "model/config.py",
+    "model/engine_options.py",
+    "model/moshi/protocol.py",
     "model/prompt.py",
+    "model/scheduler.py",
+    "model/utterances.py",
     "model/wire.py",
     "model/wire_fields.py",
 }
-PACKAGES = {"gateway", "model", "gateway.sip", "gateway.twilio"}
+PACKAGES = {"gateway", "model", "model.moshi", "gateway.sip", "gateway.twilio"}
 OUTSIDE_WORLD = {
     "asyncio",
     "os",

@@ -284,6 +284,12 @@ def test_the_personaplex_engine_needs_packages_a_gpu_and_weights(
     assert "nvidia-smi" in by_name["gpu"].detail
 
 
+def test_the_personaplex_engine_on_a_cpu_needs_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = wrong(engine="personaplex", device="cpu", weights_dir=tmp_path / "absent")
+    assert [finding.name for finding in found] == ["weights"]
+
+
 def test_a_gpu_check_that_cannot_run_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     found = of(examine(lambda: settings(engine="personaplex")), "gpu")

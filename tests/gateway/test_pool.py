@@ -339,7 +339,7 @@ def test_the_backoff_doubles_and_begins_anew_after_a_stable_run(monkeypatch: pyt
 async def test_calls_go_to_the_worker_with_the_most_free_slots() -> None:
     async with worker(capacity=1) as small, worker(capacity=3) as large, started(among(small, large)) as pool:
         sessions = [await pool.open(REQUEST) for _ in range(4)]
-        assert (small.active, large.active) == (1, 3)
+        assert (small.slots.active, large.slots.active) == (1, 3)
         assert not pool.ready
         with pytest.raises(EngineFull, match="no worker has a free slot"):
             await pool.open(REQUEST)
@@ -353,7 +353,7 @@ async def test_slots_that_another_gateway_took_are_found_elsewhere(monkeypatch: 
     async with worker(capacity=2) as first, worker(capacity=1) as second, started(among(first, second)) as pool:
         theirs = [await RemoteEngine(first.url).open(REQUEST) for _ in range(2)]
         ours = await pool.open(REQUEST)
-        assert second.active == 1
+        assert second.slots.active == 1
         for session in (*theirs, ours):
             await session.close()
 
@@ -373,7 +373,7 @@ async def test_a_worker_that_is_down_is_passed_over_and_found_again() -> None:
             async with worker(address) as again:
                 await until(lambda: pool.ready)
                 session = await pool.open(REQUEST)
-                assert again.active == 1
+                assert again.slots.active == 1
                 await session.close()
 
 
@@ -382,7 +382,7 @@ async def test_a_worker_that_dies_between_probes_costs_the_call_nothing(monkeypa
     async with worker(capacity=9) as dying, worker() as alive, started(among(dying, alive)) as pool:
         await dying.stop()
         session = await pool.open(REQUEST)
-        assert alive.active == 1
+        assert alive.slots.active == 1
         assert not pool.workers[0].healthy
         await session.close()
 

@@ -96,7 +96,7 @@ async def test_frames_go_out_and_come_back_in_order() -> None:
             await session.send(SOUND)
         assert await heard(session, 40) == [AgentFrame(i, SOUND) for i in range(40)]
         await session.close()
-        assert (server.active, engine.sessions) == (0, 0)
+        assert (server.slots.active, engine.sessions) == (0, 0)
 
 
 async def test_what_the_agent_shall_say_is_passed_on() -> None:
@@ -128,7 +128,7 @@ async def test_a_close_that_is_cancelled_in_the_moment_it_succeeds_is_cancelled(
         closing.append(asyncio.create_task(session.close()))
         await asyncio.wait(closing)
         assert closing[0].cancelled()
-        assert server.active == 0
+        assert server.slots.active == 0
 
 
 async def test_a_full_worker_is_full_not_lost() -> None:
@@ -193,7 +193,7 @@ async def test_a_worker_that_never_says_ready(monkeypatch: pytest.MonkeyPatch) -
             raise AssertionError
 
     monkeypatch.setattr(worker_client, "READY_TIMEOUT", 0.1)
-    monkeypatch.setattr("model.server.ENGINE_OPEN_TIMEOUT", 0.5)
+    monkeypatch.setattr("model.slots.ENGINE_OPEN_TIMEOUT", 0.5)
     async with worker(Stuck()) as server:
         with pytest.raises(EngineLost, match="opened no session within"):
             await RemoteEngine(server.url).open(REQUEST)

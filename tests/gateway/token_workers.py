@@ -104,9 +104,9 @@ class Caller:
     async def call(self, pool: ResumingPool, frames: int) -> Caller:
         """A whole call. Ends early, with the reason in `lost`, if the session is lost."""
         session = await pool.open(SessionRequest(f"c{self.seed}", greeting=self.greeting))
-        listening = asyncio.create_task(self._listen(session, frames))
+        listening = asyncio.create_task(self.listen(session, frames))
         try:
-            await self._speak(session, frames, listening)
+            await self.speak(session, frames, listening)
             await listening
         finally:
             listening.cancel()
@@ -115,7 +115,7 @@ class Caller:
                 await listening
         return self
 
-    async def _speak(self, session: Session, frames: int, listening: asyncio.Task[None]) -> None:
+    async def speak(self, session: Session, frames: int, listening: asyncio.Task[None]) -> None:
         random, upsample = np.random.default_rng(self.seed), Upsampler()
         begin = time.monotonic()
         for index in range(frames):
@@ -130,7 +130,7 @@ class Caller:
             self.lines.append(line)
             await session.send(upsample(line), line)
 
-    async def _listen(self, session: Session, frames: int) -> None:
+    async def listen(self, session: Session, frames: int) -> None:
         try:
             async for output in session.outputs():
                 self.heard.append(output)

@@ -129,7 +129,7 @@ async def test_every_caller_frame_is_answered_by_the_agent_frame_of_the_same_ind
         for index in range(30):
             await connection.send(wire.encode_frame(CallerFrame(index, SOUND)))
         assert [await told(connection) for _ in range(30)] == [AgentFrame(i, SOUND) for i in range(30)]
-        assert server.counts.frames == 30
+        assert server.slots.counts.frames == 30
 
 
 async def test_what_the_agent_shall_say_reaches_the_session() -> None:
@@ -153,7 +153,7 @@ async def test_a_session_beyond_capacity_is_refused_at_once_and_the_slot_comes_b
             assert await closed(first) == 1000
         async with connected(server) as third:
             assert isinstance(await opened(third), wire.Ready)
-        assert (server.counts.sessions, server.counts.refused) == (2, 1)
+        assert (server.slots.counts.sessions, server.slots.counts.refused) == (2, 1)
 
 
 async def test_a_gateway_that_vanishes_frees_its_slot() -> None:
@@ -181,7 +181,7 @@ async def test_a_bad_open_request_is_told_which_field(message: str | bytes, word
         assert error.code == "invalid"
         assert words in error.message
         assert await closed(connection) == 1008
-        assert server.active == 0
+        assert server.slots.active == 0
 
 
 async def test_a_gateway_that_asks_for_nothing_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +243,7 @@ async def test_a_fault_of_the_engine_ends_one_session_and_is_logged(caplog: pyte
         assert "ZeroDivisionError" in caplog.text
         await other.send(wire.encode_frame(CallerFrame(0, SOUND)))
         assert await told(other) == AgentFrame(0, SOUND)
-        assert (server.active, server.counts.failed) == (1, 1)
+        assert (server.slots.active, server.slots.counts.failed) == (1, 1)
 
 
 async def test_an_engine_that_cannot_open_a_session_says_so() -> None:
@@ -255,7 +255,7 @@ async def test_an_engine_that_cannot_open_a_session_says_so() -> None:
         error = await opened(connection)
         assert isinstance(error, wire.Error)
         assert error.code == "failed"
-        assert server.active == 0
+        assert server.slots.active == 0
 
 
 async def test_a_session_that_said_everything_is_closed_well() -> None:
@@ -367,7 +367,7 @@ async def test_stopping_ends_open_sessions() -> None:
         await opened(connection)
         await server.stop()
         assert await closed(connection) == 1001
-        assert server.active == 0
+        assert server.slots.active == 0
 
 
 def worker_process(*arguments: str, stdin: int | None = None) -> subprocess.Popen[bytes]:
@@ -458,7 +458,7 @@ async def test_a_session_of_another_worker_goes_on_with_its_next_frame() -> None
         error = await told(connection)
         assert isinstance(error, wire.Error)
         assert "caller frame 105 came where 106 was due" in error.message
-        assert (server.counts.sessions, server.counts.resumed) == (1, 1)
+        assert (server.slots.counts.sessions, server.slots.counts.resumed) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -479,7 +479,7 @@ async def test_a_history_that_cannot_be_taken_is_refused(
         assert error.code == "invalid"
         assert words in error.message
         assert await closed(connection) == 1008
-        assert server.active == 0
+        assert server.slots.active == 0
 
 
 async def test_a_history_that_does_not_come_frees_the_slot(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -490,7 +490,7 @@ async def test_a_history_that_does_not_come_frees_the_slot(monkeypatch: pytest.M
         assert isinstance(error, wire.Error)
         assert "no history came" in error.message
         assert await closed(connection) == 1008
-        assert server.active == 0
+        assert server.slots.active == 0
 
 
 async def test_a_worker_that_drains_answers_what_it_was_given_and_lets_every_session_go() -> None:

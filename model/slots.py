@@ -1,0 +1,108 @@
+"""The slots of a worker: how many sessions there are, whether more are taken, and that each is closed.
+
+Owns the count and the draining. Knows no protocol; an engine's faults, of whatever kind, end one session here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
+
+from model import wire
+from model.session import Counts, GatewayStopped, SessionEnded
+from model.worker_engine import WorkerSession
+
+log = logging.getLogger(__name__)
+
+ENGINE_OPEN_TIMEOUT = 10.0
+"""Seconds the engine has to open a session."""
+
+Opening = Callable[[], Coroutine[None, None, WorkerSession]]
+
+
+class Slots:
+    """A worker's."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.active = 0
+        self.counts = Counts()
+        self.draining = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def free(self) -> int:
+        """Sessions that may be opened now."""
+        return 0 if self.draining.is_set() else self.capacity - self.active
+
+    async def drain(self, timeout: float) -> None:
+        """Take no more sessions and tell those there are to go; returns when they have, or after `timeout`."""
+        self.draining.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._idle.wait()
+
+    @asynccontextmanager
+    async def session(
+        self, connection: ServerConnection, call_id: str, opening: Opening
+    ) -> AsyncIterator[WorkerSession]:
+        """A slot with the session that `opening` opens, closed at the end.
+
+        Raises SessionEnded: nothing is free, or the engine failed, before or inside; the log then says why.
+        """
+        self._check()
+        self.active += 1
+        self._idle.clear()
+        try:
+            session = await _while_connected(connection, opening())
+            self.counts.sessions += 1
+            try:
+                yield session
+            finally:
+                await session.close()
+        except (wire.WireError, ConnectionClosed, SessionEnded, GatewayStopped):
+            raise
+        except Exception as error:  # the engine's fault, of whatever kind, ends this session only
+            self.counts.failed += 1
+            log.exception("the session of call %s failed", call_id)
+            failed = wire.Error("failed", "the worker could not continue the session; its log says why")
+            raise SessionEnded(failed, CloseCode.INTERNAL_ERROR) from error
+        finally:
+            self.active -= 1
+            if not self.active:
+                self._idle.set()
+
+    def _check(self) -> None:
+        if self.draining.is_set():
+            raise SessionEnded(wire.Error("draining", "the worker is being stopped"), CloseCode.GOING_AWAY)
+        if self.active >= self.capacity:
+            self.counts.refused += 1
+            error = wire.Error("full", f"all {self.capacity} slots of this worker are taken")
+            raise SessionEnded(error, CloseCode.TRY_AGAIN_LATER)
+
+
+async def _while_connected(
+    connection: ServerConnection, opening: Coroutine[None, None, WorkerSession]
+) -> WorkerSession:
+    """What the engine opens. For a peer that left meanwhile nothing is opened: its slot is free at once."""
+    task = asyncio.create_task(opening)
+    gone = asyncio.create_task(connection.wait_closed())
+    try:
+        await asyncio.wait({task, gone}, timeout=ENGINE_OPEN_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+        task.cancel()
+        await asyncio.wait({task, gone})
+    if task.cancelled():
+        if gone.cancelled():
+            raise TimeoutError(f"the engine opened no session within {ENGINE_OPEN_TIMEOUT:.0f} s")
+        raise connection.protocol.close_exc
+    return task.result()

@@ -1,0 +1,143 @@
+"""PersonaPlex behind a real worker, as processes: calls over the wire, and the end of either process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
+
+from model import wire
+from model.folder import ModelFolder
+from model.wire import AgentFrame, CallerFrame, Error, FromWorker, History, Ready, Resume, SessionRequest
+from tests.model.rig import caller_pcm, request
+
+pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).parents[2]
+
+
+@asynccontextmanager
+async def worker(tiny: ModelFolder, *arguments: str) -> AsyncIterator[tuple[str, Process]]:
+    """`callplex worker` with the tiny model, once it listens."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("CALLPLEX_")}
+    environment = {**plain, "CALLPLEX_ENGINE": "personaplex", "CALLPLEX_WEIGHTS_DIR": str(tiny.path)}
+    options = ("--listen", "127.0.0.1:0", "--device", "cpu", "--transcriber", "none", *arguments)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway.cli", "worker", *options, env=environment, cwd=ROOT, stdout=PIPE, stderr=PIPE
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(60):
+            line = await process.stdout.readline()
+        yield (json.loads(line)["listening"] if line else ""), process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+@asynccontextmanager
+async def session(url: str, asked: SessionRequest, history: History | None = None) -> AsyncIterator[ClientConnection]:
+    """A session that is held, or whatever it was told first."""
+    async with connect(url, subprotocols=[Subprotocol(wire.SUBPROTOCOL)], compression=None) as connection:
+        await connection.send(wire.encode_open(asked))
+        if asked.resume is not None:
+            await connection.send(wire.encode_history(asked.resume, history or History()))
+        yield connection
+
+
+async def told(connection: ClientConnection) -> FromWorker:
+    async with asyncio.timeout(20):
+        return wire.decode_from_worker(await connection.recv())
+
+
+async def answers(connection: ClientConnection, start: int, end: int) -> tuple[list[AgentFrame], str]:
+    """Speak frames `start` up to `end`: what came back, frames and text."""
+    frames: list[AgentFrame] = []
+    text = ""
+    for index in range(start, end):
+        await connection.send(wire.encode(CallerFrame(index, caller_pcm(0, index))))
+        while len(frames) <= index - start:
+            message = await told(connection)
+            if isinstance(message, AgentFrame):
+                frames.append(message)
+            elif isinstance(message, wire.AgentText):
+                text += message.text
+    return frames, text
+
+
+async def test_calls_talk_move_and_are_refused_and_all_end_when_the_engines_process_is_killed(
+    tiny: ModelFolder,
+) -> None:
+    async with worker(tiny, "--slots", "2") as (url, process):
+        asked = request("first", greeting="hello")
+        async with session(url, asked) as first:
+            assert isinstance(await told(first), Ready)
+            begun, text = await answers(first, 0, 12)
+            assert [frame.index for frame in begun] == list(range(12))
+            assert text.strip().startswith("hello")
+            resume = Resume(0, 12, 12, 0)
+            history = History(
+                b"".join(frame.tokens for frame in begun), b"".join(caller_pcm(0, index) for index in range(12))
+            )
+            async with session(url, replace(asked, resume=resume), history) as second:
+                assert isinstance(await told(second), Ready)
+                (here, _), (there, _) = await answers(first, 12, 16), await answers(second, 12, 16)
+                assert [frame.tokens for frame in here] == [frame.tokens for frame in there]
+                async with session(url, request("third")) as third:
+                    assert await told(third) == Error("full", "all 2 slots of this worker are taken")
+                await asyncio.to_thread(_figures, url)
+                (engine,) = psutil.Process(process.pid).children()
+                engine.send_signal(signal.SIGKILL)
+                for connection in (first, second):
+                    ended = await told(connection)
+                    assert isinstance(ended, Error)
+                    assert ended.code == "draining", "the gateway takes it elsewhere"
+                    with pytest.raises(ConnectionClosed):
+                        await told(connection)
+        assert process.stderr is not None
+        said = (await process.stderr.read()).decode()
+        assert await process.wait() == 1
+        assert "callplex: the engine's process has ended" in said
+        assert "Traceback" not in said
+
+
+def _figures(url: str) -> None:
+    base = url.replace("ws://", "http://").removesuffix(wire.PATH)
+    ready = httpx.get(base + "/readyz", timeout=5)
+    assert (ready.status_code, ready.json()) == (503, {"engine": "personaplex", "capacity": 2, "free": 0})
+    metrics = httpx.get(base + "/metrics", timeout=5).text
+    assert "callplex_worker_engine_faults_total 0" in metrics
+
+
+async def test_a_worker_that_is_killed_takes_its_engine_with_it(tiny: ModelFolder) -> None:
+    async with worker(tiny, "--slots", "1") as (_, process):
+        (engine,) = psutil.Process(process.pid).children()
+        process.kill()
+        await asyncio.to_thread(psutil.wait_procs, [engine], 20)
+        assert not engine.is_running()
+
+
+async def test_a_worker_without_weights_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    async with worker(ModelFolder(tmp_path / "absent"), "--slots", "1") as (url, process):
+        assert not url
+        assert process.stderr is not None
+        said = (await process.stderr.read()).decode()
+        assert await process.wait() == 1
+        assert "callplex: " in said
+        assert "absent is not a folder; get the weights with: callplex weights download" in said
+        assert len(said.strip().splitlines()) == 1
