@@ -15,14 +15,13 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Coroutine
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from gateway.settings import Settings, SettingsInvalid, load_settings, masked, misspelt_variables
-from model.commands import Places, told, voices_app, weights_app
+from model.commands import Places, bench_engine_command, told, voices_app, weights_app
 
 if TYPE_CHECKING:
     from gateway.persona_model import Persona
@@ -43,6 +42,7 @@ personas_app = typer.Typer(no_args_is_help=True, help="Check the personas.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure, with figures you can compare.")
 app.add_typer(personas_app, name="personas")
 app.add_typer(bench_app, name="bench")
+bench_app.command("engine")(bench_engine_command)
 app.add_typer(weights_app(lambda: _places(_settings())), name="weights")
 app.add_typer(voices_app(lambda: _places(_settings())), name="voices")
 
@@ -384,50 +384,6 @@ def bench_rehearsal_command(
     from gateway.bench.rehearsal import bench_rehearsal
 
     raise typer.Exit(bench_rehearsal(calls, rounds=rounds, json_output=json_output))
-
-
-class _Size(StrEnum):
-    FULL = "full"
-    TINY = "tiny"
-
-
-class _Device(StrEnum):
-    CUDA = "cuda"
-    CPU = "cpu"
-
-
-class _KVType(StrEnum):
-    FLOAT32 = "float32"
-    BF16 = "bf16"
-    FP8 = "fp8"
-
-
-class _WeightsType(StrEnum):
-    BF16 = "bf16"
-    FP8 = "fp8"
-
-
-@bench_app.command("engine")
-def bench_engine_command(
-    size: Annotated[_Size, typer.Option(help="The published model's, or one for a CPU.")] = _Size.FULL,
-    device: Annotated[_Device, typer.Option(help="Where it runs.")] = _Device.CUDA,
-    slots: Annotated[str, typer.Option(help="Calls at once, one configuration each.")] = "1,8,16,32,64,96,128,150",
-    kv_dtype: Annotated[_KVType, typer.Option(help="How keys and values are stored.")] = _KVType.BF16,
-    weights_dtype: Annotated[_WeightsType, typer.Option(help="How matrices are stored.")] = _WeightsType.BF16,
-    seconds: Annotated[float, typer.Option(min=1, help="Of each run of one configuration.")] = 4.0,
-    json_output: Json = False,
-) -> None:
-    """The duplex model's engine with random weights and full windows: what a device holds, and what bounds it."""
-    _settings()
-    with told():
-        from model.bench.engine import Order, bench_engine, slots_of
-
-        try:
-            counts = slots_of(slots)
-        except ValueError:
-            raise typer.BadParameter(f"{slots!r} is not a list such as 1,8,64", param_hint="--slots") from None
-        order = Order(size.value, device.value, counts, kv_dtype.value, weights_dtype.value, seconds)
-        raise typer.Exit(bench_engine(order, json_output=json_output))
 
 
 def main() -> None:
