@@ -15,7 +15,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Coroutine
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -24,7 +23,7 @@ import typer
 from gateway.records.commands import records_app
 from gateway.settings import Settings, SettingsInvalid, load_settings, masked, misspelt_variables
 from gateway.webhooks.commands import webhooks_app
-from model.commands import Places, told, voices_app, weights_app
+from model.commands import Places, bench_engine_command, told, voices_app, weights_app
 
 if TYPE_CHECKING:
     from gateway.persona_model import Persona
@@ -45,6 +44,7 @@ personas_app = typer.Typer(no_args_is_help=True, help="Check the personas.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure, with figures you can compare.")
 app.add_typer(personas_app, name="personas")
 app.add_typer(bench_app, name="bench")
+bench_app.command("engine")(bench_engine_command)
 app.add_typer(weights_app(lambda: _places(_settings())), name="weights")
 app.add_typer(voices_app(lambda: _places(_settings())), name="voices")
 app.add_typer(records_app(lambda: _settings()), name="records")

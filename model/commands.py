@@ -1,7 +1,7 @@
 """What the command line shows of the model: a WAV conversation, clips, weights and voices.
 
-Owns the commands `weights` and `voices`, progress bars, tables and JSON on standard output; errors end in one
-`CommandFailed`. Knows no settings and no personas: folders, prompts and names come in as arguments. Parts are
+Owns the commands `weights`, `voices` and `bench engine`, progress bars, tables and JSON on standard output; errors end
+in one `CommandFailed`. Knows no settings and no personas: folders, prompts and names come in as arguments. Parts are
 imported when they are used.
 """
 
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -302,3 +303,45 @@ def voices_app(places: Callable[[], Places]) -> typer.Typer:
             delete_voice(places().recordings, name)
 
     return app
+
+
+class _Size(StrEnum):
+    FULL = "full"
+    TINY = "tiny"
+
+
+class _Device(StrEnum):
+    CUDA = "cuda"
+    CPU = "cpu"
+
+
+class _KVType(StrEnum):
+    FLOAT32 = "float32"
+    BF16 = "bf16"
+    FP8 = "fp8"
+
+
+class _WeightsType(StrEnum):
+    BF16 = "bf16"
+    FP8 = "fp8"
+
+
+def bench_engine_command(
+    size: Annotated[_Size, typer.Option(help="The published model's, or one for a CPU.")] = _Size.FULL,
+    device: Annotated[_Device, typer.Option(help="Where it runs.")] = _Device.CUDA,
+    slots: Annotated[str, typer.Option(help="Calls at once, one configuration each.")] = "1,8,16,32,64,96,128,150",
+    kv_dtype: Annotated[_KVType, typer.Option(help="How keys and values are stored.")] = _KVType.BF16,
+    weights_dtype: Annotated[_WeightsType, typer.Option(help="How matrices are stored.")] = _WeightsType.BF16,
+    seconds: Annotated[float, typer.Option(min=1, help="Of each run of one configuration.")] = 4.0,
+    json_output: Json = False,
+) -> None:
+    """The duplex model's engine with random weights and full windows: what a device holds, and what bounds it."""
+    with told():
+        from model.bench.engine import Order, bench_engine, slots_of
+
+        try:
+            counts = slots_of(slots)
+        except ValueError:
+            raise typer.BadParameter(f"{slots!r} is not a list such as 1,8,64", param_hint="--slots") from None
+        order = Order(size.value, device.value, counts, kv_dtype.value, weights_dtype.value, seconds)
+        raise typer.Exit(bench_engine(order, json_output=json_output))

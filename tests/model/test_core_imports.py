@@ -12,7 +12,8 @@ CORE = (
     *(f"model/{name}.py" for name in ("config", "load", "streaming", "token_cache", "transformer", "depformer")),
     *(f"model/{name}.py" for name in ("lm", "sampling", "tokenizer", "prompt", "voice")),
     *(f"model/{name}.py" for name in ("word_queue", "forced_speech", "clip", "folder", "conversation")),
-    *(file for file in modules("model") if file.startswith("model/mimi/")),
+    *(f"model/{name}.py" for name in ("kv_cache", "fp8", "fp8_weights", "rotary", "ops", "decode", "cuda_graphs")),
+    *(file for file in modules("model") if file.startswith(("model/mimi/", "model/kernels/", "model/bench/"))),
 )
 ALLOWED = {"model", "torch", "numpy", "safetensors", "sentencepiece", "triton"}
 
@@ -21,3 +22,9 @@ ALLOWED = {"model", "torch", "numpy", "safetensors", "sentencepiece", "triton"}
 def test_the_core_imports_little(file: str) -> None:
     tops = {name.partition(".")[0] for name in imported(file)}
     assert tops - ALLOWED <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("file", modules("model"))
+def test_triton_is_loaded_only_by_the_kernels(file: str) -> None:
+    """So that a machine without a GPU needs none: whoever uses a kernel imports it where it is called."""
+    assert file.startswith("model/kernels/") or not any(name.startswith("triton") for name in imported(file))

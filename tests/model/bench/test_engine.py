@@ -6,7 +6,9 @@ import json
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from gateway.cli import app
 from model.bench import engine, floor, models
 from model.bench.drive import latency
 from model.engine import Stepper
@@ -91,3 +93,13 @@ def test_latency_counts_what_is_late() -> None:
     assert found.max == pytest.approx(500)
     with pytest.raises(ValueError, match="nothing was measured"):
         latency([], 1)
+
+
+def test_the_command_runs_and_says_what_is_wrong_with_its_words() -> None:
+    runner = CliRunner()
+    bad = runner.invoke(app, ["bench", "engine", "--slots", "1,many"])
+    assert bad.exit_code == 2
+    assert "is not a list such as 1,8,64" in bad.output
+    done = runner.invoke(app, ["bench", "engine", "--size", "tiny", "--device", "cpu", "--slots", "100000000"])
+    assert done.exit_code == 1
+    assert "nothing fits" in done.output

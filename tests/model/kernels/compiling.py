@@ -1,0 +1,84 @@
+"""Compiles every kernel for a GPU that need not be there, and prints its PTX as JSON: `python -m ... CAPABILITY`.
+
+A process of its own: in the tests' process the kernels are interpreted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from model.kernels import attention, layer, matmul, read, sampling
+
+_TYPES: dict[str, tuple[str, ...]] = {
+    "*i64": ("slots", "firsts", "lasts", "positions", "frames", "top_ks", "seeds", "chosen")
+}
+_TYPES["*fp32"] = ("partial", "peaks", "sums", "cos", "sin", "temperatures", "key_scales", "value_scales")
+_TYPES["i32"] = (
+    "heads",
+    "capacity",
+    "dim",
+    "width",
+    "count",
+    "outer",
+    "inner",
+    "words",
+    "gap",
+    "size",
+    "row",
+    "splits",
+)
+_TYPES["fp32"] = ("eps", "scale")
+_ODD = {"row", "count", "splits"}
+"""Numbers that need not be multiples of 16."""
+_BF16 = "*bf16"
+
+
+def compiled(kernel: Any, capability: int, types: dict[str, str], warps: int = 4, **constants: object) -> str:
+    """The PTX of a kernel at the published sizes, whose tensors begin at multiples of 16 bytes."""
+    known = {name: kind for kind, names in _TYPES.items() for name in names} | types
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else known.get(name, _BF16) for name in names}
+    aligned = [
+        place
+        for place, name in enumerate(names)
+        if signature[name].startswith("*") or (signature[name] == "i32" and name not in _ODD)
+    ]
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(place,): [["tt.divisibility", 16]] for place in aligned},
+    )
+    ptx: str = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps}).asm["ptx"]
+    return ptx
+
+
+def main(capability: int) -> dict[str, str]:
+    """The PTX of each kernel, by what it stores where that differs."""
+    plain = dict.fromkeys(("key_scales", "value_scales"), _BF16)
+    small, byte = ({"keys": kind, "values": kind} for kind in ("*fp8e4nv", "*u8"))
+    found = {}
+    for name, quantised, stored, written in (("bf16", False, plain, plain), ("fp8", True, small, byte)):
+        constants = {"head_dim": 128, "rows": 32, "chunk": 512, "quantised": quantised}
+        found[f"split {name}"] = compiled(attention._split, capability, stored, **constants)
+        found[f"append {name}"] = compiled(attention._append, capability, written, 1, half=64, quantised=quantised)
+    found["combine"] = compiled(attention._combine, capability, {}, head_dim=128, places=8)
+    found["add_norm"] = compiled(layer._add_norm, capability, {}, 8, width=4096, adds=True)
+    found["silu_gate"] = compiled(layer._silu_gate, capability, {}, block=1024)
+    weight = {"weight": "*fp8e4nv", "scale": "*fp32"}
+    found["linear"] = compiled(matmul._linear, capability, weight, rows=16, columns=32, depth=128)
+    found["read"] = compiled(read._read, capability, {"source": "*i32", "sums": "*i32"}, 8, block=8192)
+    found["draw"] = compiled(sampling._draw, capability, {}, width=2048)
+    return found
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    sys.stdout.write(json.dumps(main(int(sys.argv[1]))))

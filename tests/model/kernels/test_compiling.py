@@ -1,0 +1,48 @@
+"""The kernels compile for the cards they are meant for, without one, and read memory as they should."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+WIDEST = "ld.global.v4.b32"
+"""A load of 16 bytes by each thread."""
+
+
+def ptx_for(capability: int, cache: Path) -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.model.kernels.compiling", str(capability)],
+        cwd=ROOT,
+        env={**environment, "TRITON_CACHE_DIR": str(cache)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+def test_every_kernel_compiles_for_hopper_and_reads_wide(tmp_path: Path) -> None:
+    found = ptx_for(90, tmp_path)
+    assert len(found) == 10
+    for name in ("split bf16", "split fp8", "combine", "add_norm", "silu_gate", "read"):
+        # silu_gate's 1,024 values are 8 for each of 128 threads.
+        assert WIDEST in found[name], name
+    assert "cvt.rn.f16x2.e4m3x2" in found["split fp8"]
+    assert "mma.sync" in found["linear"]
+    assert "cp.async.cg.shared.global" in found["linear"]  # 16 bytes, too, while the last are multiplied
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("capability", [89, 100, 120])
+def test_every_kernel_compiles_for_other_cards(capability: int, tmp_path: Path) -> None:
+    """Ada, and Blackwell in both forms."""
+    assert len(ptx_for(capability, tmp_path)) == 10
