@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import shlex
 import shutil
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gateway.bench.commands import bench_app
+from gateway.command import Json, fail, read_settings
 from gateway.records.commands import records_app
-from gateway.settings import Settings, SettingsInvalid, load_settings, masked, misspelt_variables
+from gateway.settings import Settings, SettingsInvalid, load_settings, masked
 from gateway.webhooks.commands import webhooks_app
 from model.commands import Places, bench_engine_command, told, voices_app, weights_app
 
@@ -41,40 +42,13 @@ app = typer.Typer(
     help="Lets a phone number be answered by a full-duplex speech model.",
 )
 personas_app = typer.Typer(no_args_is_help=True, help="Check the personas.")
-bench_app = typer.Typer(no_args_is_help=True, help="Measure, with figures you can compare.")
 app.add_typer(personas_app, name="personas")
 app.add_typer(bench_app, name="bench")
 bench_app.command("engine")(bench_engine_command)
-app.add_typer(weights_app(lambda: _places(_settings())), name="weights")
-app.add_typer(voices_app(lambda: _places(_settings())), name="voices")
-app.add_typer(records_app(lambda: _settings()), name="records")
-app.add_typer(webhooks_app(lambda: _settings()), name="webhooks")
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
-
-
-def fail(message: str) -> NoReturn:
-    """End with status 1 and one sentence."""
-    typer.echo(f"callplex: {message}", err=True)
-    raise typer.Exit(1)
-
-
-def _settings(**overrides: object) -> Settings:
-    try:
-        settings = load_settings(**{name: value for name, value in overrides.items() if value is not None})
-    except SettingsInvalid as error:
-        fail(str(error))
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-        force=True,
-    )
-    for chatty in ("alembic", "httpx", "uvicorn.error"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    for sentence in misspelt_variables():
-        logging.getLogger(__name__).warning(sentence)
-    return settings
+app.add_typer(weights_app(lambda: _places(read_settings())), name="weights")
+app.add_typer(voices_app(lambda: _places(read_settings())), name="voices")
+app.add_typer(records_app(read_settings), name="records")
+app.add_typer(webhooks_app(read_settings), name="webhooks")
 
 
 def _run(work: Coroutine[Any, Any, None], expected: tuple[type[Exception], ...]) -> None:
@@ -103,7 +77,7 @@ def serve(
     json_output: Annotated[bool, typer.Option("--json", help="Print the addresses as JSON once ready.")] = False,
 ) -> None:
     """Answer calls until stopped."""
-    settings = _settings(listen=listen, admin_listen=admin_listen)
+    settings = read_settings(listen=listen, admin_listen=admin_listen)
     from gateway.engine import EngineError
     from gateway.persona_model import PersonaInvalid
     from gateway.recording.bucket import BucketError
@@ -171,7 +145,7 @@ def worker(
     exit_with_parent: Annotated[bool, typer.Option(help="End when standard input does.")] = False,
 ) -> None:
     """Run one engine and serve it to gateways."""
-    settings = _settings(
+    settings = read_settings(
         worker_listen=listen,
         engine=engine,
         worker_capacity=capacity,
@@ -189,7 +163,7 @@ def worker(
 @app.command()
 def demo(json_output: Json = False) -> None:
     """Place one call against a real gateway and worker on this machine, and show all of it."""
-    settings = _settings()
+    settings = read_settings()
     from gateway.demo import run_demo
 
     raise typer.Exit(run_demo(json_output=json_output, data_dir=settings.data_dir))
@@ -207,7 +181,7 @@ def call(
     json_output: Json = False,
 ) -> None:
     """A phone in the terminal: calls a gateway as Twilio would, or over SIP."""
-    settings = _settings()
+    settings = read_settings()
     from gateway.phone.command import call_command
     from gateway.phone.sip import account_from
 
@@ -239,7 +213,7 @@ def doctor(json_output: Json = False) -> None:
 @app.command()
 def config(json_output: Json = False) -> None:
     """Print the effective settings, secrets masked."""
-    effective = masked(_settings())
+    effective = masked(read_settings())
     if json_output:
         typer.echo(json.dumps(effective))
         return
@@ -250,7 +224,7 @@ def config(json_output: Json = False) -> None:
 @personas_app.command("check")
 def personas_check(path: Annotated[Path | None, typer.Argument(help="A file or folder.")] = None) -> None:
     """Validate persona files; every problem with its file, line and field."""
-    settings = _settings()
+    settings = read_settings()
     from gateway.personas import check_personas
 
     problems = check_personas(path or settings.personas)
@@ -259,78 +233,6 @@ def personas_check(path: Annotated[Path | None, typer.Argument(help="A file or f
     if problems:
         raise typer.Exit(1)
     typer.echo(f"{path or settings.personas}: valid")
-
-
-@bench_app.command("gateway")
-def bench_gateway_command(
-    calls: Annotated[int, typer.Option(min=1, help="Calls at once.")] = 100,
-    seconds: Annotated[float, typer.Option(min=1, help="How long each speaks.")] = 20.0,
-    find_max: Annotated[bool, typer.Option("--max", help="Find the most calls one core holds.")] = False,
-    worker_process: Annotated[bool, typer.Option(help="Echo in a worker of its own, not in the gateway.")] = False,
-    recorded: Annotated[Literal["none", "wav", "opus"], typer.Option(help="How calls are recorded.")] = "wav",
-    sealed: Annotated[bool, typer.Option("--sealed", help="Encrypt the recordings.")] = False,
-    json_output: Json = False,
-) -> None:
-    """Real Twilio-protocol calls from another process against a gateway that echoes."""
-    _settings()
-    from gateway.bench.gateway import bench_gateway
-
-    raise typer.Exit(
-        bench_gateway(
-            calls=calls,
-            seconds=seconds,
-            find_max=find_max,
-            worker_process=worker_process,
-            recorded=recorded,
-            sealed=sealed,
-            json_output=json_output,
-        )
-    )
-
-
-@bench_app.command("sip")
-def bench_sip_command(
-    calls: Annotated[int, typer.Option(min=1, help="Calls at once.")] = 200,
-    seconds: Annotated[float, typer.Option(min=1, help="How long they are measured.")] = 20.0,
-    json_output: Json = False,
-) -> None:
-    """Real SIP calls with RTP from another process against a gateway that echoes."""
-    _settings()
-    from gateway.bench.sip import bench_sip
-
-    raise typer.Exit(bench_sip(calls=calls, seconds=seconds, json_output=json_output))
-
-
-@bench_app.command("webhooks")
-def bench_webhooks_command(
-    deliveries: Annotated[int, typer.Option(min=1, help="For the healthy endpoint, and for the dead one.")] = 1000,
-    database: Annotated[str, typer.Option(help="URL of an empty database; by default a new SQLite file.")] = "",
-    json_output: Json = False,
-) -> None:
-    """Deliver to a healthy endpoint while a dead one has as many waiting."""
-    _settings()
-    from gateway.bench.webhooks import bench_webhooks
-    from gateway.records.database import DatabaseInvalid, DatabaseUnavailable
-
-    try:
-        status = bench_webhooks(deliveries, database, json_output)
-    except (DatabaseInvalid, DatabaseUnavailable) as error:
-        fail(str(error))
-    raise typer.Exit(status)
-
-
-@bench_app.command("records")
-def bench_records_command(
-    calls: Annotated[int, typer.Option(min=1, help="Calls that are made up.")] = 100_000,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each page is asked for.")] = 50,
-    url: Annotated[str, typer.Option(help="An empty database; else SQLite in a folder that is deleted.")] = "",
-    json_output: Json = False,
-) -> None:
-    """Fill a database with a month of calls and time its pages."""
-    _settings()
-    from gateway.bench.records import bench_records
-
-    raise typer.Exit(bench_records(count=calls, rounds=rounds, url=url, json_output=json_output))
 
 
 @app.command()
@@ -348,7 +250,7 @@ def offline(
     json_output: Json = False,
 ) -> None:
     """Hold a conversation with a WAV file, with the duplex model and no phone."""
-    places = _places(_settings())
+    places = _places(read_settings())
     with told():
         from model import commands
         from model.offline import OfflineRun
@@ -383,7 +285,7 @@ def personas_clip(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Let a persona's voice say its disclosure, check it by speech recognition, and keep it as a clip."""
-    places = _places(_settings())
+    places = _places(read_settings())
     with told():
         from model import commands
         from model.clip_maker import ClipRequest
@@ -426,77 +328,6 @@ def _persona_request(path: Path, seed: int) -> SessionRequest:
     from gateway.personas import session_request
 
     return session_request(_persona(path), "offline", {}, seed)
-
-
-@bench_app.command("rehearsal")
-def bench_rehearsal_command(
-    calls: Annotated[int, typer.Option(min=1, help="Calls at once.")] = 4,
-    rounds: Annotated[int, typer.Option(min=0, help="How often; 0: until every recorded caller has called.")] = 0,
-    json_output: Json = False,
-) -> None:
-    """Recorded callers talk to the rehearsal engine; how fast it answers and falls silent, and what it costs."""
-    _settings()
-    from gateway.bench.rehearsal import bench_rehearsal
-
-    raise typer.Exit(bench_rehearsal(calls, rounds=rounds, json_output=json_output))
-
-
-@bench_app.command("redaction")
-def bench_redaction_command(
-    calls: Annotated[int, typer.Option(min=2, help="Callers who say a card number.")] = 60,
-    at_once: Annotated[int, typer.Option(min=1, help="So many at a time, at the pace of a call.")] = 4,
-    verbose: Annotated[bool, typer.Option(help="Tell of each call on standard error.")] = False,
-    json_output: Json = False,
-) -> None:
-    """Synthesised callers say card numbers; how much of them is gone from text and sound, and false alarms."""
-    settings = _settings()
-    from gateway.bench.redaction import bench_redaction
-
-    raise typer.Exit(bench_redaction(calls, at_once, settings, verbose=verbose, json_output=json_output))
-
-
-class _Size(StrEnum):
-    FULL = "full"
-    TINY = "tiny"
-
-
-class _Device(StrEnum):
-    CUDA = "cuda"
-    CPU = "cpu"
-
-
-class _KVType(StrEnum):
-    FLOAT32 = "float32"
-    BF16 = "bf16"
-    FP8 = "fp8"
-
-
-class _WeightsType(StrEnum):
-    BF16 = "bf16"
-    FP8 = "fp8"
-
-
-@bench_app.command("engine")
-def bench_engine_command(
-    size: Annotated[_Size, typer.Option(help="The published model's, or one for a CPU.")] = _Size.FULL,
-    device: Annotated[_Device, typer.Option(help="Where it runs.")] = _Device.CUDA,
-    slots: Annotated[str, typer.Option(help="Calls at once, one configuration each.")] = "1,8,16,32,64,96,128,150",
-    kv_dtype: Annotated[_KVType, typer.Option(help="How keys and values are stored.")] = _KVType.BF16,
-    weights_dtype: Annotated[_WeightsType, typer.Option(help="How matrices are stored.")] = _WeightsType.BF16,
-    seconds: Annotated[float, typer.Option(min=1, help="Of each run of one configuration.")] = 4.0,
-    json_output: Json = False,
-) -> None:
-    """The duplex model's engine with random weights and full windows: what a device holds, and what bounds it."""
-    _settings()
-    with told():
-        from model.bench.engine import Order, bench_engine, slots_of
-
-        try:
-            counts = slots_of(slots)
-        except ValueError:
-            raise typer.BadParameter(f"{slots!r} is not a list such as 1,8,64", param_hint="--slots") from None
-        order = Order(size.value, device.value, counts, kv_dtype.value, weights_dtype.value, seconds)
-        raise typer.Exit(bench_engine(order, json_output=json_output))
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from gateway.leg import CallInfo, LegError
 from gateway.recording.recorder import Recorder, RecordingPlan
 from model.wire import AgentFrame, AgentText, CallerText, Done, Flush, Output, SessionRequest
 from tests import virtual_time
+from tests.gateway.told import Told
 
 PLAN = CallPlan("bank", "abc123", SessionRequest("c1"), transfers={"person": "+15550123"}, fallback="+15550999")
 LOUD = np.full(160, 5_000, np.int16).tobytes()
@@ -291,17 +292,19 @@ def test_flush_reaches_the_line_and_the_transcript() -> None:
 
 
 def test_what_happens_in_a_call_is_told_with_its_time() -> None:
-    told: list[tuple[float, str, Mapping[str, object]]] = []
+    log_book = Told()
 
     async def run() -> None:
         leg = MemoryLeg(seconds=2)
         script: dict[int, list[Output]] = {10: [AgentText(10, " Our")], 13: [Flush(11)]}
-        call = Call(leg, ScriptedEngine(script), PLAN, on_event=lambda *event: told.append(event))
+        call = Call(leg, ScriptedEngine(script), PLAN, log_book=log_book)
         await call.run()
         assert leg.on_digit is not None
         leg.on_digit("5")
 
     virtual_time.run(run())
+    told = log_book.events
+    assert log_book.was_over == 1
     assert [kind for _, kind, _ in told] == ["answer", "flush", "keypad"]
     assert told[1][2] == {"heard": 0.96}
     assert told[2][2] == {"key": "5"}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from model.wire import FRAME_SECONDS, AgentText, CallerText, Flush, Output, Sess
 from tests import virtual_time
 from tests.gateway.recording.sound import samples
 from tests.gateway.test_call import MemoryLeg, ScriptedEngine
+from tests.gateway.told import Told
 
 LINE = "This call is recorded and written down."
 
@@ -140,22 +140,6 @@ def test_the_line_is_never_heard_before_its_last_word_was_played(steps: list[tup
             consent.admit(AgentText(frame, words[wait % 4]))
         else:
             consent.admit(Flush(frame))
-
-
-class Told:
-    """Remembers what a call says of itself."""
-
-    def __init__(self, utterances: list[Utterance]) -> None:
-        self.utterances = utterances
-
-    def utterance(self, one: Utterance) -> None:
-        self.utterances.append(one)
-
-    def event(self, at: float, kind: str, data: Mapping[str, Any]) -> None:
-        """Nobody here asks."""
-
-    def over(self) -> None:
-        """Nobody here asks."""
 
 
 def held_call(script: dict[int, list[Output]], folder: Path, seconds: float = 8.0) -> tuple[Call, list[Utterance]]:

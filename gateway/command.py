@@ -1,0 +1,38 @@
+"""What all of `callplex`'s commands share: how settings are read, how one fails, and `--json`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from gateway.settings import Settings, SettingsInvalid, load_settings, misspelt_variables
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
+
+
+def fail(message: str) -> NoReturn:
+    """End with status 1 and one sentence."""
+    typer.echo(f"callplex: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def read_settings(**overrides: object) -> Settings:
+    """The effective settings, and logging as they say. Ends the command if they cannot be used."""
+    try:
+        settings = load_settings(**{name: value for name, value in overrides.items() if value is not None})
+    except SettingsInvalid as error:
+        fail(str(error))
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        force=True,
+    )
+    for chatty in ("alembic", "httpx", "uvicorn.error"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for sentence in misspelt_variables():
+        logging.getLogger(__name__).warning(sentence)
+    return settings
