@@ -74,7 +74,7 @@ def test_too_few_descriptors_for_the_calls_are_worth_a_note() -> None:
     code = "from gateway.doctor import *; [found] = descriptors(Settings(max_calls=100)); print(found.ok, found.fix)"
     command = ["sh", "-c", f"ulimit -n 399 && exec {sys.executable} -c '{code}'"]
     said = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(PERSONAS.parent)})
-    assert said.stdout == "False export CALLPLEX_MAX_CALLS=99    # or LimitNOFILE=600 where the service is started\n"
+    assert said.stdout == "False export CALLPLEX_MAX_CALLS=99    # or LimitNOFILE=800 where the service is started\n"
     assert of(examine(lambda: settings(max_calls=100)), "descriptors").ok
 
 
