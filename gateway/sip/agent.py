@@ -292,6 +292,10 @@ class UserAgentCore:
         """Take a registration back."""
         self._registrations[name].stop(now)
 
+    def check_registration(self, trunk: Trunk, now: float) -> None:
+        """Whether a trunk would let us register, without doing it; one RegistrationChanged follows."""
+        Registration(self._core, trunk).check(now)
+
     def probe(self, target: Uri, now: float) -> None:
         """Ask whether a peer lives (OPTIONS); Probed follows. Raises SipError when the target gives no address."""
         addr = self._core.reachable(address_of(target))

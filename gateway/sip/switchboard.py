@@ -134,12 +134,7 @@ class Switchboard:
 
     async def _join(self, settings: TrunkSettings) -> None:
         """Register with a trunk, and know its addresses as its name is looked up."""
-        credentials = None
-        if settings.password.get_secret_value():
-            credentials = Credentials(settings.auth_user or settings.user, settings.password.get_secret_value())
-        proxy = address_of(parse_uri(settings.outbound_proxy)) if settings.outbound_proxy else None
-        registrar = parse_uri(settings.registrar)
-        trunk = Trunk(settings.name, registrar, settings.user, credentials, proxy, settings.expires)
+        trunk = trunk_from(settings)
         await self._know(trunk)
         if settings.register_here:
             self.endpoint.core.register(trunk, self.endpoint.now())
@@ -296,6 +291,16 @@ class Switchboard:
         task: asyncio.Task[None] = asyncio.create_task(work)  # type: ignore[arg-type]
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def trunk_from(settings: TrunkSettings) -> Trunk:
+    """A trunk as it was configured."""
+    credentials = None
+    if settings.password.get_secret_value():
+        credentials = Credentials(settings.auth_user or settings.user, settings.password.get_secret_value())
+    proxy = address_of(parse_uri(settings.outbound_proxy)) if settings.outbound_proxy else None
+    registrar = parse_uri(settings.registrar)
+    return Trunk(settings.name, registrar, settings.user, credentials, proxy, settings.expires)
 
 
 def dialled(event: IncomingCall, number_from: str) -> str:
