@@ -288,6 +288,10 @@ class UserAgentCore:
         """A trunk that knows where we are without being told."""
         self._registrations[trunk.name] = Registration(self._core, trunk)
 
+    def trunk(self, name: str) -> Trunk:
+        """A trunk that was registered or added. Raises KeyError."""
+        return self._registrations[name].trunk
+
     def unregister(self, name: str, now: float) -> None:
         """Take a registration back."""
         self._registrations[name].stop(now)

@@ -16,7 +16,7 @@ from gateway.sip.events import Event, Transferred
 from gateway.sip.fields import NameAddr
 from gateway.sip.leg import SipLeg
 from gateway.sip.line import MediaRoom, SipLine
-from gateway.sip.uri import Uri, address_of
+from gateway.sip.uri import Transport, Uri, address_of
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +75,16 @@ class Handover:
         log.info("call %s: the peer does not transfer it (%d %s)", self._leg.info.call_id, result.code, result.reason)
         return False
 
+    def _way(self) -> Transport:
+        """How the target is reached, which decides whether keys may be sent."""
+        trunk = self._leg.line.endpoint.core.trunk(self._trunk) if self._trunk else None
+        return (trunk.addr if trunk else address_of(self._target)).transport
+
     async def _bridge(self) -> None:
         """Call the target ourselves and put the two calls together."""
         caller, endpoint = self._leg.line, self._leg.line.endpoint
         try:
-            callee = SipLine(endpoint, self._room, address_of(self._target).transport)
+            callee = SipLine(endpoint, self._room, self._way())
         except PortsExhausted as error:
             log.warning("call %s: %s", self._leg.info.call_id, error)
             return
