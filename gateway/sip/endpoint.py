@@ -296,7 +296,8 @@ class SipEndpoint:
         try:
             await asyncio.wait_for(work(addr), CONNECT_TIMEOUT)
         except (OSError, TimeoutError, ssl.SSLError) as error:
-            log.info("nothing can be sent to %s:%d over %s: %s", addr.host, addr.port, addr.transport, error)
+            why = str(error) or "no answer in time"
+            log.info("nothing can be sent to %s:%d over %s: %s", addr.host, addr.port, addr.transport, why)
             self._waiting.pop(addr, None)
             self.core.undeliverable(addr, self._loop.time())
             self.pump()

@@ -7,7 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -256,7 +256,7 @@ async def test_a_number_with_an_address_of_its_own_is_not_asked_for_at_the_trunk
 
 async def test_behind_nat_peers_are_told_the_public_address_and_come_there() -> None:
     """All of 127/8 is this machine: 127.0.0.2 stands for the address that the NAT has outside."""
-    settings = {"listen": "udp:0.0.0.0:0", "allow": "127.0.0.0/8", "public_address": "127.0.0.2"}
+    settings: dict[str, Any] = {"listen": "udp:0.0.0.0:0", "allow": "127.0.0.0/8", "public_address": "127.0.0.2"}
     async with asyncio.timeout(20), gateway(**settings) as (desk, port), phone() as caller:
         await caller.dial(port)
         leg = await desk.legs.get()
