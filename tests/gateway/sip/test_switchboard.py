@@ -40,12 +40,14 @@ class Desk:
 
     def __init__(self, transfers: bool) -> None:
         self.legs: asyncio.Queue[SipLeg] = asyncio.Queue()
+        self.dialled: list[str] = []
         self._transfers = transfers
 
     def refusal(self) -> Literal["", "busy", "unavailable"]:
         return ""
 
     def route(self, number: str) -> Route:
+        self.dialled.append(number)
         return Route()
 
     async def answer(self, leg: CallLeg, persona: str) -> None:
@@ -113,6 +115,9 @@ async def gateway(*, transfers: bool = False, **values: object) -> AsyncIterator
     switchboard = Switchboard(SipSettings.model_validate({"listen": "udp:127.0.0.1:0", **values}), desk)
     await switchboard.bind()
     switchboard.take_calls()
+    async with asyncio.timeout(10):
+        while len(switchboard._joined) < len(switchboard._settings.trunks):  # noqa: ASYNC110 - nobody else is told
+            await asyncio.sleep(0.01)
     try:
         yield desk, switchboard.endpoint.addresses["udp"][1]
     finally:
@@ -138,14 +143,13 @@ class Peer:
     def close(self) -> None:
         self._socket.close()
 
-    def say(self, method: str, *fields: str, body: bytes = b"", kind: str = "application/sdp") -> None:
+    def say(self, method: str, *fields: str, **changes: str | bytes) -> None:
         cseq = self._cseq
         self._cseq += method != "ACK"
         if method == "ACK":
             cseq -= 1
-        self._socket.send(
-            ask(method, *fields, self._contact, cseq=cseq, to_tag=self._tag, body=body, kind=kind, branch="")
-        )
+        message = ask(method, *fields, self._contact, cseq=cseq, to_tag=self._tag, **changes)  # type: ignore[arg-type]
+        self._socket.send(message)
 
     async def hear(self, wanted: Callable[[Request | Response], bool]) -> Request | Response:
         async with asyncio.timeout(10):
@@ -155,9 +159,9 @@ class Peer:
                 if wanted(message):
                     return message
 
-    async def call(self) -> None:
+    async def call(self, *fields: str, uri: str = "sip:agent@127.0.0.1") -> None:
         sdp = b"v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=audio 9 RTP/AVP 0\r\n"
-        self.say("INVITE", body=sdp)
+        self.say("INVITE", *fields, uri=uri, body=sdp)
         answer = await self.hear(lambda message: isinstance(message, Response) and message.code == 200)
         self._tag = answer.to.tag
         self.say("ACK")
@@ -252,6 +256,39 @@ async def test_a_number_with_an_address_of_its_own_is_not_asked_for_at_the_trunk
             await caller.dial(port)
             await person.line.up.wait()
             assert (person.called, elsewhere.called) == ([PERSON], [])
+
+
+@pytest.mark.parametrize(
+    ("number_from", "fields", "number"),
+    [
+        ("request-uri", (), "+12065550110"),
+        ("to", (), "agent"),
+        ("X-Dialled", ('X-Dialled: "Main line" <sip:+15035550111@carrier.example;user=phone>',), "+15035550111"),
+        ("x-dialled", ("X-Dialled: +1 (503) 5550111",), "+15035550111"),
+        ("X-Dialled", (), "+12065550110"),
+    ],
+)
+async def test_the_number_dialled_is_read_where_the_trunk_puts_it(
+    number_from: str, fields: tuple[str, ...], number: str
+) -> None:
+    more = (*fields, "X-Account-Id: 42")
+    async with gateway(number_from=number_from) as (desk, port), peer(port) as caller, asyncio.timeout(20):
+        await caller.call(*more, uri="sip:+12065550110;phone-context=x@127.0.0.1")
+        leg = await desk.legs.get()
+        assert (leg.info.to_number, desk.dialled) == (number, [number])
+        assert leg.info.parameters["account_id"] == "42"
+
+
+async def test_one_peer_may_not_take_every_line() -> None:
+    async with gateway(max_calls_per_peer=1) as (desk, port), peer(port) as caller, asyncio.timeout(20):
+        await caller.call()
+        async with peer(port) as another:
+            another.say("INVITE", call_id="c2", branch="z9hG4bKother", body=b"v=0\r\n")
+            answer = await another.hear(lambda message: isinstance(message, Response) and message.code >= 200)
+            assert (answer.start_line, answer.headers.first("Retry-After")) == ("SIP/2.0 486 Busy Here", "10")
+        leg = await desk.legs.get()
+        caller.say("BYE")
+        await leg.line.over.wait()
 
 
 async def test_behind_nat_peers_are_told_the_public_address_and_come_there() -> None:
