@@ -136,7 +136,8 @@ class Peer:
         self._socket.bind(("127.0.0.1", 0))
         self._socket.connect(("127.0.0.1", port))
         self._socket.setblocking(False)
-        self._contact = f"Contact: <sip:ann@127.0.0.1:{self._socket.getsockname()[1]}>"
+        self.port = self._socket.getsockname()[1]
+        self._contact = f"Contact: <sip:ann@127.0.0.1:{self.port}>"
         self._tag = ""
         self._cseq = 1
 
@@ -166,10 +167,12 @@ class Peer:
         self._tag = answer.to.tag
         self.say("ACK")
 
-    async def take_refer(self) -> None:
+    async def take_refer(self) -> str:
+        """Accept it; gives whom it names."""
         refer = await self.hear(lambda message: isinstance(message, Request) and message.method == "REFER")
         head = [f"{name}: {refer.headers.first(name)}" for name in ("Via", "From", "To", "Call-ID", "CSeq")]
         self._socket.send("\r\n".join(["SIP/2.0 202 Accepted", *head, "Content-Length: 0", "", ""]).encode())
+        return refer.headers.first("Refer-To")
 
     def notify(self, line: str) -> None:
         fields = ("Event: refer", "Subscription-State: terminated;reason=noresource")
@@ -247,6 +250,13 @@ async def test_a_caller_from_a_trunk_is_connected_through_it_with_its_password()
             assert person.called == [PERSON]
             caller.line.hangup()
             await person.line.over.wait()
+
+
+async def test_without_dial_a_number_is_sought_at_the_peer_on_the_port_of_its_contact() -> None:
+    async with gateway(transfers=True) as (_, port), peer(port) as caller, asyncio.timeout(20):
+        await caller.call()
+        assert await caller.take_refer() == f"<sip:{PERSON}@127.0.0.1:{caller.port}>"
+        caller.say("BYE")
 
 
 async def test_a_number_with_an_address_of_its_own_is_not_asked_for_at_the_trunk() -> None:
