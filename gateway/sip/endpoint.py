@@ -294,7 +294,8 @@ class SipEndpoint:
     async def _deliver(self, addr: Addr, work: Callable[[Addr], Awaitable[None]]) -> None:
         """Do what a destination needs first, then send what has waited for it."""
         try:
-            await asyncio.wait_for(work(addr), CONNECT_TIMEOUT)
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await work(addr)
         except (OSError, TimeoutError, ssl.SSLError) as error:
             why = str(error) or "no answer in time"
             log.info("nothing can be sent to %s:%d over %s: %s", addr.host, addr.port, addr.transport, why)

@@ -244,7 +244,8 @@ class Switchboard:
     async def _answer(self, leg: SipLeg, persona: str) -> None:
         if self._settings.ring_seconds:
             with suppress(TimeoutError):
-                await asyncio.wait_for(leg.line.over.wait(), self._settings.ring_seconds)
+                async with asyncio.timeout(self._settings.ring_seconds):
+                    await leg.line.over.wait()
         if leg.call.state is not CallState.INCOMING:
             log.info("call %s: given up while it rang", leg.info.call_id)
             return
