@@ -201,14 +201,28 @@ def load_settings(**overrides: object) -> Settings:
     except tomllib.TOMLDecodeError as error:
         raise SettingsInvalid(f"{TOML} cannot be read: {error}") from None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = "_".join(str(part) for part in first["loc"]).upper().removeprefix(PREFIX)
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            message = _no_setting(name) + f" (in {TOML}, where names have no {PREFIX})"
-        raise SettingsInvalid(f"{PREFIX}{name}: {message}") from None
+        raise SettingsInvalid(_what_is_wrong(error)) from None
     except (UnicodeDecodeError, OSError) as error:
         raise SettingsInvalid(_unreadable(error)) from None
+
+
+def _what_is_wrong(error: ValidationError) -> str:
+    """The first fault, under the name of its variable; of a list's entry, which one and which of its fields."""
+    first = error.errors(include_url=False)[0]
+    loc = first["loc"]
+    entry = next((place for place, part in enumerate(loc) if isinstance(part, int)), len(loc))
+    name = "_".join(str(part) for part in loc[:entry]).upper().removeprefix(PREFIX)
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        message = "is missing"
+    elif first["type"] in ("model_type", "dict_type"):
+        message = f"must be a table, such as [{name.lower()}] in {TOML}"
+    elif first["type"] == "extra_forbidden":
+        message = "is no field" if loc[entry:] else _no_setting(name) + f" (in {TOML}, where names have no {PREFIX})"
+    if loc[entry:]:
+        where = ", ".join(str(part + 1) if isinstance(part, int) else str(part) for part in loc[entry:])
+        return f"{PREFIX}{name}, entry {where}: {message}"
+    return f"{PREFIX}{name}: {message}"
 
 
 def named_secret(settings: Settings, name: str) -> str:

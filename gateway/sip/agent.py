@@ -288,9 +288,17 @@ class UserAgentCore:
         """A trunk that knows where we are without being told."""
         self._registrations[trunk.name] = Registration(self._core, trunk)
 
+    def trunk(self, name: str) -> Trunk:
+        """A trunk that was registered or added. Raises KeyError."""
+        return self._registrations[name].trunk
+
     def unregister(self, name: str, now: float) -> None:
         """Take a registration back."""
         self._registrations[name].stop(now)
+
+    def check_registration(self, trunk: Trunk, now: float) -> None:
+        """Whether a trunk would let us register, without doing it; one RegistrationChanged follows."""
+        Registration(self._core, trunk).check(now)
 
     def probe(self, target: Uri, now: float) -> None:
         """Ask whether a peer lives (OPTIONS); Probed follows. Raises SipError when the target gives no address."""

@@ -87,6 +87,8 @@ class SipCall:
     peer_allows: frozenset[str] = field(default=frozenset(), repr=False)
     transfer: int | None = field(default=None, repr=False)
     """CSeq of our REFER whose NOTIFYs are awaited."""
+    transfer_told: bool = field(default=False, repr=False)
+    """A NOTIFY came."""
     transfer_limit: Timer | None = field(default=None, repr=False)
 
     @property

@@ -1,7 +1,7 @@
 """What `callplex doctor` says about SIP: ports, certificate, and whether trunks know us.
 
-Looks only: it binds what `serve` would bind and lets go of it, and asks trunks nothing but OPTIONS. Whether a password
-is right shows when `serve` registers; its log says so.
+Looks only: it binds what `serve` would bind and lets go of it. A trunk that we register with is asked, password and
+all, to forget an address that it never knew; the others get an OPTIONS. A gateway that runs meanwhile keeps its calls.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from gateway.rtp.ports import PortRange, PortsExhausted
 from gateway.sip.endpoint import SipEndpoint, SipUnavailable, refuse_open_door, server_tls
 from gateway.sip.errors import SipError
-from gateway.sip.events import Event, Probed
+from gateway.sip.events import Event, Probed, RegistrationChanged
 from gateway.sip.settings import ListenAddress, SipSettings, TrunkSettings, port_range
+from gateway.sip.switchboard import trunk_from
 from gateway.sip.timers import Timing
 from gateway.sip.uri import bracketed, parse_uri
 
@@ -127,35 +128,60 @@ def _end_of(path: str) -> float:
 def _trunk(settings: SipSettings, trunk: TrunkSettings) -> SipFinding:
     target = trunk.outbound_proxy or trunk.registrar
     try:
-        code = asyncio.run(_probe(settings, target))
+        code, reason = asyncio.run(_ask(settings, trunk))
     except (SipUnavailable, SipError, OSError, ssl.SSLError) as error:
-        code, why = 0, str(error)
+        why, warning = str(error), True
     else:
-        why = "no answer to OPTIONS" if code in (0, 408) else "cannot be reached" if code == 503 else ""
-    if why:
-        fix = f"getent hosts {trunk.host}    # and look at the firewall"
-        return SipFinding("sip_trunk", False, f"{trunk.name} at {target}: {why}", fix, warning=True)
-    known = "serve registers there" if trunk.register_here else "no registration is asked for"
-    return SipFinding("sip_trunk", True, f"{trunk.name} answers ({code}); {known}")
+        why, warning = _complaint(trunk, code, reason)
+        if not why:
+            known = f"lets {trunk.user or 'us'} register" if trunk.register_here else f"answers ({code})"
+            return SipFinding("sip_trunk", True, f"{trunk.name} at {target} {known}")
+    fix = f"getent hosts {trunk.host}    # and look at the firewall"
+    if not warning:
+        fix = "callplex config    # after changing that trunk's user and password in [[sip.trunks]] of callplex.toml"
+    return SipFinding("sip_trunk", False, f"{trunk.name} at {target}: {why}", fix, warning=warning)
 
 
-async def _probe(settings: SipSettings, target: str) -> int:
-    """The answer to an OPTIONS from a port of its own; 0 when none came in time."""
+def _complaint(trunk: TrunkSettings, code: int, reason: str) -> tuple[str, bool]:
+    """What an answer says against a trunk, "" if nothing, and whether it may mend by itself."""
+    asked = "REGISTER" if trunk.register_here else "OPTIONS"
+    if code in (0, 408):
+        return f"no answer to {asked}", True
+    if code == 503:
+        return "cannot be reached, or is out of service (503)", True
+    if not trunk.register_here or code < 300:
+        return "", False
+    user = trunk.auth_user or trunk.user
+    if code in (401, 403, 407):
+        if not trunk.password.get_secret_value():
+            return f"wants a password ({code}), and none is set", False
+        return f"the password is wrong, or not {user!r}'s ({code} {reason})", False
+    if code == 404:
+        return f"does not know the user {trunk.user!r} ({code} {reason})", False
+    return f"does not let us register: {code} {reason}", False
+
+
+async def _ask(settings: SipSettings, trunk: TrunkSettings) -> tuple[int, str]:
+    """The answer to a REGISTER that changes nothing, or to an OPTIONS, from a port of its own; 0 when none came."""
     away = any(not one.host.startswith("127.") for one in settings.addresses)
     values = {"listen": "0.0.0.0:0" if away else "127.0.0.1:0", "allow": "127.0.0.1", "tls_ca": settings.tls_ca}
+    values["public_address"] = settings.public_address
     endpoint = SipEndpoint(SipSettings.model_validate(values), timing=Timing(t1=0.25))
-    answered: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    answered: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
 
     def take(event: Event) -> None:
-        if isinstance(event, Probed) and not answered.done():
-            answered.set_result(event.code)
+        if isinstance(event, (Probed, RegistrationChanged)) and not answered.done():
+            answered.set_result((event.code, event.reason if isinstance(event, RegistrationChanged) else ""))
 
     endpoint.on_event = take
     await endpoint.open()
     try:
-        endpoint.core.probe(parse_uri(target), endpoint.now())
+        if trunk.register_here:
+            endpoint.core.check_registration(trunk_from(trunk), endpoint.now())
+        else:
+            endpoint.core.probe(parse_uri(trunk.outbound_proxy or trunk.registrar), endpoint.now())
         endpoint.pump()
         done, _ = await asyncio.wait([answered], timeout=PROBE_SECONDS)
-        return answered.result() if done else 0
+        return answered.result() if done else (0, "")
     finally:
         await endpoint.close()

@@ -8,6 +8,7 @@ addresses only; there are no SRV or NAPTR records (RFC 3263).
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import logging
 import os
@@ -27,6 +28,7 @@ from gateway.sip.uri import TRANSPORTS, Addr, Transport
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 5.0
+PORT_TRIES = 20
 MAX_STREAMS = 2_000
 MAX_STREAMS_OF_PEER = 200
 MAX_WAITING = 100
@@ -81,20 +83,8 @@ class SipEndpoint:
         """Open: `core` is there."""
 
     async def open(self) -> None:
-        """Bind everything in `listen`. Raises SipUnavailable."""
-        bound: dict[Transport, tuple[str, int]] = {}
-        for address in self.settings.addresses:
-            wanted = address
-            if address.port == 0 and address.transport == "tcp" and "udp" in bound:
-                wanted = address._replace(port=bound["udp"][1])
-            try:
-                bound[address.transport] = await self._bind(wanted)
-            except OSError as error:
-                await self.close()
-                raise SipUnavailable(
-                    f"cannot listen on {address.transport}:{address.host}:{address.port}: {error.strerror or error}; "
-                    "stop what uses it, or set CALLPLEX_SIP_LISTEN"
-                ) from None
+        """Bind everything in `listen`. Raises SipUnavailable, and has bound nothing then."""
+        bound = await self._bind_all()
         self.addresses = bound
         self.public = self._advertised(bound)
         config = AgentConfig(
@@ -107,6 +97,36 @@ class SipEndpoint:
         )
         self.core = UserAgentCore(config, os.urandom)
         self.ready = True
+
+    async def _bind_all(self) -> dict[Transport, tuple[str, int]]:
+        """Every listener. A port that the system chose for UDP may be taken over TCP: then it chooses again."""
+        tries = PORT_TRIES if any(address.port == 0 for address in self.settings.addresses) else 1
+        while True:
+            bound: dict[Transport, tuple[str, int]] = {}
+            try:
+                for address in self.settings.addresses:
+                    wanted = address
+                    if address.port == 0 and address.transport == "tcp" and "udp" in bound:
+                        wanted = address._replace(port=bound["udp"][1])
+                    bound[address.transport] = await self._bind(wanted)
+            except OSError as error:
+                self._unbind()
+                tries -= 1
+                if tries and error.errno == errno.EADDRINUSE:
+                    continue
+                raise SipUnavailable(
+                    f"cannot listen on {address.transport}:{address.host}:{address.port}: {error.strerror or error}; "
+                    "stop what uses it, or set CALLPLEX_SIP_LISTEN"
+                ) from None
+            return bound
+
+    def _unbind(self) -> None:
+        if self._udp is not None:
+            self._udp.close()
+            self._udp = None
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
 
     async def _bind(self, address: ListenAddress) -> tuple[str, int]:
         if address.transport == "udp":
@@ -150,10 +170,7 @@ class SipEndpoint:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._udp is not None:
-            self._udp.close()
-        for server in self._servers:
-            server.close()
+        self._unbind()
         for stream in tuple(self._streams.values()):
             stream.abort()
 
@@ -277,9 +294,11 @@ class SipEndpoint:
     async def _deliver(self, addr: Addr, work: Callable[[Addr], Awaitable[None]]) -> None:
         """Do what a destination needs first, then send what has waited for it."""
         try:
-            await asyncio.wait_for(work(addr), CONNECT_TIMEOUT)
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await work(addr)
         except (OSError, TimeoutError, ssl.SSLError) as error:
-            log.info("nothing can be sent to %s:%d over %s: %s", addr.host, addr.port, addr.transport, error)
+            why = str(error) or "no answer in time"
+            log.info("nothing can be sent to %s:%d over %s: %s", addr.host, addr.port, addr.transport, why)
             self._waiting.pop(addr, None)
             self.core.undeliverable(addr, self._loop.time())
             self.pump()

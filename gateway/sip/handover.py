@@ -1,4 +1,4 @@
-"""Connecting a caller to somebody else: a REFER, and a second call bridged by us where the peer refuses it.
+"""Connecting a caller to somebody else: a REFER, and a second call bridged by us where that comes to nothing.
 
 Owns one handover from the agent's last word to the end of both calls. Whom a caller may be connected to is decided
 before: targets are the persona's own, never anything a peer said.
@@ -16,7 +16,7 @@ from gateway.sip.events import Event, Transferred
 from gateway.sip.fields import NameAddr
 from gateway.sip.leg import SipLeg
 from gateway.sip.line import MediaRoom, SipLine
-from gateway.sip.uri import Uri, address_of
+from gateway.sip.uri import Transport, Uri, address_of
 
 log = logging.getLogger(__name__)
 
@@ -38,15 +38,10 @@ class Handover:
         self._attend = attend
         self._trunk = trunk
         self._result: asyncio.Future[Transferred] = asyncio.get_running_loop().create_future()
-        self._accepted = False
 
     def heard(self, event: Event) -> None:
         """An event of the caller's call, after the line has heard it."""
-        if not isinstance(event, Transferred):
-            return
-        if not event.final:
-            self._accepted = True
-        elif not self._result.done():
+        if isinstance(event, Transferred) and event.final and not self._result.done():
             self._result.set_result(event)
 
     async def run(self) -> None:
@@ -58,7 +53,10 @@ class Handover:
             self._leg.line.hangup()
 
     async def _refer(self) -> bool:
-        """Whether nothing is left to do: the peer connects the caller, or tried, or the caller is gone."""
+        """Whether nothing is left to do: the peer connected the caller, or the caller is gone.
+
+        Whether it refused, failed to reach the target or never said, the caller is still with us.
+        """
         endpoint, call = self._leg.line.endpoint, self._leg.call
         if not endpoint.core.refer(call, self._target, endpoint.now()):
             return False
@@ -68,17 +66,25 @@ class Handover:
             await asyncio.wait((gone, self._result), return_when=asyncio.FIRST_COMPLETED)
         finally:
             gone.cancel()
-        if not self._result.done():
+        if self._result.done() and self._result.result().code < 300:
+            log.info("call %s: transferred by the peer", self._leg.info.call_id)
+            return True
+        if self._leg.line.over.is_set():
             return True
         result = self._result.result()
-        log.info("call %s: transferred, %d %s", self._leg.info.call_id, result.code, result.reason)
-        return result.code < 300 or self._accepted
+        log.info("call %s: the peer does not transfer it (%d %s)", self._leg.info.call_id, result.code, result.reason)
+        return False
+
+    def _way(self) -> Transport:
+        """How the target is reached, which decides whether keys may be sent."""
+        trunk = self._leg.line.endpoint.core.trunk(self._trunk) if self._trunk else None
+        return (trunk.addr if trunk else address_of(self._target)).transport
 
     async def _bridge(self) -> None:
         """Call the target ourselves and put the two calls together."""
         caller, endpoint = self._leg.line, self._leg.line.endpoint
         try:
-            callee = SipLine(endpoint, self._room, address_of(self._target).transport)
+            callee = SipLine(endpoint, self._room, self._way())
         except PortsExhausted as error:
             log.warning("call %s: %s", self._leg.info.call_id, error)
             return

@@ -81,6 +81,14 @@ class Registration:
         else:
             self._cancel()
 
+    def check(self, now: float) -> None:
+        """Find out whether we would be let in, and change nothing: take back an address that was never registered.
+
+        A query without Contact (section 10.2.3) would do the same; there are registrars that answer it with 400.
+        """
+        self._leaving = True
+        self._begin(now)
+
     def _cancel(self) -> None:
         if self._next is not None:
             self._next.cancel()

@@ -13,11 +13,13 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Literal, Protocol
 
 from gateway.leg import CallInfo, CallLeg
 from gateway.rtp.ports import PortsExhausted
 from gateway.sip.call import CallState, SipCall
+from gateway.sip.dialog import same_host
 from gateway.sip.endpoint import SipEndpoint
 from gateway.sip.errors import SipError
 from gateway.sip.events import (
@@ -85,6 +87,8 @@ class Switchboard:
         self._room = MediaRoom(settings)
         self._heard: dict[SipCall, Callable[[Event], None]] = {}
         self._of_peer: Counter[str] = Counter()
+        self._joined: set[str] = set()
+        """Trunks that calls can be placed through."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._quiet = asyncio.Event()
         self._taking = False
@@ -134,18 +138,14 @@ class Switchboard:
 
     async def _join(self, settings: TrunkSettings) -> None:
         """Register with a trunk, and know its addresses as its name is looked up."""
-        credentials = None
-        if settings.password.get_secret_value():
-            credentials = Credentials(settings.auth_user or settings.user, settings.password.get_secret_value())
-        proxy = address_of(parse_uri(settings.outbound_proxy)) if settings.outbound_proxy else None
-        registrar = parse_uri(settings.registrar)
-        trunk = Trunk(settings.name, registrar, settings.user, credentials, proxy, settings.expires)
+        trunk = trunk_from(settings)
         await self._know(trunk)
         if settings.register_here:
             self.endpoint.core.register(trunk, self.endpoint.now())
             self.endpoint.pump()
         else:
             self.endpoint.core.add_trunk(trunk)
+        self._joined.add(settings.name)
         while True:
             await asyncio.sleep(LOOK_AGAIN)
             await self._know(trunk)
@@ -244,7 +244,8 @@ class Switchboard:
     async def _answer(self, leg: SipLeg, persona: str) -> None:
         if self._settings.ring_seconds:
             with suppress(TimeoutError):
-                await asyncio.wait_for(leg.line.over.wait(), self._settings.ring_seconds)
+                async with asyncio.timeout(self._settings.ring_seconds):
+                    await leg.line.over.wait()
         if leg.call.state is not CallState.INCOMING:
             log.info("call %s: given up while it rang", leg.info.call_id)
             return
@@ -262,7 +263,7 @@ class Switchboard:
             self.endpoint.pump()
             leg.line.rtp.close()
             return True
-        handover = Handover(leg, target, self._room, self._attend, self._trunk_of(leg.call))
+        handover = Handover(leg, target, self._room, self._attend, self._trunk_to(target))
         line_heard = leg.line.heard
 
         def heard(event: Event) -> None:
@@ -283,19 +284,39 @@ class Switchboard:
             return None
         if self._settings.dial:
             return parse_uri(self._settings.dial.replace("{number}", number))
-        name = self._trunk_of(call)
+        name = self.endpoint.peers.trunk_of(call.addr)
         for trunk in self._settings.trunks:
             if trunk.name == name:
-                return Uri("sip", number, host=parse_uri(trunk.registrar).host)
-        return Uri("sip", number, host=bracketed(call.addr.host))
+                return replace(parse_uri(trunk.registrar), user=number)
+        host, port = bracketed(call.addr.host), None
+        if call.dialog is not None and same_host(call.dialog.target, Uri("sip", host=host)):
+            # Where it says it listens; another host's name would be the peer choosing whom we call.
+            port = call.dialog.target.port
+        way = (("transport", call.addr.transport),) if call.addr.transport != "udp" else ()
+        return Uri("sip", number, host=host, port=port, params=way)
 
-    def _trunk_of(self, call: SipCall) -> str | None:
-        return self.endpoint.peers.trunk_of(call.addr)
+    def _trunk_to(self, target: Uri) -> str | None:
+        """The trunk that calls to an address go through, with its password."""
+        for one in self._settings.trunks:
+            registrar = parse_uri(one.registrar)
+            if same_host(registrar, target) and target.port in (None, registrar.port) and one.name in self._joined:
+                return one.name
+        return None
 
     def _start(self, work: object) -> None:
         task: asyncio.Task[None] = asyncio.create_task(work)  # type: ignore[arg-type]
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def trunk_from(settings: TrunkSettings) -> Trunk:
+    """A trunk as it was configured."""
+    credentials = None
+    if settings.password.get_secret_value():
+        credentials = Credentials(settings.auth_user or settings.user, settings.password.get_secret_value())
+    proxy = address_of(parse_uri(settings.outbound_proxy)) if settings.outbound_proxy else None
+    registrar = parse_uri(settings.registrar)
+    return Trunk(settings.name, registrar, settings.user, credentials, proxy, settings.expires)
 
 
 def dialled(event: IncomingCall, number_from: str) -> str:

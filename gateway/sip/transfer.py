@@ -20,6 +20,9 @@ from gateway.sip.uri import Uri
 
 TRANSFER_SECONDS = 60.0
 """How long we wait for the next word about a transfer (RFC 3515, section 2.4.4, leaves the time to us)."""
+FIRST_WORD_SECONDS = 5.0
+"""How long we wait for the first one, which an accepted REFER is followed by at once (RFC 3515, section 2.4.4): a
+peer that says nothing will not, and its caller listens to silence."""
 
 _SIPFRAG = re.compile(rb"SIP/2\.0[ \t]+([1-6][0-9]{2})(?:[ \t]+([^\r\n]*))?", re.IGNORECASE)
 
@@ -40,13 +43,14 @@ class Transfers:
             call, "REFER", lambda response, then: self._heard(call, response, then), now, fields
         )
         call.transfer = transaction.request.cseq.number
-        self._wait(call, now)
+        call.transfer_told = False
+        self._wait(call, now, TRANSFER_SECONDS)
         return True
 
-    def _wait(self, call: SipCall, now: float) -> None:
+    def _wait(self, call: SipCall, now: float, seconds: float) -> None:
         if call.transfer_limit is not None:
             call.transfer_limit.cancel()
-        call.transfer_limit = self._core.timers.at(now + TRANSFER_SECONDS, lambda then: self._give_up(call))
+        call.transfer_limit = self._core.timers.at(now + seconds, lambda then: self._give_up(call))
 
     def _give_up(self, call: SipCall) -> None:
         self._tell(call, 408, "Request Timeout", final=True)
@@ -57,6 +61,8 @@ class Transfers:
         if response.code >= 300:
             self._tell(call, response.code, response.reason, final=True)
             self._sessions.lost(call, response, now)
+        elif not call.transfer_told:
+            self._wait(call, now, FIRST_WORD_SECONDS)
 
     def _tell(self, call: SipCall, code: int, reason: str, final: bool) -> None:
         if final and call.transfer_limit is not None:
@@ -76,13 +82,15 @@ class Transfers:
         self._core.respond(transaction, 200, now)
         over = request.headers.first("Subscription-State").strip().lower().startswith("terminated")
         code, reason = read_sipfrag(request)
+        call.transfer_told = True
         if code >= 200:
             self._tell(call, code, reason, final=True)
         elif over:
             self._tell(call, 480, "the transfer ended without a result", final=True)
-        elif code:
-            self._wait(call, now)
-            self._tell(call, code, reason, final=False)
+        else:
+            self._wait(call, now, TRANSFER_SECONDS)
+            if code:
+                self._tell(call, code, reason, final=False)
 
     def info(self, call: SipCall, transaction: ServerTransaction, now: float) -> None:
         """Keys; an empty INFO is a keep-alive. Raises SipError: 415 for other content, 469 for a package."""

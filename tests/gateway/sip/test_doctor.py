@@ -65,8 +65,12 @@ def test_a_trunk_that_answers_and_one_that_does_not() -> None:
     other.start()
     up.wait(10)
     try:
-        here = {"name": "here", "registrar": f"sip:127.0.0.1:{port[0]}"}
-        assert "here answers (200)" in findings(trunks=[here])["sip_trunk"].detail
+        here = {"name": "here", "registrar": f"sip:127.0.0.1:{port[0]}", "register": False}
+        assert "answers (200)" in findings(trunks=[here])["sip_trunk"].detail
+        # A gateway is no registrar.
+        asked = findings(trunks=[{**here, "register": True}])["sip_trunk"]
+        assert not asked.ok
+        assert "does not let us register: 405" in asked.detail
     finally:
         done.set()
         other.join()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway.sip.endpoint import SipEndpoint, SipUnavailable
-from gateway.sip.settings import SipSettings
+from gateway.sip.settings import ListenAddress, SipSettings
 from tests.gateway.gateway_process import running_gateway
 
 pytestmark = pytest.mark.anyio
@@ -182,6 +182,24 @@ async def test_a_port_in_use_is_said() -> None:
         with pytest.raises(SipUnavailable, match=f"udp:{host}:{port}.*CALLPLEX_SIP_LISTEN"):
             async with endpoint(listen=f"udp:{host}:{port}"):
                 pass
+
+
+async def test_where_the_system_chooses_a_port_that_tcp_has_taken_it_chooses_again() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen(1)
+        taken = other.getsockname()[1]
+        one = SipEndpoint(SipSettings.model_validate({"listen": "127.0.0.1:0"}))
+        bind, chosen = one._bind, [taken]
+
+        async def unlucky(address: ListenAddress) -> tuple[str, int]:
+            return await bind(address._replace(port=chosen.pop()) if chosen else address)
+
+        one._bind = unlucky  # type: ignore[method-assign]
+        await one.open()
+        assert chosen == []
+        assert one.addresses["udp"] == one.addresses["tcp"] != ("127.0.0.1", taken)
+        await one.close()
 
 
 def test_a_gateway_with_an_open_door_does_not_start(tmp_path: Path) -> None:

@@ -60,12 +60,20 @@ def test_listening_addresses() -> None:
         ("PUBLIC_ADDRESS", "example", "is not an IP address"),
         ("NUMBER_FROM", "a b", "name of a header field"),
         ("TRUNKS", '[{"name":"a","registrar":"example.com"}]', "is not an address such as"),
+        ("TRUNKS", '[{"name":"a"}]', "entry 1, registrar: is missing"),
+        ("TRUNKS", '[{"name":"a","registrar":"sip:h","pasword":"x"}]', "entry 1, pasword: is no field"),
         ("NOTHING", "1", ""),
     ],
 )
 def test_what_is_refused_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:
     monkeypatch.setenv(f"CALLPLEX_SIP_{name}", value)
     with pytest.raises(SettingsInvalid, match=f"CALLPLEX_SIP_{name}.*{said}"):
+        load_settings()
+
+
+def test_what_should_be_a_table_and_is_none() -> None:
+    Path("callplex.toml").write_text("sip = 5\n")
+    with pytest.raises(SettingsInvalid, match=r"CALLPLEX_SIP: must be a table, such as \[sip\]"):
         load_settings()
 
 

@@ -82,13 +82,32 @@ def test_a_peer_that_does_not_know_the_call_any_more() -> None:
 def test_a_transfer_that_falls_silent_is_given_up() -> None:
     script, call, tag = referred()
     script.answer(202)
-    script.run(50.0)
+    script.run(4.0)
     script.say(notify(tag, "100 Trying", 2))
     script.run(59.0)
     script.take(Transferred)
     assert script.events == []
     script.run(2.0)
     assert script.take(Transferred) == Transferred(call, 408, "Request Timeout", final=True)
+
+
+def test_a_peer_that_accepts_a_transfer_and_never_reports_is_not_waited_for() -> None:
+    script, call, _ = referred()
+    script.answer(202)
+    script.run(4.9)
+    assert script.events == []
+    script.run(0.2)
+    assert script.take(Transferred) == Transferred(call, 408, "Request Timeout", final=True)
+    assert call.state is CallState.ESTABLISHED
+
+
+def test_a_report_before_the_answer_to_the_refer_or_without_a_status_counts_as_a_word() -> None:
+    script, _, tag = referred()
+    refer = script.request()
+    script.say(notify(tag, "nonsense", 2))
+    script.answer(202, to=refer)
+    script.run(59.0)
+    assert script.events == []
 
 
 def test_a_subscription_that_ends_without_a_result_is_a_failure() -> None:

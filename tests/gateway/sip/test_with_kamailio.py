@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.sip.doctor import examine_sip
+from gateway.sip.settings import SipSettings
 from tests.gateway.gateway_process import GatewayProcess, running_gateway
 from tests.gateway.sip.kamailio import PASSWORD, USER, WAIT, Trunk, needs_kamailio, trunk
 from tests.gateway.sip.sipp import answered, hang_up, needs_sipp, play, run_sipp, tone
@@ -76,3 +78,18 @@ def test_a_wrong_password_is_said_and_calls_are_taken_all_the_same(tmp_path: Pat
         assert gateway.get("/readyz").status_code == 200
         assert gateway.stop() == 0
         assert f"saved {USER}" not in registrar.log
+
+
+def test_the_doctor_tells_a_right_password_from_a_wrong_one_and_registers_nothing(tmp_path: Path) -> None:
+    with trunk(tmp_path / "trunk") as registrar:
+        for password, ok, said in (
+            (PASSWORD, True, "lets callplex register"),
+            ("wrong", False, "the password is wrong, or not 'callplex''s (401"),
+            ("", False, "wants a password (401), and none is set"),
+        ):
+            one = {"name": "test", "registrar": f"sip:{registrar.address}", "user": USER, "password": password}
+            settings = SipSettings.model_validate({"listen": "127.0.0.1:0", "trunks": [one]})
+            found = [finding for finding in examine_sip(settings, 10, True) if finding.name == "sip_trunk"]
+            assert [(finding.ok, finding.warning, said in finding.detail) for finding in found] == [(ok, False, True)]
+        registrar.wait_for("saved callplex 0")
+        assert registrar.log.count(f"saved {USER}") == 1
