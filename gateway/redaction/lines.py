@@ -61,6 +61,20 @@ class Line:
         return plain(self.text, self.reading.figures)
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A part of an utterance's text that must not be seen, and what stands there instead."""
+
+    line: Line
+    start: int
+    end: int
+    label: str
+
+    @property
+    def number(self) -> int:
+        return self.line.number
+
+
 def plain(text: str, figures: Sequence[Figure]) -> tuple[str, list[tuple[int, int]]]:
     """See `Line.plain`."""
     parts = [(figure.digits, figure.start, figure.end) for figure in figures]

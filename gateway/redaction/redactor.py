@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from gateway.redaction.findings import Finding, Judgement, judge, may_go_on
-from gateway.redaction.lines import Line
+from gateway.redaction.findings import Judgement, judge, may_go_on
+from gateway.redaction.lines import Finding, Line
 from gateway.redaction.rules import Rules
+from gateway.redaction.word_times import BEYOND
 from gateway.transcript import Speaker, Utterance
 
 SETTLE_SECONDS = 2.0
@@ -128,29 +129,29 @@ class Redactor:
             if view.text and view != held.shown:
                 held.shown = view
                 shown.append(view)
-        mutes += self._unheard_mutes(judgement, order)
+        mutes += self._unheard_mutes(order)
         safe_until = self._safe_until(order, closed)
         self._forget()
         return Redacted(tuple(shown), tuple(mutes), safe_until)
 
-    def _unheard_mutes(self, judgement: Judgement, order: Sequence[_Held]) -> list[Mute]:
-        """Where a card is spoken of and no text of the caller has come, there may be digits that were not recognised.
+    def _unheard_mutes(self, order: Sequence[_Held]) -> list[Mute]:
+        """What the caller said and no text has come of cannot be judged, so its sound is not kept.
 
         Silence loses nothing by being muted. Decided when texts can hardly come any more.
         """
         decided = float("inf") if self._finished else self._now - LONGEST_TURN_SECONDS + DECIDED_BEFORE_SAFE
-        said = [held.line.utterance for held in order if held.line.channel == "caller"]
         found: list[Mute] = []
-        for start, end in judgement.card_talk:
-            at = max(start, self._unheard_until)
-            end = min(end, decided)
-            for utterance in said:
-                if at < utterance.start < end:
-                    found.append(Mute("caller", at, utterance.start))
-                at = max(at, utterance.end)
-            if at < end:
-                found.append(Mute("caller", at, end))
-            self._unheard_until = max(self._unheard_until, end)
+        at = self._unheard_until
+        for held in order:
+            utterance = held.line.utterance
+            if held.line.channel != "caller" or utterance.end + BEYOND <= at:
+                continue
+            if (begins := min(utterance.start - BEYOND, decided)) > at:
+                found.append(Mute("caller", at, begins))
+            at = max(at, min(utterance.end + BEYOND, decided))
+        if at < decided:
+            found.append(Mute("caller", at, decided))
+        self._unheard_until = max(self._unheard_until, decided)
         return found
 
     def _held_from(self, judgement: Judgement, order: Sequence[_Held]) -> dict[int, int]:
