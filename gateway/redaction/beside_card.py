@@ -51,16 +51,30 @@ def digit_like(lines: Sequence[Line], cards: Sequence[Spoken], found: Sequence[F
             continue
         masked = [(one.start, one.end) for one in found if one.number == line.number and one.label.startswith(label)]
         row = tokens(line.text)
-        words = [one for one in row if one.text[0].isalnum() and one.text not in FILLERS]
-        like = [one for one in words if _is_like(one, masked)]
+        words = [one for one in row if one.is_word and one.text not in FILLERS and not _is_masked(one, masked)]
+        like = [one for one in words if one.text in MISHEARD]
         if line.channel == "caller" and len(like) >= 2 and 2 * len(like) >= len(words):
             yield Finding(line, row[0].start, row[-1].end, label)
             continue
         yield from (Finding(line, start, end, label) for start, end in _grown(row, masked))
 
 
-def _is_like(token: Token, masked: Sequence[tuple[int, int]]) -> bool:
-    return token.text in MISHEARD or any(start <= token.start < end for start, end in masked)
+def _is_masked(token: Token, masked: Sequence[tuple[int, int]]) -> bool:
+    return any(start <= token.start < end for start, end in masked)
+
+
+def sound_of(cards: Sequence[Spoken]) -> list[tuple[float, float]]:
+    """From, to (call seconds): the caller says a card's number, with all that is said between two parts of it.
+
+    What is between them may be figures too, of which recognition made other words.
+    """
+    spans: list[tuple[float, float]] = []
+    for card in sorted((one for one in cards if one.channel == "caller"), key=lambda one: one.start):
+        if spans and card.start <= spans[-1][1] + AFTER_SECONDS:
+            spans[-1] = (spans[-1][0], max(spans[-1][1], card.end))
+        else:
+            spans.append((card.start, card.end))
+    return spans
 
 
 def _grown(row: Sequence[Token], masked: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:

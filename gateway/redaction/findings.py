@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gateway.redaction import phrases
-from gateway.redaction.beside_card import AFTER_SECONDS, Spoken, digit_like, is_pronoun, near
+from gateway.redaction.beside_card import AFTER_SECONDS, Spoken, digit_like, is_pronoun, near, sound_of
 from gateway.redaction.lines import GAP_SECONDS, GAP_WORDS, Finding, Line, Row, Said, rows
 from gateway.redaction.numbers import CARD_DIGITS, holds_card, is_phone, is_ssn, looks_like_card, luhn
 from gateway.redaction.rules import LABELS, Rules, compiled
@@ -27,6 +27,11 @@ SAME_BREATH = 2.5
 """Seconds from "the last four digits" to the "card number" that they are of."""
 LONG_RUN_DIGITS = 7
 """The fewest digits on end that are a card's though nobody spoke of one."""
+DATE_DIGITS = 8
+ADD_UP_SECONDS = 17.0
+"""Between two short rows that a caller spells: the agent answers, and recognition loses a group."""
+SPELLED_DIGITS = 5
+"""The same, where they are said one by one."""
 PARTIAL_DIGITS = 3
 """The fewest digits that are a part of a card's number, where one is spoken of."""
 
@@ -45,6 +50,8 @@ class Judgement:
 
     findings: tuple[Finding, ...]
     open: tuple[Open, ...]
+    card_sound: tuple[tuple[float, float], ...] = ()
+    """From, to (call seconds): the caller says a card's number, whatever words came of it."""
 
 
 class _Talk:
@@ -88,33 +95,58 @@ def judge(lines: Sequence[Line], rules: Rules) -> Judgement:
     talk = _Talk(lines)
     judged = [(row, _judge_row(row, talk, rules)) for row in rows(lines)]
     if rules.card:
+        _add_up(judged, talk, rules)
         judged = [(row, found + _beside_card(row, found, talk, rules)) for row, found in judged]
     findings += [one for _, found in judged for one in found]
     if rules.card:
         findings += digit_like(lines, talk.cards, findings)
     undecided = [Open(row, row.end + GAP_SECONDS) for row, found in judged if not found or not _covers(found, row)]
-    return Judgement(tuple(findings), tuple(undecided))
+    return Judgement(tuple(findings), tuple(undecided), tuple(sound_of(talk.cards)) if rules.card else ())
+
+
+def _add_up(judged: Sequence[tuple[Row, list[Finding]]], talk: _Talk, rules: Rules) -> None:
+    """Note short rows that a caller spelled soon after each other: a long number, of which the rest was misheard."""
+    before: Row | None = None
+    for row, found in judged:
+        known = any(one.label.startswith(LABELS["card"]) for one in found)
+        if row.figures[0].line.channel != "caller" or not (known or _is_spelled(row, talk, rules)):
+            continue
+        together = before is not None and row.start - before.end <= ADD_UP_SECONDS
+        if before is not None and together:
+            talk.card(before)
+        if not known and (together or len(row.counted) >= SPELLED_DIGITS):
+            talk.card(row)
+        before = row
+
+
+def _is_spelled(row: Row, talk: _Talk, rules: Rules) -> bool:
+    return row.spelled and _kind(row, talk, rules) in ("", "card")
 
 
 def _beside_card(row: Row, found: Sequence[Finding], talk: _Talk, rules: Rules) -> list[Finding]:
-    """Once figures of a card are known, every figure near them is the card's, unless it is known to be something else."""
+    """Every figure near those of a card is the card's too, unless it is known to be something else."""
     more: list[Finding] = []
+    masked = {(one.number, one.start) for one in found}
     for part in row.strict():
-        pieces = part.pieces()
-        if any(
-            one.number == line.number and one.start < end and start < one.end
-            for line, start, end in pieces
-            for one in found
-        ):
+        line, start, _ = part.pieces()[0]
+        if (line.number, start) in masked or not near(talk.cards, line.channel, part.start, part.end):
             continue
-        if near(talk.cards, row.figures[0].line.channel, part.start, part.end) and not _kind(part, talk, rules):
+        if _kind(part, talk, rules) in ("", "card") and not _is_date(part):
             more += [one for one in _as(part, "card", rules) if not is_pronoun(one.line.text, one.start, one.end)]
     return more
 
 
+def _is_date(row: Row) -> bool:
+    """Whether it is a day of the year, written or said as one."""
+    line, start, end = row.pieces()[0]
+    return len(row.counted) <= DATE_DIGITS and any(
+        first <= start and end <= last for first, last in phrases.dates(line.text)
+    )
+
+
 def may_go_on(row: Row) -> bool:
-    """Whether its side has not said so many other words since that no figure can join it."""
-    return row.tail <= GAP_WORDS
+    """Whether figures can join it: its side has not said too many other words since, or it is being spelled."""
+    return row.tail <= GAP_WORDS or row.spelled
 
 
 def _covers(found: Sequence[Finding], row: Row) -> bool:

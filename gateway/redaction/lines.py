@@ -21,6 +21,9 @@ GAP_SECONDS = 12.0
 GAP_WORDS = 3
 """Words, other than fillers, between two figures of one number."""
 
+SPELLED_FIGURES = 3
+"""The fewest figures of one or two digits on end that are a number being spelled."""
+
 _OTHER = frozenset(("cvv", "ssn", "phone", "birth_date", "email"))
 
 
@@ -124,6 +127,15 @@ class Row:
     @property
     def unsure(self) -> bool:
         return any(placed.figure.unsure and not placed.figure.quantity for placed in self.figures)
+
+    @property
+    def spelled(self) -> bool:
+        """Whether a caller says it figure by figure, three or more on end, as people do with long numbers."""
+        plain = [one.figure for one in self.figures if not one.figure.unsure and not one.figure.quantity]
+        return (
+            self.figures[0].line.channel == "caller"
+            and sum(len(figure.digits) <= 2 for figure in plain) >= SPELLED_FIGURES
+        )
 
     @property
     def start(self) -> float:

@@ -72,6 +72,8 @@ class Redactor:
         self._now = 0.0
         self._finished = False
         self._unheard_until = 0.0
+        self._safe = 0.0
+        self._card_sound: set[tuple[float, float]] = set()
 
     @property
     def remembered(self) -> int:
@@ -129,10 +131,16 @@ class Redactor:
             if view.text and view != held.shown:
                 held.shown = view
                 shown.append(view)
+        mutes += self._card_mutes(judgement)
         mutes += self._unheard_mutes(order)
-        safe_until = self._safe_until(order, closed)
+        self._safe = max(self._safe, self._safe_until(order, closed))
         self._forget()
-        return Redacted(tuple(shown), tuple(mutes), safe_until)
+        return Redacted(tuple(shown), tuple(mutes), self._safe)
+
+    def _card_mutes(self, judgement: Judgement) -> list[Mute]:
+        new = [span for span in judgement.card_sound if span not in self._card_sound]
+        self._card_sound.update(new)
+        return [Mute("caller", max(start, self._safe), end) for start, end in new if end > self._safe]
 
     def _unheard_mutes(self, order: Sequence[_Held]) -> list[Mute]:
         """What the caller said and no text has come of cannot be judged, so its sound is not kept.

@@ -70,7 +70,7 @@ UNITS = frozenset(
     _words(
         "dollar dollars buck bucks cent cents percent pound pounds euro euros mg milligram milligrams ml am pm minute "
         "o'clock minutes hour hours day days week weeks month months year years times people pills tablets refills "
-        "digit digits miles degrees grams kilos"
+        "digit digits miles degrees grams kilos business working"
     )
 )
 """After a figure: it counts something."""
