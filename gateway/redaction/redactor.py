@@ -72,6 +72,8 @@ class Redactor:
         self._now = 0.0
         self._finished = False
         self._unheard_until = 0.0
+        self._judgement: Judgement | None = None
+        """Of what is held now; None: something has changed since. Time alone changes no judgement."""
         self._safe = 0.0
         self._card_sound: set[tuple[float, float]] = set()
 
@@ -108,17 +110,22 @@ class Redactor:
         self._pending.pop(utterance.number, None)
         if not utterance.text:
             self._held.pop(utterance.number, None)
+            self._judgement = None
             return utterance if held and held.shown else None
         if held is None:
             self._held[utterance.number] = _Held(Line(utterance))
+            self._judgement = None
         elif held.line.utterance != utterance:
             held.line = Line(utterance)
             held.whole = False
+            self._judgement = None
         return None
 
     def _decide(self, removed: Sequence[Utterance]) -> Redacted:
         order = sorted(self._held.values(), key=lambda held: (held.line.utterance.start, held.line.number))
-        judgement = judge([held.line for held in order], self._rules)
+        if self._judgement is None:
+            self._judgement = judge([held.line for held in order], self._rules)
+        judgement = self._judgement
         closed = {} if self._finished else self._held_from(judgement, order)
         shown: list[Utterance] = list(removed)
         mutes: list[Mute] = []
@@ -204,6 +211,7 @@ class Redactor:
         for number, held in list(self._held.items()):
             if held.whole and held.line.utterance.end < self._now - REMEMBERED_SECONDS:
                 del self._held[number]
+                self._judgement = None
 
 
 def _merged(findings: Sequence[Finding]) -> list[Finding]:
