@@ -139,9 +139,7 @@ def _beside_card(row: Row, found: Sequence[Finding], talk: _Talk, rules: Rules) 
 def _is_date(row: Row) -> bool:
     """Whether it is a day of the year, written or said as one."""
     line, start, end = row.pieces()[0]
-    return len(row.counted) <= DATE_DIGITS and any(
-        first <= start and end <= last for first, last in phrases.dates(line.text)
-    )
+    return len(row.counted) <= DATE_DIGITS and any(first <= start and end <= last for first, last in line.dates)
 
 
 def may_go_on(row: Row) -> bool:
@@ -295,7 +293,7 @@ def _dates(lines: Sequence[Line], rules: Rules) -> Iterator[Finding]:
     if not said:
         return
     for line in lines:
-        for start, end in phrases.dates(line.text):
+        for start, end in line.dates:
             at = line.times.begins(start)
             if any(one.number == line.number or at - MENTION_SECONDS <= one.at <= at for one in said):
                 yield Finding(line, start, end, LABELS["birth_date"])

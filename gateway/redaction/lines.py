@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from gateway.redaction.figures import Figure, read, tokens
-from gateway.redaction.phrases import mentions
+from gateway.redaction.phrases import dates, mentions
 from gateway.redaction.word_times import WordTimes
 from gateway.transcript import Utterance
 
@@ -56,6 +56,11 @@ class Line:
         """Whether other data than a card is spoken of between a figure and the one before."""
         since = before.figure.end if before.line is self else 0
         return any(since < said.place <= figure.start and said.kind in _OTHER for said in self.mentions)
+
+    @cached_property
+    def dates(self) -> list[tuple[int, int]]:
+        """Where days of the year are."""
+        return list(dates(self.text))
 
     @cached_property
     def plain(self) -> tuple[str, list[tuple[int, int]]]:

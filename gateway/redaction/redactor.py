@@ -154,7 +154,7 @@ class Redactor:
 
         Silence loses nothing by being muted. Decided when texts can hardly come any more.
         """
-        decided = float("inf") if self._finished else self._now - LONGEST_TURN_SECONDS + DECIDED_BEFORE_SAFE
+        decided = self._now + (LONGEST_TURN_SECONDS if self._finished else DECIDED_BEFORE_SAFE - LONGEST_TURN_SECONDS)
         found: list[Mute] = []
         at = self._unheard_until
         for held in order:
