@@ -1,8 +1,8 @@
 """Callers who say a card's number, made by speech synthesis: what they say and when each digit was said.
 
-Owns the phrasings, of which some are `held_out`: the rules were never tuned on them. Voices are those
-that this machine has: Hibari with the speech package, flite and espeak-ng where they are installed. Each
-group of digits is synthesised by itself, so that its place in the sound is known to the sample.
+Owns the phrasings; the rules were never tuned on those of `HELD_OUT`. Voices are those that this machine
+has: Hibari with the speech package, flite and espeak-ng where they are installed. Each group of digits is
+synthesised by itself, so that its place in the sound is known to the sample.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,25 +30,65 @@ Say = Callable[[str], Floats]
 _ONES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _TEENS = ("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
 _TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_PREFIXES = (("4", 16), ("53", 16), ("6011", 16), ("37", 15), ("2221", 16))
+_PREFIXES = (("4", 16), ("53", 16), ("6011", 16), ("37", 15), ("34", 15), ("2221", 16), ("65", 16))
 
-PHRASINGS: Sequence[tuple[str, str]] = (
-    ("My card number is", ""),
-    ("Sure, it is", ""),
-    ("", ""),
-    ("Okay, the number on the card is", "Did you get that?"),
-    ("Yes, it is", "That is it."),
-    ("I would like to pay my bill with my card. The number is", "Thank you."),
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Manner:
+    """How a set of callers say their numbers."""
+
+    seed: int
+    around: Sequence[tuple[str, str]]
+    """What is said before and after."""
+    between: Sequence[str]
+    """What is said between two groups."""
+    sizes: Mapping[int, Sequence[tuple[int, ...]]]
+    """Length of a number -> digits of its groups."""
+    oh: float
+    """How often a zero is an "oh"."""
+    corrected: float
+    """How often a group is said again."""
+
+
+TUNED_ON = Manner(
+    seed=1,
+    around=(
+        ("My card number is", ""),
+        ("Sure, it is", ""),
+        ("", ""),
+        ("Okay, the number on the card is", "Did you get that?"),
+        ("Yes, it is", "That is it."),
+        ("I would like to pay my bill with my card. The number is", "Thank you."),
+        ("Right, I have my Visa here, and it says", "Is that right?"),
+        ("Hang on, let me find it. So that would be", ""),
+        ("The long number across the front is", "and it is in my wife's name."),
+        ("Can you take it now? Here goes,", "Please hurry."),
+        ("You can charge", "for the ticket."),
+    ),
+    between=("", "", "", "um,", "and then", "okay,", "let me see,", "next is", "uh,", "followed by"),
+    sizes={16: ((4, 4, 4, 4),), 15: ((4, 6, 5),)},
+    oh=0.5,
+    corrected=0.0,
 )
-HELD_OUT: Sequence[tuple[str, str]] = (
-    ("Right, I have my Visa here, and it says", "Is that right?"),
-    ("Hang on, let me find it. So that would be", ""),
-    ("The long number across the front is", "and it is in my wife's name."),
-    ("Can you take it now? Here goes,", "Please hurry."),
-    ("You can charge", "for the ticket."),
+HELD_OUT = Manner(
+    seed=20_261,
+    around=(
+        ("I want to settle my balance, put it on the Mastercard,", "that should be all of it."),
+        ("Give me a second, my glasses. All right,", "Could you repeat that for me?"),
+        ("Use this one please,", "valid through next summer."),
+        ("It starts with", "and that is the end."),
+        ("My American Express reads", ""),
+        ("I am calling about my order, so write this down,", "got it?"),
+        ("Reading it off the plastic,", ""),
+        ("No no, the other one:", "cheers."),
+        ("Here you are,", ""),
+    ),
+    between=("", "", "", "then", "after that", "space", "hmm,", "the next four are", "go ahead,"),
+    sizes={16: ((4, 4, 4, 4), (4, 4, 4, 4), (8, 8), (2,) * 8), 15: ((4, 6, 5), (4, 6, 5), (5, 5, 5))},
+    oh=0.6,
+    corrected=0.15,
 )
-_BETWEEN = ("", "", "", "um,", "and then", "okay,")
-_BETWEEN_HELD_OUT = ("", "", "let me see,", "next is", "uh,", "followed by")
+"""The rules were never tuned on these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +152,21 @@ def _by_program(command: Sequence[str], text: str) -> Floats:
         return np.asarray(np.frombuffer(read_wav(path), np.int16) / 32_768, np.float32)
 
 
-def card_callers(count: int, said_by: dict[str, Say], seed: int = 1) -> list[CardCaller]:
-    """So many callers, every second one in held-out phrasings; the same seed makes the same callers."""
-    random = Random(seed)
-    names = sorted(said_by)
-    return [_caller(random, names[place // 2 % len(names)], said_by, bool(place % 2)) for place in range(count)]
+def card_callers(count: int, said_by: dict[str, Say]) -> list[CardCaller]:
+    """So many callers, every second one in held-out phrasings; always the same."""
+    voices_of = {TUNED_ON: sorted(said_by), HELD_OUT: sorted(said_by, reverse=True)}
+    chance = {manner: Random(manner.seed) for manner in voices_of}
+    callers = []
+    for place in range(count):
+        manner = HELD_OUT if place % 2 else TUNED_ON
+        names = voices_of[manner]
+        callers.append(_caller(chance[manner], manner, names[place // 2 % len(names)], said_by))
+    return callers
 
 
-def _caller(random: Random, voice: str, said_by: dict[str, Say], held_out: bool) -> CardCaller:
-    before, after = random.choice(HELD_OUT if held_out else PHRASINGS)
-    groups = _groups(random, card_number(random), held_out)
+def _caller(random: Random, manner: Manner, voice: str, said_by: dict[str, Say]) -> CardCaller:
+    before, after = random.choice(manner.around)
+    groups = _groups(random, card_number(random), manner)
     if random.random() < 0.12:
         # Interrupted: only the beginning is said, where a card is known to be spoken of.
         groups, after, before = groups[:-1], "", before or "My card number is"
@@ -132,14 +177,16 @@ def _caller(random: Random, voice: str, said_by: dict[str, Say], held_out: bool)
         parts: list[tuple[str, str]] = [(before, "")] if place == 0 else []
         for number, group in enumerate(groups[first : first + share]):
             if number or place:
-                parts.append((random.choice(_BETWEEN_HELD_OUT if held_out else _BETWEEN), ""))
+                parts.append((random.choice(manner.between), ""))
             parts.append(group)
+            if random.random() < manner.corrected:
+                parts += [("sorry, again,", ""), group]
         first += share
         if place == len(shares) - 1:
             parts.append((after, ""))
         turns.append(_turn(random, [part for part in parts if part[0]], said_by[voice], line))
     name = f"{voice}, {len(groups)} groups in {len(shares)} turns"
-    return CardCaller(name, held_out, random.random() < 0.5, random.random() < 0.3, tuple(turns))
+    return CardCaller(name, manner is HELD_OUT, random.random() < 0.5, random.random() < 0.3, tuple(turns))
 
 
 def _halves(count: int) -> tuple[int, ...]:
@@ -156,16 +203,15 @@ def card_number(random: Random) -> str:
     return body + str(-total % 10)
 
 
-def _groups(random: Random, digits: str, held_out: bool) -> list[tuple[str, str]]:
+def _groups(random: Random, digits: str, manner: Manner) -> list[tuple[str, str]]:
     """(as it is said, digits) of each group."""
-    sizes = (4, 6, 5) if len(digits) == 15 else (4, 4, 4, 4)
     style = random.choice(("ones", "ones", "pairs", "doubles", "run"))
     if style == "run":
         return [(_ones(digits, "zero"), digits)]
-    zero = "oh" if held_out == (random.random() < 0.7) else "zero"
+    zero = "oh" if random.random() < manner.oh else "zero"
     spell = {"ones": _ones, "pairs": _pairs, "doubles": _doubles}[style]
     groups, first = [], 0
-    for size in sizes:
+    for size in random.choice(manner.sizes[len(digits)]):
         part = digits[first : first + size]
         groups.append((spell(part, zero), part))
         first += size

@@ -56,7 +56,9 @@ _LOUD = 300
 _QUIET_SECONDS = 1.0
 """Of the agent, before the caller goes on."""
 _ANSWER_SECONDS = 5.0
-"""So long the caller waits for an answer at most, and holds the line after the last word."""
+"""So long the caller waits for an answer at most."""
+_LAST_SECONDS = 10.0
+"""The same after the last word, so that recognition can catch up."""
 
 
 class NoVoices(Exception):
@@ -81,6 +83,12 @@ class Heard:
         return "".join(figure.digits for text in texts for figure in read(text).figures)
 
     @property
+    def recognised(self) -> str:
+        """Figures that recognition wrote of the caller's words."""
+        texts = (one.text for one in self.raw if one.speaker == "caller")
+        return "".join(figure.digits for text in texts for figure in read(text).figures)
+
+    @property
     def masks(self) -> int:
         return sum(one.text.count("[") - one.text.count("[keypad") for one in self.shown.values())
 
@@ -101,6 +109,8 @@ class Share:
     calls: int
     digits: int
     """Said by the callers."""
+    digits_heard: int
+    """Figures that recognition wrote, of the callers' words."""
     digits_shown: int
     """That can still be read in what is shown of both sides."""
     text_gone: float
@@ -186,11 +196,13 @@ def share(calls: Sequence[Heard]) -> Share:
     spans = [(heard, *span) for heard in calls for span in heard.spans]
     said = sum(len(digits) for _, _, _, digits in spans)
     shown = sum(len(heard.leaked) for heard in calls)
+    heard_digits = sum(len(heard.recognised) for heard in calls)
     seconds = sum(end - start for _, start, end, _ in spans)
     muted = sum(heard.muted(start, end) for heard, start, end, _ in spans)
     return Share(
         calls=len(calls),
         digits=said,
+        digits_heard=heard_digits,
         digits_shown=shown,
         text_gone=round(1 - shown / said, 4) if said else 1.0,
         audio_seconds=round(seconds, 1),
@@ -208,7 +220,8 @@ def as_text(found: Found) -> str:
     lines = [f"{found.voices} voices, 8 kHz mu-law with line noise, through the rehearsal engine's recogniser"]
     for name, one in (("tuned on", found.phrasings_tuned_on), ("held out", found.phrasings_held_out)):
         lines.append(
-            f"  phrasings {name}: {one.calls} calls, {one.digits} digits: {one.text_gone:.2%} gone from text, "
+            f"  phrasings {name}: {one.calls} calls, {one.digits} digits, {one.digits_heard} heard: "
+            f"{one.text_gone:.2%} gone from text, "
             f"{one.audio_gone:.2%} of {one.audio_seconds:.0f} s muted; {one.calls_clean} calls without a trace"
         )
     lines += [
@@ -277,13 +290,13 @@ class _Call:
             self._heard.spans += [(start + first, start + last, digits) for first, last, digits in turn.digits]
             for place in range(0, len(turn.pcm), _LINE_BYTES):
                 yield turn.pcm[place : place + _LINE_BYTES].ljust(_LINE_BYTES, b"\0")
-        for frame in self._waiting():
+        for frame in self._waiting(_LAST_SECONDS):
             yield frame
 
-    def _waiting(self) -> Iterator[bytes]:
+    def _waiting(self, longest: float = _ANSWER_SECONDS) -> Iterator[bytes]:
         """Silence until the agent has answered, or does not."""
         since = self._now
-        while self._now - since < _ANSWER_SECONDS:
+        while self._now - since < longest:
             answered = self._agent_spoke > since
             if answered and self._now - self._agent_spoke >= _QUIET_SECONDS:
                 return

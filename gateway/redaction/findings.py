@@ -10,14 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gateway.redaction import phrases
-from gateway.redaction.lines import GAP_SECONDS, GAP_WORDS, Line, Row, Said, rows
+from gateway.redaction.beside_card import AFTER_SECONDS, Spoken, digit_like, is_pronoun, near, sound_of
+from gateway.redaction.lines import GAP_SECONDS, GAP_WORDS, Finding, Line, Row, Said, rows
 from gateway.redaction.numbers import CARD_DIGITS, holds_card, is_phone, is_ssn, looks_like_card, luhn
 from gateway.redaction.rules import LABELS, Rules, compiled
 
 MENTION_SECONDS = 25.0
 """How long what was spoken of tells what the next figures are."""
-AFTER_CARD_SECONDS = 15.0
-"""So long after figures of a card, more figures are still the card's."""
 MENTION_CHARACTERS = 48
 """Characters of an utterance after figures in which it may still say what they were."""
 LONG_SECONDS = 20.0
@@ -26,22 +25,15 @@ AFTER_CARD_DIGITS = 2
 """The same, soon after figures of a card: a part that is read back, or the rest of it."""
 SAME_BREATH = 2.5
 """Seconds from "the last four digits" to the "card number" that they are of."""
+LONG_RUN_DIGITS = 7
+"""The fewest digits on end that are a card's though nobody spoke of one."""
+DATE_DIGITS = 8
+ADD_UP_SECONDS = 17.0
+"""Between two short rows that a caller spells: the agent answers, and recognition loses a group."""
+SPELLED_DIGITS = 5
+"""The same, where they are said one by one."""
 PARTIAL_DIGITS = 3
 """The fewest digits that are a part of a card's number, where one is spoken of."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A part of an utterance's text that must not be seen, and what stands there instead."""
-
-    line: Line
-    start: int
-    end: int
-    label: str
-
-    @property
-    def number(self) -> int:
-        return self.line.number
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +50,8 @@ class Judgement:
 
     findings: tuple[Finding, ...]
     open: tuple[Open, ...]
-    card_talk: tuple[tuple[float, float], ...] = ()
-    """From, to (call seconds): a card's number is asked for or being said."""
+    card_sound: tuple[tuple[float, float], ...] = ()
+    """From, to (call seconds): the caller says a card's number, whatever words came of it."""
 
 
 class _Talk:
@@ -67,7 +59,16 @@ class _Talk:
 
     def __init__(self, lines: Sequence[Line]) -> None:
         self._said = [said for line in lines for said in line.mentions]
-        self.card_until = -1.0
+        self.cards: list[Spoken] = []
+
+    def card(self, row: Row) -> None:
+        """Note that a row is a card's."""
+        self.cards.append(Spoken(row.figures[0].line.channel, row.start, row.end))
+
+    @property
+    def card_until(self) -> float:
+        """When the card's figures are no longer to be expected."""
+        return max((one.end for one in self.cards), default=-AFTER_SECONDS - 1.0) + AFTER_SECONDS
 
     def about(self, row: Row) -> list[Said]:
         """What a row may be, by the words around it: the nearest first."""
@@ -88,27 +89,62 @@ class _Talk:
 
 def judge(lines: Sequence[Line], rules: Rules) -> Judgement:
     """Apply the rules to utterances ordered by time, of both sides."""
-    card_talk: list[tuple[float, float]] = []
     findings = [*_addresses(lines, rules), *_dates(lines, rules), *_customs(lines, rules)]
-    undecided: list[Open] = []
-    if rules.kinds - {"email"}:
-        talk = _Talk(lines)
-        for row in rows(lines):
-            found = _judge_row(row, talk, rules)
-            findings += found
-            if not found or not _covers(found, row):
-                undecided.append(Open(row, row.end + GAP_SECONDS))
-            if any(one.label.startswith(LABELS["card"]) for one in found):
-                card_talk.append((row.start, row.end + AFTER_CARD_SECONDS))
-        if rules.card:
-            asked = [said.at for line in lines for said in line.mentions if said.kind == "card"]
-            card_talk += [(at, at + MENTION_SECONDS) for at in asked]
-    return Judgement(tuple(findings), tuple(undecided), tuple(sorted(card_talk)))
+    if not rules.kinds - {"email"}:
+        return Judgement(tuple(findings), ())
+    talk = _Talk(lines)
+    judged = [(row, _judge_row(row, talk, rules)) for row in rows(lines)]
+    if rules.card:
+        _add_up(judged, talk, rules)
+        judged = [(row, found + _beside_card(row, found, talk, rules)) for row, found in judged]
+    findings += [one for _, found in judged for one in found]
+    if rules.card:
+        findings += digit_like(lines, talk.cards, findings)
+    undecided = [Open(row, row.end + GAP_SECONDS) for row, found in judged if not found or not _covers(found, row)]
+    return Judgement(tuple(findings), tuple(undecided), tuple(sound_of(talk.cards)) if rules.card else ())
+
+
+def _add_up(judged: Sequence[tuple[Row, list[Finding]]], talk: _Talk, rules: Rules) -> None:
+    """Note short rows that a caller spelled soon after each other: a long number, of which the rest was misheard."""
+    before: Row | None = None
+    for row, found in judged:
+        known = any(one.label.startswith(LABELS["card"]) for one in found)
+        if row.figures[0].line.channel != "caller" or not (known or _is_spelled(row, talk, rules)):
+            continue
+        together = before is not None and row.start - before.end <= ADD_UP_SECONDS
+        if before is not None and together:
+            talk.card(before)
+        if not known and (together or len(row.counted) >= SPELLED_DIGITS):
+            talk.card(row)
+        before = row
+
+
+def _is_spelled(row: Row, talk: _Talk, rules: Rules) -> bool:
+    return row.spelled and _kind(row, talk, rules) in ("", "card")
+
+
+def _beside_card(row: Row, found: Sequence[Finding], talk: _Talk, rules: Rules) -> list[Finding]:
+    """Every figure near those of a card is the card's too, unless it is known to be something else."""
+    more: list[Finding] = []
+    masked = {(one.number, one.start) for one in found}
+    for part in row.strict():
+        line, start, _ = part.pieces()[0]
+        if (line.number, start) in masked or not near(talk.cards, line.channel, part.start, part.end):
+            continue
+        if _kind(part, talk, rules) in ("", "card") and not _is_date(part):
+            more += [one for one in _as(part, "card", rules) if not is_pronoun(one.line.text, one.start, one.end)]
+    return more
+
+
+def _is_date(row: Row) -> bool:
+    """Whether it is a day of the year, written or said as one."""
+    line, start, end = row.pieces()[0]
+    return len(row.counted) <= DATE_DIGITS and any(first <= start and end <= last for first, last in line.dates)
 
 
 def may_go_on(row: Row) -> bool:
-    """Whether its side has not said so many other words since that no figure can join it."""
-    return row.tail <= GAP_WORDS
+    """Whether figures can join it: its side has not said too many other words since, or it is being spelled."""
+    return row.tail <= GAP_WORDS or row.spelled
 
 
 def _covers(found: Sequence[Finding], row: Row) -> bool:
@@ -123,14 +159,15 @@ def _judge_row(row: Row, talk: _Talk, rules: Rules) -> list[Finding]:
                 # A whole number by itself: what was said before and after it is something else.
                 return [found for one in row.around(part) for found in _judge_row(one, talk, rules)]
         if _is_card(row, talk):
-            talk.card_until = max(talk.card_until, row.end + AFTER_CARD_SECONDS)
+            talk.card(row)
             return _as(row, "card", rules)
     found: list[Finding] = []
     for part in row.strict():
-        if kind := _kind(part, talk, rules):
+        kind = _kind(part, talk, rules)
+        if kind == "card" and rules.card:
+            talk.card(part)
+        if kind in rules.kinds or (kind == "card" and rules.card):
             found += _as(part, kind, rules)
-            if kind == "card":
-                talk.card_until = max(talk.card_until, part.end + AFTER_CARD_SECONDS)
     return found
 
 
@@ -154,22 +191,36 @@ def _card_is_talked_of(row: Row, talk: _Talk) -> bool:
 
 
 def _kind(row: Row, talk: _Talk, rules: Rules) -> str:
-    """What a row without other words in it is; empty: nothing that the rules name."""
+    """What a row without other words in it is, whether the rules name it or not; empty: nothing known."""
     digits = row.counted
     about = talk.about(row)
     if len(digits) <= 4 and _last_four(about):
-        return ""
+        return "last_four"
     for said in about:
         if _fits(said.kind, len(digits)):
-            wanted = rules.card if said.kind == "card" else said.kind in rules.kinds
-            return said.kind if wanted else ""
-    if "ssn" in rules.kinds and is_ssn(digits) and _grouped(row) == (3, 2, 4):
+            return said.kind
+    if is_ssn(digits) and _grouped(row) == (3, 2, 4):
         return "ssn"
     if "phone" in rules.kinds and (is_phone(digits) or (len(digits) >= 8 and _plus(row))):
         return "phone"
-    if rules.card and row.start <= talk.card_until and len(digits) >= AFTER_CARD_DIGITS:
+    if row.start <= talk.card_until and len(digits) >= AFTER_CARD_DIGITS:
         return "card"
-    return ""
+    return "card" if _is_long_run(row) else ""
+
+
+def _is_long_run(row: Row) -> bool:
+    """Whether a caller says so many figures on end that it may be a card's, though nothing was said of one.
+
+    Of what has as many, numbers of telephones and dates are known by how they are written; order and
+    account numbers are not, and go with the cards.
+    """
+    sure = sum(len(placed.figure.digits) for placed in row.figures if not placed.figure.unsure)
+    if sure < LONG_RUN_DIGITS or row.figures[0].line.channel == "agent" or _plus(row):
+        return False
+    groups = _grouped(row)
+    as_phone = groups in ((3, 4), (3, 3, 4), (1, 3, 3, 4), (10,), (11,)) and (sure == 7 or is_phone(row.counted))
+    as_date = len(groups) == 3 and sorted(groups)[:2] <= [2, 2] and sorted(groups)[2] == 4
+    return not as_phone and not as_date
 
 
 def _last_four(about: Sequence[Said]) -> bool:
@@ -242,7 +293,7 @@ def _dates(lines: Sequence[Line], rules: Rules) -> Iterator[Finding]:
     if not said:
         return
     for line in lines:
-        for start, end in phrases.dates(line.text):
+        for start, end in line.dates:
             at = line.times.begins(start)
             if any(one.number == line.number or at - MENTION_SECONDS <= one.at <= at for one in said):
                 yield Finding(line, start, end, LABELS["birth_date"])

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from gateway.redaction.figures import Figure, read, tokens
-from gateway.redaction.phrases import mentions
+from gateway.redaction.phrases import dates, mentions
 from gateway.redaction.word_times import WordTimes
 from gateway.transcript import Utterance
 
@@ -20,6 +20,9 @@ GAP_SECONDS = 12.0
 """Between two figures of one number: the other side answers, asks back, and waits."""
 GAP_WORDS = 3
 """Words, other than fillers, between two figures of one number."""
+
+SPELLED_FIGURES = 3
+"""The fewest figures of one or two digits on end that are a number being spelled."""
 
 _OTHER = frozenset(("cvv", "ssn", "phone", "birth_date", "email"))
 
@@ -55,10 +58,29 @@ class Line:
         return any(since < said.place <= figure.start and said.kind in _OTHER for said in self.mentions)
 
     @cached_property
+    def dates(self) -> list[tuple[int, int]]:
+        """Where days of the year are."""
+        return list(dates(self.text))
+
+    @cached_property
     def plain(self) -> tuple[str, list[tuple[int, int]]]:
         """The text with its figures as digits, single letters and digits together ("A B one two" is "AB12"),
         and for each character of it the part of the text that it stands for."""
         return plain(self.text, self.reading.figures)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A part of an utterance's text that must not be seen, and what stands there instead."""
+
+    line: Line
+    start: int
+    end: int
+    label: str
+
+    @property
+    def number(self) -> int:
+        return self.line.number
 
 
 def plain(text: str, figures: Sequence[Figure]) -> tuple[str, list[tuple[int, int]]]:
@@ -110,6 +132,15 @@ class Row:
     @property
     def unsure(self) -> bool:
         return any(placed.figure.unsure and not placed.figure.quantity for placed in self.figures)
+
+    @property
+    def spelled(self) -> bool:
+        """Whether a caller says it figure by figure, three or more on end, as people do with long numbers."""
+        plain = [one.figure for one in self.figures if not one.figure.unsure and not one.figure.quantity]
+        return (
+            self.figures[0].line.channel == "caller"
+            and sum(len(figure.digits) <= 2 for figure in plain) >= SPELLED_FIGURES
+        )
 
     @property
     def start(self) -> float:

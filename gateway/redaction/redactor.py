@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from gateway.redaction.findings import Finding, Judgement, judge, may_go_on
-from gateway.redaction.lines import Line
+from gateway.redaction.findings import Judgement, judge, may_go_on
+from gateway.redaction.lines import Finding, Line
 from gateway.redaction.rules import Rules
+from gateway.redaction.word_times import BEYOND
 from gateway.transcript import Speaker, Utterance
 
 SETTLE_SECONDS = 2.0
@@ -71,6 +72,10 @@ class Redactor:
         self._now = 0.0
         self._finished = False
         self._unheard_until = 0.0
+        self._judgement: Judgement | None = None
+        """Of what is held now; None: something has changed since. Time alone changes no judgement."""
+        self._safe = 0.0
+        self._card_sound: set[tuple[float, float]] = set()
 
     @property
     def remembered(self) -> int:
@@ -105,17 +110,22 @@ class Redactor:
         self._pending.pop(utterance.number, None)
         if not utterance.text:
             self._held.pop(utterance.number, None)
+            self._judgement = None
             return utterance if held and held.shown else None
         if held is None:
             self._held[utterance.number] = _Held(Line(utterance))
+            self._judgement = None
         elif held.line.utterance != utterance:
             held.line = Line(utterance)
             held.whole = False
+            self._judgement = None
         return None
 
     def _decide(self, removed: Sequence[Utterance]) -> Redacted:
         order = sorted(self._held.values(), key=lambda held: (held.line.utterance.start, held.line.number))
-        judgement = judge([held.line for held in order], self._rules)
+        if self._judgement is None:
+            self._judgement = judge([held.line for held in order], self._rules)
+        judgement = self._judgement
         closed = {} if self._finished else self._held_from(judgement, order)
         shown: list[Utterance] = list(removed)
         mutes: list[Mute] = []
@@ -128,29 +138,35 @@ class Redactor:
             if view.text and view != held.shown:
                 held.shown = view
                 shown.append(view)
-        mutes += self._unheard_mutes(judgement, order)
-        safe_until = self._safe_until(order, closed)
+        mutes += self._card_mutes(judgement)
+        mutes += self._unheard_mutes(order)
+        self._safe = max(self._safe, self._safe_until(order, closed))
         self._forget()
-        return Redacted(tuple(shown), tuple(mutes), safe_until)
+        return Redacted(tuple(shown), tuple(mutes), self._safe)
 
-    def _unheard_mutes(self, judgement: Judgement, order: Sequence[_Held]) -> list[Mute]:
-        """Where a card is spoken of and no text of the caller has come, there may be digits that were not recognised.
+    def _card_mutes(self, judgement: Judgement) -> list[Mute]:
+        new = [span for span in judgement.card_sound if span not in self._card_sound]
+        self._card_sound.update(new)
+        return [Mute("caller", max(start, self._safe), end) for start, end in new if end > self._safe]
+
+    def _unheard_mutes(self, order: Sequence[_Held]) -> list[Mute]:
+        """What the caller said and no text has come of cannot be judged, so its sound is not kept.
 
         Silence loses nothing by being muted. Decided when texts can hardly come any more.
         """
-        decided = float("inf") if self._finished else self._now - LONGEST_TURN_SECONDS + DECIDED_BEFORE_SAFE
-        said = [held.line.utterance for held in order if held.line.channel == "caller"]
+        decided = self._now + (LONGEST_TURN_SECONDS if self._finished else DECIDED_BEFORE_SAFE - LONGEST_TURN_SECONDS)
         found: list[Mute] = []
-        for start, end in judgement.card_talk:
-            at = max(start, self._unheard_until)
-            end = min(end, decided)
-            for utterance in said:
-                if at < utterance.start < end:
-                    found.append(Mute("caller", at, utterance.start))
-                at = max(at, utterance.end)
-            if at < end:
-                found.append(Mute("caller", at, end))
-            self._unheard_until = max(self._unheard_until, end)
+        at = self._unheard_until
+        for held in order:
+            utterance = held.line.utterance
+            if held.line.channel != "caller" or utterance.end + BEYOND <= at:
+                continue
+            if (begins := min(utterance.start - BEYOND, decided)) > at:
+                found.append(Mute("caller", at, begins))
+            at = max(at, min(utterance.end + BEYOND, decided))
+        if at < decided:
+            found.append(Mute("caller", at, decided))
+        self._unheard_until = max(self._unheard_until, decided)
         return found
 
     def _held_from(self, judgement: Judgement, order: Sequence[_Held]) -> dict[int, int]:
@@ -195,6 +211,7 @@ class Redactor:
         for number, held in list(self._held.items()):
             if held.whole and held.line.utterance.end < self._now - REMEMBERED_SECONDS:
                 del self._held[number]
+                self._judgement = None
 
 
 def _merged(findings: Sequence[Finding]) -> list[Finding]:

@@ -42,6 +42,20 @@ SOUND_ALIKE = {
 }
 """Words that are digits only between digits."""
 
+MISHEARD = frozenset(
+    (
+        *SOUND_ALIKE,
+        *_words("wan juan tu too tree fee ford fore fort door hive fife sick seeks sics sixty's heaven even hate aid"),
+        *_words("eighth nigh mine nines tin zeros oz"),
+    )
+)
+"""Words that recognition writes for digits: digits where they stand between figures of a card or beside them."""
+BEFORE_PRONOUN = frozenset(
+    _words("no this that the which any every each some other another good new only old right wrong same first last")
+)
+AFTER_PRONOUN = frozenset(_words("moment second minute sec more of thing time question last or is that which way day"))
+"""Around a "one" that is no figure."""
+
 FILLERS = frozenset(
     _words(
         "a ah an and again actually alright all right then dash hyphen space point comma stroke slash uh um er erm eh "
@@ -56,7 +70,7 @@ UNITS = frozenset(
     _words(
         "dollar dollars buck bucks cent cents percent pound pounds euro euros mg milligram milligrams ml am pm minute "
         "o'clock minutes hour hours day days week weeks month months year years times people pills tablets refills "
-        "digit digits miles degrees grams kilos"
+        "digit digits miles degrees grams kilos business working"
     )
 )
 """After a figure: it counts something."""

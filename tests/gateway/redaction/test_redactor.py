@@ -20,6 +20,7 @@ from gateway.redaction.redactor import (
     Redactor,
 )
 from gateway.redaction.rules import CustomPattern, Rules
+from gateway.redaction.word_times import BEYOND
 from gateway.transcript import Speaker, Utterance
 from tests.gateway.redaction.conversation import ALL, CARD, Watcher, is_muted, redacted, said, texts
 
@@ -243,14 +244,51 @@ def test_words_with_known_times_are_muted_to_the_word() -> None:
     assert (watcher.mutes[0].start, watcher.mutes[0].end) == (4.4, 9.6)
 
 
-def test_what_was_said_but_not_recognised_is_muted_where_a_card_is_asked_for() -> None:
-    (question,) = said(("agent", "Could I have your card number, please?"))
+def test_what_was_said_but_not_recognised_is_muted() -> None:
+    question, answer = said(("agent", "How can I help?"), ("caller", "What time does the branch close on Saturday?"))
     redactor, watcher = Redactor(CARD), Watcher()
-    watcher.see(redactor.update([question], question.end))
+    watcher.see(redactor.update([question, answer], answer.end))
     for second in range(10, 90):
         watcher.see(redactor.update([], float(second)))
-    assert is_muted(watcher.mutes, "caller", question.end, question.end + 20)
-    assert not is_muted(watcher.mutes, "caller", 60.0, 61.0)
+    assert is_muted(watcher.mutes, "caller", 0.0, answer.start - BEYOND)
+    assert is_muted(watcher.mutes, "caller", answer.end + BEYOND, 40.0)
+    assert not any(mute.start < answer.end and mute.end > answer.start for mute in watcher.mutes)
+
+
+CARD_SAID: tuple[Speaker, str] = ("caller", "My card number is 4 1 1 1 1 1 1 1 1 1 1")
+
+
+@pytest.mark.parametrize(
+    ("turns", "shown"),
+    [
+        ([("caller", "You can charge for 0 5 9."), ("caller", "Followed by 29 2 2. Followed by 4 4 6 9.")], None),
+        ([("caller", "And it's like 2 2 1."), ("agent", "Sorry?"), ("caller", "8 9 7 9. Next in 4 1 9 5")], None),
+        ([("caller", "Here goes 30 7 3 7.")], ["Here goes [card number]."]),
+        ([("caller", "It is 12345678.")], ["It is [card number]."]),
+        ([CARD_SAID, ("caller", "free to oh please")], ["My card number is [card number]", "[card number]"]),
+        ([CARD_SAID, ("agent", "I heard seven.")], ["My card number is [card number]", "I heard [card number]."]),
+        ([CARD_SAID, ("agent", "One moment please.")], ["My card number is [card number]", "One moment please."]),
+        ([CARD_SAID, ("agent", "That is 12 dollars.")], ["My card number is [card number]", "That is 12 dollars."]),
+        ([("caller", "It is 555-0123.")], ["It is 555-0123."]),
+        ([("caller", "It was on 03/05/1980.")], ["It was on 03/05/1980."]),
+        ([("caller", "There are 2 or 3 of them, flight 1420.")], ["There are 2 or 3 of them, flight 1420."]),
+    ],
+)
+def test_figures_of_which_nobody_said_that_they_are_a_card(
+    turns: list[tuple[Speaker, str]], shown: list[str] | None
+) -> None:
+    result = texts(*turns, rules=CARD)
+    if shown is None:
+        assert not any(char.isdigit() for text in result for char in text)
+    else:
+        assert result == shown
+
+
+def test_the_sound_between_two_parts_of_a_number_is_muted_whatever_words_came_of_it() -> None:
+    turns = said(
+        ("caller", "My card number is 4 1 1 1"), ("caller", "let me be so free old Cameron"), ("caller", "1 1 1 1")
+    )
+    assert is_muted(redacted(turns, CARD).mutes, "caller", turns[1].start, turns[1].end)
 
 
 # Properties
