@@ -34,6 +34,8 @@ NUMBER = "+15550100000"
 PERSONA = "name: Echo\nvoice: NATF2\nrole: You return what you hear.\nlimits: {max_seconds: 14400}\n"
 FAILURES = 5
 """Of one delivery at most: the wait doubles with each, and tests end within minutes."""
+EVERY = 0.1
+"""Seconds between two frames of a caller: this is not about sound."""
 PLACING = 8
 """Calls that are set up at once."""
 FILED_WITHIN = 15.0
@@ -203,11 +205,15 @@ class Callers:
                 await asyncio.wait(people)
                 talking.cancel()
 
-    async def busy(self, share: float) -> None:
-        """Wait until so many of them are in a call that was answered."""
-        async with asyncio.timeout(120):
-            while self.in_flight < share * self.count:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+    async def busy(self, share: float, seconds: float = 120.0) -> bool:
+        """Wait until so many of them are in a call that was answered; False if that takes too long."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self.in_flight < share * self.count:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            return False
+        return True
 
     async def _call_again_and_again(self, client: httpx.AsyncClient) -> None:
         while not self._closing.is_set():
@@ -245,7 +251,7 @@ class Callers:
         return caller
 
     async def _talk(self) -> None:
-        """Everybody's next 20 ms, again and again; what comes back is heard and forgotten."""
+        """20 ms of everybody's sound now and then, as on a bad line; what comes back is heard and forgotten."""
         at = time.monotonic()
         while True:
             for caller in self.all[-4 * self.count :]:
@@ -254,7 +260,7 @@ class Callers:
                 if caller.line.received:
                     caller.heard = caller.heard or any(b'"media"' in body for _, body in caller.line.received)
                     caller.line.received.clear()
-            at = max(at + 0.02, time.monotonic() - 1.0)
+            at = max(at + EVERY, time.monotonic() - 1.0)
             await asyncio.sleep(max(0.0, at - time.monotonic()))
 
 

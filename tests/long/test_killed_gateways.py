@@ -23,7 +23,10 @@ pytestmark = [pytest.mark.long, pytest.mark.anyio]
 
 CALLS = 200
 KILLS = 20
-LONGEST = 60.0
+LONGEST = 240.0
+"""Seconds of a call; a quarter of it is the shortest."""
+PATIENCE = 60.0
+"""Seconds that a slow machine is given to get all calls up again after a kill; then it kills all the same."""
 SEED = 20261126
 
 
@@ -38,7 +41,7 @@ async def test_every_answered_call_is_filed_and_told_of(tmp_path: Path, database
                 await fleet.start(place)
             async with callers.calling():
                 for _ in range(KILLS):
-                    await callers.busy(0.9)
+                    await callers.busy(0.9, PATIENCE)
                     await asyncio.sleep(chance.uniform(0.0, 5.0))
                     flying.append(callers.in_flight)
                     victim = chance.choice(fleet.up)
@@ -54,3 +57,4 @@ async def test_every_answered_call_is_filed_and_told_of(tmp_path: Path, database
     log.info("%s: %d kills with %d to %d calls in flight", database.dialect, KILLS, min(flying), max(flying))
     log.info("%d calls answered: %s; %d webhook requests", heard, dict(reasons), receiver.requests)
     assert reasons["lost"] > KILLS
+    assert max(flying) >= 0.9 * CALLS

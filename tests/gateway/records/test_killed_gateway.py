@@ -61,13 +61,13 @@ async def test_calls_of_a_killed_gateway_are_filed_and_told_of(
         try:
             await asyncio.gather(*(fleet.start(place) for place in range(1 + shared)))
             async with callers.calling():
-                await callers.busy(1.0)
+                assert await callers.busy(1.0)
                 await asyncio.sleep(chance.uniform(0.0, 0.5))
                 first, *rest = fleet.up
                 fleet.kill(first)
                 if not shared:
                     rest = [await fleet.start(first.place)]
-                    await callers.busy(1.0)
+                    assert await callers.busy(1.0)
                 async with running(survivor):
                     closed = set(await sweep(database, tmp_path, survivor, [first]))
                     live = {row["id"] for row in await records(database) if row["state"] == "live"}
