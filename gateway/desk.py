@@ -59,7 +59,8 @@ class Desk:
         self.archive = Archive(settings, self.records, self.telemetry)
         self.live = LiveFeed()
         self._pool = None if settings.embedded_echo else WorkerPool(settings)
-        self._engine: Engine = ResumingPool(self._pool) if self._pool is not None else EchoEngine()
+        echo = EchoEngine(settings.embedded_echo_words)
+        self._engine: Engine = ResumingPool(self._pool) if self._pool is not None else echo
         self._endpoints = EndpointStore(settings)
         self._lookup = CallerLookup(self._endpoints)
         self._calls: set[Call] = set()

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from model.wire import AgentFrame, Output, SessionRequest
+from model.wire import AgentFrame, AgentText, CallerText, Output, SessionRequest
 
 
 class EngineError(Exception):
@@ -71,15 +71,22 @@ class Engine(Protocol):
         """Hold a slot for a call. Raises EngineFull or EngineLost at once rather than queue a caller."""
 
 
+TURN = 50
+"""Frames that each side speaks before the other does, where the echo engine makes up words: 4 s."""
+WORD = 5
+"""Frames of a word, pauses included: 150 words a minute."""
+
+
 class EchoSession:
-    """Returns the caller's frames as the agent's."""
+    """Returns the caller's frames as the agent's; `words`: and texts of both sides, as if they talked in turns."""
 
     engine = "echo"
 
-    def __init__(self, limit: int = 50) -> None:
+    def __init__(self, limit: int = 50, words: bool = False) -> None:
         self._frames: asyncio.Queue[AgentFrame | None] = asyncio.Queue(limit)
         self._index = 0
         self._closed = False
+        self._words = words
 
     async def send(self, pcm: bytes, line: bytes = b"") -> None:
         if self._closed:
@@ -92,6 +99,8 @@ class EchoSession:
     async def outputs(self) -> AsyncIterator[Output]:
         while (frame := await self._frames.get()) is not None:
             yield frame
+            if self._words and (text := made_up(frame.index)) is not None:
+                yield text
 
     async def say(self, text: str) -> None:
         return
@@ -107,8 +116,23 @@ class EchoSession:
             self._frames.put_nowait(None)
 
 
+def made_up(index: int) -> AgentText | CallerText | None:
+    """What becomes known with a frame of a talk: the agent's words one by one, the caller's twice in a turn."""
+    place = index % (2 * TURN)
+    if place < TURN:
+        return AgentText(index, " tomorrow" if place % (2 * WORD) else " yesterday") if place % WORD == 0 else None
+    spoken = place - TURN + 1
+    if spoken in (TURN // 2, TURN):
+        text = " ".join(["appointment"] * (spoken // WORD))
+        return CallerText(index - spoken + 1, index + 1, text, final=spoken == TURN)
+    return None
+
+
 class EchoEngine:
-    """An engine in the gateway's own process that repeats the caller: for tests and load."""
+    """An engine in the gateway's own process that repeats the caller: for tests and load. `words`: see EchoSession."""
+
+    def __init__(self, words: bool = False) -> None:
+        self._words = words
 
     async def open(self, request: SessionRequest) -> EchoSession:
-        return EchoSession()
+        return EchoSession(words=self._words)

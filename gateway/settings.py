@@ -80,6 +80,7 @@ class Settings(BaseSettings):
     workers: str = Field("local", description="`local`, or a comma list of ws:// or wss:// URLs")
     engine: Literal["rehearsal", "echo", "personaplex"] = Field("rehearsal", description="what a local worker runs")
     embedded_echo: bool = Field(False, description="answer with the echo engine inside the gateway; for load tests")
+    embedded_echo_words: bool = Field(False, description="that engine makes up what both sides say, too")
     worker_listen: str = Field("127.0.0.1:8090", description="where `callplex worker` listens, host:port")
     worker_token: SecretStr = Field(SecretStr(""), description="shared secret of gateway and worker")
     worker_capacity: int = Field(4, ge=1, le=4096, description="calls one worker holds at once")

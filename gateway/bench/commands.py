@@ -22,10 +22,13 @@ def bench_gateway_command(
     worker_process: Annotated[bool, typer.Option(help="Echo in a worker of its own, not in the gateway.")] = False,
     recorded: Annotated[Literal["none", "wav", "opus"], typer.Option(help="How calls are recorded.")] = "wav",
     sealed: Annotated[bool, typer.Option("--sealed", help="Encrypt the recordings.")] = False,
+    words: Annotated[bool, typer.Option("--words", help="Both sides talk, and what they say is written down.")] = False,
     json_output: Json = False,
 ) -> None:
     """Real Twilio-protocol calls from another process against a gateway that echoes."""
     read_settings()
+    if words and worker_process:
+        fail("--words are made up by the echo engine inside the gateway: leave out --worker-process")
     from gateway.bench.gateway import bench_gateway
 
     raise typer.Exit(
@@ -36,6 +39,7 @@ def bench_gateway_command(
             worker_process=worker_process,
             recorded=recorded,
             sealed=sealed,
+            words=words,
             json_output=json_output,
         )
     )

@@ -54,18 +54,19 @@ def bench_gateway(
     worker_process: bool = False,
     recorded: Recorded = "wav",
     sealed: bool = False,
+    words: bool = False,
     url: str = "",
     auth_token: str = "",
 ) -> int:
     """Measure `calls` calls for `seconds`, or look for the most, starting there. Returns the exit status.
 
     `worker_process`: the echo engine in a worker of its own instead of in the gateway's process.
-    `recorded`: how calls are, `sealed`: under a data key.
+    `recorded`: how calls are, `sealed`: under a data key. `words`: both sides talk, and it is written down.
     `url`: a running gateway instead of one of ours, with `auth_token` as its Twilio token.
     """
     say = _silent if json_output else _say
     try:
-        with _target(worker_process, recorded, sealed, url, auth_token) as target:
+        with _target(worker_process, recorded, sealed, words, url, auth_token) as target:
             measure_calls(target, 1, 1.0)
             if find_max:
                 most, loads = find_most(lambda n: _told(measure_calls(target, n, seconds), say), calls)
@@ -131,7 +132,9 @@ _NOTHING = Usage(0.0, 0, 0.0, 0)
 
 
 @contextlib.contextmanager
-def _target(worker_process: bool, recorded: Recorded, sealed: bool, url: str, auth_token: str) -> Iterator[Target]:
+def _target(
+    worker_process: bool, recorded: Recorded, sealed: bool, words: bool, url: str, auth_token: str
+) -> Iterator[Target]:
     if url:
         yield Target(url, auth_token, None)
         return
@@ -141,6 +144,8 @@ def _target(worker_process: bool, recorded: Recorded, sealed: bool, url: str, au
         "CALLPLEX_MAX_CALLS": "100000",
         "CALLPLEX_WORKER_CAPACITY": "4096",
     }
+    if words:
+        environment["CALLPLEX_EMBEDDED_ECHO_WORDS"] = "1"
     if sealed:
         environment["CALLPLEX_DATA_KEY"] = b64encode(secrets.token_bytes(32)).decode()
     environment |= {"CALLPLEX_ENGINE": "echo"} if worker_process else {"CALLPLEX_EMBEDDED_ECHO": "1"}

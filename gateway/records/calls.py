@@ -14,7 +14,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, RowMapping, Select, and_, literal_column, or_, select, table, text, union_all
+from sqlalchemy import (
+    ColumnElement,
+    RowMapping,
+    Select,
+    and_,
+    func,
+    literal_column,
+    or_,
+    select,
+    table,
+    text,
+    union_all,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.leg import Outcome
@@ -25,6 +37,8 @@ PAGE = 50
 PAGE_MOST = 500
 WORDS = table("call_words")
 """SQLite's index of words."""
+FEW = 1_000
+"""Calls that are sorted rather than met in their order."""
 
 
 class QueryInvalid(Exception):
@@ -92,12 +106,22 @@ async def _find_words(connection: AsyncConnection, wanted: CallFilter, after: st
         source = WORDS.join(source, literal_column("call_words.rowid") == call_texts.c.id)
         # FTS5 walks its matches in this order by itself; by any other it would sort them all.
         place = literal_column("call_words.rowid")
+    elif await _are_few(connection, where, values):
+        # An expression has no index, so the calls are found by their words and sorted. By itself PostgreSQL
+        # would walk them from the newest on, and look at thousands to find a page of those with a rare word.
+        place = call_texts.c.id + 0
     if after:
         conditions.append(place < _number(after))
     query = select(calls, place.label("place")).select_from(source).where(*conditions)
     rows = (await connection.execute(query.order_by(place.desc()).limit(limit + 1))).mappings().all()
     following = _encode(str(rows[limit - 1]["place"])) if len(rows) > limit else ""
     return Page([_with_plain_names(row) for row in rows[:limit]], following)
+
+
+async def _are_few(connection: AsyncConnection, where: str, values: Mapping[str, str]) -> bool:
+    """Whether the words were said in few calls."""
+    said = select(call_texts.c.id).where(text(where).bindparams(**values)).limit(FEW + 1).subquery()
+    return (await connection.scalar(select(func.count()).select_from(said)) or 0) <= FEW
 
 
 def _said(dialect: str, words: str) -> tuple[str, dict[str, str]]:
@@ -108,7 +132,7 @@ def _said(dialect: str, words: str) -> tuple[str, dict[str, str]]:
     if dialect == "sqlite":
         return "call_words MATCH :words", {"words": " ".join(f'"{word}"' for word in found)}
     return (
-        "to_tsvector('simple', call_texts.text) @@ plainto_tsquery('simple', :words)",
+        "call_texts.words @@ plainto_tsquery('simple', :words)",
         {"words": " ".join(found)},
     )
 

@@ -5,11 +5,14 @@ operator. Knows no table's meaning. Both drivers do their waiting off the event 
 
 SQLite runs in WAL mode, so that readers never wait for the writer, and syncs each commit to the disk:
 what was committed survives the process, and the power. It has one writer at a time, so `begin` takes
-the write lock at once instead of failing half-way; readers use `read`.
+the write lock at once instead of failing half-way; readers use `read`. Writers of this process queue up
+for it here: SQLite itself would let each sleep and try again, for up to a tenth of a second at a time and
+in no order, so that on a busy machine one could miss its turn until it was told that the file is locked.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,7 +31,9 @@ from gateway.records.migrations import SchemaNewer, upgrade
 from gateway.settings import Settings
 
 BUSY_SECONDS = 5.0
-"""How long a SQLite writer waits for another one before it says that the database is locked."""
+"""How long a SQLite writer waits for another process before it says that the database is locked."""
+TURN_SECONDS = 30.0
+"""How long it waits at most for others of this process, each of which is bounded itself."""
 CONNECT_SECONDS = 5.0
 STATEMENT_SECONDS = 30.0
 CONNECTIONS = 8
@@ -56,6 +61,7 @@ class Database:
     def __init__(self, engine: AsyncEngine, shown: str) -> None:
         self._engine = engine
         self._shown = shown
+        self._turn = asyncio.Lock()
         self.dialect: Literal["sqlite", "postgresql"] = "sqlite" if engine.dialect.name == "sqlite" else "postgresql"
 
     @classmethod
@@ -85,8 +91,16 @@ class Database:
         Raises DatabaseUnavailable, and then nothing of it is stored, or, when the connection broke while
         it was being committed, all of it: what is written here must bear being written again.
         """
-        async with self._connect(writes=True) as connection:
-            yield connection
+        if self.dialect == "postgresql":
+            async with self._connect(writes=True) as connection:
+                yield connection
+            return
+        await self._take_turn()
+        try:
+            async with self._connect(writes=True) as connection:
+                yield connection
+        finally:
+            self._turn.release()
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -102,6 +116,13 @@ class Database:
             if sign in text.lower():
                 return f"the database {self._shown}: {text}; {advice}"
         return f"the database {self._shown} does not answer: {text}"
+
+    async def _take_turn(self) -> None:
+        try:
+            async with asyncio.timeout(TURN_SECONDS):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise DatabaseUnavailable(f"the database {self._shown} is busy: other writers take too long") from None
 
     @asynccontextmanager
     async def _connect(self, writes: bool) -> AsyncIterator[AsyncConnection]:

@@ -17,7 +17,8 @@ from gateway.records.portion import Portion, call_row, end_row, event_row, text_
 from gateway.records.tables import call_texts, calls, events, utterances
 
 ROWS = 64
-"""Rows of one statement: how long preparing it holds the event loop is measured by `callplex bench records`."""
+"""Rows of one statement, and so how long preparing it holds the event loop. What all of it costs the calls'
+frames is measured by `callplex bench gateway --words`."""
 
 
 async def store(connection: AsyncConnection, instance: str, portions: Sequence[Portion]) -> None:

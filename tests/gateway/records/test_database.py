@@ -33,8 +33,8 @@ async def names(database: Database) -> list[str]:
 
 async def test_the_migrations_make_the_tables(database: Database) -> None:
     def is_ours(item: object, name: str | None, *_: object) -> bool:
-        """The indices of words are each database's own."""
-        return not (name or "").startswith(("call_words", "ix_call_texts_words"))
+        """How words are found is each database's own."""
+        return not (name or "").startswith(("call_words", "ix_call_texts_words", "words"))
 
     def differences(connection: sa.Connection) -> list[Any]:
         context = MigrationContext.configure(connection, opts={"include_object": is_ours})
@@ -211,3 +211,32 @@ async def _cut_and_go_on(postgres: Any, database: Database) -> None:
     with pytest.raises(DatabaseUnavailable):
         await write()
     assert await names(database) == []
+
+
+async def test_writers_of_one_process_get_their_turn_in_order(database: Database) -> None:
+    """However many there are: nobody is overtaken, and nobody told that the file is locked."""
+    served: list[int] = []
+
+    async def write(number: int) -> None:
+        async with database.begin() as connection:
+            await connection.execute(insert(connection, api_tokens).values(token(f"{number:03}")))
+            served.append(number)
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(40):
+            tasks.create_task(write(number))
+    assert await names(database) == [f"{number:03}" for number in range(40)]
+    if database.dialect == "sqlite":
+        assert served == list(range(40))
+
+
+async def test_a_writer_that_is_held_up_too_long_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TURN_SECONDS", 0.01)
+    async with Database.open(f"sqlite:///{tmp_path}/callplex.sqlite3") as database:
+        async with database.begin():
+            with pytest.raises(DatabaseUnavailable, match="busy: other writers take too long"):
+                async with database.begin():
+                    pass
+        async with database.begin() as connection:
+            await connection.execute(insert(connection, api_tokens).values(token("a")))
+        assert await names(database) == ["a"]

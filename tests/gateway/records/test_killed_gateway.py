@@ -1,0 +1,84 @@
+"""A gateway that is killed with calls in flight: each is filed and told of once, and no other's is touched.
+
+The long version of this, with 200 calls and 20 kills, is `tests/long/test_killed_gateways.py`. Here a
+lease runs out when the test says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from gateway.records.database import Database
+from gateway.records.files import Records
+from gateway.records.instances import LEASE_SECONDS, Instance
+from gateway.records.tables import instances
+from gateway.webhooks.endpoints import EndpointStore
+from gateway.webhooks.lane import LEASE
+from gateway.webhooks.outbox import Outbox
+from tests.gateway.webhooks.receiver import outbox, running, settings
+from tests.killed_gateways import Callers, FlakyReceiver, Fleet, Replica, check, records, told
+
+pytestmark = pytest.mark.anyio
+
+CALLS = 10
+SEED = 7
+
+
+async def run_out(database: Database, killed: Replica) -> None:
+    """Time passes until the lease of a gateway that was killed is over."""
+    async with database.begin() as connection:
+        mine = instances.c.pid == killed.gateway.process.pid
+        past = sa.update(instances).where(mine).values(lease_until=instances.c.lease_until - LEASE_SECONDS)
+        assert (await connection.execute(past)).rowcount == 1
+
+
+async def sweep(database: Database, folder: Path, box: Outbox, killed: Sequence[Replica]) -> list[str]:
+    for one in killed:
+        await run_out(database, one)
+    closed = await Instance(database, Records(folder / "survivor"), box.put).close_lost()
+    box.wake()
+    return closed
+
+
+async def test_calls_of_a_killed_gateway_are_filed_and_told_of(
+    tmp_path: Path, database: Database, database_url: str
+) -> None:
+    chance = random.Random(SEED)
+    async with FlakyReceiver(SEED).listening() as receiver:
+        fleet = Fleet(tmp_path, database_url, receiver)
+        callers = Callers(fleet, CALLS, 600.0, chance)
+        store = EndpointStore(settings(tmp_path, personas=fleet.personas))
+        # Claims of the dead have run out by this clock.
+        survivor = outbox(database, store, "survivor", clock=lambda: time.time() + LEASE)
+        shared = database.dialect == "postgresql"
+        try:
+            await asyncio.gather(*(fleet.start(place) for place in range(1 + shared)))
+            async with callers.calling():
+                assert await callers.busy(1.0)
+                await asyncio.sleep(chance.uniform(0.0, 0.5))
+                first, *rest = fleet.up
+                fleet.kill(first)
+                if not shared:
+                    rest = [await fleet.start(first.place)]
+                    assert await callers.busy(1.0)
+                async with running(survivor):
+                    closed = set(await sweep(database, tmp_path, survivor, [first]))
+                    live = {row["id"] for row in await records(database) if row["state"] == "live"}
+                    assert closed
+                    assert live
+                    assert not any(caller.line.closed.done() for caller in callers.all if caller.replica in rest)
+                    await asyncio.sleep(chance.uniform(0.0, 0.5))
+                    fleet.kill(rest[0])
+                    assert live <= set(await sweep(database, tmp_path, survivor, rest))
+                    await told(database, callers, receiver, 20.0)
+        finally:
+            fleet.close()
+        reasons = await check(database, callers, receiver)
+    assert reasons["lost"] >= CALLS
