@@ -100,7 +100,6 @@ class CallerLookup:
             raise _Unusable(f"its answer is longer than {LARGEST_REPLY // 1024} KiB")
         return reply
 
-
     async def _client_for(self, lookup: Lookup) -> httpx.AsyncClient:
         if self._context is None:
             # Reading the authorities takes 60 ms, in which no call would be served.

@@ -159,9 +159,9 @@ async def test_a_question_under_way_is_answered_when_the_file_changes(tmp_path: 
         await asked.wait()
         (found.personas / "webhooks.yaml").write_text(lookup_yaml(receiver.url, "  budget_ms: 1900\n"))
         assert store.reload() == []
+        asked.clear()
         second = asyncio.create_task(ask(lookup))
-        while lookup._asked is not store.current.lookup:
-            await asyncio.sleep(0.01)
+        await asked.wait()
         answer.set()
         assert [await first, await second] == [{"customer": "Ann"}] * 2
         await lookup.close()
