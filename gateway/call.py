@@ -193,27 +193,43 @@ class Call:
         log.warning("call %s: %s", self.info.call_id, error)
         self.end(reason)
 
+    async def abandon(self) -> None:
+        """It will not be run: let the line go, and close what was opened for it."""
+        await self._clean_up()
+
     async def _clean_up(self) -> None:
-        """Runs on every way out, a cancelled call's too: free the slot, tell the carrier, close the file."""
+        """Runs on every way out, a cancelled call's too: free the slot, tell the carrier, close the file.
+
+        Each step is taken whatever became of the one before it.
+        """
         self.end("shutdown")
-        self.counters.frames_lost = self._jitter.missing + self._jitter.dropped
-        self._tell(self.transcript.stop(self.counters.frames_out - 1))
         if not self.outcome.done():
             self.outcome.set_result(Outcome(self._reason, self._target, self.plan.fallback))
-        if self._session is not None:
-            await self._session.close()
-        if self._consent is not None and not self._consent.heard:
-            log.warning("call %s: the consent line was never heard, so nothing was kept", self.info.call_id)
-            self._event("consent", heard=False)
-        if self._recording is not None:
-            while self._unanswered:
-                self._recording.write(self._unanswered.popleft(), SILENCE)
-        if self._log_book is not None:
-            self._log_book.over()
-        if self._recording is not None:
-            # Shielded: a cancelled call's file is closed all the same.
-            await asyncio.shield(asyncio.wrap_future(self._recording.close()))
-        await self._leg.hangup(self._reason)
+        try:
+            self.counters.frames_lost = self._jitter.missing + self._jitter.dropped
+            self._tell(self.transcript.stop(self.counters.frames_out - 1))
+            if self._session is not None:
+                await self._session.close()
+        finally:
+            try:
+                await self._close_records()
+            finally:
+                await self._leg.hangup(self._reason)
+
+    async def _close_records(self) -> None:
+        try:
+            if self._consent is not None and not self._consent.heard:
+                log.warning("call %s: the consent line was never heard, so nothing was kept", self.info.call_id)
+                self._event("consent", heard=False)
+            if self._recording is not None:
+                while self._unanswered:
+                    self._recording.write(self._unanswered.popleft(), SILENCE)
+            if self._log_book is not None:
+                self._log_book.over()
+        finally:
+            if self._recording is not None:
+                # Shielded: a cancelled call's file is closed all the same.
+                await asyncio.shield(asyncio.wrap_future(self._recording.close()))
 
     async def _converse(self, tasks: asyncio.TaskGroup) -> None:
         session = self._session = await self._engine.open(self.plan.request)

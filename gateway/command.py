@@ -12,6 +12,9 @@ from gateway.settings import Settings, SettingsInvalid, load_settings, misspelt_
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
 
+CHATTY = ("aiosqlite", "alembic", "asyncio", "httpcore", "httpx", "urllib3", "uvicorn.error")
+"""Libraries whose debugging is not for our logs: it holds what callers said, and where webhooks go."""
+
 
 def fail(message: str) -> NoReturn:
     """End with status 1 and one sentence."""
@@ -31,7 +34,7 @@ def read_settings(**overrides: object) -> Settings:
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
         force=True,
     )
-    for chatty in ("alembic", "httpx", "uvicorn.error"):
+    for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     for sentence in misspelt_variables():
         logging.getLogger(__name__).warning(sentence)

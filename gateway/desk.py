@@ -85,6 +85,8 @@ class Desk:
                         if self._pool is not None:
                             await self._pool.stop()
             finally:
+                # A watcher that stays would hold up the listeners' end.
+                self.live.close()
                 await self._lookup.close()
                 moving.cancel()
 
@@ -146,6 +148,8 @@ class Desk:
             log_book.journal = await self.archive.begin(leg.info, persona, plan.persona_version, plan.fallback)
             await call.run()
         finally:
+            if not call.outcome.done():
+                await call.abandon()
             kept = self.recordings.name(recording.kept) if recording is not None and recording.kept else ""
             if kept:
                 self.recordings.ended(kept)

@@ -26,21 +26,30 @@ class LiveFeed:
     """Everything said on every call, to any number of watchers."""
 
     def __init__(self) -> None:
-        self._watchers: set[asyncio.Queue[LiveUtterance]] = set()
+        self._watchers: set[asyncio.Queue[LiveUtterance | None]] = set()
+        self._over = False
 
     def publish(self, call_id: str, utterance: Utterance) -> None:
         """Never waits and never fails."""
+        self._tell(LiveUtterance(call_id, utterance))
+
+    def close(self) -> None:
+        """Nothing will be said any more: watchers have what they were told, and end."""
+        self._over = True
+        self._tell(None)
+
+    def _tell(self, news: LiveUtterance | None) -> None:
         for queue in self._watchers:
             if queue.full():
                 queue.get_nowait()
-            queue.put_nowait(LiveUtterance(call_id, utterance))
+            queue.put_nowait(news)
 
     async def watch(self) -> AsyncIterator[LiveUtterance]:
-        """What is said from now on; ends when the watcher stops iterating."""
-        queue: asyncio.Queue[LiveUtterance] = asyncio.Queue(BACKLOG)
+        """What is said from now on; ends when the feed is closed, or the watcher stops iterating."""
+        queue: asyncio.Queue[LiveUtterance | None] = asyncio.Queue(BACKLOG)
         self._watchers.add(queue)
         try:
-            while True:
-                yield await queue.get()
+            while not (self._over and queue.empty()) and (news := await queue.get()) is not None:
+                yield news
         finally:
             self._watchers.discard(queue)

@@ -3,27 +3,27 @@
 Every view is in the audit log before it is answered; one that cannot be written there is refused.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Depends, HTTPException, Query
 from fastapi.responses import PlainTextResponse, Response
-from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.api.access import access_to, database_of
 from gateway.records import audit
 from gateway.records.archive import Archive
-from gateway.records.calls import PAGE, PAGE_MOST, CallFilter, QueryInvalid, find
+from gateway.records.calls import LARGEST_PLACE, PAGE, PAGE_MOST, CallFilter, QueryInvalid, cursor_to, find, place_at
 from gateway.records.database import DatabaseUnavailable
 from gateway.records.exports import as_text, as_vtt
-from gateway.records.tables import deliveries
 from gateway.records.views import moment, record, stamp, summary
+from gateway.webhooks import queue
 
 Limit = Annotated[int, Query(ge=1, le=PAGE_MOST)]
 Text = Annotated[str, Query(max_length=200)]
+Place = Annotated[int | None, Query(ge=0, lt=10**LARGEST_PLACE)]
 
 
 def calls_router(archive: Archive) -> APIRouter:
@@ -89,12 +89,16 @@ def calls_router(archive: Archive) -> APIRouter:
     ) -> Any:
         """Deliveries, newest first; `next` is the `before` of the next page."""
         async with _transaction(archive) as connection:
-            page = await _deliveries(connection, state, endpoint, call_id, moment(before), limit)
-            await audit.note(connection, who, audit.LIST, deliveries=len(page))
-        return {"deliveries": page, "next": page[-1]["created_at"] if len(page) == limit else ""}
+            place = place_at(before) if before else None
+            found = await queue.find(
+                connection, state=state, endpoint=endpoint, call_id=call_id, before=place, limit=limit
+            )
+            await audit.note(connection, who, audit.LIST, deliveries=len(found))
+        following = cursor_to(found[-1]["created_at"], found[-1]["id"]) if len(found) == limit else ""
+        return {"deliveries": list(map(_delivery, found)), "next": following}
 
     @router.get("/api/audit")
-    async def audited(who: Who, call_id: Text = "", before: int | None = None, limit: Limit = PAGE) -> Any:
+    async def audited(who: Who, call_id: Text = "", before: Place = None, limit: Limit = PAGE) -> Any:
         """Who looked at what, and who deleted what, newest first; `next` is the `before` of the next page."""
         async with _transaction(archive) as connection:
             found = await audit.entries(connection, call_id, before, limit)
@@ -128,17 +132,8 @@ def _rendered(found: dict[str, Any], form: str) -> Response:
     return response
 
 
-async def _deliveries(
-    connection: AsyncConnection, state: str, endpoint: str, call_id: str, before: float | None, limit: int
-) -> list[dict[str, Any]]:
-    """A page of deliveries without their bodies, which hold what was said."""
+def _delivery(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A delivery without its body, which holds what was said."""
     names = ("id", "endpoint", "event", "call_id", "state", "attempts", "status", "reason")
     moments = ("created_at", "due", "settled_at")
-    query = select(*(deliveries.c[name] for name in (*names, *moments)))
-    for column, value in (("state", state), ("endpoint", endpoint), ("call_id", call_id)):
-        if value:
-            query = query.where(deliveries.c[column] == value)
-    if before is not None:
-        query = query.where(deliveries.c.created_at < before)
-    rows = (await connection.execute(query.order_by(deliveries.c.created_at.desc()).limit(limit))).mappings()
-    return [{**{name: row[name] for name in names}, **{name: stamp(row[name]) for name in moments}} for row in rows]
+    return {**{name: row[name] for name in names}, **{name: stamp(row[name]) for name in moments}}

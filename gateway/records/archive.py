@@ -68,7 +68,8 @@ class Archive:
                 await asyncio.wait([writing])
                 leasing.cancel()
                 cleaning.cancel()
-        self.database = self.tokens.database = self._journal = None
+        self.database = self._journal = None
+        await self.tokens.close()
         with suppress(DatabaseUnavailable):
             await instance.leave()
 

@@ -35,6 +35,8 @@ from gateway.transcript import CallMetrics, CallRecord, Utterance, to_document
 
 PAGE = 50
 PAGE_MOST = 500
+LARGEST_PLACE = 18
+"""Digits of a row's number: more do not fit the databases' integers of 64 bits."""
 WORDS = table("call_words")
 """SQLite's index of words."""
 FEW = 1_000
@@ -90,7 +92,7 @@ async def find(connection: AsyncConnection, wanted: CallFilter, after: str = "",
         rows = (await connection.execute(select(both).order_by(*order).limit(limit + 1))).mappings().all()
     else:
         rows = (await connection.execute(page())).mappings().all()
-    following = _cursor(rows[limit - 1]["started_at"], rows[limit - 1]["id"]) if len(rows) > limit else ""
+    following = cursor_to(rows[limit - 1]["started_at"], rows[limit - 1]["id"]) if len(rows) > limit else ""
     return Page([_with_plain_names(row) for row in rows[:limit]], following)
 
 
@@ -151,24 +153,30 @@ def _earlier(after: str) -> list[ColumnElement[bool]]:
     """What comes after the cursor, newest first."""
     if not after:
         return []
-    started, _, call_id = _decode(after).partition(" ")
-    try:
-        at = float(started)
-    except ValueError:
-        raise QueryInvalid("the cursor is none of ours; leave it out to begin with the newest") from None
+    at, call_id = place_at(after)
     same = and_(calls.c.started_at == at, calls.c.id < call_id)
     return [calls.c.started_at <= at, or_(calls.c.started_at < at, same)]
 
 
+def place_at(after: str) -> tuple[float, str]:
+    """The moment and the id that `cursor_to` put into a cursor. Raises QueryInvalid."""
+    moment, _, name = _decode(after).partition(" ")
+    try:
+        return float(moment), name
+    except ValueError:
+        raise QueryInvalid("the cursor is none of ours; leave it out to begin with the newest") from None
+
+
 def _number(after: str) -> int:
     decoded = _decode(after)
-    if not decoded.isdecimal():
+    if not decoded.isdecimal() or len(decoded) > LARGEST_PLACE:
         raise QueryInvalid("the cursor is none of ours; leave it out to begin with the newest")
     return int(decoded)
 
 
-def _cursor(started_at: float, call_id: str) -> str:
-    return _encode(f"{started_at!r} {call_id}")
+def cursor_to(moment: float, name: str) -> str:
+    """Where a page ended: at a row of that moment, seconds since 1970, and of that id."""
+    return _encode(f"{moment!r} {name}")
 
 
 def _encode(place: str) -> str:

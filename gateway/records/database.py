@@ -37,7 +37,14 @@ TURN_SECONDS = 30.0
 CONNECT_SECONDS = 5.0
 STATEMENT_SECONDS = 30.0
 CONNECTIONS = 8
-JSON_CODEC: Any = {"json_serializer": lambda value: orjson.dumps(value).decode(), "json_deserializer": orjson.loads}
+ENGINE: Any = {
+    "pool_size": CONNECTIONS,
+    "max_overflow": 0,
+    "json_serializer": lambda value: orjson.dumps(value).decode(),
+    "json_deserializer": orjson.loads,
+    # What callers said is in the parameters, and an error's text ends in logs.
+    "hide_parameters": True,
+}
 
 MIGRATION_LOCK = 0x43616C6C706C6578
 """The advisory lock under which PostgreSQL's schema is changed: "Callplex" in ASCII."""
@@ -219,9 +226,7 @@ def _make_file(place: URL) -> None:
 
 def _engine(place: URL) -> AsyncEngine:
     if place.get_backend_name() == "sqlite":
-        engine = create_async_engine(
-            place, connect_args={"timeout": BUSY_SECONDS}, pool_size=CONNECTIONS, max_overflow=0, **JSON_CODEC
-        )
+        engine = create_async_engine(place, connect_args={"timeout": BUSY_SECONDS}, **ENGINE)
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
         return engine
@@ -232,10 +237,8 @@ def _engine(place: URL) -> AsyncEngine:
             "command_timeout": STATEMENT_SECONDS,
             "server_settings": {"application_name": "callplex"},
         },
-        pool_size=CONNECTIONS,
-        max_overflow=0,
         pool_pre_ping=True,
-        **JSON_CODEC,
+        **ENGINE,
     )
 
 

@@ -185,7 +185,12 @@ class Journal:
         if portions and await self._try(portions):
             self._done(portions)
         if not self.away and self._files_waiting:
-            await self._file_later()
+            try:
+                await self._file_later()
+            except OSError as error:
+                # Not tried every second, nor a reason to stop: they wait for the next outage, or start.
+                self._files_waiting = False
+                log.error("calls that wait as files cannot be read or removed, and go on waiting: %s", error)
 
     async def _try(self, portions: Sequence[Portion]) -> bool:
         try:

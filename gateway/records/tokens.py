@@ -12,7 +12,8 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
 
 from sqlalchemy import delete, select
 
@@ -22,6 +23,8 @@ from gateway.records.tables import call_tokens
 from gateway.twilio.tokens import CallTokens, Ticket, TokenRefused
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LIFETIME = 60.0
 """Seconds from the voice request to its stream."""
@@ -39,6 +42,14 @@ class SharedTokens:
         self._unstored = CallTokens(LIFETIME)
         self._spent = CallTokens(LIFETIME)
         """Redeemed here while the database, which still has them, did not answer."""
+        self._late: set[asyncio.Task[Any]] = set()
+        """What the database was asked and has not ended yet, given up or not."""
+
+    async def close(self) -> None:
+        """Go on without the database; returns when it owes no answer any more."""
+        self.database = None
+        if self._late:
+            await asyncio.wait(self._late)
 
     async def issue(self, ticket: Ticket) -> str:
         """A new token of 43 characters."""
@@ -56,10 +67,9 @@ class SharedTokens:
         if self._spent.holds(token, now):
             raise TokenRefused("the call token is unknown, used or expired")
         try:
-            async with asyncio.timeout(DATABASE_WAIT):
-                return await self._take(self.database, token, call_sid, now)
+            return await self._in_time(self._take(self.database, token, call_sid, now))
         except (DatabaseUnavailable, TimeoutError) as error:
-            log.warning("a call token is redeemed without the database: %s", error or "it takes too long")
+            log.warning("a call token is redeemed without the database: %s", error)
             ticket = self._stored.redeem(token, call_sid, now)
             self._spent.hold(token, ticket, now)
             return ticket
@@ -76,13 +86,32 @@ class SharedTokens:
             "expires_at": now + LIFETIME,
         }
         try:
-            async with asyncio.timeout(DATABASE_WAIT), self.database.begin() as connection:
-                await connection.execute(delete(call_tokens).where(call_tokens.c.expires_at <= now))
-                await connection.execute(insert(connection, call_tokens).values(fitting(call_tokens, row)))
+            await self._in_time(self._put(self.database, row, now))
         except (DatabaseUnavailable, TimeoutError) as error:
-            log.warning("a call token is kept in memory only: %s", error or "the database takes too long")
+            log.warning("a call token is kept in memory only: %s", error)
             return False
         return True
+
+    async def _put(self, database: Database, row: Mapping[str, object], now: float) -> None:
+        async with database.begin() as connection:
+            await connection.execute(delete(call_tokens).where(call_tokens.c.expires_at <= now))
+            await connection.execute(insert(connection, call_tokens).values(fitting(call_tokens, row)))
+
+    async def _in_time(self, work: Coroutine[Any, Any, T]) -> T:
+        """What the work returns. Raises TimeoutError after DATABASE_WAIT, however long giving it up takes.
+
+        A driver that waits for a lock, or for a host that is silent, ends only when that does.
+        """
+        task = asyncio.create_task(work)
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+        try:
+            await asyncio.wait([task], timeout=DATABASE_WAIT)
+            if task.done():
+                return task.result()
+        finally:
+            task.cancel()
+        raise TimeoutError(f"the database did not answer within {DATABASE_WAIT:g} s")
 
     async def _take(self, database: Database, token: str, call_sid: str, now: float) -> Ticket:
         key, columns = call_tokens.c.digest == _digest(token), call_tokens.c

@@ -6,6 +6,7 @@ twice changes nothing, so a crash between the two does no harm.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Unfiled:
-    """The files under `data_dir`. Everything here blocks for the disk."""
+    """The files under `data_dir`. Everything here blocks for the disk, and raises OSError as it does."""
 
     def __init__(self, data_dir: Path) -> None:
         self._folder = data_dir / "unfiled"
@@ -29,13 +30,22 @@ class Unfiled:
     def read(self, limit: int) -> list[Portion]:
         """Some of what is waiting, oldest first; damaged files are set aside with a line in the log."""
         found: list[Portion] = []
-        for path in sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime)[:limit]:
+        for path in self._oldest(limit):
             try:
                 found.append(from_json(path.read_bytes()))
+            except FileNotFoundError:
+                continue  # another gateway on this disk has stored it meanwhile
             except ValueError as error:
                 log.error("%s is damaged: %s", path, error)
                 path.replace(path.with_suffix(".damaged"))
         return found
+
+    def _oldest(self, limit: int) -> list[Path]:
+        found = []
+        for path in self._folder.glob("*.json"):
+            with contextlib.suppress(FileNotFoundError):
+                found.append((path.stat().st_mtime, path))
+        return [path for _, path in sorted(found)[:limit]]
 
     def drop(self, call_id: str) -> None:
         """The call is in the database."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -39,6 +40,9 @@ class CallerLookup:
         self._clock = clock
         self._asked: Lookup | None = None
         self._client: httpx.AsyncClient | None = None
+        self._stale: httpx.AsyncClient | None = None
+        """The one before, through which something may still be asked."""
+        self._context: ssl.SSLContext | None = None
         self.unanswered = 0
         """Questions that were not answered in time, or not usably."""
 
@@ -73,16 +77,13 @@ class CallerLookup:
 
     async def close(self) -> None:
         """Close its connections."""
-        if self._client is not None:
-            await self._client.aclose()
-        self._client = self._asked = None
+        for client in (self._stale, self._client):
+            if client is not None:
+                await client.aclose()
+        self._stale = self._client = self._asked = None
 
     async def _ask(self, lookup: Lookup, data: Mapping[str, object]) -> bytes:
-        if self._client is None or self._asked is not lookup:
-            stale, self._asked = self._client, lookup
-            self._client = guarded_client(lookup.endpoint, httpx.create_ssl_context(trust_env=False), KEEP_ALIVE)
-            if stale is not None:
-                await stale.aclose()
+        client = await self._client_for(lookup)
         now, endpoint = self._clock(), lookup.endpoint
         body = orjson.dumps({"type": KIND, "version": VERSION, "timestamp": timestamp(now), "data": data})
         headers = {
@@ -91,13 +92,25 @@ class CallerLookup:
             "accept": "application/json",
             **signed_headers(endpoint.keys, f"msg_{uuid.uuid4().hex}", now, body),
         }
-        async with self._client.stream("POST", endpoint.url, content=body, headers=headers) as response:
+        async with client.stream("POST", endpoint.url, content=body, headers=headers) as response:
             if response.status_code != 200:
                 raise _Unusable(f"it answered {response.status_code}")
             reply = await read_at_most(response, LARGEST_REPLY)
         if reply is None:
             raise _Unusable(f"its answer is longer than {LARGEST_REPLY // 1024} KiB")
         return reply
+
+    async def _client_for(self, lookup: Lookup) -> httpx.AsyncClient:
+        if self._context is None:
+            # Reading the authorities takes 60 ms, in which no call would be served.
+            self._context = await asyncio.to_thread(httpx.create_ssl_context, trust_env=False)
+        if self._client is None or self._asked is not lookup:
+            client = guarded_client(lookup.endpoint, self._context, KEEP_ALIVE)
+            older, self._stale, self._client, self._asked = self._stale, self._client, client, lookup
+            if older is not None:
+                await older.aclose()
+            return client
+        return self._client
 
 
 class _Unusable(Exception):

@@ -90,7 +90,7 @@ class Outbox:
 
     async def run(self) -> None:
         """Deliver until cancelled. What is under way then is delivered later, under the same id."""
-        context = httpx.create_ssl_context(trust_env=False)
+        context = await asyncio.to_thread(httpx.create_ssl_context, trust_env=False)
         try:
             async with asyncio.TaskGroup() as tasks:
                 while True:

@@ -390,6 +390,31 @@ def test_a_cancelled_call_is_cleaned_up() -> None:
     assert engine.session.closed == 1
 
 
+@pytest.mark.parametrize("step", ["session", "log book"])
+def test_a_step_of_the_clean_up_that_fails_keeps_no_other_from_being_taken(tmp_path: Path, step: str) -> None:
+    engine, leg = ScriptedEngine(), MemoryLeg(seconds=1)
+
+    async def run() -> Call:
+        async def fail() -> None:
+            raise RuntimeError("a bug")
+
+        class Failing(Told):
+            def over(self) -> None:
+                raise RuntimeError("a bug")
+
+        if step == "session":
+            engine.session.close = fail  # type: ignore[method-assign]
+        recorder = Recorder(RecordingPlan(tmp_path))
+        call = Call(leg, engine, PLAN, recorder, Failing() if step == "log book" else None)
+        with pytest.raises(RuntimeError, match="a bug"):
+            await call.run()
+        assert recorder.close().done()
+        return call
+
+    assert virtual_time.run(run()).outcome.result().reason == "caller_hangup"
+    assert leg.hung_up == ["caller_hangup"]
+
+
 def test_every_tick_is_in_the_recording(tmp_path: Path) -> None:
     leg = MemoryLeg(seconds=8)
     call = place(leg, EchoEngine(), recording=tmp_path)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sqlite3
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -182,6 +184,38 @@ async def test_a_call_that_cannot_be_filed_does_not_stay_on_the_line(
         with pytest.raises(TypeError, match="surrogates"):
             await answering
         assert desk.active_calls == 0
+
+
+async def test_a_call_that_is_cancelled_before_it_begins_is_let_go_and_filed(tmp_path: Path) -> None:
+    desk, held = desk_in(tmp_path), HeldLeg()
+    held.release.set()
+    async with asyncio.timeout(TIMEOUT), desk.open():
+        with closing(sqlite3.connect(tmp_path / "data" / "callplex.sqlite3", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")  # so that its beginning waits
+            answering = asyncio.create_task(desk.answer(held, "bank"))
+            while not desk.active_calls:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            answering.cancel()
+            await asyncio.wait([answering], timeout=0.5)
+            assert held.hanging_up.is_set()
+        await asyncio.wait([answering])
+        assert desk.active_calls == 0
+    (transcript,) = (tmp_path / "data" / "calls").glob("*/transcript.json")
+    assert json.loads(transcript.read_bytes())["end_reason"] == "shutdown"
+
+
+async def test_whoever_watches_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    desk = desk_in(tmp_path)
+
+    async def watch() -> int:
+        return len([news async for news in desk.live.watch()])
+
+    async with asyncio.timeout(TIMEOUT):
+        async with desk.open():
+            watching = asyncio.create_task(watch())
+            await asyncio.sleep(0)
+        assert await watching == 0
+        assert await watch() == 0  # who comes later, too
 
 
 async def test_a_call_that_cannot_be_planned_leaves_no_recording_open(

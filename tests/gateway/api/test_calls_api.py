@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,6 +27,10 @@ async def api(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Desk, Data
     async with desk.open(), httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         assert desk.archive.database is not None
         yield client, desk, desk.archive.database
+
+
+def cursor(place: str) -> str:
+    return base64.urlsafe_b64encode(place.encode()).decode().rstrip("=")
 
 
 async def test_a_call_is_listed_shown_exported_and_erased(tmp_path: Path) -> None:
@@ -66,6 +71,20 @@ async def test_pages_follow_each_other(tmp_path: Path) -> None:
         assert "body" not in told[0]
 
 
+async def test_pages_of_deliveries_miss_none_of_those_stored_at_once(tmp_path: Path) -> None:
+    async with api(tmp_path) as (client, _, database):
+        for number in range(3):
+            await keep(database, tmp_path / "data", f"c{number}")
+        seen, before = [], ""
+        while True:
+            page = (await client.get("/api/deliveries", params={"limit": 1, "before": before})).json()
+            seen += [(one["call_id"], one["event"]) for one in page["deliveries"]]
+            before = page["next"]
+            if not before:
+                break
+        assert sorted(seen) == [(f"c{n}", event) for n in range(3) for event in ("call.ended", "call.started")]
+
+
 async def test_from_the_first_token_on_everybody_must_bring_one(tmp_path: Path) -> None:
     async with api(tmp_path) as (client, _, database):
         assert (await client.get("/api/calls")).status_code == 200
@@ -91,7 +110,9 @@ async def test_from_the_first_token_on_everybody_must_bring_one(tmp_path: Path) 
         ("/api/calls?after=x", 400, "cursor is none of ours"),
         ("/api/calls?text=%3F", 400, "has no words"),
         ("/api/calls?limit=0", 422, "greater than or equal to 1"),
-        ("/api/deliveries?before=x", 400, "'x' is no time"),
+        (f"/api/calls?text=hello&after={cursor('9' * 40)}", 400, "cursor is none of ours"),
+        (f"/api/audit?before={'9' * 40}", 422, "less than"),
+        ("/api/deliveries?before=x", 400, "cursor is none of ours"),
     ],
 )
 async def test_a_bad_question_gets_a_sentence(tmp_path: Path, path: str, status: int, sentence: str) -> None:

@@ -102,6 +102,14 @@ async def test_what_refers_to_no_call_is_refused(database: Database) -> None:
             await connection.execute(insert(connection, utterances).values(row))
 
 
+async def test_an_error_does_not_repeat_what_was_to_be_stored(database: Database) -> None:
+    row = {"call_id": "nowhere", "number": 1, "speaker": "caller", "text": "my secret", "start": 0.0, "end": 1.0}
+    with pytest.raises(sa.exc.IntegrityError) as refused:
+        async with database.begin() as connection:
+            await connection.execute(sa.insert(utterances).values(row))
+    assert "my secret" not in str(refused.value)
+
+
 async def test_a_database_of_a_newer_program_is_left_alone(database_url: str) -> None:
     async with Database.open(database_url) as database, database.begin() as connection:
         await connection.execute(sa.text("update alembic_version set version_num = 'f00d'"))

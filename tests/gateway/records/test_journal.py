@@ -278,3 +278,23 @@ async def test_a_damaged_file_is_set_aside_and_stops_no_other(database: Database
     assert [path.name for path in (tmp_path / "unfiled").iterdir()] == ["odd.damaged"]
     (row,) = await all_of(database, calls)
     assert row["state"] == "ended"
+
+
+async def test_a_waiting_file_that_the_disk_refuses_stops_no_other_call(
+    database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "unfiled" / "c0.json").mkdir(parents=True)
+    journal = journal_of(database, tmp_path)
+    async with running(journal):
+        call = await journal.begin(start())
+        await journal.finish(call, end(call.start))
+    (row,) = await all_of(database, calls)
+    assert (row["id"], row["state"]) == ("c1", "ended")
+    assert caplog.text.count("go on waiting") == 1
+
+
+def test_a_file_that_another_gateway_has_just_stored_is_passed_over(tmp_path: Path) -> None:
+    """As a dangling link: it is listed, and gone when it is looked at."""
+    (tmp_path / "unfiled").mkdir()
+    (tmp_path / "unfiled" / "c0.json").symlink_to(tmp_path / "gone")
+    assert Unfiled(tmp_path).read(5) == []

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from gateway.records import database as database_module
+from gateway.records import tokens as module
 from gateway.records.database import Database
 from gateway.records.tables import call_tokens
 from gateway.records.tokens import LIFETIME, SharedTokens
@@ -102,3 +104,21 @@ async def test_calls_go_on_while_the_database_is_locked(tmp_path: Path, monkeypa
         for token in (before, during):
             with pytest.raises(TokenRefused):
                 await tokens.redeem(token, "CA1")
+
+
+async def test_a_caller_waits_no_longer_than_meant_for_a_locked_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "BUSY_SECONDS", 1.5)
+    monkeypatch.setattr(module, "DATABASE_WAIT", 0.05)
+    async with Database.open(sqlite_url(tmp_path)) as database:
+        tokens = gateway(database, Clock())
+        before = await tokens.issue(TICKET)
+        with closing(sqlite3.connect(tmp_path / "callplex.sqlite3", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            began = time.monotonic()
+            during = await tokens.issue(TICKET)
+            for token in (before, during):
+                assert await tokens.redeem(token, "CA1") == TICKET
+            assert time.monotonic() - began < 1.0
+        await tokens.close()

@@ -137,3 +137,31 @@ async def test_it_follows_the_file(tmp_path: Path) -> None:
             assert store.reload() == []
             assert await ask(lookup) == {"customer": "Bob"}
         await lookup.close()
+
+
+async def test_a_question_under_way_is_answered_when_the_file_changes(tmp_path: Path) -> None:
+    """Closing the connection that it is asked through would end the call."""
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def late(writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await answer.wait()
+        body = b'{"variables": {"customer": "Ann"}}'
+        writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+        await writer.drain()
+
+    receiver = Receiver(stream=late)
+    async with receiver.listening():
+        found = settings(tmp_path, lookup_yaml(receiver.url, "  budget_ms: 2000\n"))
+        store = EndpointStore(found)
+        lookup = CallerLookup(store)
+        first = asyncio.create_task(ask(lookup))
+        await asked.wait()
+        (found.personas / "webhooks.yaml").write_text(lookup_yaml(receiver.url, "  budget_ms: 1900\n"))
+        assert store.reload() == []
+        asked.clear()
+        second = asyncio.create_task(ask(lookup))
+        await asked.wait()
+        answer.set()
+        assert [await first, await second] == [{"customer": "Ann"}] * 2
+        await lookup.close()
