@@ -23,13 +23,14 @@ from gateway.leg import CallInfo, CallLeg, Outcome
 from gateway.live import LiveFeed
 from gateway.personas import Persona, PersonaStore, consent_line, redaction_rules, session_request
 from gateway.pool import WorkerPool
-from gateway.recording.bucket import Bucket
 from gateway.recording.recorder import Recorder, RecordingPlan
-from gateway.recording.store import RecordingStore
+from gateway.recording.store import configured_store
 from gateway.records.archive import Archive
 from gateway.records.database import Database, configured_url
 from gateway.records.files import CallFolder, Records, RecordsError
+from gateway.records.policies import Keep
 from gateway.records.portion import CallEnd
+from gateway.records.sound import Sound
 from gateway.resume import ResumingPool
 from gateway.routing import Route
 from gateway.settings import Settings
@@ -54,9 +55,11 @@ class Desk:
         self.settings = settings
         self.personas = PersonaStore(settings.personas)
         self.records = Records(settings.data_dir)
-        self.recordings = RecordingStore(settings.data_dir, Bucket(settings.s3) if settings.s3.wanted else None)
+        self.recordings = configured_store(settings)
         self.telemetry = Telemetry()
-        self.archive = Archive(settings, self.records, self.telemetry)
+        sound = Sound(self.recordings, settings.data_keys)
+        self.archive = Archive(settings, self.records, self.telemetry, sound)
+        self.archive.policies = lambda: {one.id: _keep(one) for one in self.personas.personas.values()}
         self.live = LiveFeed()
         self._pool = None if settings.embedded_echo else WorkerPool(settings)
         self._engine: Engine = ResumingPool(self._pool) if self._pool is not None else EchoEngine()
@@ -133,7 +136,8 @@ class Desk:
         plan = self._plan(who, leg.info, known)
         folder = self._open_folder(leg.info)
         recording = Recorder(self._recording_plan(who, folder)) if folder is not None and who.record else None
-        log_book = CallLog(leg.info.call_id, self.live, redaction_rules(who), recording)
+        name = self.recordings.name(recording.plan.path) if recording is not None else ""
+        log_book = CallLog(leg.info.call_id, self.live, redaction_rules(who), recording, name)
         call = Call(leg, self._engine, plan, recording, log_book)
         log_book.now = lambda: call.seconds
         started_at = datetime.now(UTC)
@@ -142,10 +146,11 @@ class Desk:
         self.telemetry.active.set(len(self._calls))
         log.info("call %s: %s called %s, %s answers", call.info.call_id, *_numbers(leg.info), persona)
         try:
-            log_book.journal = await self.archive.begin(leg.info, persona, plan.persona_version, plan.fallback)
+            begun = name if recording is not None and recording.begun else ""
+            log_book.journal = await self.archive.begin(leg.info, persona, plan.persona_version, plan.fallback, begun)
             await call.run()
         finally:
-            kept = self.recordings.name(recording.kept) if recording is not None and recording.kept else ""
+            kept = name if recording is not None and recording.kept else ""
             if kept:
                 self.recordings.ended(kept)
             try:
@@ -239,6 +244,11 @@ class Desk:
                 call.end("shutdown")
             self._finished.clear()
             await self._finished.wait()
+
+
+def _keep(persona: Persona) -> Keep:
+    days = persona.retention
+    return Keep(text_days=days.text_days, record_days=days.record_days, audio_days=days.audio_days)
 
 
 def _numbers(info: CallInfo) -> tuple[str, str]:

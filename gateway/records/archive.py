@@ -9,18 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from gateway.leg import CallInfo, Outcome
 from gateway.records.calls import outcome_of
 from gateway.records.database import Database, DatabaseUnavailable
-from gateway.records.erasure import DeleteRecording, Eraser
+from gateway.records.erasure import Eraser
 from gateway.records.files import Records
 from gateway.records.instances import Instance
 from gateway.records.journal import CallJournal, Journal, Put
+from gateway.records.policies import Keep, LastPolicies
 from gateway.records.portion import CallEnd, CallStart
-from gateway.records.retention import Policies, Retention
+from gateway.records.retention import Retention
+from gateway.records.sound import Sound
 from gateway.records.tokens import SharedTokens
 from gateway.records.unfiled import Unfiled
 from gateway.settings import Settings
@@ -36,14 +38,16 @@ OUTCOME_EVERY = 0.2
 class Archive:
     """The records of this gateway's calls. Without `open`, calls leave files and nothing else."""
 
-    def __init__(self, settings: Settings, records: Records, telemetry: Telemetry) -> None:
+    def __init__(self, settings: Settings, records: Records, telemetry: Telemetry, sound: Sound) -> None:
         self.tokens = SharedTokens()
         self.database: Database | None = None
-        self.recordings: DeleteRecording | None = None
-        self.policies: Policies = dict
+        self.sound = sound
+        self.policies: Callable[[], Mapping[str, Keep]] = dict
+        """How long the calls of each persona that there is now are kept."""
         self._settings = settings
         self._records = records
         self._telemetry = telemetry
+        self._unfiled = Unfiled(settings.data_dir)
         self._journal: Journal | None = None
 
     @asynccontextmanager
@@ -54,13 +58,15 @@ class Archive:
         """
         instance = Instance(database, self._records, put)
         await instance.renew()
-        journal = Journal(database, instance.id, put, Unfiled(self._settings.data_dir), told, self._alarm)
+        journal = Journal(database, instance.id, put, self._unfiled, told, self._alarm)
+        last = LastPolicies(self._settings.data_dir)
+        retention = Retention(database, self.eraser(database), lambda: last.update(self.policies()))
         self.database = self.tokens.database = database
         self._journal = journal
         async with asyncio.TaskGroup() as tasks:
             writing = tasks.create_task(journal.run())
             leasing = tasks.create_task(instance.run())
-            cleaning = tasks.create_task(Retention(database, self.eraser(database), lambda: self.policies()).run())
+            cleaning = tasks.create_task(retention.run())
             try:
                 yield
             finally:
@@ -73,11 +79,16 @@ class Archive:
             await instance.leave()
 
     def eraser(self, database: Database) -> Eraser:
-        """What deletes calls: their rows, their files and, where `recordings` is set, sound kept elsewhere."""
-        return Eraser(database, self._records, self.recordings)
+        """What deletes calls: their rows, their files and their sound, wherever that is."""
+        return Eraser(database, self._records, self.sound.delete, self._unfiled)
 
-    async def begin(self, info: CallInfo, persona: str, version: str, fallback: str) -> CallJournal | None:
-        """A call is about to be answered; returns once its beginning is stored, or soon if it cannot be."""
+    async def begin(
+        self, info: CallInfo, persona: str, version: str, fallback: str, recording: str = ""
+    ) -> CallJournal | None:
+        """A call is about to be answered; returns once its beginning is stored, or soon if it cannot be.
+
+        `recording`: what the store calls its sound, if that is kept from the beginning.
+        """
         if self._journal is None:
             return None
         return await self._journal.begin(
@@ -92,6 +103,7 @@ class Archive:
                 persona_version=version,
                 fallback=fallback,
                 started_at=time.time(),
+                recording=recording,
             )
         )
 

@@ -23,6 +23,9 @@ from gateway.webhooks.retry import GIVE_UP_AFTER
 WAITING, DELIVERED, DEAD = "waiting", "delivered", "dead"
 STATES = (WAITING, DELIVERED, DEAD)
 
+NO_BODY = "{}"
+"""The body of a delivery whose call was erased: it is never sent."""
+
 _AT_ONCE = 500
 """Rows of one statement; both databases limit its parameters."""
 
@@ -247,10 +250,11 @@ async def redeliver(
 ) -> int:
     """Send again, at once and under the same ids, what matches; returns how many.
 
-    By id whatever its state; else those of an endpoint or a call, or all, that are in `state`.
+    By id whatever its state; else those of an endpoint or a call, or all, that are in `state`. What an erased call
+    had to tell is gone, and not sent.
     """
     one = deliveries.c
-    where: list[sa.ColumnElement[bool]] = [one.id.in_(ids)] if ids else [one.state == state]
+    where = [one.id.in_(ids) if ids else one.state == state, one.body != NO_BODY]
     if endpoint:
         where.append(one.endpoint == endpoint)
     if call_id:

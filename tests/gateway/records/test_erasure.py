@@ -11,8 +11,9 @@ import pytest
 from gateway.records.database import Database
 from gateway.records.erasure import Eraser, calls_of
 from gateway.records.files import Records
+from gateway.records.policies import Keep
 from gateway.records.portion import CallEvent, Portion
-from gateway.records.retention import DAY, Keep, Retention
+from gateway.records.retention import DAY, Retention
 from gateway.records.storing import store
 from gateway.records.tables import audit, call_texts, calls, deliveries, events, utterances
 from tests.gateway.records.made_up import NOON, all_of, end, put, start
