@@ -173,7 +173,7 @@ async def _count(connection: AsyncConnection, call_id: str) -> dict[str, int]:
 
 
 def _delete_files(folder: Path, text: bool, sound: bool) -> list[dict[str, Any]]:
-    """Delete the call's transcript, its sound, or its whole folder; returns names, sizes and digests of what was there."""
+    """Delete the call's transcript, its sound, or its whole folder; returns what was there: names, sizes, digests."""
     pattern = ("*" if text else "call.*") if sound else "transcript.json"
     found = sorted(folder.rglob(pattern))
     gone = [
