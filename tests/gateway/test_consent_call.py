@@ -88,7 +88,7 @@ def test_a_caller_who_talks_over_the_line_hears_it_again_and_is_recorded_only_th
     record = called(gateway, voice)
     consent = consent_of(record)
     assert consent["heard"]
-    assert begins(gateway, record) >= consent["at"] - 0.01
+    assert begins(gateway, record) >= consent["at"] - 0.01, gateway.log.read_text()
     over_the_line, *later = [turn.start for turn in voice.turns]
     assert over_the_line < consent["at"]
     heard = [one for one in record["utterances"] if one["speaker"] == "caller"]

@@ -8,6 +8,7 @@ import wave
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.anyio
 
 
 @asynccontextmanager
-async def api(folder: Path, **values: object) -> AsyncIterator[tuple[httpx.AsyncClient, Desk, Database]]:
+async def api(folder: Path, **values: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Desk, Database]]:
     desk = desk_in(folder, **values)
     transport = httpx.ASGITransport(admin_app(desk))
     async with desk.open(), httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
