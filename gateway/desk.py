@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import secrets
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -38,6 +39,7 @@ from gateway.telemetry import Telemetry
 from gateway.transcript import CallMetrics, CallRecord, Utterance, to_document
 from gateway.twilio.tokens import Tokens
 from gateway.webhooks.endpoints import EndpointStore
+from gateway.webhooks.file_outbox import take_over
 from gateway.webhooks.lookup import CallerLookup
 from gateway.webhooks.outbox import Outbox, delivering
 
@@ -74,6 +76,7 @@ class Desk:
     async def open(self) -> AsyncIterator[None]:
         """Worker and webhook delivery run inside; on leaving, calls are ended and filed first."""
         async with Database.open(configured_url(self.settings)) as database, asyncio.TaskGroup() as tasks:
+            await take_over(database, self.settings.data_dir / "outbox", time.time())
             outbox = Outbox(database, self._endpoints, f"{os.getpid()}-{secrets.token_hex(8)}")
             moving = tasks.create_task(self.recordings.run())
             try:
