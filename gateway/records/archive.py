@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from gateway.leg import CallInfo, Outcome
-from gateway.records.calls import outcome_of
+from gateway.records.calls import calls_by_state, outcome_of
 from gateway.records.database import Database, DatabaseUnavailable
 from gateway.records.erasure import Eraser
 from gateway.records.files import Records
@@ -27,12 +27,15 @@ from gateway.records.tokens import SharedTokens
 from gateway.records.unfiled import Unfiled
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
+from gateway.webhooks import queue
 
 log = logging.getLogger(__name__)
 
 OUTCOME_WAIT = 3.0
 """Seconds we wait for a call on another gateway that is just ending."""
 OUTCOME_EVERY = 0.2
+COUNT_EVERY = 10.0
+"""Seconds for which counts of the database are good, however often the metrics are asked for."""
 
 
 class Archive:
@@ -48,6 +51,7 @@ class Archive:
         self._records = records
         self._telemetry = telemetry
         self._unfiled = Unfiled(settings.data_dir)
+        self._count_at = 0.0
         self._journal: Journal | None = None
 
     @asynccontextmanager
@@ -127,6 +131,19 @@ class Archive:
                         return found[1]
                     await asyncio.sleep(OUTCOME_EVERY)
         return None
+
+    async def count(self) -> None:
+        """Bring the metrics of what is stored up to date, once in COUNT_EVERY at most; never without a database."""
+        now = asyncio.get_running_loop().time()
+        if self.database is None or now < self._count_at:
+            return
+        self._count_at = now + COUNT_EVERY
+        with suppress(DatabaseUnavailable):
+            async with self.database.read() as connection:
+                states = await calls_by_state(connection)
+                told, oldest = await queue.counts(connection), await queue.oldest_waiting(connection)
+            ages = {endpoint: max(0.0, time.time() - at) for endpoint, at in oldest.items()}
+            self._telemetry.stored(states, told, ages)
 
     def _alarm(self, trouble: str | None) -> None:
         self._telemetry.records_waiting.set(trouble is not None)

@@ -14,7 +14,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, RowMapping, Select, and_, literal_column, or_, select, table, text, union_all
+from sqlalchemy import (
+    ColumnElement,
+    RowMapping,
+    Select,
+    and_,
+    func,
+    literal_column,
+    or_,
+    select,
+    table,
+    text,
+    union_all,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.leg import Outcome
@@ -202,6 +214,12 @@ async def outcome_of(connection: AsyncConnection, carrier_call_id: str) -> tuple
     if row is None:
         return None
     return row["state"], Outcome(row["end_reason"], row["transfer_target"], row["fallback"])
+
+
+async def calls_by_state(connection: AsyncConnection) -> dict[str, int]:
+    """How many calls there are, live and ended."""
+    query = select(calls.c.state, func.count()).group_by(calls.c.state)
+    return {str(state): int(number) for state, number in await connection.execute(query)}
 
 
 def document_of(row: Mapping[str, Any], said: Sequence[Utterance]) -> dict[str, Any]:

@@ -316,6 +316,13 @@ async def counts(connection: AsyncConnection) -> dict[tuple[str, str], int]:
     return {(endpoint, state): number for endpoint, state, number in await connection.execute(query)}
 
 
+async def oldest_waiting(connection: AsyncConnection) -> dict[str, float]:
+    """When the oldest delivery that waits for each endpoint was stored."""
+    one = deliveries.c
+    query = sa.select(one.endpoint, sa.func.min(one.created_at)).where(one.state == WAITING).group_by(one.endpoint)
+    return {str(endpoint): float(at) for endpoint, at in await connection.execute(query)}
+
+
 async def forget(connection: AsyncConnection, calls: Sequence[str]) -> int:
     """Delete all that is kept of calls whose caller is erased; returns how many."""
     return (await connection.execute(sa.delete(deliveries).where(deliveries.c.call_id.in_(calls)))).rowcount

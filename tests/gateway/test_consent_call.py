@@ -72,6 +72,7 @@ def test_a_caller_who_waits_is_recorded_once_the_line_was_heard(gateway: Gateway
     said = [(one["speaker"], one["text"].lower()) for one in record["utterances"]]
     assert any(speaker == "caller" and "saturday" in text for speaker, text in said)
     assert not any("please hang up" in text for _, text in said), "the line itself came before anything was kept"
+    assert all(0 < one["confidence"] <= 1 for one in record["utterances"] if one["speaker"] == "caller")
     # The agent goes on speaking while the last word is played.
     assert min(one["start"] for one in record["utterances"]) >= consent["at"] - 0.5
 

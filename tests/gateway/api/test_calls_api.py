@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import re
+import time
 import wave
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,6 +21,7 @@ from gateway.recording.recorder import Recorder, RecordingPlan
 from gateway.records import api_tokens
 from gateway.records.database import Database
 from tests.gateway.recording.sound import record
+from tests.gateway.records.made_up import NOON
 from tests.gateway.records.test_erasure import keep
 from tests.gateway.test_desk import desk_in
 
@@ -94,6 +97,21 @@ async def test_pages_follow_each_other(tmp_path: Path) -> None:
         told = (await client.get("/api/deliveries", params={"call_id": "c1"})).json()["deliveries"]
         assert {one["event"] for one in told} == {"call.started", "call.ended"}
         assert "body" not in told[0]
+
+
+async def test_what_is_stored_is_counted_in_the_metrics(tmp_path: Path) -> None:
+    async with api(tmp_path) as (client, _, database):
+        await keep(database, tmp_path / "data", "c1")
+        await keep(database, tmp_path / "data", "c2", live=True)
+        shown = (await client.get("/metrics")).text
+        for line in (
+            'callplex_records_calls{state="ended"} 1.0',
+            'callplex_records_calls{state="live"} 1.0',
+            'callplex_deliveries{endpoint="crm",state="waiting"} 3.0',
+        ):
+            assert line in shown
+        (oldest,) = re.findall(r'callplex_deliveries_oldest_waiting_seconds\{endpoint="crm"\} (\S+)', shown)
+        assert abs(float(oldest) - (time.time() - NOON)) < 60
 
 
 async def test_from_the_first_token_on_everybody_must_bring_one(tmp_path: Path) -> None:
