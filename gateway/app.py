@@ -55,6 +55,7 @@ def admin_app(desk: Desk) -> FastAPI:
     @app.get("/metrics")
     async def metrics() -> Response:
         """Prometheus exposition."""
+        await desk.archive.count()
         return Response(desk.telemetry.render(), media_type=telemetry.CONTENT_TYPE)
 
     # Before the other routes: "live" is no call's id.

@@ -27,13 +27,17 @@ REDACT_EVERY = 1.0
 class CallLog:
     """One call's; `journal` is None until the call's beginning was handed to the records, or without a database."""
 
-    def __init__(self, call_id: str, live: LiveFeed, rules: Rules, recorder: Recorder | None) -> None:
+    def __init__(
+        self, call_id: str, live: LiveFeed, rules: Rules, recorder: Recorder | None = None, recording: str = ""
+    ) -> None:
+        """`recording`: what the store calls that which `recorder` keeps."""
         self.journal: CallJournal | None = None
         self.now: Callable[[], float] = lambda: 0.0
         """Seconds from answer."""
         self._call_id = call_id
         self._live = live
         self._recorder = recorder
+        self._recording = recording
         self._redactor = Redactor(rules) if rules else None
         self._changed: dict[int, Utterance] = {}
         self._told: dict[int, Utterance] = {}
@@ -55,6 +59,8 @@ class CallLog:
             data = {**data, "key": MASKED_KEY}
         if self.journal is not None:
             self.journal.event(at, kind, data)
+            if kind == "consent" and data["heard"] and self._recording:
+                self.journal.recorded(self._recording)
 
     def over(self) -> None:
         """Nothing more will be said: decide what was still held back, and let the recording have the rest."""

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import secrets
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -23,13 +24,14 @@ from gateway.leg import CallInfo, CallLeg, Outcome
 from gateway.live import LiveFeed
 from gateway.personas import Persona, PersonaStore, consent_line, redaction_rules, session_request
 from gateway.pool import WorkerPool
-from gateway.recording.bucket import Bucket
 from gateway.recording.recorder import Recorder, RecordingPlan
-from gateway.recording.store import RecordingStore
+from gateway.recording.store import configured_store
 from gateway.records.archive import Archive
 from gateway.records.database import Database, configured_url
 from gateway.records.files import CallFolder, Records, RecordsError
+from gateway.records.policies import Keep
 from gateway.records.portion import CallEnd
+from gateway.records.sound import Sound
 from gateway.resume import ResumingPool
 from gateway.routing import Route
 from gateway.settings import Settings
@@ -37,6 +39,7 @@ from gateway.telemetry import Telemetry
 from gateway.transcript import CallMetrics, CallRecord, Utterance, to_document
 from gateway.twilio.tokens import Tokens
 from gateway.webhooks.endpoints import EndpointStore
+from gateway.webhooks.file_outbox import take_over
 from gateway.webhooks.lookup import CallerLookup
 from gateway.webhooks.outbox import Outbox, delivering
 
@@ -54,9 +57,11 @@ class Desk:
         self.settings = settings
         self.personas = PersonaStore(settings.personas)
         self.records = Records(settings.data_dir)
-        self.recordings = RecordingStore(settings.data_dir, Bucket(settings.s3) if settings.s3.wanted else None)
+        self.recordings = configured_store(settings)
         self.telemetry = Telemetry()
-        self.archive = Archive(settings, self.records, self.telemetry)
+        sound = Sound(self.recordings, settings.data_keys)
+        self.archive = Archive(settings, self.records, self.telemetry, sound)
+        self.archive.policies = lambda: {one.id: _keep(one) for one in self.personas.personas.values()}
         self.live = LiveFeed()
         self._pool = None if settings.embedded_echo else WorkerPool(settings)
         echo = EchoEngine(settings.embedded_echo_words)
@@ -72,6 +77,7 @@ class Desk:
     async def open(self) -> AsyncIterator[None]:
         """Worker and webhook delivery run inside; on leaving, calls are ended and filed first."""
         async with Database.open(configured_url(self.settings)) as database, asyncio.TaskGroup() as tasks:
+            await take_over(database, self.settings.data_dir / "outbox", time.time())
             outbox = Outbox(database, self._endpoints, f"{os.getpid()}-{secrets.token_hex(8)}")
             moving = tasks.create_task(self.recordings.run())
             try:
@@ -136,7 +142,8 @@ class Desk:
         plan = self._plan(who, leg.info, known)
         folder = self._open_folder(leg.info)
         recording = Recorder(self._recording_plan(who, folder)) if folder is not None and who.record else None
-        log_book = CallLog(leg.info.call_id, self.live, redaction_rules(who), recording)
+        name = self.recordings.name(recording.plan.path) if recording is not None else ""
+        log_book = CallLog(leg.info.call_id, self.live, redaction_rules(who), recording, name)
         call = Call(leg, self._engine, plan, recording, log_book)
         log_book.now = lambda: call.seconds
         started_at = datetime.now(UTC)
@@ -145,12 +152,13 @@ class Desk:
         self.telemetry.active.set(len(self._calls))
         log.info("call %s: %s called %s, %s answers", call.info.call_id, *_numbers(leg.info), persona)
         try:
-            log_book.journal = await self.archive.begin(leg.info, persona, plan.persona_version, plan.fallback)
+            begun = name if recording is not None and recording.begun else ""
+            log_book.journal = await self.archive.begin(leg.info, persona, plan.persona_version, plan.fallback, begun)
             await call.run()
         finally:
             if not call.outcome.done():
                 await call.abandon()
-            kept = self.recordings.name(recording.kept) if recording is not None and recording.kept else ""
+            kept = name if recording is not None and recording.kept else ""
             if kept:
                 self.recordings.ended(kept)
             try:
@@ -244,6 +252,11 @@ class Desk:
                 call.end("shutdown")
             self._finished.clear()
             await self._finished.wait()
+
+
+def _keep(persona: Persona) -> Keep:
+    days = persona.retention
+    return Keep(text_days=days.text_days, record_days=days.record_days, audio_days=days.audio_days)
 
 
 def _numbers(info: CallInfo) -> tuple[str, str]:

@@ -5,6 +5,8 @@ Counted once a call rather than once a frame: at 300 calls a core a frame has no
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from gateway.transcript import CallMetrics
@@ -33,6 +35,16 @@ class Telemetry:
         self.database_failures = Counter(
             "callplex_database_failures", "Times the database ceased to be writable", registry=self.registry
         )
+        self.deliveries = Gauge(
+            "callplex_deliveries", "Webhook deliveries in the database", ["endpoint", "state"], registry=self.registry
+        )
+        self.oldest_delivery = Gauge(
+            "callplex_deliveries_oldest_waiting_seconds",
+            "Age of the oldest delivery that waits",
+            ["endpoint"],
+            registry=self.registry,
+        )
+        self.stored_calls = Gauge("callplex_records_calls", "Calls in the database", ["state"], registry=self.registry)
         self.answer = Histogram(
             "callplex_answer_seconds",
             "From the line's opening to the agent's first sound",
@@ -57,6 +69,19 @@ class Telemetry:
             self.answer.observe(metrics.answer_ms / 1000)
         for response in metrics.response_ms:
             self.response.observe(response / 1000)
+
+    def stored(
+        self, calls: Mapping[str, int], deliveries: Mapping[tuple[str, str], int], oldest: Mapping[str, float]
+    ) -> None:
+        """What is in the database now: calls by state, deliveries by endpoint and state, and the ages of the oldest."""
+        for gauge in (self.stored_calls, self.deliveries, self.oldest_delivery):
+            gauge.clear()
+        for state, number in calls.items():
+            self.stored_calls.labels(state).set(number)
+        for (endpoint, state), number in deliveries.items():
+            self.deliveries.labels(endpoint, state).set(number)
+        for endpoint, age in oldest.items():
+            self.oldest_delivery.labels(endpoint).set(age)
 
     def render(self) -> bytes:
         """The exposition text for `/metrics`."""

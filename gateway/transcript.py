@@ -160,6 +160,7 @@ class _CallerTurn:
     text: str
     final: bool = True
     onsets: tuple[float, ...] = ()
+    confidence: float | None = None
 
 
 def word_seconds(word: str) -> float:
@@ -342,10 +343,12 @@ class Transcript:
             turn = self._caller[-1]
             turn.text, turn.end = f"{turn.text} {_squeeze(text.text)}", max(turn.end, end)
             turn.onsets = (*turn.onsets, *onsets) if turn.onsets and onsets else ()
+            turn.confidence = _least(turn.confidence, text.confidence)
             if number:
                 changed.append(Utterance(number, "caller", "", start, start))
         else:
-            turn = _CallerTurn(number or self._next_number(), start, end, _squeeze(text.text), text.final, onsets)
+            number, said = number or self._next_number(), _squeeze(text.text)
+            turn = _CallerTurn(number, start, end, said, text.final, onsets, _least(text.confidence, 1.0))
             self._caller.append(turn)
         changed.append(_caller_view(turn))
         return changed + (self._split(turn) if text.final else [])
@@ -373,7 +376,21 @@ class Transcript:
 
 
 def _caller_view(turn: _CallerTurn) -> Utterance:
-    return Utterance(turn.number, "caller", turn.text, turn.start, turn.end, final=turn.final, onsets=turn.onsets)
+    return Utterance(
+        turn.number,
+        "caller",
+        turn.text,
+        turn.start,
+        turn.end,
+        final=turn.final,
+        confidence=turn.confidence,
+        onsets=turn.onsets,
+    )
+
+
+def _least(one: float | None, other: float | None) -> float | None:
+    """How sure one may be of both, 0 to 1; None if it is not known of each."""
+    return None if one is None or other is None else max(0.0, min(one, other))
 
 
 def _recent(caller: Sequence[_CallerTurn], since: float) -> list[_CallerTurn]:

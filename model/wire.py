@@ -179,6 +179,8 @@ class CallerText:
     final: bool = True
     onsets: tuple[int, ...] = ()
     """The caller frame in which each of the words between spaces begins; empty where that is not known."""
+    confidence: float | None = None
+    """How sure the recogniser is, 0 to 1; None where it does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,8 @@ def _checked(wanted: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list) or not all(type(item) is int and 0 <= item < 1 << 63 for item in value):
             raise WireError(f"{where} must be a list of numbers from 0")
         return tuple(value)
+    if wanted == float | None:
+        return None if value is None else _checked(float, value, where)
     expected = _PLAIN.get(wanted)
     if expected is None:
         return value

@@ -3,21 +3,33 @@
 Every view is in the audit log before it is answered; one that cannot be written there is refused.
 """
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, closing
 from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Depends, HTTPException, Query
-from fastapi.responses import PlainTextResponse, Response
+from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.api.access import access_to, database_of
+from gateway.recording.reading import Recording
 from gateway.records import audit
 from gateway.records.archive import Archive
-from gateway.records.calls import LARGEST_PLACE, PAGE, PAGE_MOST, CallFilter, QueryInvalid, cursor_to, find, place_at
+from gateway.records.calls import (
+    LARGEST_PLACE,
+    PAGE,
+    PAGE_MOST,
+    CallFilter,
+    QueryInvalid,
+    cursor_to,
+    find,
+    place_at,
+    row_of,
+)
 from gateway.records.database import DatabaseUnavailable
 from gateway.records.exports import as_text, as_vtt
+from gateway.records.sound import SoundUnavailable
 from gateway.records.views import moment, record, stamp, summary
 from gateway.webhooks import queue
 
@@ -27,7 +39,7 @@ Place = Annotated[int | None, Query(ge=0, lt=10**LARGEST_PLACE)]
 
 
 def calls_router(archive: Archive) -> APIRouter:
-    """`/api/calls`, `/api/calls/{id}`, `/api/deliveries`, `/api/audit`."""
+    """`/api/calls`, `/api/calls/{id}`, `/api/calls/{id}/recording`, `/api/deliveries`, `/api/audit`."""
     router = APIRouter()
     # Annotations of routes are evaluated where they stand, so that they see this.
     Who = Annotated[str, Depends(access_to(archive))]  # noqa: N806
@@ -67,12 +79,27 @@ def calls_router(archive: Archive) -> APIRouter:
             await audit.note(connection, who, call_id=call_id, **action)
         return _rendered(found, format)
 
+    @router.get("/api/calls/{call_id}/recording")
+    async def recording(who: Who, call_id: str) -> Response:
+        """The call's sound as WAV, the caller left, the agent right."""
+        async with _transaction(archive) as connection:
+            row = await row_of(connection, call_id)
+            if row is None or not row["recording"]:
+                raise HTTPException(404, f"there is no recording of a call {call_id[:60]}")
+            await audit.note(connection, who, audit.PLAY, call_id=call_id)
+        try:
+            sound = await archive.sound.open(row["recording"])
+        except SoundUnavailable as error:
+            raise HTTPException(503, str(error)) from None
+        name = {"content-disposition": f'inline; filename="{call_id}.wav"'}
+        return StreamingResponse(_played(sound), media_type="audio/wav", headers=name)
+
     @router.delete("/api/calls/{call_id}")
     async def erase(who: Who, call_id: str) -> dict[str, Any]:
         """Delete what was said and what names the caller; the bare record stays."""
         try:
             erased = await archive.eraser(database_of(archive)).erase(call_id, who)
-        except (DatabaseUnavailable, OSError) as error:
+        except (DatabaseUnavailable, OSError, SoundUnavailable) as error:
             raise HTTPException(503, str(error)) from None
         if erased is None:
             raise HTTPException(404, f"there is no call {call_id[:60]} that is over")
@@ -106,6 +133,11 @@ def calls_router(archive: Archive) -> APIRouter:
         return {"entries": entries, "next": found[-1]["id"] if len(found) == limit else None}
 
     return router
+
+
+def _played(sound: Recording) -> Iterator[bytes]:
+    with closing(sound):
+        yield from sound.wav()
 
 
 @asynccontextmanager

@@ -51,6 +51,10 @@ class Recording:
         self._opus = name.removesuffix(SUFFIX).endswith(".opus")
         self._begin()
 
+    def close(self) -> None:
+        """Close the file; nothing can be read after that."""
+        self._file.close()
+
     @property
     def media_type(self) -> str:
         """What `content` is, for HTTP."""

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from gateway.recording.bucket import Bucket, BucketError, Stored, measure
 from gateway.recording.file import lock
 from gateway.recording.seal import SUFFIX
+from gateway.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,11 @@ class Deletion:
     def detail(self) -> dict[str, Any]:
         """For the audit log."""
         return {**asdict(self), "places": list(self.places)}
+
+
+def configured_store(settings: Settings) -> RecordingStore:
+    """The recordings where the settings say they are. Raises BucketError if the bucket's client is not installed."""
+    return RecordingStore(settings.data_dir, Bucket(settings.s3) if settings.s3.wanted else None)
 
 
 class RecordingStore:

@@ -9,41 +9,49 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from gateway.leg import CallInfo, Outcome
-from gateway.records.calls import outcome_of
+from gateway.records.calls import calls_by_state, outcome_of
 from gateway.records.database import Database, DatabaseUnavailable
-from gateway.records.erasure import DeleteRecording, Eraser
+from gateway.records.erasure import Eraser
 from gateway.records.files import Records
 from gateway.records.instances import Instance
 from gateway.records.journal import CallJournal, Journal, Put
+from gateway.records.policies import Keep, LastPolicies
 from gateway.records.portion import CallEnd, CallStart
-from gateway.records.retention import Policies, Retention
+from gateway.records.retention import Retention
+from gateway.records.sound import Sound
 from gateway.records.tokens import SharedTokens
 from gateway.records.unfiled import Unfiled
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
+from gateway.webhooks import queue
 
 log = logging.getLogger(__name__)
 
 OUTCOME_WAIT = 3.0
 """Seconds we wait for a call on another gateway that is just ending."""
 OUTCOME_EVERY = 0.2
+COUNT_EVERY = 10.0
+"""Seconds for which counts of the database are good, however often the metrics are asked for."""
 
 
 class Archive:
     """The records of this gateway's calls. Without `open`, calls leave files and nothing else."""
 
-    def __init__(self, settings: Settings, records: Records, telemetry: Telemetry) -> None:
+    def __init__(self, settings: Settings, records: Records, telemetry: Telemetry, sound: Sound) -> None:
         self.tokens = SharedTokens()
         self.database: Database | None = None
-        self.recordings: DeleteRecording | None = None
-        self.policies: Policies = dict
+        self.sound = sound
+        self.policies: Callable[[], Mapping[str, Keep]] = dict
+        """How long the calls of each persona that there is now are kept."""
         self._settings = settings
         self._records = records
         self._telemetry = telemetry
+        self._unfiled = Unfiled(settings.data_dir)
+        self._count_at = 0.0
         self._journal: Journal | None = None
 
     @asynccontextmanager
@@ -54,13 +62,15 @@ class Archive:
         """
         instance = Instance(database, self._records, put)
         await instance.renew()
-        journal = Journal(database, instance.id, put, Unfiled(self._settings.data_dir), told, self._alarm)
+        journal = Journal(database, instance.id, put, self._unfiled, told, self._alarm)
+        last = LastPolicies(self._settings.data_dir)
+        retention = Retention(database, self.eraser(database), lambda: last.update(self.policies()))
         self.database = self.tokens.database = database
         self._journal = journal
         async with asyncio.TaskGroup() as tasks:
             writing = tasks.create_task(journal.run())
             leasing = tasks.create_task(instance.run())
-            cleaning = tasks.create_task(Retention(database, self.eraser(database), lambda: self.policies()).run())
+            cleaning = tasks.create_task(retention.run())
             try:
                 yield
             finally:
@@ -74,11 +84,16 @@ class Archive:
             await instance.leave()
 
     def eraser(self, database: Database) -> Eraser:
-        """What deletes calls: their rows, their files and, where `recordings` is set, sound kept elsewhere."""
-        return Eraser(database, self._records, self.recordings)
+        """What deletes calls: their rows, their files and their sound, wherever that is."""
+        return Eraser(database, self._records, self.sound.delete, self._unfiled)
 
-    async def begin(self, info: CallInfo, persona: str, version: str, fallback: str) -> CallJournal | None:
-        """A call is about to be answered; returns once its beginning is stored, or soon if it cannot be."""
+    async def begin(
+        self, info: CallInfo, persona: str, version: str, fallback: str, recording: str = ""
+    ) -> CallJournal | None:
+        """A call is about to be answered; returns once its beginning is stored, or soon if it cannot be.
+
+        `recording`: what the store calls its sound, if that is kept from the beginning.
+        """
         if self._journal is None:
             return None
         return await self._journal.begin(
@@ -93,6 +108,7 @@ class Archive:
                 persona_version=version,
                 fallback=fallback,
                 started_at=time.time(),
+                recording=recording,
             )
         )
 
@@ -116,6 +132,19 @@ class Archive:
                         return found[1]
                     await asyncio.sleep(OUTCOME_EVERY)
         return None
+
+    async def count(self) -> None:
+        """Bring the metrics of what is stored up to date, once in COUNT_EVERY at most; never without a database."""
+        now = asyncio.get_running_loop().time()
+        if self.database is None or now < self._count_at:
+            return
+        self._count_at = now + COUNT_EVERY
+        with suppress(DatabaseUnavailable):
+            async with self.database.read() as connection:
+                states = await calls_by_state(connection)
+                told, oldest = await queue.counts(connection), await queue.oldest_waiting(connection)
+            ages = {endpoint: max(0.0, time.time() - at) for endpoint, at in oldest.items()}
+            self._telemetry.stored(states, told, ages)
 
     def _alarm(self, trouble: str | None) -> None:
         self._telemetry.records_waiting.set(trouble is not None)

@@ -236,6 +236,12 @@ async def outcome_of(connection: AsyncConnection, carrier_call_id: str) -> tuple
     return row["state"], Outcome(row["end_reason"], row["transfer_target"], row["fallback"])
 
 
+async def calls_by_state(connection: AsyncConnection) -> dict[str, int]:
+    """How many calls there are, live and ended."""
+    query = select(calls.c.state, func.count()).group_by(calls.c.state)
+    return {str(state): int(number) for state, number in await connection.execute(query)}
+
+
 def document_of(row: Mapping[str, Any], said: Sequence[Utterance]) -> dict[str, Any]:
     """The call as `transcript.json` has it. A live call has no `ended_at` and an empty `end_reason`."""
     known = {name: value for name, value in row["metrics"].items() if name in CallMetrics.__dataclass_fields__}

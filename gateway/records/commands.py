@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import getpass
 import json
-from collections.abc import Callable, Coroutine
+import sys
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
@@ -13,6 +15,8 @@ import typer
 
 if TYPE_CHECKING:
     from gateway.records.database import Database
+    from gateway.records.erasure import Eraser
+    from gateway.records.sound import Sound
     from gateway.settings import Settings
 
 _T = TypeVar("_T")
@@ -96,29 +100,48 @@ def _one(app: typer.Typer, run: Run) -> None:
     def export(
         call_id: Annotated[str, typer.Argument(help="A call; or name a caller with --number.")] = "",
         number: Annotated[str, typer.Option(help="Every call of one caller, into the folder --out.")] = "",
-        format: Annotated[Literal["json", "text", "vtt"], typer.Option()] = "json",  # noqa: A002
+        format: Annotated[Literal["json", "text", "vtt", "wav"], typer.Option()] = "json",  # noqa: A002
         out: Annotated[
             Path | None, typer.Option(help="A file, or with --number a folder; else standard output.")
         ] = None,
     ) -> None:
-        """A call as JSON, text or WebVTT; or all that is kept of one caller."""
+        """A call as JSON, text, WebVTT, or its recording as WAV; or all that is kept of one caller."""
         if bool(call_id) == bool(number):
             raise typer.BadParameter("name a call, or a caller with --number")
         if number and out is None:
             raise typer.BadParameter("say with --out into which folder")
-        if call_id:
-            _keep(_rendered(run(_record(call_id, "export", format)), format), out)
-            return
-        from gateway.records.erasure import calls_of
+        if number and out is not None:
+            missing = _export_caller(run, number, format, out)
+        else:
+            missing = _export_call(run, call_id, format, out)
+        if missing:
+            _fail("; ".join(missing))
 
-        async def theirs(database: Database, settings: Settings) -> list[str]:
-            async with database.read() as connection:
-                return await calls_of(connection, number)
 
-        found = run(theirs)
-        for one in found:
-            _keep(_rendered(run(_record(one, "export", format)), format), Path(str(out)) / f"{one}.{ENDINGS[format]}")
-        typer.echo(f"{len(found)} calls of {number} are in {out}", err=True)
+def _export_call(run: Run, call_id: str, form: str, out: Path | None) -> list[str]:
+    """Returns what is missing, in sentences."""
+    if form != "wav":
+        _keep(_rendered(run(_record(call_id, "export", form)), form), out)
+        return []
+    missing: str = run(_recording(call_id, out))
+    return [missing] if missing else []
+
+
+def _export_caller(run: Run, number: str, form: str, folder: Path) -> list[str]:
+    """All calls of one caller into the folder, with their recordings; returns what is missing, in sentences."""
+
+    async def theirs(database: Database, settings: Settings) -> list[str]:
+        return await _eraser(database, settings).calls_of(number)
+
+    found, missing = run(theirs), []
+    for one in found:
+        kept = run(_record(one, "export", form))
+        if form != "wav":
+            _keep(_rendered(kept, form), folder / f"{one}.{ENDINGS[form]}")
+        if kept["recorded"]:
+            missing += _export_call(run, one, "wav", folder / f"{one}.wav")
+    typer.echo(f"{len(found)} calls of {number} are in {folder}", err=True)
+    return missing
 
 
 def _erasing(app: typer.Typer, run: Run) -> None:
@@ -132,19 +155,16 @@ def _erasing(app: typer.Typer, run: Run) -> None:
         """Delete what was said and what names the caller, for good; that there was a call stays known."""
         if bool(call_id) == bool(number):
             raise typer.BadParameter("name a call, or a caller with --number")
-        from gateway.records.erasure import Eraser, calls_of
-        from gateway.records.files import Records
 
         async def which(database: Database, settings: Settings) -> list[str]:
-            async with database.read() as connection:
-                return await calls_of(connection, number)
+            return await _eraser(database, settings).calls_of(number)
 
         wanted = [call_id] if call_id else run(which)
         if not yes:
             typer.confirm(f"Erase {len(wanted)} calls for good?", abort=True, err=True)
 
         async def work(database: Database, settings: Settings) -> list[dict[str, Any]]:
-            eraser = Eraser(database, Records(settings.data_dir))
+            eraser = _eraser(database, settings)
             done = [await eraser.erase(one, _who()) for one in wanted]
             return [{"call_id": one.call_id, **one.detail} for one in done if one is not None]
 
@@ -155,6 +175,21 @@ def _erasing(app: typer.Typer, run: Run) -> None:
             typer.echo(json.dumps({"erased": erased}))
         else:
             typer.echo(f"{len(erased)} calls are erased; the audit log says what was deleted")
+
+
+def _eraser(database: Database, settings: Settings) -> Eraser:
+    from gateway.records.erasure import Eraser
+    from gateway.records.files import Records
+    from gateway.records.unfiled import Unfiled
+
+    return Eraser(database, Records(settings.data_dir), _sound(settings).delete, Unfiled(settings.data_dir))
+
+
+def _sound(settings: Settings) -> Sound:
+    from gateway.recording.store import configured_store
+    from gateway.records.sound import Sound
+
+    return Sound(configured_store(settings), settings.data_keys)
 
 
 def _tokens(app: typer.Typer, run: Run) -> None:
@@ -217,6 +252,45 @@ def _record(call_id: str, action: str, form: str) -> Callable[[Database, Setting
     return work
 
 
+def _recording(call_id: str, out: Path | None) -> Callable[[Database, Settings], Coroutine[Any, Any, str]]:
+    """Write the call's recording as WAV; what comes of it is why it cannot be written, empty if it is."""
+
+    async def work(database: Database, settings: Settings) -> str:
+        from gateway.records import audit
+        from gateway.records.calls import row_of
+        from gateway.records.sound import SoundUnavailable
+
+        async with database.begin() as connection:
+            row = await row_of(connection, call_id)
+            if row is None or not row["recording"]:
+                return f"there is no recording of {call_id}" if row else f"there is no call {call_id}"
+            await audit.note(connection, _who(), audit.EXPORT, call_id, format="wav")
+        try:
+            recording = await _sound(settings).open(row["recording"])
+        except SoundUnavailable as error:
+            return str(error)
+        with contextlib.closing(recording):
+            _write(recording.wav(), out)
+        if warning := recording.cut_warning():
+            typer.echo(f"callplex: {warning}", err=True)
+        return ""
+
+    return work
+
+
+def _write(pieces: Iterable[bytes], path: Path | None) -> None:
+    try:
+        if path is None:
+            sys.stdout.buffer.writelines(pieces)
+            sys.stdout.buffer.flush()
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.writelines(pieces)
+    except OSError as error:
+        _fail(f"cannot write {path or 'the recording'}: {error.strerror}")
+
+
 def _rendered(found: dict[str, Any], form: str) -> str:
     from gateway.records.exports import as_text, as_vtt
 
@@ -237,10 +311,12 @@ def _keep(text: str, path: Path | None) -> None:
 
 
 def _run(settings: Settings, work: Callable[[Database, Settings], Coroutine[Any, Any, _T]]) -> _T:
+    from gateway.recording.bucket import BucketError
     from gateway.records.api_tokens import TokenInvalid
     from gateway.records.calls import QueryInvalid
     from gateway.records.database import Database, DatabaseInvalid, DatabaseUnavailable, configured_url
     from gateway.records.files import RecordsError
+    from gateway.records.sound import SoundUnavailable
 
     async def opened() -> _T:
         async with Database.open(configured_url(settings)) as database:
@@ -248,7 +324,9 @@ def _run(settings: Settings, work: Callable[[Database, Settings], Coroutine[Any,
 
     try:
         return asyncio.run(opened())
-    except (DatabaseInvalid, DatabaseUnavailable, QueryInvalid, TokenInvalid, RecordsError) as error:
+    except (BucketError, DatabaseInvalid, DatabaseUnavailable, RecordsError, SoundUnavailable) as error:
+        _fail(str(error))
+    except (QueryInvalid, TokenInvalid) as error:
         _fail(str(error))
     except OSError as error:
         _fail(f"cannot delete {error.filename or 'a file'}: {error.strerror or error}")

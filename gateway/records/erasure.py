@@ -13,7 +13,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.records import audit
 from gateway.records.database import Database
 from gateway.records.files import Records
+from gateway.records.portion import Portion
+from gateway.records.storing import store
 from gateway.records.tables import call_texts, calls, deliveries, events, utterances
+from gateway.records.unfiled import Unfiled
+from gateway.webhooks.queue import NO_BODY
 
 ERASED = "the call was erased"
 
 DeleteRecording = Callable[[str], Awaitable[dict[str, Any]]]
-"""Deletes the recording of that name, wherever it is; returns the proof. Raises what it cannot do."""
+"""Deletes the recording of that name, wherever it is; returns the proof. Raises SoundUnavailable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +44,48 @@ class Erased:
 
 
 class Eraser:
-    """Deletes in one database and one data folder; `recordings` deletes sound that is kept elsewhere."""
+    """Deletes in one database and one data folder. Methods raise DatabaseUnavailable, OSError and SoundUnavailable.
 
-    def __init__(self, database: Database, records: Records, recordings: DeleteRecording | None = None) -> None:
+    `recordings` deletes sound wherever it is kept; `unfiled` are calls that have not reached the database yet.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        records: Records,
+        recordings: DeleteRecording | None = None,
+        unfiled: Unfiled | None = None,
+    ) -> None:
         self._database = database
         self._records = records
         self._recordings = recordings
+        self._unfiled = unfiled
+
+    async def calls_of(self, number: str) -> list[str]:
+        """The calls of one caller that are over, those included that wait for the database as files."""
+        waiting = [] if self._unfiled is None else await asyncio.to_thread(self._unfiled.of, number)
+        async with self._database.read() as connection:
+            found = await calls_of(connection, number)
+        return [*found, *(one for one in waiting if one not in found)]
 
     async def erase(self, call_id: str, who: str) -> Erased | None:
         """Delete what one call's caller said and what names the caller; the bare record stays.
 
         None if there is no such call, or it is still on the line.
         """
+        if self._unfiled is not None:
+            waiting = await asyncio.to_thread(self._unfiled.find, call_id)
+            if waiting is not None and waiting.end is not None:
+                await self._file_bare(waiting)
         return await self._delete(call_id, who, audit.ERASE, self._forget_caller)
 
     async def delete_text(self, call_id: str, who: str) -> Erased | None:
         """Delete what was said; numbers and sound stay."""
         return await self._delete(call_id, who, audit.DELETE, self._forget_text, sound=False)
+
+    async def delete_sound(self, call_id: str, who: str) -> Erased | None:
+        """Delete the recording; what was said stays as text."""
+        return await self._delete(call_id, who, audit.DELETE, self._forget_sound, text=False)
 
     async def delete_record(self, call_id: str, who: str) -> Erased | None:
         """Delete all of it, that there was a call too; the audit log alone remembers."""
@@ -68,6 +97,7 @@ class Eraser:
         who: str,
         action: str,
         forget: Callable[[AsyncConnection, str], Awaitable[None]],
+        text: bool = True,
         sound: bool = True,
     ) -> Erased | None:
         ended = (calls.c.id == call_id, calls.c.state == "ended")
@@ -79,19 +109,34 @@ class Eraser:
         if sound and row["recording"] and self._recordings is not None:
             detail["recording"] = await self._recordings(row["recording"])
         folder = self._records.folder(call_id).path
-        files = await asyncio.to_thread(_delete_files, folder, sound)
+        files = await asyncio.to_thread(_delete_files, folder, text, sound)
+        if text and sound and self._unfiled is not None:
+            gone = await asyncio.to_thread(self._unfiled.erase, call_id)
+            files += [{"name": f"unfiled/{path.name}"} for path in gone]
         async with self._database.begin() as connection:
-            detail["rows"] = await _count(connection, call_id)
+            if text:
+                detail["rows"] = await _count(connection, call_id)
             await forget(connection, call_id)
             detail |= {"what": forget.__name__.removeprefix("_forget_"), "files": files}
             await audit.note(connection, who, action, call_id, **detail)
         return Erased(call_id, detail)
 
+    async def _file_bare(self, waiting: Portion) -> None:
+        """Store that there was the call, and nothing of what was said, so that it can be erased like any other."""
+        if waiting.end is not None:
+            over = replace(waiting.end, document={"metrics": waiting.end.document.get("metrics", {})}, utterances=())
+            bare = Portion(waiting.start, begins=True, end=over)
+            async with self._database.begin() as connection:
+                await store(connection, "", [bare])
+
+    async def _forget_sound(self, connection: AsyncConnection, call_id: str) -> None:
+        await connection.execute(update(calls).where(calls.c.id == call_id).values(recording=""))
+
     async def _forget_text(self, connection: AsyncConnection, call_id: str) -> None:
         for table in (utterances, events, call_texts):
             await connection.execute(delete(table).where(table.c.call_id == call_id))
         mine = deliveries.c.call_id == call_id
-        await connection.execute(update(deliveries).where(mine).values(body="{}"))
+        await connection.execute(update(deliveries).where(mine).values(body=NO_BODY))
         undelivered = update(deliveries).where(mine, deliveries.c.state == "waiting")
         await connection.execute(undelivered.values(state="dead", reason=ERASED, settled_at=time.time()))
 
@@ -127,16 +172,18 @@ async def _count(connection: AsyncConnection, call_id: str) -> dict[str, int]:
     return {str(table.name): await count(table) for table in (utterances, events, call_texts, deliveries)}
 
 
-def _delete_files(folder: Path, sound: bool) -> list[dict[str, Any]]:
-    """Delete the call's transcript, or its whole folder; returns names, sizes and digests of what was there."""
-    found = [folder / "transcript.json"] if not sound else sorted(folder.rglob("*"))
+def _delete_files(folder: Path, text: bool, sound: bool) -> list[dict[str, Any]]:
+    """Delete the call's transcript, its sound, or its whole folder; returns what was there: names, sizes, digests."""
+    pattern = ("*" if text else "call.*") if sound else "transcript.json"
+    found = sorted(folder.rglob(pattern))
     gone = [
         {"name": path.name, "size": path.stat().st_size, "sha256": _digest(path)} for path in found if path.is_file()
     ]
-    if sound:
-        shutil.rmtree(folder, ignore_errors=False) if folder.exists() else None
+    if text and sound and folder.exists():
+        shutil.rmtree(folder)
     else:
-        found[0].unlink(missing_ok=True)
+        for path in found:
+            path.unlink(missing_ok=True)
     left = [path for path in found if path.exists()]
     if left:
         raise OSError(f"{left[0]} is still there after it was deleted")

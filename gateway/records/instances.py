@@ -17,6 +17,7 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -139,10 +140,11 @@ class Instance:
     async def _end_of(self, connection: AsyncConnection, row: Mapping[str, Any]) -> CallEnd:
         """How a lost call ended: as its transcript.json says, if it got that far, else at its last sign of life."""
         if (written := await asyncio.to_thread(self._transcript, row["id"])) is not None:
-            return written
+            return replace(written, recording=row["recording"])
         said = await utterances_of(connection, row["id"])
         at = await self._last_sign(connection, row, said)
-        return CallEnd(at, LOST, document_of({**row, "ended_at": at, "end_reason": LOST}, said), said)
+        document = document_of({**row, "ended_at": at, "end_reason": LOST}, said)
+        return CallEnd(at, LOST, document, said, engine=row["engine"], recording=row["recording"])
 
     async def _last_sign(self, connection: AsyncConnection, row: Mapping[str, Any], said: Sequence[Utterance]) -> float:
         """The last moment at which the call is known to have been up, seconds since 1970."""

@@ -21,6 +21,7 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.records.calls import row_of
 from gateway.records.database import Database, DatabaseUnavailable
 from gateway.records.portion import (
     CallEnd,
@@ -73,6 +74,7 @@ class CallJournal:
         self._events: deque[CallEvent] = deque(maxlen=EVENTS_KEPT)
         self._numbers = 0
         self._updates = 0
+        self._recording = ""
         self._end: CallEnd | None = None
 
     def utterance(self, one: Utterance) -> None:
@@ -83,6 +85,10 @@ class CallJournal:
         """Something happened `at` seconds from answer."""
         self._numbers += 1
         self._events.append(CallEvent(self._numbers, at, kind, plain(data or {})))
+
+    def recorded(self, name: str) -> None:
+        """Recording begins only now; `name`: what the store calls it."""
+        self._recording = name
 
     def end(self, end: CallEnd) -> None:
         """The call is over; nothing follows."""
@@ -95,19 +101,26 @@ class CallJournal:
 
     def take(self) -> Portion | None:
         """All that is new, for the writer; None if nothing is."""
-        if self.stored.is_set() and not self._said and not self._events and self._end is None:
+        if self.stored.is_set() and not self._said and not self._events and self._end is None and not self._recording:
             return None
         self._updates += bool(self._said)
         update = self._updates if self._said else 0
         portion = Portion(
-            self.start, not self.stored.is_set(), tuple(self._said.values()), tuple(self._events), self._end, update
+            start=self.start,
+            begins=not self.stored.is_set(),
+            utterances=tuple(self._said.values()),
+            events=tuple(self._events),
+            end=self._end,
+            update=update,
+            recording=self._recording,
         )
-        self._said, self._events = {}, deque(maxlen=EVENTS_KEPT)
+        self._said, self._events, self._recording = {}, deque(maxlen=EVENTS_KEPT), ""
         return portion
 
     def give_back(self, portion: Portion) -> None:
         """It could not be stored; what is newer stands."""
         self._said = {one.number: one for one in portion.utterances} | self._said
+        self._recording = self._recording or portion.recording
         self._events.extendleft(reversed(portion.events[-(EVENTS_KEPT - len(self._events)) :]))
 
 
@@ -272,13 +285,20 @@ class Journal:
             self._failures = 0
             self._alarm(None)
 
+    async def _erased(self, call_id: str) -> bool:
+        """Whether the call was erased while it waited as a file."""
+        async with self._database.read() as connection:
+            row = await row_of(connection, call_id)
+        return row is not None and row["erased_at"] is not None
+
     async def _file_later(self) -> None:
         """Store calls that had become files: some now, the rest the next times."""
         waiting = await asyncio.to_thread(self._unfiled.read, FILED_AT_ONCE)
         self._files_waiting = bool(waiting)
         for portion in waiting:
             try:
-                await self._store([portion])
+                if not await self._erased(portion.start.call_id):
+                    await self._store([portion])
             except DatabaseUnavailable as error:
                 await self._trouble(str(error), ())
                 return

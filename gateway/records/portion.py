@@ -37,6 +37,8 @@ class CallStart:
     persona_version: str
     fallback: str
     started_at: float
+    recording: str = ""
+    """Its name in the store, where recording began with the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ class Portion:
     end: CallEnd | None = None
     update: int = 0
     """Counts the portions of the call that said something, from 1; 0: this one says nothing new."""
+    recording: str = ""
+    """Its name in the store, where recording began since the last portion."""
 
     def news(self, now: float) -> list[Event]:
         """What endpoints are to be told of it."""
@@ -212,6 +216,7 @@ def from_json(data: bytes) -> Portion:
             events=[CallEvent(**one) for one in found["events"]],
             end=end,
             update=int(found["update"]),
+            recording=str(found.get("recording", "")),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a portion of a call ({error})") from None

@@ -38,6 +38,10 @@ async def store(connection: AsyncConnection, instance: str, portions: Sequence[P
     await _execute(connection, _replacing(connection, utterances, "call_id", "number"), said)
     happened = [event_row(portion.start.call_id, one) for portion in portions for one in portion.events]
     await _execute(connection, insert(connection, events).on_conflict_do_nothing(), happened)
+    begun_to_record = [
+        {"over": portion.start.call_id, "recording": portion.recording} for portion in portions if portion.recording
+    ]
+    await _execute(connection, update(calls).where(calls.c.id == bindparam("over")), begun_to_record)
     ended = [
         {"over": portion.start.call_id, **end_row(portion.start, portion.end)}
         for portion in portions

@@ -65,7 +65,7 @@ def webhooks_app(load: Callable[[], Settings]) -> typer.Typer:
             number = send_again(load(), ids or [], endpoint, call)
         _print({"redelivered": number}, json_output, f"{number} will be sent again at once")
         if ids and number < len(set(ids)):
-            typer.echo("callplex: the others are unknown, or just being delivered", err=True)
+            typer.echo("callplex: the others are unknown, erased, or just being delivered", err=True)
             raise typer.Exit(1)
 
     @app.command("enable")

@@ -23,6 +23,9 @@ from gateway.webhooks.retry import GIVE_UP_AFTER
 WAITING, DELIVERED, DEAD = "waiting", "delivered", "dead"
 STATES = (WAITING, DELIVERED, DEAD)
 
+NO_BODY = "{}"
+"""The body of a delivery whose call was erased: it is never sent."""
+
 _AT_ONCE = 500
 """Rows of one statement; both databases limit its parameters."""
 
@@ -247,10 +250,11 @@ async def redeliver(
 ) -> int:
     """Send again, at once and under the same ids, what matches; returns how many.
 
-    By id whatever its state; else those of an endpoint or a call, or all, that are in `state`.
+    By id whatever its state; else those of an endpoint or a call, or all, that are in `state`. What an erased call
+    had to tell is gone, and not sent.
     """
     one = deliveries.c
-    where: list[sa.ColumnElement[bool]] = [one.id.in_(ids)] if ids else [one.state == state]
+    where = [one.id.in_(ids) if ids else one.state == state, one.body != NO_BODY]
     if endpoint:
         where.append(one.endpoint == endpoint)
     if call_id:
@@ -310,6 +314,13 @@ async def counts(connection: AsyncConnection) -> dict[tuple[str, str], int]:
     one = deliveries.c
     query = sa.select(one.endpoint, one.state, sa.func.count()).group_by(one.endpoint, one.state)
     return {(endpoint, state): number for endpoint, state, number in await connection.execute(query)}
+
+
+async def oldest_waiting(connection: AsyncConnection) -> dict[str, float]:
+    """When the oldest delivery that waits for each endpoint was stored."""
+    one = deliveries.c
+    query = sa.select(one.endpoint, sa.func.min(one.created_at)).where(one.state == WAITING).group_by(one.endpoint)
+    return {str(endpoint): float(at) for endpoint, at in await connection.execute(query)}
 
 
 async def forget(connection: AsyncConnection, calls: Sequence[str]) -> int:

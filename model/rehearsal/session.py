@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
@@ -241,9 +242,8 @@ class RehearsalSession:
                     self._pause()
                 case Resume():
                     self._playout.resume()
-                case Said(start, end, text, onsets):
-                    frames = tuple(_frame_of(onset) for onset in onsets)
-                    self._outputs.put_nowait(CallerText(_frame_of(start), _frame_of(end - 1) + 1, text, onsets=frames))
+                case Said():
+                    self._outputs.put_nowait(_caller_text(action))
                 case Reply(text, instead):
                     self._pause()
                     self._begin(partial(self._dialogue.reply, text), instead)
@@ -308,6 +308,13 @@ class RehearsalSession:
             self._idle.clear()
         else:
             self._idle.set()
+
+
+def _caller_text(said: Said) -> CallerText:
+    """In frames, and with the log probability as a probability."""
+    sure = None if said.confidence is None else round(min(1.0, math.exp(said.confidence)), 3)
+    frames = tuple(_frame_of(onset) for onset in said.onsets)
+    return CallerText(_frame_of(said.start), _frame_of(said.end - 1) + 1, said.text, onsets=frames, confidence=sure)
 
 
 def _frame_of(window: int) -> int:

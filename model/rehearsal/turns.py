@@ -97,6 +97,8 @@ class Said:
     text: str
     onsets: tuple[int, ...] = ()
     """The window in which each of its words begins; empty where that is not known."""
+    confidence: float | None = None
+    """Mean log probability a token of its least certain part; None where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,7 @@ class _Part:
     start: int
     text: str = ""
     onsets: tuple[int, ...] = ()
+    confidence: float | None = None
 
     @property
     def spread(self) -> tuple[int, ...]:
@@ -159,6 +162,12 @@ class _Utterance:
         """The window in which each word begins; empty if that is known of none."""
         parts = self._all()
         return tuple(onset for part in parts for onset in part.spread) if any(part.onsets for part in parts) else ()
+
+    @property
+    def certainty(self) -> float | None:
+        """Of the part that is the least certain; None if that is not known of each."""
+        known = [part.confidence for part in self._all() if part.confidence is not None]
+        return min(known) if known and len(known) == len(self._all()) else None
 
     def _all(self) -> list[_Part]:
         return [part for part in [*self.parts, self.text] if part is not None and part.text]
@@ -210,7 +219,9 @@ class Turns:
             actions.append(self._cut(utterance))
         return actions + self._conclude()
 
-    def recognised(self, attempt: int, text: str, confidence: float = 0.0, onsets: Sequence[int] = ()) -> list[Action]:
+    def recognised(
+        self, attempt: int, text: str, confidence: float | None = None, onsets: Sequence[int] = ()
+    ) -> list[Action]:
         """The text for a `Recognise`, and its mean log probability a token. Late ones are ignored.
 
         `onsets`: windows from the start of what was to be recognised to each word, if known.
@@ -219,12 +230,12 @@ class Turns:
         if utterance is None:
             return []
         start = utterance.starts.pop(attempt, 0)
-        part = _Part(start, text, tuple(start + onset for onset in onsets))
+        part = _Part(start, text, tuple(start + onset for onset in onsets), confidence)
         if attempt in utterance.pieces:
             utterance.parts[utterance.pieces.pop(attempt)] = part
         elif attempt == utterance.attempt:
             utterance.text = part
-            utterance.confidence = confidence
+            utterance.confidence = confidence or 0.0
         return self._conclude()
 
     def wants(self, attempt: int) -> bool:
@@ -333,7 +344,8 @@ class Turns:
         self._utterance = None
         self._recent.clear()
         self._quiet_since = self._now
-        actions: list[Action] = [Said(utterance.start, utterance.last + 1, words, utterance.onsets)] if words else []
+        said = Said(utterance.start, utterance.last + 1, words, utterance.onsets, utterance.certainty)
+        actions: list[Action] = [said] if words else []
         if self.agent is Agent.IDLE:
             return actions + ([self._reply(words)] if words else [])
         if self._gives_way(utterance, words):

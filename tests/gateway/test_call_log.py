@@ -73,6 +73,15 @@ def run(folder: Path, rules: Rules) -> tuple[CallLog, CallJournal, list[LiveUtte
     return log_book, journal, seen
 
 
+class AtOnce(Executor):
+    """Writes where it is asked to: in virtual time no disk keeps up, and a recording that lags behind is given up."""
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, **more: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(work(*arguments, **more))
+        return done
+
+
 def written(journal: CallJournal) -> tuple[tuple[Utterance, ...], list[str]]:
     portion = journal.take()
     assert portion is not None
@@ -131,3 +140,20 @@ def test_what_is_undecided_waits_a_moment_and_no_longer(after: float) -> None:
         return heard
 
     assert "We are open today." in virtual_time.run(speak())
+
+
+def test_the_records_name_a_recording_once_consent_was_heard() -> None:
+    journal = CallJournal(START, lambda: None)
+    log_book = CallLog("c1", LiveFeed(), Rules.of([]), recording="calls/c1/call.wav")
+    log_book.journal = journal
+    log_book.event(0.0, "answer", {})
+    before = journal.take()
+    log_book.event(3.0, "consent", {"heard": True, "line": "This call is recorded.", "at": 3.0})
+    after = journal.take()
+    assert before is not None
+    assert after is not None
+    assert (before.recording, after.recording) == ("", "calls/c1/call.wav")
+    journal.give_back(after)
+    again = journal.take()
+    assert again is not None
+    assert again.recording == "calls/c1/call.wav", "what could not be stored is stored the next time"

@@ -297,3 +297,15 @@ def test_a_date_without_a_zone_is_refused() -> None:
     naive = datetime(2026, 7, 25)
     with pytest.raises(ValueError, match="time zone"):
         to_document(CallRecord("c", "p", "v", "echo", "", "", naive, naive, "failed"))
+
+
+def test_a_turn_is_as_sure_as_its_least_sure_part_and_says_so_only_where_each_is_known() -> None:
+    def sure(first: float | None, second: float | None) -> float | None:
+        (one,) = transcribe(
+            CallerText(0, 10, "My name is", confidence=first), CallerText(12, 20, "David.", confidence=second)
+        )
+        return one.confidence
+
+    assert sure(0.9, 0.6) == 0.6
+    assert sure(0.5, 1.7) == 0.5, "a worker may send what it likes"
+    assert (sure(None, 0.6), sure(0.9, None)) == (None, None)

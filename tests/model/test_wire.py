@@ -16,6 +16,7 @@ from model.wire import AgentFrame, AgentText, CallerFrame, WireError
 
 INDEX = st.integers(0, 2**32 - 1)
 COUNT = st.integers(0, 2**63 - 1)
+SURE = st.none() | st.floats(0, 1)
 PCM = st.binary(min_size=wire.FRAME_BYTES, max_size=wire.FRAME_BYTES)
 TOKENS = st.just(b"") | st.binary(min_size=wire.TOKENS_BYTES, max_size=wire.TOKENS_BYTES)
 TEXT = st.text(max_size=40)
@@ -26,7 +27,7 @@ TO_WORKER = (
 FROM_WORKER = (
     st.builds(AgentFrame, INDEX, PCM, TOKENS)
     | st.builds(AgentText, INDEX, TEXT)
-    | st.builds(wire.CallerText, COUNT, COUNT, TEXT, st.booleans(), st.lists(COUNT, max_size=4).map(tuple))
+    | st.builds(wire.CallerText, COUNT, COUNT, TEXT, st.booleans(), st.lists(COUNT, max_size=4).map(tuple), SURE)
     | st.builds(wire.Flush, COUNT)
     | st.builds(wire.Cut, COUNT)
     | st.builds(wire.Columns, INDEX, st.binary(min_size=34, max_size=34) | st.just(bytes(34 * 125)))

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import base64
+import io
+import re
+import time
+import wave
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from gateway.app import admin_app
 from gateway.desk import Desk
+from gateway.recording.recorder import Recorder, RecordingPlan
 from gateway.records import api_tokens
 from gateway.records.database import Database
+from tests.gateway.recording.sound import record
+from tests.gateway.records.made_up import NOON
 from tests.gateway.records.test_erasure import keep
 from tests.gateway.test_desk import desk_in
 
@@ -21,8 +29,8 @@ pytestmark = pytest.mark.anyio
 
 
 @asynccontextmanager
-async def api(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Desk, Database]]:
-    desk = desk_in(folder)
+async def api(folder: Path, **values: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Desk, Database]]:
+    desk = desk_in(folder, **values)
     transport = httpx.ASGITransport(admin_app(desk))
     async with desk.open(), httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         assert desk.archive.database is not None
@@ -54,6 +62,30 @@ async def test_a_call_is_listed_shown_exported_and_erased(tmp_path: Path) -> Non
         assert actions == [("local", one) for one in ("view", "export", "export", "export", "erase", "view")]
 
 
+async def test_a_sealed_recording_is_played_and_that_is_told(tmp_path: Path) -> None:
+    key = base64.b64encode(bytes(32)).decode()
+    async with api(tmp_path, data_key=key) as (client, desk, database):
+        await keep(database, tmp_path / "data", "c1", sound=False)
+        assert (await client.get("/api/calls/c1/recording")).status_code == 404
+        folder = tmp_path / "data" / "calls" / "c2"
+        recorder = Recorder(RecordingPlan(folder, key=desk.settings.data_keys[0]))
+        record(recorder, 20)
+        recorder.close().result(5)
+        await keep(database, tmp_path / "data", "c2", sound="call.wav.sealed")
+        played = await client.get("/api/calls/c2/recording")
+        assert (played.status_code, played.headers["content-type"]) == (200, "audio/wav")
+        with wave.open(io.BytesIO(played.content)) as file:
+            assert (file.getnchannels(), file.getframerate(), file.getnframes()) == (2, 8_000, 20 * 640)
+        sealed = folder / "call.wav.sealed"
+        sealed.write_bytes(sealed.read_bytes()[:-40] + bytes(40))
+        damaged = await client.get("/api/calls/c2/recording")
+        assert (damaged.status_code, "was altered" in damaged.text) == (503, True)
+        assert (await client.delete("/api/calls/c2")).json()["erased"]["recording"]["places"] == ["folder"]
+        assert (await client.get("/api/calls/c2/recording")).status_code == 404
+        entries = (await client.get("/api/audit", params={"call_id": "c2"})).json()["entries"]
+        assert [one["action"] for one in reversed(entries)] == ["play", "play", "erase"]
+
+
 async def test_pages_follow_each_other(tmp_path: Path) -> None:
     async with api(tmp_path) as (client, _, database):
         for number in range(5):
@@ -83,6 +115,21 @@ async def test_pages_of_deliveries_miss_none_of_those_stored_at_once(tmp_path: P
             if not before:
                 break
         assert sorted(seen) == [(f"c{n}", event) for n in range(3) for event in ("call.ended", "call.started")]
+
+
+async def test_what_is_stored_is_counted_in_the_metrics(tmp_path: Path) -> None:
+    async with api(tmp_path) as (client, _, database):
+        await keep(database, tmp_path / "data", "c1")
+        await keep(database, tmp_path / "data", "c2", live=True)
+        shown = (await client.get("/metrics")).text
+        for line in (
+            'callplex_records_calls{state="ended"} 1.0',
+            'callplex_records_calls{state="live"} 1.0',
+            'callplex_deliveries{endpoint="crm",state="waiting"} 3.0',
+        ):
+            assert line in shown
+        (oldest,) = re.findall(r'callplex_deliveries_oldest_waiting_seconds\{endpoint="crm"\} (\S+)', shown)
+        assert abs(float(oldest) - (time.time() - NOON)) < 60
 
 
 async def test_from_the_first_token_on_everybody_must_bring_one(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from gateway.recording import store as store_module
 from gateway.recording.bucket import Bucket, BucketError
 from gateway.recording.reading import open_recording
 from gateway.recording.recorder import Recorder, RecordingPlan
-from gateway.recording.retention import DAY, Kept, delete_due, is_due
 from gateway.recording.store import Deletion, RecordingStore, StoreError
 from gateway.settings import load_settings
 from tests.gateway.recording.s3_server import admin, running_s3, settings
@@ -258,22 +257,3 @@ def test_checking_a_bucket(bucket: Bucket, endpoint: str) -> None:
     bucket.check()
     with pytest.raises(BucketError, match="there is no bucket nowhere; make it, or look at CALLPLEX_S3_BUCKET"):
         Bucket(settings(endpoint, "nowhere")).check()
-
-
-def test_retention_deletes_what_has_had_its_days_and_proves_it(tmp_path: Path) -> None:
-    names = {day: recorded(tmp_path, f"call-{day}", 1) for day in (1, 29, 30, 31)}
-    calls = [Kept(f"call-{day}", "bank", NOW - day * DAY, name) for day, name in names.items()]
-    calls.append(Kept("other", "no-longer-there", 0.0, recorded(tmp_path, "other", 1)))
-    calls.append(Kept("odd", "bank", 0.0, "calls/../odd"))
-    store = RecordingStore(tmp_path)
-    results = list(delete_due(store, calls, {"bank": 30}, NOW))
-    assert [call.call_id for call, _ in results] == ["call-30", "call-31", "odd"]
-    assert [isinstance(result, Deletion) and result.size > 0 for _, result in results] == [True, True, False]
-    assert sorted(store.local()) == sorted([names[1], names[29], "calls/other/call.wav.sealed"])
-    assert list(delete_due(store, calls, {"bank": None}, NOW)) == []
-
-
-def test_days_are_counted_to_the_second() -> None:
-    assert not is_due(NOW, 1, NOW + DAY - 1)
-    assert is_due(NOW, 1, NOW + DAY)
-    assert not is_due(NOW, None, NOW + 1e9)

@@ -8,28 +8,41 @@ from typing import Any
 
 import pytest
 
+from gateway.recording.file import lock
+from gateway.recording.store import RecordingStore
+from gateway.records import retention as retention_module
 from gateway.records.database import Database
 from gateway.records.erasure import Eraser, calls_of
 from gateway.records.files import Records
+from gateway.records.journal import Journal
+from gateway.records.policies import Keep
 from gateway.records.portion import CallEvent, Portion
-from gateway.records.retention import DAY, Keep, Retention
+from gateway.records.retention import DAY, Retention
+from gateway.records.sound import Sound
 from gateway.records.storing import store
 from gateway.records.tables import audit, call_texts, calls, deliveries, events, utterances
+from gateway.records.unfiled import Unfiled
+from gateway.webhooks import queue
 from tests.gateway.records.made_up import NOON, all_of, end, put, start
 
 pytestmark = pytest.mark.anyio
 
 
-async def keep(database: Database, folder: Path, call_id: str, live: bool = False, **values: Any) -> None:
+async def keep(
+    database: Database, folder: Path, call_id: str, live: bool = False, sound: str | bool = True, **values: Any
+) -> None:
+    """`sound`: the name of a recording that is there; True: one is made up; False: there is none."""
     begun = start(call_id, **values)
-    over = None if live else end(begun, recording=f"calls/{call_id}/call.wav")
+    name = f"calls/{call_id}/{'call.wav' if sound is True else sound}" if sound else ""
+    over = None if live else end(begun, recording=name)
     portion = Portion(begun, True, events=(CallEvent(1, 2.0, "keypad", {"key": "5"}),), end=over)
     async with database.begin() as connection:
         await store(connection, "here", [portion])
         await put(connection, portion.news(NOON))
     if over is not None:
         await Records(folder).finish(over.document)
-        (folder / "calls" / call_id / "call.wav").write_bytes(b"sound")
+        if sound is True:
+            (folder / "calls" / call_id / "call.wav").write_bytes(b"sound")
 
 
 async def test_erasing_leaves_the_bare_record_and_a_proof(database: Database, tmp_path: Path) -> None:
@@ -107,3 +120,75 @@ async def test_what_has_had_its_days_goes_and_the_rest_stays(database: Database,
     ]
     assert sorted(proofs) == [("retention", "delete", "ancient", "all"), ("retention", "delete", "old", "text")]
     assert await job.enforce() == []
+
+
+async def test_sound_goes_at_its_own_age_and_one_that_cannot_go_stops_no_other(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention_module, "AT_ONCE", 2)
+    now = NOON + 100 * DAY
+    for place, days in enumerate((90, 80, 70, 60, 50, 5)):
+        await keep(database, tmp_path, f"c{place}", started_at=now - days * DAY)
+    sound = Sound(RecordingStore(tmp_path), ())
+    with lock(tmp_path / "calls" / "c0" / "call.wav"), lock(tmp_path / "calls" / "c1" / "call.wav"):
+        job = Retention(
+            database,
+            Eraser(database, Records(tmp_path), sound.delete),
+            lambda: {"bank": Keep(audio_days=30)},
+            lambda: now,
+        )
+        assert [one.call_id for one in await job.enforce()] == ["c2", "c3", "c4"]
+    kept = [row["id"] for row in await all_of(database, calls) if row["recording"]]
+    assert kept == ["c0", "c1", "c5"]
+    assert sorted(name.split("/")[1] for name in RecordingStore(tmp_path).local()) == kept
+    assert (tmp_path / "calls" / "c2" / "transcript.json").exists()
+    proof = next(row["detail"] for row in await all_of(database, audit) if row["call_id"] == "c2")
+    assert (proof["what"], proof["recording"]["name"], proof["recording"]["gone"]) == (
+        "sound",
+        "calls/c2/call.wav",
+        True,
+    )
+    assert proof["recording"]["sha256"] == hashlib.sha256(b"sound").hexdigest()
+    assert [one.call_id for one in await job.enforce()] == ["c0", "c1"]
+
+
+async def test_a_call_that_waits_for_the_database_as_a_file_is_erased_with_its_caller(
+    database: Database, tmp_path: Path
+) -> None:
+    unfiled = Unfiled(tmp_path)
+    begun = start("waits")
+    unfiled.keep(Portion(begun, True, end=end(begun)))
+    damaged = start("damaged", started_at=NOON + 1)
+    unfiled.set_aside(Portion(damaged, True, end=end(damaged)))
+    other = start("other", from_number="+15550177")
+    unfiled.keep(Portion(other, True, end=end(other)))
+    eraser = Eraser(database, Records(tmp_path), unfiled=unfiled)
+    waiting = unfiled.read(10)
+    assert await eraser.calls_of("+15550199") == ["waits", "damaged"]
+    for call_id in ("waits", "damaged"):
+        erased = await eraser.erase(call_id, "cli:me")
+        assert erased is not None
+    assert [path.name for path in (tmp_path / "unfiled").iterdir()] == ["other.json"]
+    rows = await all_of(database, calls)
+    assert [(row["state"], row["end_reason"], row["from_number"]) for row in rows] == [
+        ("ended", "caller_hangup", "")
+    ] * 2
+    for portion in waiting:
+        unfiled.keep(portion)
+    # A gateway that had read the file before it was erased does not bring the call back.
+    await Journal(database, "here", put, unfiled).write()
+    said = {row["call_id"] for row in await all_of(database, utterances)}
+    assert said == {"other"}
+    assert {row["call_id"] for row in await all_of(database, deliveries)} == {"other"}
+
+
+async def test_what_an_erased_call_had_to_tell_is_never_sent(database: Database, tmp_path: Path) -> None:
+    await keep(database, tmp_path, "c1")
+    await keep(database, tmp_path, "c2")
+    eraser = Eraser(database, Records(tmp_path))
+    await eraser.erase("c1", "cli:me")
+    ids = [row["id"] for row in await all_of(database, deliveries) if row["call_id"] == "c1"]
+    async with database.begin() as connection:
+        assert await queue.redeliver(connection, NOON, ids=ids) == 0
+        assert await queue.redeliver(connection, NOON) == 0
+    assert {row["state"] for row in await all_of(database, deliveries) if row["call_id"] == "c1"} == {"dead"}

@@ -65,6 +65,21 @@ async def test_the_calls_of_a_dead_gateway_are_closed_once(database: Database, t
     assert [await one.close_lost() for one in others] == [[], [], []]
 
 
+async def test_a_lost_call_keeps_its_recording_whenever_that_began(database: Database, tmp_path: Path) -> None:
+    dead, other = instance(database, tmp_path), instance(database, tmp_path)
+    for one in (dead, other):
+        await one.renew()
+    await live_call(database, dead, start("c1", recording="calls/c1/call.wav"))
+    await live_call(database, dead, start("c2"))
+    async with database.begin() as connection:
+        await store(connection, dead.id, [Portion(start("c2"), False, recording="calls/c2/call.opus")])
+    await live_call(database, dead, start("c3"))
+    await age(database, dead, LEASE_SECONDS + 1)
+    assert len(await other.close_lost()) == 3
+    names = {row["id"]: row["recording"] for row in await all_of(database, calls)}
+    assert names == {"c1": "calls/c1/call.wav", "c2": "calls/c2/call.opus", "c3": ""}
+
+
 async def test_a_lost_call_ended_at_its_last_sign_of_life(database: Database, tmp_path: Path) -> None:
     dead, other = instance(database, tmp_path), instance(database, tmp_path)
     await dead.renew()

@@ -261,3 +261,18 @@ def test_at_a_pause_in_a_long_turn_what_was_recognised_is_kept() -> None:
     assert second.end - second.start < 50
     turns.recognised(second.attempt, "on Monday.")
     assert hear(turns, TIMING.end, speech=False)[-1] == Reply("It all began on Monday.")
+
+
+def test_an_utterance_in_pieces_is_as_sure_as_the_least_sure_of_them() -> None:
+    turns = Turns()
+    hear(turns, TIMING.piece + 20, speech=True)
+    (first,) = hear(turns, TIMING.quick, speech=False)
+    assert isinstance(first, Recognise)
+    turns.recognised(first.attempt, "It all began", -0.5)
+    hear(turns, 20, speech=True)
+    (second,) = hear(turns, TIMING.quick, speech=False)
+    assert isinstance(second, Recognise)
+    turns.recognised(second.attempt, "on Monday.", -0.1)
+    said = hear(turns, TIMING.end, speech=False)[-2]
+    assert isinstance(said, Said)
+    assert said.confidence == -0.5
