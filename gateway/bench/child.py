@@ -21,6 +21,7 @@ import httpx
 import psutil
 
 from gateway.bench.ports import free_ports
+from gateway.recording.process import WRITER
 
 _START_SECONDS = 60
 _PERSONA = """\
@@ -74,17 +75,26 @@ class Gateway:
         except psutil.NoSuchProcess:
             raise GatewayFailed(f"The gateway ended during the measurement. {self.last_words()}") from None
 
-    def set_children_apart(self) -> None:
-        """Worker and recording's writer run on the other cores, if there are any, as they would beside a gateway.
+    def children(self) -> list[psutil.Process]:
+        return self._watched.children(recursive=True)
 
-        Where the bench was given real time, to keep other work out of its figures, they go before other work too.
+    def free_writer(self, cores: set[int]) -> None:
+        """Let what writes recordings run on all `cores`, after the calls.
+
+        Where the bench was given real time above the lowest, to keep other work out, it goes before other work too.
         """
-        cores = sorted(os.sched_getaffinity(0))
-        for child in self._watched.children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                child.cpu_affinity(cores[1:] or cores)
-                if os.sched_getscheduler(0) in (os.SCHED_RR, os.SCHED_FIFO):
-                    child.nice(-20)
+        real_time = os.sched_getscheduler(0) in (os.SCHED_RR, os.SCHED_FIFO)
+        below = os.sched_getparam(0).sched_priority - 1
+        for child in self.children():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, PermissionError):
+                if WRITER in child.cmdline():
+                    child.cpu_affinity(sorted(cores))
+                    if real_time and below > 0:
+                        os.sched_setscheduler(child.pid, os.SCHED_RR, os.sched_param(below))
+
+    def lost_recordings(self) -> list[str]:
+        """What it said of recordings that stopped."""
+        return [line for line in self._log.read_text(errors="replace").splitlines() if " stopped: " in line]
 
     def wait_ready(self) -> None:
         """Until it can take a call. Raises GatewayFailed."""

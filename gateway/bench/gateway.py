@@ -101,15 +101,14 @@ def find_most(measure: Callable[[int], Load], begin: int) -> tuple[int, list[Loa
 def measure_calls(target: Target, calls: int, seconds: float) -> Load:
     """Place the calls, wait until all are up and settled, measure, hang up. Raises GatewayFailed."""
     idle = target.gateway.usage() if target.gateway else _NOTHING
-    if target.gateway:
-        target.gateway.set_children_apart()
+    cores = os.sched_getaffinity(0)
     with _load_processes(target, calls) as pipes:
         ups = [_receive(pipe, CallsUp) for pipe in pipes]
         failures = [why for up in ups for why in up.failures]
         if not any(up.up for up in ups):
             raise GatewayFailed(f"No call came up: {failures[0]}.")
         if target.gateway:
-            target.gateway.set_children_apart()
+            target.gateway.free_writer(cores)
         start = time.monotonic() + _SETTLE_SECONDS
         window = Window(start, start + seconds)
         for pipe in pipes:
@@ -119,6 +118,8 @@ def measure_calls(target: Target, calls: int, seconds: float) -> Load:
         _sleep_until(window.end)
         after = target.gateway.usage() if target.gateway else _NOTHING
         measured = merged([_receive(pipe, Measured) for pipe in pipes])
+    if target.gateway:
+        failures += target.gateway.lost_recordings()
     if not len(measured.round_trips):
         raise GatewayFailed("Calls came up, but nothing that was said came back: is it the echo engine?")
     used = Resources(
@@ -151,6 +152,8 @@ def _target(worker_process: bool, recorded: Recorded, sealed: bool, url: str, au
     cores = sorted(os.sched_getaffinity(0))
     gateway_core = cores[0] if len(cores) > 1 else None
     with running_gateway(environment, gateway_core, recorded) as gateway:
+        for child in gateway.children():
+            child.cpu_affinity(cores[1:] or cores)
         yield Target(gateway.url, token, gateway)
 
 

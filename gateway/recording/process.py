@@ -24,7 +24,8 @@ from gateway.recording.orders import Answer, Closed, Order
 
 log = logging.getLogger(__name__)
 
-COMMAND = (sys.executable, "-m", "gateway.recording.writer")
+WRITER = "gateway.recording.writer"
+COMMAND = (sys.executable, "-m", WRITER)
 NICE = 5
 _EXIT_SECONDS = 10.0
 
@@ -57,9 +58,7 @@ class WriterProcess:
                 # Python does not wait for daemon threads; what was handed over must be written all the same.
                 atexit.register(self.close)
             self._link = _Link(self._command)
-            channel = self._link.channel(number, hear)
-            assert channel is not None
-            return channel
+            return self._link.start(number, hear)
 
     def close(self) -> None:
         """Let the process write what was handed over, and end; waits at most ten seconds for each."""
@@ -98,8 +97,13 @@ class _Link:
             threading.Thread(target=self._live, args=(command, theirs), name="recording-answers", daemon=True),
             threading.Thread(target=self._send_waiting, name="recording-orders", daemon=True),
         ]
+
+    def start(self, number: int, hear: Hear) -> Channel:
+        """Start the process for a first recording, which hears if that fails."""
+        channel = self._channels[number] = Channel(number, hear, self)
         for thread in self._threads:
             thread.start()
+        return channel
 
     def channel(self, number: int, hear: Hear) -> Channel | None:
         """None: the process is gone."""
