@@ -76,7 +76,8 @@ class Gateway:
             raise GatewayFailed(f"The gateway ended during the measurement. {self.last_words()}") from None
 
     def children(self) -> list[psutil.Process]:
-        return self._watched.children(recursive=True)
+        """Its workers, not what writes recordings."""
+        return [child for child in self._watched.children(recursive=True) if not _writes(child)]
 
     def free_writer(self, cores: set[int]) -> None:
         """Let what writes recordings run on all `cores`, after the calls.
@@ -85,12 +86,11 @@ class Gateway:
         """
         real_time = os.sched_getscheduler(0) in (os.SCHED_RR, os.SCHED_FIFO)
         below = os.sched_getparam(0).sched_priority - 1
-        for child in self.children():
+        for child in filter(_writes, self._watched.children()):
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, PermissionError):
-                if WRITER in child.cmdline():
-                    child.cpu_affinity(sorted(cores))
-                    if real_time and below > 0:
-                        os.sched_setscheduler(child.pid, os.SCHED_RR, os.sched_param(below))
+                child.cpu_affinity(sorted(cores))
+                if real_time and below > 0:
+                    os.sched_setscheduler(child.pid, os.SCHED_RR, os.sched_param(below))
 
     def lost_recordings(self) -> list[str]:
         """What it said of recordings that stopped."""
@@ -152,6 +152,12 @@ def running_gateway(environment: Mapping[str, str], core: int | None, recorded: 
             yield gateway
         finally:
             _end(process)
+
+
+def _writes(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return WRITER in process.cmdline()
+    return False
 
 
 def _recording(recorded: Recorded) -> str:
