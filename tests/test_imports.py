@@ -35,6 +35,7 @@ PURE = {
     "gateway/latency.py",
     "gateway/leg.py",
     "gateway/recording/consent.py",
+    "gateway/recording/orders.py",
     "gateway/recording/seal.py",
     "gateway/recording/wav.py",
     "gateway/telnyx/protocol.py",

@@ -21,6 +21,7 @@ import httpx
 import psutil
 
 from gateway.bench.ports import free_ports
+from gateway.recording.process import WRITER
 
 _START_SECONDS = 60
 _PERSONA = """\
@@ -46,7 +47,7 @@ class Usage:
     cpu_seconds: float
     rss_bytes: int
     child_cpu_seconds: float
-    """Its children, that is a local worker."""
+    """Its children: a local worker, and what writes recordings."""
     child_rss_bytes: int
 
 
@@ -75,7 +76,25 @@ class Gateway:
             raise GatewayFailed(f"The gateway ended during the measurement. {self.last_words()}") from None
 
     def children(self) -> list[psutil.Process]:
-        return self._watched.children(recursive=True)
+        """Its workers, not what writes recordings."""
+        return [child for child in self._watched.children(recursive=True) if not _writes(child)]
+
+    def free_writer(self, cores: set[int]) -> None:
+        """Let what writes recordings run on all `cores`, after the calls.
+
+        Where the bench was given real time above the lowest, to keep other work out, it goes before other work too.
+        """
+        real_time = os.sched_getscheduler(0) in (os.SCHED_RR, os.SCHED_FIFO)
+        below = os.sched_getparam(0).sched_priority - 1
+        for child in filter(_writes, self._watched.children()):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, PermissionError):
+                child.cpu_affinity(sorted(cores))
+                if real_time and below > 0:
+                    os.sched_setscheduler(child.pid, os.SCHED_RR, os.sched_param(below))
+
+    def lost_recordings(self) -> list[str]:
+        """What it said of recordings that stopped."""
+        return [line for line in self._log.read_text(errors="replace").splitlines() if " stopped: " in line]
 
     def wait_ready(self) -> None:
         """Until it can take a call. Raises GatewayFailed."""
@@ -133,6 +152,12 @@ def running_gateway(environment: Mapping[str, str], core: int | None, recorded: 
             yield gateway
         finally:
             _end(process)
+
+
+def _writes(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return WRITER in process.cmdline()
+    return False
 
 
 def _recording(recorded: Recorded) -> str:

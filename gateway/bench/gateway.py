@@ -102,11 +102,14 @@ def find_most(measure: Callable[[int], Load], begin: int) -> tuple[int, list[Loa
 def measure_calls(target: Target, calls: int, seconds: float) -> Load:
     """Place the calls, wait until all are up and settled, measure, hang up. Raises GatewayFailed."""
     idle = target.gateway.usage() if target.gateway else _NOTHING
+    cores = os.sched_getaffinity(0)
     with _load_processes(target, calls) as pipes:
         ups = [_receive(pipe, CallsUp) for pipe in pipes]
         failures = [why for up in ups for why in up.failures]
         if not any(up.up for up in ups):
             raise GatewayFailed(f"No call came up: {failures[0]}.")
+        if target.gateway:
+            target.gateway.free_writer(cores)
         start = time.monotonic() + _SETTLE_SECONDS
         window = Window(start, start + seconds)
         for pipe in pipes:
@@ -116,6 +119,8 @@ def measure_calls(target: Target, calls: int, seconds: float) -> Load:
         _sleep_until(window.end)
         after = target.gateway.usage() if target.gateway else _NOTHING
         measured = merged([_receive(pipe, Measured) for pipe in pipes])
+    if target.gateway:
+        failures += target.gateway.lost_recordings()
     if not len(measured.round_trips):
         raise GatewayFailed("Calls came up, but nothing that was said came back: is it the echo engine?")
     used = Resources(

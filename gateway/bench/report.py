@@ -127,7 +127,7 @@ def as_text(load: Load) -> str:
         f"{load.rss_mb:.0f} MB ({load.rss_mb_per_call:.2f} MB a call)",
     ]
     if load.worker_rss_mb:
-        lines.append(f"  worker           {load.worker_cpu_percent:.0f} % of a core, {load.worker_rss_mb:.0f} MB")
+        lines.append(f"  children         {load.worker_cpu_percent:.0f} % of a core, {load.worker_rss_mb:.0f} MB")
     if load.first_failure:
         lines.append(f"  first failure    {load.first_failure}")
     if load.bench_is_slow:

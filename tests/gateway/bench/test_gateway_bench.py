@@ -25,7 +25,8 @@ def test_real_calls_come_back_whole(worker_process: bool, capfd: pytest.CaptureF
     assert load["round_trip_ms"]["p50"] == pytest.approx(load["added_ms"]["p50"] + report["designed_ms"], abs=0.1)
     assert 0 < load["cpu_percent"] < 100
     assert 30 < load["rss_mb"] < 150
-    assert (load["worker_rss_mb"] > 10) is worker_process
+    # What writes the recordings is there in both.
+    assert load["worker_rss_mb"] > (60 if worker_process else 20)
 
 
 def test_a_gateway_that_cannot_be_reached_is_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.recording.recorder import FLUSH_PIECES, Recorder, RecordingPlan
+from gateway.recording.disk import FLUSH_PIECES
+from gateway.recording.recorder import Recorder, RecordingPlan
 from gateway.recording.seal import DataKey, Opener
 
 SAMPLES = 640

@@ -11,6 +11,7 @@ import pytest
 from gateway.persona_model import Persona
 from gateway.recording.checks import Check, recording_checks
 from gateway.recording.opus import MISSING
+from gateway.recording.process import WriterProcess
 from gateway.recording.recorder import Recorder
 from gateway.settings import SettingsInvalid, load_settings
 from tests.gateway.recording.s3_server import admin, running_s3
@@ -62,13 +63,22 @@ def test_a_key_that_is_none_is_refused_without_being_shown(key: str) -> None:
     assert key not in str(caught.value)
 
 
+WITHOUT_CODEC = """
+import sys
+from gateway.recording.writer import main
+
+sys.modules["av"] = None
+main(int(sys.argv[1]))
+"""
+
+
 def test_opus_without_its_codec(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert found(OPUS, data_key=KEY)[1].ok
     monkeypatch.setitem(sys.modules, "av", None)
     (_, check) = found(OPUS, WAV, data_key=KEY)
     assert not check.ok
     assert check.detail == "opus is recorded in Opus, and PyAV is not installed"
-    recorder = Recorder(plan(tmp_path, "opus"))
+    recorder = Recorder(plan(tmp_path, "opus"), WriterProcess((sys.executable, "-c", WITHOUT_CODEC)))
     record(recorder, 20)
     recorder.close().result(5)
     assert recorder.failed.endswith(MISSING)

@@ -6,15 +6,17 @@ import logging
 import signal
 import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
-from gateway.recording.recorder import FLUSH_PIECES, MAX_PENDING, Recorder, interleave, muted
+from gateway.recording.disk import FLUSH_PIECES, interleave, muted
+from gateway.recording.process import WriterProcess
+from gateway.recording.recorder import MAX_PENDING, Recorder
 from tests.gateway.recording.sound import (
     BATCH_SECONDS,
     PIECE_SECONDS,
@@ -33,6 +35,19 @@ from tests.gateway.recording.sound import (
 )
 
 KINDS = ["wav", "wav.sealed", "opus", "opus.sealed"]
+
+
+@pytest.fixture
+def writer() -> Iterator[WriterProcess]:
+    """One of the test's own, which it may stop and kill."""
+    writer = WriterProcess()
+    yield writer
+    writer.close()
+
+
+def running(writer: WriterProcess) -> psutil.Process:
+    wait_for(lambda: writer.pid is not None)
+    return psutil.Process(writer.pid)
 
 
 @pytest.mark.parametrize("kind", ["wav", "wav.sealed"])
@@ -115,8 +130,11 @@ def test_after_kill_9_the_file_plays_up_to_the_last_second(tmp_path: Path, kind:
         assert child.stdout.readline() == "60\n"
         # What is not yet with the writer is less than a second; the rest only has to reach the file.
         wait_for(lambda: path.exists() and path.stat().st_size > 60 and seconds(path) > spoken - 1.0)
+        writers = psutil.Process(child.pid).children()
+        assert len(writers) == 1
         child.send_signal(signal.SIGKILL)
     assert child.returncode == -signal.SIGKILL
+    assert not psutil.wait_procs(writers, timeout=10)[1], "the writer ends with the gateway"
     assert spoken - 1.0 < seconds(path) <= spoken
     assert list(tmp_path.iterdir()) == [path], "the spool is gone with its process"
     if "wav" in kind:
@@ -127,17 +145,17 @@ def test_after_kill_9_the_file_plays_up_to_the_last_second(tmp_path: Path, kind:
 
 ENDLESS = """
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
+from time import sleep
 from gateway.recording.recorder import Recorder
 from tests.gateway.recording.sound import piece, plan
 
-writer = ThreadPoolExecutor(1)
-recorder = Recorder(plan(Path(sys.argv[1]), sys.argv[2]), writer)
+recorder = Recorder(plan(Path(sys.argv[1]), sys.argv[2]))
 for index in count():
     recorder.write(piece(index, 0), piece(index, 1))
-    writer.submit(int).result()
+    while recorder.backlog:
+        sleep(0.001)
 """
 
 
@@ -154,10 +172,13 @@ for index in count():
     ],
 )
 def test_a_kill_in_the_midst_of_writing_leaves_a_file_that_plays(tmp_path: Path, kind: str, size: int) -> None:
+    """Of the gateway, and of the process that writes."""
     path = plan(tmp_path, kind).path
-    with subprocess.Popen([sys.executable, "-c", ENDLESS, str(tmp_path), kind]) as child:
+    with subprocess.Popen([sys.executable, "-c", ENDLESS, str(tmp_path), kind], stderr=subprocess.DEVNULL) as child:
         wait_for(lambda: path.exists() and path.stat().st_size > size)
-        child.send_signal(signal.SIGKILL)
+        (writer,) = psutil.Process(child.pid).children()
+        writer.kill()
+        child.kill()
     if "wav" in kind:
         left, right = samples(path)
         assert 4 * len(left) > size - 4 * SAMPLES * (FLUSH_PIECES + 1)
@@ -183,18 +204,17 @@ def test_an_unwritable_folder_fails_the_recording_and_not_the_call(
 
 
 FULL = """
-import resource, signal, sys
+import resource, sys
 from pathlib import Path
 from gateway.recording.recorder import Recorder
-from tests.gateway.recording.sound import plan, record
+from tests.gateway.recording.sound import plan, record, wait_for
 
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 limit = int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 recorder = Recorder(plan(Path(sys.argv[1]), sys.argv[2], held="held" in sys.argv))
 for _ in range(3):
     record(recorder, 100)
-    recorder._submit(int).result()
+    wait_for(lambda: not recorder.backlog)
 recorder.release(1e9)
 recorder.close().result(5)
 print(recorder.failed)
@@ -227,28 +247,92 @@ def test_a_spool_on_a_full_disk_leaves_nothing_that_was_not_released(tmp_path: P
     assert list(tmp_path.iterdir()) == [plan(tmp_path).path]
 
 
-def test_a_disk_that_hangs_costs_bounded_memory_and_no_time(tmp_path: Path) -> None:
-    release = threading.Event()
-    with ThreadPoolExecutor(1) as writer:
-        writer.submit(release.wait, 30)
-        recorder = Recorder(plan(tmp_path), writer)
-        limit = (MAX_PENDING + 1) * FLUSH_PIECES
-        accepted = 0
-        while not recorder.failed and accepted <= limit:
-            recorder.write(piece(accepted, 0), piece(accepted, 1))
-            accepted += 1
-        assert "too slow" in recorder.failed
-        release.set()
-        recorder.close().result(5)
-
-
-def test_a_writer_that_is_gone_fails_the_recording_quietly(tmp_path: Path) -> None:
-    writer = ThreadPoolExecutor(1)
-    writer.shutdown()
+def test_a_disk_that_hangs_costs_bounded_memory_and_no_time(tmp_path: Path, writer: WriterProcess) -> None:
     recorder = Recorder(plan(tmp_path), writer)
-    recorder.write(piece(0, 0), piece(0, 1))
+    process = running(writer)
+    process.suspend()
+    # What the socket between the processes holds comes on top.
+    limit = (MAX_PENDING + 1 + 32) * FLUSH_PIECES
+    accepted = 0
+    while not recorder.failed and accepted <= limit:
+        recorder.write(piece(accepted, 0), piece(accepted, 1))
+        accepted += 1
+    assert "too slow" in recorder.failed
+    process.resume()
     recorder.close().result(5)
-    assert "shutting down" in recorder.failed
+    left, _ = samples(recorder.plan.path)
+    assert len(left) >= MAX_PENDING * FLUSH_PIECES * SAMPLES
+    assert np.array_equal(left, expected(len(left) // SAMPLES, 0))
+
+
+# The process that writes.
+
+
+def test_a_writer_that_dies_fails_its_recordings_and_the_next_are_whole(
+    tmp_path: Path, writer: WriterProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorders = [Recorder(plan(tmp_path / name, kind), writer) for name, kind in (("a", "wav"), ("b", "wav.sealed"))]
+    for recorder in recorders:
+        record(recorder, 4 * FLUSH_PIECES)
+    paths = [recorder.plan.path for recorder in recorders]
+    wait_for(lambda: all(path.exists() and path.stat().st_size > 50_000 for path in paths))
+    running(writer).kill()
+    for recorder in recorders:
+        recorder.close().result(5)
+        assert "has ended" in recorder.failed
+        assert recorder.kept == recorder.plan.path
+        left, _ = samples(recorder.plan.path)
+        assert len(left) >= 2 * FLUSH_PIECES * SAMPLES
+        assert np.array_equal(left, expected(len(left) // SAMPLES, 0))
+    assert len(caplog.records) == 2
+    after = Recorder(plan(tmp_path / "c"), writer)
+    record(after, 40)
+    after.close().result(5)
+    assert after.failed == ""
+    assert np.array_equal(samples(after.plan.path)[1], expected(40, 1))
+
+
+def test_signals_for_the_gateway_do_not_end_the_writer(tmp_path: Path, writer: WriterProcess) -> None:
+    recorder = Recorder(plan(tmp_path), writer)
+    wait_for(recorder.plan.path.exists)
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        running(writer).send_signal(stop)
+    record(recorder, 40)
+    recorder.close().result(5)
+    assert recorder.failed == ""
+
+
+def test_a_writer_that_does_not_start_fails_the_recording_and_not_the_call(tmp_path: Path) -> None:
+    recorder = Recorder(plan(tmp_path), WriterProcess([str(tmp_path / "nothing")]))
+    record(recorder, 40)
+    recorder.close().result(5)
+    assert "has ended" in recorder.failed
+    assert recorder.kept is None
+
+
+LEAVING = """
+import sys
+from pathlib import Path
+from gateway.recording.recorder import Recorder
+from tests.gateway.recording.sound import plan, record
+
+recorder = Recorder(plan(Path(sys.argv[1])))
+record(recorder, 100)
+recorder.close()
+"""
+
+
+def test_what_was_handed_over_is_written_when_the_gateway_leaves(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", LEAVING, str(tmp_path)], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert np.array_equal(samples(plan(tmp_path).path)[0], expected(100, 0))
+
+
+def test_no_process_is_started_for_a_call_without_consent(tmp_path: Path, writer: WriterProcess) -> None:
+    recorder = Recorder(plan(tmp_path, after_consent=True), writer)
+    record(recorder, 50)
+    recorder.close().result(5)
+    assert writer.pid is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -295,19 +379,19 @@ def test_muting_is_to_the_sample_and_of_one_side(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["wav", "opus.sealed"])
 def test_sound_moves_on_while_the_call_runs_and_marks_come_in_between(tmp_path: Path, kind: str) -> None:
-    with ThreadPoolExecutor(1) as writer:
-        recorder = Recorder(plan(tmp_path, kind, held=True), writer)
-        for index in range(100):
-            recorder.write(tone(index, 400), tone(index, 1_000))
-            at = (index + 1) * PIECE_SECONDS
-            if index % 25 == 24:
-                recorder.mute("caller", at - 0.5, at - 0.1)
-            recorder.release(at - 1.5)
-            writer.submit(int).result()
-        kept = seconds(recorder.plan.path)
-        assert 8.0 - 1.5 - 2 * BATCH_SECONDS - 0.3 < kept <= 8.0 - 1.5
-        recorder.release(1e9)
-        recorder.close().result(5)
+    recorder = Recorder(plan(tmp_path, kind, held=True))
+    for index in range(100):
+        recorder.write(tone(index, 400), tone(index, 1_000))
+        at = (index + 1) * PIECE_SECONDS
+        if index % 25 == 24:
+            recorder.mute("caller", at - 0.5, at - 0.1)
+        recorder.release(at - 1.5)
+        wait_for(lambda: not recorder.backlog)
+    path = recorder.plan.path
+    wait_for(lambda: path.exists() and path.stat().st_size > 60 and seconds(path) > 8.0 - 1.5 - 3 * BATCH_SECONDS - 0.3)
+    assert seconds(path) <= 8.0 - 1.5
+    recorder.release(1e9)
+    recorder.close().result(5)
     left, right = decoded(recorder.plan.path)
     rate = 8_000 if kind == "wav" else 48_000
     for end in (2.0, 4.0, 6.0, 8.0):
@@ -318,12 +402,10 @@ def test_sound_moves_on_while_the_call_runs_and_marks_come_in_between(tmp_path: 
 
 
 def test_a_mark_that_comes_too_late_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with ThreadPoolExecutor(1) as writer:
-        recorder = Recorder(plan(tmp_path), writer)
-        record(recorder, 3 * FLUSH_PIECES)
-        writer.submit(int).result()
-        recorder.mute("caller", 0.1, 0.2)
-        recorder.close().result(5)
+    recorder = Recorder(plan(tmp_path))
+    record(recorder, 3 * FLUSH_PIECES)
+    recorder.mute("caller", 0.1, 0.2)
+    recorder.close().result(5)
     assert "0.10 to 0.20 s were to be muted too late and are kept" in caplog.text
 
 

@@ -228,7 +228,8 @@ def test_deleting_takes_every_version_out_of_the_bucket(
 def test_a_running_call_s_recording_is_not_deleted(tmp_path: Path) -> None:
     recorder = Recorder(RecordingPlan(tmp_path / "calls" / "one"))
     record(recorder, 20)
-    recorder._submit(int).result(5)
+    wait_for(recorder.plan.path.exists)
+    wait_for(lambda: recorder.kept is not None)
     store = RecordingStore(tmp_path)
     with pytest.raises(StoreError, match="still being recorded"):
         store.delete("calls/one/call.wav", NOW)
