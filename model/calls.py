@@ -69,6 +69,16 @@ class _Job:
     """Each says whether anything was done: nothing, where it waits for a thread."""
 
 
+def _part(job: _Job) -> tuple[bool | None, str]:
+    """Do the job's next part: whether anything was done, None once all is, and why its call cannot be opened."""
+    try:
+        return next(job.parts), ""
+    except StopIteration:
+        return None, ""
+    except _CannotOpen as refusal:
+        return None, str(refusal)
+
+
 class Calls:
     """All calls of `stepper`. Every method is to be called from one thread."""
 
@@ -147,8 +157,9 @@ class Calls:
         del self._by_slot[call.slot]
         for job in [job for job in self._jobs if job.call is call]:
             self._jobs.remove(job)
-            job.parts.close()
+            # What the job began is put in order in the stream of the steps: only once it is done.
             self.stepper.join()
+            job.parts.close()
         account = self.scheduler.close(call.slot)
         self.stepper.reset(call.slot)
         if account.late or account.lost:
@@ -215,22 +226,15 @@ class Calls:
             with self.stepper.aside() as free:
                 if not free:
                     return False
-                try:
-                    done = next(job.parts)
-                except StopIteration:
-                    self._over(job)
-                    return True
-                except _CannotOpen as refusal:
-                    self._over(job)
-                    self._end(job.call, Error("invalid", str(refusal)))
-                    return True
-            if done:
+                did, refusal = _part(job)
+            if did is None:
+                self._jobs.remove(job)
+                self.stepper.join()
+            if refusal:
+                self._end(job.call, Error("invalid", refusal))
+            if did is not False:
                 return True
         return False
-
-    def _over(self, job: _Job) -> None:
-        self._jobs.remove(job)
-        self.stepper.join()
 
     def _opening(self, call: _Call, history: History) -> Generator[bool]:
         """From the request to a slot that speaks."""
