@@ -141,6 +141,7 @@ def worker(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or auto.")] = None,
     context: Annotated[str | None, typer.Option(help="reprime, or sliding as the reference.")] = None,
     kv_dtype: Annotated[str | None, typer.Option(help="auto, float32, bf16 or fp8.")] = None,
+    weights_dtype: Annotated[str | None, typer.Option(help="auto or fp8.")] = None,
     transcriber: Annotated[str | None, typer.Option(help="whisper or none.")] = None,
     exit_with_parent: Annotated[bool, typer.Option(help="End when standard input does.")] = False,
 ) -> None:
@@ -153,6 +154,7 @@ def worker(
         device=device,
         context=context,
         kv_dtype=kv_dtype,
+        weights_dtype=weights_dtype,
         transcriber=transcriber,
     )
     from gateway.worker_process import WorkerRefused, run_worker

@@ -190,13 +190,15 @@ def session_request(persona: Persona, call_id: str, variables: Mapping[str, str]
     are ignored, values are made harmless, and the persona's defaults stand in for those missing.
     """
     values = _values(persona, variables)
-    first = (persona.recording.consent, persona.disclosure, persona.greeting)
+    notice = " ".join(filter(None, (persona.recording.consent, persona.disclosure)))
     chosen = {name: value for name, value in persona.sampling.model_dump().items() if value is not None}
     return SessionRequest(
         call_id=call_id,
         prompt=persona_prompt(persona, variables),
         voice=persona.voice,
-        greeting=_filled(" ".join(filter(None, first)), values),
+        greeting=_filled(" ".join(filter(None, (notice, persona.greeting))), values),
+        notice=_filled(notice, values),
+        clip=f"{persona.id}-{persona.version}" if persona.disclosure else "",
         sampling=Sampling(**{**asdict(Sampling()), **chosen, "seed": seed}),
         script=_script(persona, values),
     )

@@ -243,6 +243,7 @@ def _local_environment(settings: Settings) -> dict[str, str]:
         "DEVICE": settings.device,
         "CONTEXT": settings.context,
         "KV_DTYPE": settings.kv_dtype,
+        "WEIGHTS_DTYPE": settings.weights_dtype,
         "TRANSCRIBER": settings.transcriber,
         "PERSONAS": str(settings.personas),
         "WORKER_TLS_CERT": "",

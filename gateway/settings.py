@@ -90,6 +90,9 @@ class Settings(BaseSettings):
         "reprime", description="what a long call keeps: its prompt and newest frames, or the newest frames alone"
     )
     kv_dtype: Literal["auto", "float32", "bf16", "fp8"] = Field("auto", description="how keys and values are kept")
+    weights_dtype: Literal["auto", "fp8"] = Field(
+        "auto", description="how the model's matrices are kept: fp8 for a small card"
+    )
     transcriber: Literal["whisper", "none"] = Field("whisper", description="what hears the caller's words")
     worker_tls_cert: Path | None = Field(None, description="certificate chain of a worker off loopback, PEM")
     worker_tls_key: Path | None = Field(None, description="private key of a worker off loopback, PEM")

@@ -88,6 +88,7 @@ def _personaplex(settings: Settings) -> tuple[WorkerEngine, tuple[type[Exception
         slots=settings.slots,
         context=settings.context,
         kv_dtype=settings.kv_dtype,
+        weights_dtype=settings.weights_dtype,
         warm=_routed_prompts(settings),
         log_level=settings.log_level.upper(),
     )

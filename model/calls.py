@@ -11,8 +11,10 @@ import logging
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from model import wire
+from model.barge_in import GIVES_WAY_AFTER, is_loud
 from model.clip import Clip, ClipError
 from model.conversation import check_prompt, role_ids
 from model.engine import Stepper, StepResult
@@ -37,6 +39,13 @@ _STARVED = 8
 """After so many steps in a row, other work has a turn."""
 
 
+class _ToSay(NamedTuple):
+    """clip: its name, where `play` asked for it. kept: not let go when the caller speaks."""
+
+    clip: str
+    kept: bool
+
+
 @dataclass(slots=True)
 class _Call:
     session: int
@@ -51,8 +60,10 @@ class _Call:
     early: list[tuple[int, bytes]] = field(default_factory=list)
     """Caller frames that came before it could speak."""
     renewing: bool = False
-    queued: deque[str] = field(default_factory=deque)
-    """What it is told to say, in order: names of clips, and "" for words."""
+    queued: deque[_ToSay] = field(default_factory=deque)
+    """What it is told to say, in order."""
+    over: int = 0
+    """Frames in a row in which the caller spoke over the agent's words."""
 
 
 class _CannotOpen(Exception):
@@ -67,6 +78,16 @@ class _Job:
     rank: tuple[int, int]
     parts: Generator[bool]
     """Each says whether anything was done: nothing, where it waits for a thread."""
+
+
+def _part(job: _Job) -> tuple[bool | None, str]:
+    """Do the job's next part: whether anything was done, None once all is, and why its call cannot be opened."""
+    try:
+        return next(job.parts), ""
+    except StopIteration:
+        return None, ""
+    except _CannotOpen as refusal:
+        return None, str(refusal)
 
 
 class Calls:
@@ -126,7 +147,7 @@ class Calls:
         """The agent says this next, in words of its own timing."""
         call = self._calls.get(session)
         if call is not None:
-            self._say(call, text)
+            self._say(call, text, kept=text in call.request.notice)
 
     def play(self, session: int, name: str) -> None:
         """A prepared clip, sound for sound."""
@@ -135,7 +156,7 @@ class Calls:
             return
         try:
             self.stepper.speech.play(call.slot, self._clip(name))
-            call.queued.append(name)
+            call.queued.append(_ToSay(name, kept=True))
         except (ClipError, ValueError) as error:
             log.warning("call %s: the clip %r is not played: %s", call.request.call_id, name, error)
 
@@ -147,8 +168,9 @@ class Calls:
         del self._by_slot[call.slot]
         for job in [job for job in self._jobs if job.call is call]:
             self._jobs.remove(job)
-            job.parts.close()
+            # What the job began is put in order in the stream of the steps: only once it is done.
             self.stepper.join()
+            job.parts.close()
         account = self.scheduler.close(call.slot)
         self.stepper.reset(call.slot)
         if account.late or account.lost:
@@ -182,7 +204,9 @@ class Calls:
         self.steps += 1
         result = self.stepper.step([frame.slot for frame in frames], [frame.pcm for frame in frames])
         for row, frame in enumerate(frames):
-            self._answer(self._by_slot[frame.slot], frame.index, result, row)
+            call = self._by_slot[frame.slot]
+            self._answer(call, frame.index, result, row)
+            self._give_way(call, frame.pcm)
         self.scheduler.stepped(frames, self._now())
 
     def _answer(self, call: _Call, index: int, result: StepResult, row: int) -> None:
@@ -198,7 +222,7 @@ class Calls:
         said = self.stepper.speech.returned(call.slot, tokens)
         column = call.columns.append(result.columns[row])
         self._tell(call.session, AgentFrame(index, result.pcm[row].astype("<i2").tobytes(), column))
-        if said is not None and (clip := call.queued.popleft()):
+        if said is not None and (clip := call.queued.popleft().clip):
             self._tell(call.session, Played(index, clip))
         if self._reprimes and not call.renewing:
             self._watch_window(call)
@@ -215,22 +239,15 @@ class Calls:
             with self.stepper.aside() as free:
                 if not free:
                     return False
-                try:
-                    done = next(job.parts)
-                except StopIteration:
-                    self._over(job)
-                    return True
-                except _CannotOpen as refusal:
-                    self._over(job)
-                    self._end(job.call, Error("invalid", str(refusal)))
-                    return True
-            if done:
+                did, refusal = _part(job)
+            if did is None:
+                self._jobs.remove(job)
+                self.stepper.join()
+            if refusal:
+                self._end(job.call, Error("invalid", refusal))
+            if did is not False:
                 return True
         return False
-
-    def _over(self, job: _Job) -> None:
-        self._jobs.remove(job)
-        self.stepper.join()
 
     def _opening(self, call: _Call, history: History) -> Generator[bool]:
         """From the request to a slot that speaks."""
@@ -239,8 +256,11 @@ class Calls:
         except (VoiceError, VoiceRefused, PromptTooLong, ValueError) as error:
             raise _CannotOpen(str(error)) from error
         request = call.request
-        for text in (request.greeting,) if request.resume is None else request.resume.queued:
-            self._say(call, text)
+        if request.resume is None:
+            self._greet(call)
+        else:
+            for text in request.resume.queued:
+                self._say(call, text, kept=bool(request.notice))
         call.live = True
         self._tell(call.session, Ready(NAME))
         if request.resume is not None and request.resume.missed:
@@ -314,11 +334,57 @@ class Calls:
             self.cuts += 1
             self._tell(call.session, Cut(start))
 
-    def _say(self, call: _Call, text: str) -> None:
+    # What it is told to say.
+
+    def _greet(self, call: _Call) -> None:
+        """The greeting: what a prepared clip says in its sound, the rest in words."""
+        request = call.request
+        before, clip, after = self._prepared(request)
+        if clip is not None:
+            try:
+                self._say(call, before, kept=True)
+                self.stepper.speech.play(call.slot, clip)
+                call.queued.append(_ToSay("", kept=True))
+                self._say(call, after)
+                return
+            except ValueError as error:
+                log.warning("call %s: the clip %r is not played: %s", request.call_id, request.clip, error)
+                after = clip.text + after
+        elif after.startswith(request.notice):
+            self._say(call, request.notice, kept=True)
+            after = after[len(request.notice) :]
+        self._say(call, after)
+
+    def _prepared(self, request: SessionRequest) -> tuple[str, Clip | None, str]:
+        """The greeting before the clip, the clip if there is one that says a part of it, and what follows."""
+        if not request.clip:
+            return "", None, request.greeting
+        try:
+            clip = self._clip(request.clip)
+        except ClipError as error:
+            log.info("call %s: the disclosure is said in the model's own sound: %s", request.call_id, error)
+            return "", None, request.greeting
+        before, found, after = request.greeting.partition(clip.text)
+        if not found or not clip.text:
+            log.warning("call %s: the clip %r says something else than the greeting", request.call_id, request.clip)
+            return "", None, request.greeting
+        return before, clip, after
+
+    def _say(self, call: _Call, text: str, kept: bool = False) -> None:
         if not text.strip():
             return
         try:
             self.stepper.speech.say(call.slot, text)
-            call.queued.append("")
+            call.queued.append(_ToSay("", kept))
         except ValueError as error:
             log.warning("call %s: %r is not said: %s", call.request.call_id, text[:80], error)
+
+    def _give_way(self, call: _Call, pcm: bytes) -> None:
+        """Let words go that the caller speaks over, and the model answer; not those that must be heard."""
+        speech = self.stepper.speech
+        cuttable = call.queued and not call.queued[0].kept and speech.speaking(call.slot)
+        call.over = call.over + 1 if cuttable and is_loud(pcm) else 0
+        if call.over >= GIVES_WAY_AFTER:
+            speech.let_go(call.slot)
+            call.queued.popleft()
+            call.over = 0

@@ -112,6 +112,7 @@ class Stepper:
         self._batches = sorted(batches)
         self._buffers = {batch: self._buffer(batch) for batch in self._batches}
         self._aside = stream(self.device, LOW_PRIORITY) if self.device.type == "cuda" else None
+        self._steps = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         self._graphs = StepGraphs(self._run, self._batches, self.device)
 
     def _buffer(self, batch: int) -> _Buffers:
@@ -139,7 +140,7 @@ class Stepper:
         self._counter[slot] = counter
 
     def reset(self, slot: int) -> None:
-        """Make a slot as good as new, and wipe its memory: it was a caller's, or holds numbers that are none."""
+        """Make a slot as good as new: of what it held, a caller's words or numbers that are none, nothing is read."""
         self.reset_lm(self.lm_slot[slot])
         self.codec.reset(torch.tensor([slot], device=self.device))
         self.speech.reset(slot)
@@ -165,15 +166,17 @@ class Stepper:
             yield True
             return
         done = self._aside.query()
-        steps = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self._aside):
-            self._aside.wait_stream(steps)
+            self._aside.wait_stream(self._steps)
             yield done
 
     def join(self) -> None:
-        """Let no further step begin before the work done aside is complete: a slot needs it from now on."""
-        if self._aside is not None:
-            torch.cuda.current_stream(self.device).wait_stream(self._aside)
+        """Let no further step begin before the work done aside is complete: a slot needs it from now on.
+
+        The stream of the steps is the one that was current at the beginning: this may be called within `aside`.
+        """
+        if self._aside is not None and self._steps is not None:
+            self._steps.wait_stream(self._aside)
 
     def step(self, slots: Sequence[int], pcm: Sequence[bytes]) -> StepResult:
         """Step `slots [b]`, all different, each with 80 ms of its caller: 1,920 int16, or b"" for silence.
@@ -194,8 +197,8 @@ class Stepper:
         buffers.upload()
         self._graphs(batch)
         buffers.download()
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
+        if self._steps is not None:
+            self._steps.synchronize()
         rows = self.models.config.rows
         tokens: Ids = buffers.tokens_out.numpy()[:count].copy()
         sound_out: Sound = buffers.sound_out.numpy()[:count].copy()

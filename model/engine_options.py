@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 Context = Literal["reprime", "sliding"]
 KVDtype = Literal["auto", "float32", "bf16", "fp8"]
+WeightsDtype = Literal["auto", "fp8"]
 NAME = "personaplex"
 
 
@@ -34,6 +35,8 @@ class EngineOptions:
     """Calls at once; 0: as many as memory and the measured step allow."""
     context: Context = "reprime"
     kv_dtype: KVDtype = "auto"
+    weights_dtype: WeightsDtype = "auto"
+    """How the language model's matrices are kept: as they are stored, or in 8 bits, of unproven quality."""
     warm: tuple[tuple[str, str], ...] = ()
     """Voice and prompt of personas whose first caller should not wait either."""
     log_level: str = "INFO"

@@ -5,6 +5,7 @@ Owns the order of it, so that what cannot work is refused before it takes long. 
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import time
@@ -22,7 +23,7 @@ from model.engine import Stepper
 from model.engine_options import EngineOptions, EngineRefused
 from model.folder import ModelFolder
 from model.prompt import PromptTooLong
-from model.prompt_cache import PromptCache, make_prompt
+from model.prompt_cache import CHUNK, PromptCache, make_prompt
 from model.voice import VoiceError
 from model.voice_store import VoiceStore
 from model.voices import VoiceRefused
@@ -33,6 +34,8 @@ SPARES = 1
 """LM slots for re-priming; one is refilled in much less time than a call takes to need it again."""
 PROMPT_PART = 0.04
 """Of the device's free memory, for prompts."""
+FP8_PART = 0.51
+"""Of the stored weights' bytes, where they are kept in 8 bits: embeddings and heads are not, scales come on top."""
 CPU_SLOTS = 4
 """A CPU is for trying: so many, unless told."""
 WORKSPACE = {"cuda": 2 << 30, "cpu": 128 << 20}
@@ -64,26 +67,66 @@ def start(options: EngineOptions) -> Started:
     prepare(device)
     free = free_memory(device)
     dtype = kv_dtype(options, folder)
-    weights = sum(file.stat().st_size for file in (folder.lm, folder.mimi))
-    fixed = weights + WORKSPACE[device.type] + int(PROMPT_PART * free)
+    fixed = _weights(options, folder) + WORKSPACE[device.type] + int(PROMPT_PART * free)
     # In FP8 each head has a scale of four bytes beside its numbers.
     item = dtype.itemsize + (4 / folder.lm_config().transformer.head_dim if dtype == fp8.E4M3 else 0)
     slot = slot_bytes(folder.lm_config(), folder.mimi_config(), item)
     slots = slots_by_memory(options.slots, free, fixed, slot, SPARES + 1)
     if device.type == "cpu" and not options.slots:
         slots = min(slots, CPU_SLOTS)
-    models = load_models(folder, device)
-    batches = batch_sizes(slots) if device.type == "cuda" else []
-    stepper = Stepper(models, slots, spares=SPARES, kv_dtype=dtype, batches=batches)
+    models = load_models(folder, device, fp8=options.weights_dtype == "fp8")
+    stepper = _stepper(models, slots, dtype)
     costs = measure(stepper)
     fitting = _fitting(options, device, costs)
+    if fitting < slots:
+        log.warning(
+            "memory holds %d calls, steps are on time for %d: the rest is given back; --slots %d saves that time",
+            *(slots, fitting, fitting),
+        )
+        del stepper
+        _give_back(device)
+        stepper = _stepper(models, fitting, dtype)
+        costs = measure(stepper)
+    _read_once(stepper)
     voices = VoiceStore(models, folder.voices, Path(options.recordings))
     prompts = PromptCache(stepper, int(PROMPT_PART * free))
     for voice, prompt in options.warm:
         warm(models, prompts, voices, voice, prompt)
-    return Started(
-        stepper, fitting, {count: took for count, took in costs.items() if count <= fitting}, prompts, voices
-    )
+    return Started(stepper, fitting, costs, prompts, voices)
+
+
+def _weights(options: EngineOptions, folder: ModelFolder) -> int:
+    """Bytes of the networks on the device."""
+    part = FP8_PART if options.weights_dtype == "fp8" else 1.0
+    return int(part * folder.lm.stat().st_size) + folder.mimi.stat().st_size
+
+
+def _stepper(models: Models, slots: int, dtype: torch.dtype) -> Stepper:
+    batches = batch_sizes(slots) if models.device.type == "cuda" else []
+    return Stepper(models, slots, spares=SPARES, kv_dtype=dtype, batches=batches)
+
+
+def _give_back(device: torch.device) -> None:
+    """Let the device have what is no longer used. A stepper and its captured step hold each other."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _read_once(stepper: Stepper) -> None:
+    """Read columns of the sizes that prompts and histories come in: what compiles then would make calls wait.
+
+    Only on a GPU; elsewhere nothing compiles.
+    """
+    if stepper.device.type != "cuda":
+        return
+    spare, rows = stepper.spare_lm_slots[0], stepper.models.config.rows
+    with stepper.aside():
+        for length in (1, 2, CHUNK):
+            columns = torch.zeros((rows, length), dtype=torch.long, device=stepper.device)
+            stepper.models.lm.read(stepper.state, spare, columns)
+        stepper.reset_lm(spare)
+    stepper.join()
 
 
 def _fitting(options: EngineOptions, device: torch.device, costs: dict[int, float]) -> int:

@@ -139,6 +139,16 @@ class ForcedSpeech:
         self._words.stop(slot)
         return [self._account(item, max(0, len(item.came) - unheard)) for item in items]
 
+    def speaking(self, slot: int) -> bool:
+        """Whether words that were to be said have begun to come out, and are not at their end."""
+        item = self._slots[slot].now
+        return item is not None and item.clip is None and _said(item.pieces, item.came) > 0
+
+    def let_go(self, slot: int) -> None:
+        """Say no more of what is being said; what waits follows."""
+        self._slots[slot].now = None
+        self._words.stop(slot)
+
     def _begin(self, slot: int, state: _Slot) -> None:
         item = state.later.popleft()
         item.first = state.steps

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 STATE_SECONDS = 0.25
 """Between two reports of the engine's state."""
+_DEVICE_ERRORS = ("CUDA error", "CUDA driver error", "CUBLAS_STATUS_", "CUDNN_STATUS_", "Triton Error [CUDA]")
 _CLIP_NAME = re.compile(r"\w[\w.-]*")
 
 
@@ -55,9 +56,23 @@ def main() -> int:
         _report(channel, str(error))
     except torch.OutOfMemoryError:
         _report(channel, "the device's memory does not suffice; start it with fewer --slots")
+    except RuntimeError as error:
+        if not device_failed(error):
+            raise
+        # The device's memory means nothing after this: the process must end, its calls go on elsewhere.
+        _report(channel, f"the device has failed: {str(error).strip().splitlines()[0]}")
     except RingFull:
         log.critical("the worker's process takes nothing any more; the engine ends")
     return 1
+
+
+def device_failed(error: RuntimeError) -> bool:
+    """Whether the error is the device's or its libraries', after which no number in its memory can be trusted.
+
+    Torch has a class for the device's own from 2.8 on; before, and for the libraries', the text alone tells.
+    """
+    own = getattr(torch, "AcceleratorError", None)
+    return (own is not None and isinstance(error, own)) or any(sign in str(error) for sign in _DEVICE_ERRORS)
 
 
 def _report(channel: Channel, failure: str) -> None:

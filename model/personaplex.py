@@ -151,6 +151,8 @@ class PersonaplexEngine:
         self._channel: Channel | None = None
         self._sessions: dict[int, PersonaplexSession] = {}
         self._numbers = count(CONTROL + 1)
+        self._failure = ""
+        """What the process said was wrong, before it ended."""
         self._up: asyncio.Future[None] | None = None
         self._lost: asyncio.Future[str] | None = None
 
@@ -267,6 +269,7 @@ class PersonaplexEngine:
     def _know(self, state: EngineState) -> None:
         assert self._up is not None
         if state.failure:
+            self._failure = state.failure
             if not self._up.done():
                 self._up.set_exception(EngineRefused(state.failure))
             return
@@ -279,7 +282,7 @@ class PersonaplexEngine:
         self._hang_up()
         assert self._up is not None
         assert self._lost is not None
-        reason = "the engine's process has ended; its messages are above"
+        reason = self._failure or "the engine's process has ended; its messages are above"
         if not self._up.done():
             self._up.set_exception(EngineRefused(reason))
         if not self._lost.done():

@@ -129,9 +129,12 @@ class PromptCache:
     def warm(self, prompt: Prompt) -> None:
         """Read a prompt into the cache, through a spare language memory, before there are calls."""
         spare = self._stepper.spare_lm_slots[0]
-        for _ in self.fill(prompt, spare):
-            pass
-        self._stepper.reset_lm(spare)
+        # Aside as for calls: what is kept then belongs to the stream that reads it, and lets go of it.
+        with self._stepper.aside():
+            for _ in self.fill(prompt, spare):
+                pass
+            self._stepper.reset_lm(spare)
+        self._stepper.join()
 
     def _copy(self, prompt: Prompt, lm_slot: int) -> int:
         """Take over what is known of the prompt's beginning: so many positions."""

@@ -327,6 +327,8 @@ def test_the_consent_line_comes_before_all_else(folder: Folder) -> None:
     assert line == "This call is recorded by Elm Street."
     request = session_request(persona, "c", {"branch": "Elm Street"}, 0)
     assert request.greeting == f"{line} I am a machine. This is Sanni."
+    assert request.notice == f"{line} I am a machine."
+    assert request.clip == f"bank-{persona.version}", "as `personas clip` names it"
     assert consent_line(load_personas(folder(bank=BANK))["bank"], {}) == ""
 
 

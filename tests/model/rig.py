@@ -28,10 +28,10 @@ def request(call: str = "c1", prompt: str = "you are a kind teacher", **more: ob
     return SessionRequest(call, prompt=prompt, **{"voice": VOICE, "sampling": GREEDY, **more})  # type: ignore[arg-type]
 
 
-def caller_pcm(seed: int, index: int) -> bytes:
-    """80 ms of a caller, another for each frame."""
+def caller_pcm(seed: int, index: int, level: int = 300) -> bytes:
+    """80 ms of a caller, another for each frame: too quiet to be taken for an interruption unless `level` is more."""
     random = np.random.default_rng((seed, index))
-    return (random.standard_normal(1920) * 3000).astype("<i2").tobytes()
+    return (random.standard_normal(1920) * level).astype("<i2").tobytes()
 
 
 class Rig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -62,6 +63,63 @@ def test_a_clip_is_played_code_for_code_and_one_that_is_not_there_harms_nobody(
     assert [column[1] for column in columns[:6]] == codes[0].tolist()
     assert [column[2:9] for column in columns[1:7]] == codes[1:].T.tolist()
     assert [message for message in rig.told[1] if isinstance(message, Played)] == [Played(6, "disclosure")]
+
+
+def test_a_prepared_clip_takes_the_place_of_its_words_in_the_greeting(rig: Rig, models: Models) -> None:
+    word = models.tokenizer.words("hello")[0]
+    text = torch.tensor([3, *word, *[3] * (7 - len(word))])
+    codes = torch.randint(0, 2048, (8, 8), generator=torch.Generator().manual_seed(4))
+    rig.clips["bank-1"] = Clip("hello", torch.cat((text[None], codes)))
+    asked = {"greeting": "hello thank you", "notice": "hello", "clip": "bank-1"}
+    rig.open(1, request(**asked))
+    rig.speak(1, 0, 30)
+    columns = [[int.from_bytes(c[i : i + 2], "little") for i in range(0, 34, 2)] for c in rig.columns(1)]
+    assert [column[1] for column in columns[:8]] == codes[0].tolist()
+    assert rig.text(1).split()[:1] == ["hello"], "consent is told by its words, which a clip has, too"
+    assert rig.text(1).count("hello") == 1
+    assert "thank you" in rig.text(1)
+    assert not any(isinstance(message, Played) for message in rig.told[1]), "nobody asked `play` for it"
+
+
+@pytest.mark.parametrize("clip", [None, "good night"], ids=["not there", "of other words"])
+def test_without_a_clip_that_fits_the_whole_greeting_is_said_in_words(rig: Rig, clip: str | None) -> None:
+    if clip is not None:
+        rig.clips["bank-1"] = Clip(clip, torch.full((9, 4), 3))
+    rig.open(1, request(greeting="hello thank you", notice="hello", clip="bank-1"))
+    rig.speak(1, 0, 24)
+    text = rig.text(1)
+    assert "thank you" in text[text.index("hello") :]
+
+
+def interrupted(rig: Rig, **asked: str) -> str:
+    """What comes out when the caller is loud from the second word of the greeting on."""
+    rig.open(1, request(**asked))
+    for index in range(60):
+        loud = " you" in rig.text(1) or "thank" in rig.text(1)
+        rig.calls.frame(1, index, caller_pcm(0, index, level=3000 if loud else 300))
+        rig.settle()
+        rig.now += FRAME
+    return rig.text(1)
+
+
+LONG = "thank you hello thank you hello thank you hello thank you hello"
+
+
+def test_words_the_caller_speaks_over_are_let_go_but_not_those_that_must_be_heard(
+    models: Models, tiny: ModelFolder
+) -> None:
+    free, bound = Rig(models, tiny, slots=1), Rig(models, tiny, slots=1)
+    cut = interrupted(free, greeting=LONG)
+    assert "thank" in cut
+    assert LONG not in cut
+    assert not free.stepper.speech.busy(0)
+    assert free.calls._calls[1].queued == deque()
+    bound.open(1, request(greeting=LONG, notice=LONG))
+    for index in range(120):
+        bound.calls.frame(1, index, caller_pcm(0, index, level=3000))
+        bound.settle()
+        bound.now += FRAME
+    assert LONG in bound.text(1)
 
 
 def test_the_call_beyond_the_slots_is_refused_at_once_and_the_next_after_a_hang_up_taken(rig: Rig) -> None:

@@ -204,6 +204,33 @@ def test_a_sliding_window_is_the_references_and_cuts_nothing(short: Models, brie
     assert int(rig.stepper.state.cache.offset[rig.stepper.lm_slot[call.slot]]) > WINDOW
 
 
+def test_across_a_slid_window_no_engine_can_go_on_exactly_though_it_goes_on(short: Models, brief: ModelFolder) -> None:
+    """Not a defect that could be mended: what the deeper layers keep of a frame was made of frames since forgotten.
+
+    Of the first layer everything can be had again from the tokens; of the second nothing that saw further back.
+    """
+    unbroken, other = (Rig(short, brief, context="sliding") for _ in range(2))
+    unbroken.open(1, request(prompt=""))
+    last = 2 * WINDOW
+    unbroken.speak(1, 0, last)
+    resume, history = unbroken.history(1, 0)
+    assert isinstance(other.open(1, request(prompt="", resume=resume), history), wire.Ready)
+    other.speak(1, last, last + 30)
+    unbroken.speak(1, last, last + 30)
+    assert [frame.index for frame in other.frames(1)] == list(range(last, last + 30))
+    here, there = (_newest_values(rig, last, 5) for rig in (unbroken, other))
+    torch.testing.assert_close(there[0], here[0], rtol=0, atol=2e-5)
+    assert (there[1] - here[1]).abs().max() > 1e-3
+    assert other.columns(1) != unbroken.columns(1)[last:]
+
+
+def _newest_values(rig: Rig, end: int, count: int) -> torch.Tensor:
+    """What a call's layers keep of the `count` frames before frame `end`: `[layers, heads, count, hd]`."""
+    call, state = rig.calls._calls[1], rig.stepper.state
+    cells = (torch.arange(end - count, end) + call.base) % WINDOW
+    return state.kv.values[:, rig.stepper.lm_slot[call.slot]][:, :, cells]
+
+
 def test_calls_that_began_together_are_not_cut_together(short: Models, brief: ModelFolder) -> None:
     rig = Rig(short, brief, slots=3)
     for session in (1, 2, 3):

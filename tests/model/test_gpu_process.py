@@ -1,0 +1,60 @@
+"""The end of the engine's process: a device's error is told in one sentence, a defect is not hidden."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from model import gpu_process
+from model.engine_options import EngineOptions, EngineState
+from model.engine_wire import CONTROL
+from model.ring import Channel, make_channel
+
+
+@pytest.fixture
+def channel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Channel]:
+    """The worker's end; the process's own is where it looks for it."""
+    ours, ends = make_channel(1 << 16)
+    monkeypatch.setattr(sys, "argv", ["gpu_process", EngineOptions("weights").to_json(), json.dumps(asdict(ends))])
+    yield ours
+    ours.close()
+
+
+def fails_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(options: EngineOptions) -> None:
+        raise error
+
+    monkeypatch.setattr(gpu_process, "start", start)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: device-side assert triggered\nFor debugging consider CUDA_LAUNCH_BLOCKING"),
+        RuntimeError("CUDA error: device-side assert triggered\nCompile with `TORCH_USE_CUDA_DSA`"),
+    ],
+    ids=["of its class", "before torch 2.8"],
+)
+def test_an_error_of_the_device_ends_the_process_with_one_sentence(
+    error: Exception, channel: Channel, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fails_with(error, monkeypatch)
+    assert gpu_process.main() == 1
+    message = channel.get()
+    assert message is not None
+    session, data = message
+    assert session == CONTROL
+    failure = EngineState.from_json(data.decode()).failure
+    assert failure == "the device has failed: CUDA error: device-side assert triggered"
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_defect_of_our_own_is_not_taken_for_the_devices(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails_with(RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), monkeypatch)
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        gpu_process.main()
