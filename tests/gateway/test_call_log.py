@@ -33,15 +33,6 @@ SCRIPT: dict[int, list[Output]] = {
 }
 
 
-class AtOnce(Executor):
-    """Runs work where it is handed over: a minute's sound comes in a moment here, faster than any disk."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        done.set_result(fn(*args, **kwargs))
-        return done
-
-
 def run(folder: Path, rules: Rules) -> tuple[CallLog, CallJournal, list[LiveUtterance]]:
     """A minute's call whose keys are pressed at 20 s."""
     leg, seen = MemoryLeg(seconds=60), list[LiveUtterance]()
