@@ -162,7 +162,7 @@ class Stepper:
 
         Gives whether the work before it is done: while it is not, nothing more should be begun.
         """
-        if self._aside is None:
+        if self._aside is None or self._steps is None:
             yield True
             return
         done = self._aside.query()
