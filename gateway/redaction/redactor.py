@@ -14,7 +14,7 @@ from gateway.redaction.findings import Judgement, judge, may_go_on
 from gateway.redaction.lines import Finding, Line
 from gateway.redaction.rules import Rules
 from gateway.redaction.word_times import BEYOND
-from gateway.transcript import Speaker, Utterance
+from gateway.transcript import Speaker, Utterance, word_seconds
 
 SETTLE_SECONDS = 2.0
 """After a word, in which the same utterance may go on or be taken back."""
@@ -28,6 +28,11 @@ REMEMBERED_SECONDS = 90.0
 """How long an utterance that was shown whole still tells what the next ones are about."""
 UNSETTLED_SECONDS = 30.0
 """An utterance that goes on for longer is shown in parts, whatever patterns may still match."""
+
+
+LONG_SOUND_SECONDS = 5.0
+LEAST_SPOKEN = 0.4
+"""Of a long sound, the share that its words take to say at least, by their letters; else words were lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +164,7 @@ class Redactor:
         at = self._unheard_until
         for held in order:
             utterance = held.line.utterance
-            if held.line.channel != "caller" or utterance.end + BEYOND <= at:
+            if held.line.channel != "caller" or utterance.end + BEYOND <= at or _lacks_words(utterance):
                 continue
             if (begins := min(utterance.start - BEYOND, decided)) > at:
                 found.append(Mute("caller", at, begins))
@@ -212,6 +217,13 @@ class Redactor:
             if held.whole and held.line.utterance.end < self._now - REMEMBERED_SECONDS:
                 del self._held[number]
                 self._judgement = None
+
+
+def _lacks_words(utterance: Utterance) -> bool:
+    """Whether recognition wrote so few words for so long a sound that it must have lost some."""
+    seconds = utterance.end - utterance.start
+    spoken = sum(word_seconds(word) for word in utterance.text.split())
+    return seconds >= LONG_SOUND_SECONDS and spoken < LEAST_SPOKEN * seconds
 
 
 def _merged(findings: Sequence[Finding]) -> list[Finding]:

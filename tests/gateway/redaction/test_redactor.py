@@ -255,6 +255,11 @@ def test_what_was_said_but_not_recognised_is_muted() -> None:
     assert not any(mute.start < answer.end and mute.end > answer.start for mute in watcher.mutes)
 
 
+def test_the_sound_of_an_utterance_with_too_few_words_is_muted() -> None:
+    watcher = redacted([Utterance(1, "caller", "Give me a second.", 1.0, 12.0)], CARD)
+    assert is_muted(watcher.mutes, "caller", 1.0, 12.0)
+
+
 CARD_SAID: tuple[Speaker, str] = ("caller", "My card number is 4 1 1 1 1 1 1 1 1 1 1")
 
 
