@@ -98,15 +98,6 @@ def run(folder: Path, rules: Rules) -> tuple[CallLog, CallJournal, list[LiveUtte
     return log_book, journal, seen
 
 
-class AtOnce(Executor):
-    """Writes where it is asked to: in virtual time no disk keeps up, and a recording that lags behind is given up."""
-
-    def submit(self, work: Callable[..., Any], /, *arguments: Any, **more: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        done.set_result(work(*arguments, **more))
-        return done
-
-
 def written(journal: CallJournal) -> tuple[tuple[Utterance, ...], list[str]]:
     portion = journal.take()
     assert portion is not None
