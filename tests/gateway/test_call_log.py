@@ -30,37 +30,6 @@ SCRIPT: dict[int, list[Output]] = {
 }
 
 
-def run(folder: Path, rules: Rules) -> tuple[CallLog, CallJournal, list[LiveUtterance]]:
-    """A minute's call whose keys are pressed at 20 s."""
-    leg, seen = MemoryLeg(seconds=60), list[LiveUtterance]()
-
-    def press(key: str) -> None:
-        assert leg.on_digit is not None
-        leg.on_digit(key)
-
-    async def watch(live: LiveFeed) -> None:
-        async for news in live.watch():
-            seen.append(news)
-
-    async def call() -> tuple[CallLog, CallJournal]:
-        live, journal = LiveFeed(), CallJournal(START, lambda: None)
-        watching = asyncio.create_task(watch(live))
-        recorder = Recorder(RecordingPlan(folder, held=bool(rules)))
-        log_book = CallLog("c1", live, rules, recorder)
-        log_book.journal = journal
-        one = Call(leg, ScriptedEngine(SCRIPT), CallPlan("bank", "v", SessionRequest("c1")), recorder, log_book)
-        log_book.now = lambda: one.seconds
-        for place, key in enumerate("4111111111111111"):
-            asyncio.get_running_loop().call_later(20 + 0.3 * place, press, key)
-        await one.run()
-        await asyncio.sleep(0)
-        watching.cancel()
-        return log_book, journal
-
-    log_book, journal = virtual_time.run(call())
-    return log_book, journal, seen
-
-
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """In virtual time no writer keeps up with a call, and a recording that lags behind is given up."""
