@@ -135,14 +135,14 @@ class SessionRequest:
     voice: str = "NATF2"
     greeting: str = ""
     """Said first, before the caller speaks."""
-    notice: str = ""
-    """How the greeting begins where that must be heard: consent and disclosure. Not let go for a caller who speaks."""
-    clip: str = ""
-    """Name of a prepared clip of a part of the greeting; a worker that has it plays it in place of those words."""
     sampling: Sampling = field(default_factory=Sampling)
     script: Script = field(default_factory=Script)
     resume: Resume | None = None
     """Of a session that goes on here; a history message follows the request."""
+    notice: str = ""
+    """How the greeting begins where that must be heard: consent and disclosure. Not let go for a caller who speaks."""
+    clip: str = ""
+    """Name of a prepared clip of a part of the greeting; a worker that has it plays it in place of those words."""
 
 
 @dataclass(frozen=True, slots=True)
