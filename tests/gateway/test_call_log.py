@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import wave
-from collections.abc import Callable
-from concurrent.futures import Executor, Future
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +12,7 @@ import pytest
 from gateway.call import MASKED_KEY, Call, CallPlan
 from gateway.call_log import CallLog
 from gateway.live import LiveFeed, LiveUtterance
+from gateway.recording import recorder as recorder_module
 from gateway.recording.recorder import Recorder, RecordingPlan
 from gateway.records.journal import CallJournal
 from gateway.records.portion import CallStart
@@ -33,13 +31,10 @@ SCRIPT: dict[int, list[Output]] = {
 }
 
 
-class AtOnce(Executor):
-    """Runs work where it is handed over: a minute's sound comes in a moment here, faster than any disk."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        done.set_result(fn(*args, **kwargs))
-        return done
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute's sound comes in a moment here, faster than any disk."""
+    monkeypatch.setattr(recorder_module, "MAX_PENDING", 1_000)
 
 
 def run(folder: Path, rules: Rules) -> tuple[CallLog, CallJournal, list[LiveUtterance]]:
@@ -57,7 +52,7 @@ def run(folder: Path, rules: Rules) -> tuple[CallLog, CallJournal, list[LiveUtte
     async def call() -> tuple[CallLog, CallJournal]:
         live, journal = LiveFeed(), CallJournal(START, lambda: None)
         watching = asyncio.create_task(watch(live))
-        recorder = Recorder(RecordingPlan(folder, held=bool(rules)), AtOnce())
+        recorder = Recorder(RecordingPlan(folder, held=bool(rules)))
         log_book = CallLog("c1", live, rules, recorder)
         log_book.journal = journal
         one = Call(leg, ScriptedEngine(SCRIPT), CallPlan("bank", "v", SessionRequest("c1")), recorder, log_book)
