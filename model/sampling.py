@@ -55,10 +55,8 @@ class SlotSampling:
             from model.kernels.sampling import draw
 
             return draw(logits, row, frame, slots, heat, limit, self.seed)
-        temperature = heat[slots]
-        if not bool((temperature > 0).any()):  # here a look at the numbers waits for nothing
-            return logits.float().argmax(dim=1)
-        return choose(logits, temperature, limit[slots], exponential(self.seed[slots], frame, row, logits.shape[1]))
+        noise = exponential(self.seed[slots], frame, row, logits.shape[1])
+        return choose(logits, heat[slots], limit[slots], noise)
 
 
 def choose(logits: Tensor, temperature: Tensor, top_k: Tensor, noise: Tensor) -> Tensor:

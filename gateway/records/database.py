@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -219,9 +221,29 @@ def _make_file(place: URL) -> None:
     path = Path(str(place.database))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        # Only a new file: to close one that this process has open elsewhere would drop SQLite's locks on it (fcntl(2)).
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except OSError as error:
         raise DatabaseInvalid(f"cannot open the database {path}: {error.strerror}; make it writable") from error
+    _switch_to_wal(path)
+
+
+def _switch_to_wal(path: Path) -> None:
+    """Before anybody else of this process uses it: the switch wants the file for itself, and does not wait for it.
+
+    Gateways that start together try again for BUSY_SECONDS. Any other fault is told by the first real connection.
+    """
+    give_up = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.DatabaseError as error:
+            if "locked" not in str(error) or time.monotonic() > give_up:
+                return
+            time.sleep(0.05)
 
 
 def _engine(place: URL) -> AsyncEngine:
