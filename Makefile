@@ -14,7 +14,7 @@ PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip -qq --disable-pip-version-check
 PINS := pyproject.toml deploy/constraints.txt deploy/requirements-speech.txt
 
-.PHONY: help demo test test-sip test-long lint clean
+.PHONY: help demo test unit test-sip test-long lint clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -4
@@ -22,8 +22,12 @@ help:
 demo: $(VENV)/.demo
 	$(VENV)/bin/callplex demo
 
-test: lint
+# Tests mostly wait for calls, so that lint and types cost no time beside them.
+test: $(VENV)/.test
 	@sh deploy/install_sip_peers.sh
+	@$(MAKE) --no-print-directory -j2 lint unit
+
+unit: $(VENV)/.test
 	$(PYTHON) -m pytest -m "not long"
 
 test-sip: $(VENV)/.test

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,11 @@ class GatewayProcess:
 
     def get_admin(self, path: str) -> httpx.Response:
         return httpx.get(self.admin + path, timeout=10)
+
+    def has_answered(self) -> bool:
+        """Whether the records know of a call that an agent has answered."""
+        with closing(sqlite3.connect(f"file:{self.data}/callplex.sqlite3?mode=ro", uri=True)) as connection:
+            return bool(connection.execute("select count(*) from events where kind = 'answer'").fetchone()[0])
 
     def stop(self) -> int:
         """SIGTERM, as an operator would; returns the exit status."""

@@ -6,12 +6,11 @@ import json
 import re
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -153,12 +152,6 @@ def test_a_webhook_secret_that_cannot_sign_stops_the_start(tmp_path: Path) -> No
     assert "hunter2" not in said
 
 
-def answered(database: Path) -> bool:
-    """Whether the records know of a call that an agent has answered."""
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-        return bool(connection.execute("select count(*) from events where kind = 'answer'").fetchone()[0])
-
-
 def test_a_stopped_gateway_files_the_call_on_the_line(tmp_path: Path) -> None:
     with running_gateway(tmp_path, CALLPLEX_EMBEDDED_ECHO="1") as gateway:
         phone = subprocess.Popen(
@@ -169,7 +162,7 @@ def test_a_stopped_gateway_files_the_call_on_the_line(tmp_path: Path) -> None:
             text=True,
         )
         give_up = time.monotonic() + 20
-        while not answered(tmp_path / "data" / "callplex.sqlite3"):
+        while not gateway.has_answered():
             assert time.monotonic() < give_up
             time.sleep(0.05)
         assert gateway.stop() == 0
