@@ -19,6 +19,8 @@ if [ ! -e "$root/etc/debian_version" ]; then
 fi
 cp -L /etc/resolv.conf "$root/etc/resolv.conf"
 cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
+# Every installed Debian knows this name; debootstrap leaves it to the installer.
+echo "127.0.0.1 localhost" >"$root/etc/hosts"
 rm -rf "$root/callplex"
 git clone -q "file://$repository" "$root/callplex"
 
