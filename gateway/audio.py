@@ -283,8 +283,8 @@ class Pacer:
     that the delay of a stall does not stay for the rest of the call.
     """
 
-    MAY_WAIT = 0.02
-    """Seconds a quiet frame may wait; more is delay that a pause can take back."""
+    MARGIN = 0.005
+    """Seconds a quiet frame must be able to leave before its time; less is delay that a pause can take back."""
 
     def __init__(self, frame_seconds: float = 0.08, ahead: float = 0.1, limit: int = 5) -> None:
         self._frames: deque[bytes] = deque()
@@ -297,7 +297,7 @@ class Pacer:
 
     def push(self, frame: bytes, now: float) -> None:
         """Queue one frame of int16 sound."""
-        late = bool(self._frames) or self._heard_until - self._slack - now > self.MAY_WAIT
+        late = bool(self._frames) or self._heard_until - self._slack > now - self.MARGIN
         if late and level(frame) < QUIET:
             self.dropped += 1
             return

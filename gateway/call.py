@@ -40,6 +40,9 @@ FIRST_TICK_FRAMES = JitterBuffer.FRAMES_PER_TICK + JitterBuffer.TARGET
 """Carrier frames that the first tick waits for: those it takes, and 40 ms against jitter."""
 BEHIND_CARRIER = 0.005
 """The clock ticks this long after a carrier's frame is due, so that the two do not race."""
+ALIGNED = 0.002
+"""How much later than that still counts as that, when the clock is set."""
+ALIGN_TRIES = 3
 LATE_TICK = 0.02
 """A tick later than this is counted as a missed deadline."""
 STOOD_STILL = 1.0
@@ -288,12 +291,29 @@ class Call:
         """Set the clock by the line's first sound, or go on without it."""
         timer = asyncio.get_running_loop().call_later(FIRST_FRAME_WAIT, self._answered.set)
         await self._answered.wait()
+        if len(self._jitter) > 1 and self._now() < timer.when():
+            # What waited for us came at once, and does not tell when this line's frames are due; the next does.
+            self._answered.clear()
+            await self._answered.wait()
         timer.cancel()
         if not len(self._jitter):
             log.info("call %s: no sound from the line yet", self.info.call_id)
             self._last_media = self._now()
         missing = max(0, FIRST_TICK_FRAMES - len(self._jitter))
         self._first_tick = max(self._now(), self._last_media + missing * CARRIER_FRAME_SECONDS + BEHIND_CARRIER)
+        await self._align()
+
+    async def _align(self) -> None:
+        """Move the first tick to just after a frame that was on time; the one it was set by may have been late.
+
+        What it is late by would be delay for the whole call.
+        """
+        for _ in range(ALIGN_TRIES):
+            await asyncio.sleep(self._first_tick - self._now())
+            age = self._now() - self._last_media
+            if age <= BEHIND_CARRIER + ALIGNED or age > CARRIER_FRAME_SECONDS + BEHIND_CARRIER:
+                return
+            self._first_tick = self._last_media + CARRIER_FRAME_SECONDS + BEHIND_CARRIER
 
     async def _next_tick(self) -> None:
         wait = self._first_tick + self.counters.frames_in * FRAME_SECONDS - self._now()

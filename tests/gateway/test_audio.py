@@ -261,6 +261,15 @@ def test_pacer_takes_a_standing_delay_back_in_the_first_pause() -> None:
     assert pacer.pop(0.40) == LOUD
 
 
+@pytest.mark.parametrize(("late", "given_back"), [(0.010, 0), (0.018, 1), (0.030, 1), (0.039, 1)])
+def test_pacer_takes_back_in_a_pause_what_is_over_its_cushion(late: float, given_back: int) -> None:
+    pacer = Pacer()
+    pacer.push(LOUD, late)
+    assert pacer.pop(late) == LOUD
+    pacer.push(QUIET, 0.08)
+    assert pacer.dropped == given_back
+
+
 def test_pacer_starts_afresh_after_clear() -> None:
     pacer = Pacer()
     pacer.push(LOUD, 0.0)

@@ -32,6 +32,8 @@ class MemoryLeg:
     broken: bool = False
     on_hold: bool = False
     never_drains: bool = False
+    late: float = 0.0
+    """Seconds by which the first two frames, and only they, come late: the gateway was busy as the call began."""
     info: CallInfo = field(default_factory=lambda: CallInfo("c1", "+15550199", "+15550100", "memory", "CA1"))
     played: list[tuple[float, bytes]] = field(default_factory=list)
     flushed: int = 0
@@ -45,7 +47,8 @@ class MemoryLeg:
         loop = asyncio.get_running_loop()
         start = loop.time()
         for number in range(round(self.seconds / 0.02)):
-            await asyncio.sleep(max(0.0, start + 0.02 * number - loop.time()))
+            due = start + 0.02 * number + (self.late if number < 2 else 0.0)
+            await asyncio.sleep(max(0.0, due - loop.time()))
             heard(LOUD)
         if self.broken:
             raise LegError("media before start")
@@ -135,6 +138,18 @@ def test_the_echo_comes_back_after_the_designed_delay() -> None:
     assert leg.played[0][0] == pytest.approx(0.105)
     assert int(np.argmax(heard > 2_500)) == pytest.approx(48, abs=2)
     assert heard[200:-200].min() > 4_900
+
+
+@pytest.mark.parametrize("late", [0.004, 0.012, 0.019, 0.1, 0.25])
+def test_a_late_first_frame_is_no_delay_for_the_rest_of_the_call(late: float) -> None:
+    leg = MemoryLeg(seconds=4, late=late)
+    place(leg, EchoEngine())
+    first = leg.played[0][0]
+    # Just after a frame that was on time, and at most one frame later than the late ones asked for.
+    assert round(first % 0.02, 6) <= 0.007
+    assert first <= 0.105 + late + 0.02
+    heard = np.frombuffer(b"".join(pcm for _, pcm in leg.played), np.int16)
+    assert heard[400:-200].min() > 4_900
 
 
 def test_a_line_that_sends_nothing_still_hears_its_agent_and_is_let_go_after_ten_seconds() -> None:
