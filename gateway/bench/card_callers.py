@@ -64,15 +64,6 @@ TUNED_ON = Manner(
         ("The long number across the front is", "and it is in my wife's name."),
         ("Can you take it now? Here goes,", "Please hurry."),
         ("You can charge", "for the ticket."),
-    ),
-    between=("", "", "", "um,", "and then", "okay,", "let me see,", "next is", "uh,", "followed by"),
-    sizes={16: ((4, 4, 4, 4),), 15: ((4, 6, 5),)},
-    oh=0.5,
-    corrected=0.0,
-)
-HELD_OUT = Manner(
-    seed=20_261,
-    around=(
         ("I want to settle my balance, put it on the Mastercard,", "that should be all of it."),
         ("Give me a second, my glasses. All right,", "Could you repeat that for me?"),
         ("Use this one please,", "valid through next summer."),
@@ -82,11 +73,49 @@ HELD_OUT = Manner(
         ("Reading it off the plastic,", ""),
         ("No no, the other one:", "cheers."),
         ("Here you are,", ""),
+        ("Could I pay the invoice over the phone? It is a Visa,", "is that going through?"),
+        ("My husband's debit card, it goes", "and he is the account holder."),
+        ("Do you need the front or the back? The front says", "I think that is right."),
+        ("The one ending your letter, so", ""),
+        ("Well, the strip reads", "and that is everything on it."),
+        ("Bear with me. Ready?", "Have you got all of those?"),
+        ("Let us try the company card,", "under Miller and Sons."),
+        ("Mm-hm, sure thing,", "thanks a lot."),
+        ("I just told your colleague, it is", "as I said."),
+        ("For the copay, please use", "and send me a receipt."),
+        ("", "is what I have here."),
     ),
-    between=("", "", "", "then", "after that", "space", "hmm,", "the next four are", "go ahead,"),
-    sizes={16: ((4, 4, 4, 4), (4, 4, 4, 4), (8, 8), (2,) * 8), 15: ((4, 6, 5), (4, 6, 5), (5, 5, 5))},
-    oh=0.6,
+    between=(
+        *("", "", "", "um,", "and then", "okay,", "let me see,", "next is", "uh,", "followed by"),
+        *("", "", "", "then", "after that", "space", "hmm,", "the next four are", "go ahead,"),
+        *("", "", "", "", "right,", "moving on,", "then comes", "pause,", "er,", "and", "second bit,", "plus"),
+    ),
+    sizes={
+        16: ((4, 4, 4, 4), (4, 4, 4, 4), (8, 8), (2,) * 8, (6, 6, 4), (3, 3, 3, 3, 4)),
+        15: ((4, 6, 5), (4, 6, 5), (5, 5, 5), (3,) * 5, (7, 8)),
+    },
+    oh=0.5,
     corrected=0.15,
+)
+HELD_OUT = Manner(
+    seed=20_263,
+    around=(
+        ("Charge the deposit to my credit card, that is", "for both nights."),
+        ("Let me spell it out,", "okay?"),
+        ("I have got the new one here in front of me,", "did that work?"),
+        ("Oh, and the payment card,", "same billing address."),
+        ("You already have my name, so just the digits,", ""),
+        ("It is a gift card from my sister,", "I hope there is enough on it."),
+        ("Can I give you a different one?", "Sorry for the mix-up."),
+        ("Are you writing? Good.", "Read it back to me."),
+        ("My daughter holds it up for me,", "the print is tiny."),
+        ("Please update the card on file to", "from next month on."),
+        ("", "and it expires in the spring."),
+    ),
+    between=("", "", "", "", "now", "go on with", "next,", "all right,", "ah,", "wait,", "so far so good,", "dash"),
+    sizes={16: ((4, 4, 4, 4), (4, 4, 4, 4), (2, 2, 4, 4, 4), (5, 5, 6)), 15: ((4, 6, 5), (4, 4, 4, 3), (8, 7))},
+    oh=0.5,
+    corrected=0.2,
 )
 """The rules were never tuned on these."""
 

@@ -161,11 +161,16 @@ def _is_figure(word: str) -> bool:
     return word in ONES or word in TEENS or word in TENS or word in REPEATS or word[:1].isdecimal()
 
 
+def _is_one_digit(word: str) -> bool:
+    return word in ONES or (len(word) == 1 and word.isdecimal())
+
+
 def _is_quantity(row: list[Token], start: int, end: int) -> bool:
     """Whether a figure counts dollars, hours or the like, or is a time of day."""
     before, after = _at(row, start - 1), _at(row, end)
     if after in UNITS or after == "%":
-        return True
+        # "1 8 times": digits one by one, and a word misheard.
+        return not (_is_one_digit(before) and _is_one_digit(_at(row, start)))
     cents = before == "." and len(_at(row, start)) == 2 and _at(row, start - 3) in (*CURRENCY,)
     if cents:
         return True

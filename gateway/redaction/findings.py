@@ -131,7 +131,8 @@ def _beside_card(row: Row, found: Sequence[Finding], talk: _Talk, rules: Rules) 
         line, start, _ = part.pieces()[0]
         if (line.number, start) in masked or not near(talk.cards, line.channel, part.start, part.end):
             continue
-        if _kind(part, talk, rules) in ("", "card") and not _is_date(part):
+        # Whoever says all of a number does not say its last four digits beside it, whatever the words seem to say.
+        if _kind(part, talk, rules) in ("", "card", "last_four") and not _is_date(part):
             more += [one for one in _as(part, "card", rules) if not is_pronoun(one.line.text, one.start, one.end)]
     return more
 

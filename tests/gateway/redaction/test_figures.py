@@ -64,3 +64,8 @@ def test_any_text_is_read_and_places_lie_in_it(text: str) -> None:
         assert last <= figure.start < figure.end <= len(text)
         assert figure.digits.isdigit()
         last = figure.end
+
+
+@pytest.mark.parametrize("text", ["so 1 8 times when", "one eight times", "double four two days"])
+def test_digits_one_by_one_count_nothing(text: str) -> None:
+    assert not any(figure.quantity for figure in read(text).figures)

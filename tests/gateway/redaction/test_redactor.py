@@ -83,6 +83,15 @@ def test_what_recognition_got_wrong_is_masked_where_a_card_is_spoken_of(number: 
     assert texts(("caller", f"My card number is {number}")) == [shown]
 
 
+def test_a_group_that_is_read_back_is_masked_though_the_caller_seemed_to_speak_of_last_digits() -> None:
+    assert texts(
+        ("caller", "The one ending your letter, so 4308. 6747. Sorry again 6747."),
+        ("agent", "I heard four three zero eight."),
+        ("caller", "4973. Moving on 2171."),
+        ("agent", "I heard four nine seven three."),
+    )[1::2] == ["I heard [card number].", "I heard [card number]."]
+
+
 def test_an_interrupted_number_is_masked_when_the_agent_asked_for_it() -> None:
     turns: list[tuple[Speaker, str]] = [
         ("agent", "Could you read me the number on your card?"),
