@@ -21,6 +21,7 @@ from gateway.personas import load_personas, session_request
 from gateway.phone.script import CALLERS
 from gateway.phone.sound import read_wav
 from gateway.pool import WorkerPool
+from gateway.redaction.beside_card import is_pronoun
 from gateway.redaction.figures import read
 from gateway.redaction.redactor import Mute, Redacted, Redactor
 from gateway.redaction.rules import KINDS, Rules
@@ -80,7 +81,12 @@ class Heard:
     def leaked(self) -> str:
         """Figures that can still be read, of both sides."""
         texts = (one.text for one in self.shown.values())
-        return "".join(figure.digits for text in texts for figure in read(text).figures)
+        return "".join(
+            figure.digits
+            for text in texts
+            for figure in read(text).figures
+            if not is_pronoun(text, figure.start, figure.end)
+        )
 
     @property
     def recognised(self) -> str:

@@ -18,18 +18,31 @@ AFTER_SECONDS = 15.0
 """So long before figures of a card, on the same side, and after them, on both, other figures are the card's."""
 
 
+READ_BACK_DIGITS = 3
+"""The fewest digits that one side repeats of the other's card."""
+
+
 class Spoken(NamedTuple):
-    """Figures of a card: on which channel, from when to when (call seconds)."""
+    """Figures of a card: on which channel, from when to when (call seconds), and their digits."""
 
     channel: str
     start: float
     end: float
+    digits: str
 
 
 def near(cards: Sequence[Spoken], channel: str, start: float, end: float) -> bool:
     """Whether what was said from `start` to `end` is near figures of a card."""
     return any(
         start <= card.end + AFTER_SECONDS and end >= card.start - (BEFORE_SECONDS if card.channel == channel else 0.0)
+        for card in cards
+    )
+
+
+def is_read_back(cards: Sequence[Spoken], channel: str, start: float, digits: str) -> bool:
+    """Whether these are digits of a card that the other side has said, whatever the talk seems to be of."""
+    return len(digits) >= READ_BACK_DIGITS and any(
+        card.channel != channel and card.start <= start <= card.end + AFTER_SECONDS and digits in card.digits
         for card in cards
     )
 

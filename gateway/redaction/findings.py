@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gateway.redaction import phrases
-from gateway.redaction.beside_card import AFTER_SECONDS, Spoken, digit_like, is_pronoun, near, sound_of
+from gateway.redaction.beside_card import AFTER_SECONDS, Spoken, digit_like, is_pronoun, is_read_back, near, sound_of
 from gateway.redaction.lines import GAP_SECONDS, GAP_WORDS, Finding, Line, Row, Said, rows
 from gateway.redaction.numbers import CARD_DIGITS, holds_card, is_phone, is_ssn, looks_like_card, luhn
 from gateway.redaction.rules import LABELS, Rules, compiled
@@ -63,7 +63,7 @@ class _Talk:
 
     def card(self, row: Row) -> None:
         """Note that a row is a card's."""
-        self.cards.append(Spoken(row.figures[0].line.channel, row.start, row.end))
+        self.cards.append(Spoken(row.figures[0].line.channel, row.start, row.end, row.counted))
 
     @property
     def card_until(self) -> float:
@@ -132,7 +132,8 @@ def _beside_card(row: Row, found: Sequence[Finding], talk: _Talk, rules: Rules) 
         if (line.number, start) in masked or not near(talk.cards, line.channel, part.start, part.end):
             continue
         # Whoever says all of a number does not say its last four digits beside it, whatever the words seem to say.
-        if _kind(part, talk, rules) in ("", "card", "last_four") and not _is_date(part):
+        of_card = _kind(part, talk, rules) in ("", "card", "last_four") and not _is_date(part)
+        if of_card or is_read_back(talk.cards, line.channel, part.start, part.counted):
             more += [one for one in _as(part, "card", rules) if not is_pronoun(one.line.text, one.start, one.end)]
     return more
 

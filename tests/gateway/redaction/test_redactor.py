@@ -92,6 +92,13 @@ def test_a_group_that_is_read_back_is_masked_though_the_caller_seemed_to_speak_o
     )[1::2] == ["I heard [card number].", "I heard [card number]."]
 
 
+def test_what_is_read_back_of_a_card_is_masked_whatever_else_was_spoken_of() -> None:
+    assert texts(
+        ("caller", "Can I pay over the phone? It is 3 7 6 3 8 0 4 9 8. Right 3 7 9. What 8 6 8 is that going through?"),
+        ("agent", "I heard three seven six, three eight zero, four nine eight."),
+    ) == ["Can I pay over the phone? It is [card number] is that going through?", "I heard [card number]."]
+
+
 def test_an_interrupted_number_is_masked_when_the_agent_asked_for_it() -> None:
     turns: list[tuple[Speaker, str]] = [
         ("agent", "Could you read me the number on your card?"),
