@@ -96,6 +96,7 @@ def test_what_is_read_back_of_a_card_is_masked_whatever_else_was_spoken_of() -> 
     assert texts(
         ("caller", "Can I pay over the phone? It is 3 7 6 3 8 0 4 9 8. Right 3 7 9. What 8 6 8 is that going through?"),
         ("agent", "I heard three seven six, three eight zero, four nine eight."),
+        rules=CARD,
     ) == ["Can I pay over the phone? It is [card number] is that going through?", "I heard [card number]."]
 
 
