@@ -21,7 +21,8 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from gateway.audio import CARRIER_FRAME_SECONDS, SILENCE, Downsampler, JitterBuffer, Upsampler, level
+from gateway.audio import SILENCE, Downsampler, JitterBuffer, Upsampler, level
+from gateway.call_clock import STOOD_STILL, CallClock
 from gateway.engine import Engine, EngineFull, EngineLost, Session, WorkerChanged
 from gateway.latency import ResponseMeter
 from gateway.leg import CallLeg, LegError, Outcome
@@ -34,19 +35,6 @@ log = logging.getLogger(__name__)
 
 MASKED_KEY = "\u2022"
 
-FIRST_FRAME_WAIT = 0.2
-"""Seconds the clock waits for the line's first sound; a line that stays silent gets its agent all the same."""
-FIRST_TICK_FRAMES = JitterBuffer.FRAMES_PER_TICK + JitterBuffer.TARGET
-"""Carrier frames that the first tick waits for: those it takes, and 40 ms against jitter."""
-BEHIND_CARRIER = 0.005
-"""The clock ticks this long after a carrier's frame is due, so that the two do not race."""
-ALIGNED = 0.002
-"""How much later than that still counts as that, when the clock is set."""
-ALIGN_TRIES = 3
-LATE_TICK = 0.02
-"""A tick later than this is counted as a missed deadline."""
-STOOD_STILL = 1.0
-"""A tick later than this means that this process did not run; the clock is set anew."""
 MISSES_EVERY = 5.0
 """Seconds between two events that tell of missed deadlines."""
 LAST_WORDS = 8.0
@@ -118,7 +106,6 @@ class Call:
         recording: Recorder | None = None,
         log_book: LogBook | None = None,
     ) -> None:
-        loop = asyncio.get_running_loop()
         self.info = leg.info
         self.plan = plan
         self.transcript = Transcript(FRAME_SECONDS)
@@ -127,18 +114,14 @@ class Call:
         self.responses = ResponseMeter()
         self.engine_name = ""
         self.answer_ms: float | None = None
-        self.outcome: asyncio.Future[Outcome] = loop.create_future()
+        self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._leg = leg
         self._engine = engine
         self._recording = recording
         self._consent = Consent(plan.consent, FRAME_SECONDS) if plan.consent else None
         self._log_book = log_book
-        self._now = loop.time
-        self._began = self._now()
-        self._first_tick = self._began
-        self._last_media = self._began
         self._jitter = JitterBuffer()
-        self._answered = asyncio.Event()
+        self._clock = CallClock(self._jitter)
         self._unanswered: deque[bytes] = deque(maxlen=100)
         self._over = asyncio.Event()
         self._reason = ""
@@ -247,10 +230,8 @@ class Call:
         self.end("caller_hangup")
 
     def _hear(self, frame: bytes) -> None:
-        self._last_media = self._now()
         self._jitter.push(frame)
-        if not self._answered.is_set():
-            self._answered.set()
+        self._clock.heard()
 
     def _press(self, key: str) -> None:
         """A key of the caller's telephone: a sign of life, and something to remember."""
@@ -262,11 +243,14 @@ class Call:
         self._event("keypad", key=shown)
 
     async def _keep_time(self, session: Session) -> None:
-        """The call's clock. A late tick is followed by an early one; none is skipped unless we stood still."""
-        await self._first_sound()
+        """At each tick of the call's clock, one frame of the caller's for the engine."""
+        await self._clock.start()
+        if not len(self._jitter):
+            log.info("call %s: no sound from the line yet", self.info.call_id)
         upsample = Upsampler()
         while not self._engine_done:
-            await self._next_tick()
+            if late := await self._clock.tick():
+                self._missed(late)
             at = self.counters.frames_in * FRAME_SECONDS
             pcm = self._jitter.pop()
             self._unanswered.append(pcm)
@@ -287,62 +271,17 @@ class Call:
                 self._leave_at = at
                 await session.say(self.plan.farewell)
 
-    async def _first_sound(self) -> None:
-        """Set the clock by the line's first sound, or go on without it."""
-        timer = asyncio.get_running_loop().call_later(FIRST_FRAME_WAIT, self._answered.set)
-        await self._answered.wait()
-        if len(self._jitter) > 1 and self._now() < timer.when():
-            # What waited for us came at once, and does not tell when this line's frames are due; the next does.
-            self._answered.clear()
-            await self._answered.wait()
-        timer.cancel()
-        if not len(self._jitter):
-            log.info("call %s: no sound from the line yet", self.info.call_id)
-            self._last_media = self._now()
-        missing = max(0, FIRST_TICK_FRAMES - len(self._jitter))
-        self._first_tick = max(self._now(), self._last_media + missing * CARRIER_FRAME_SECONDS + BEHIND_CARRIER)
-        await self._align()
-
-    async def _align(self) -> None:
-        """Move the first tick to just after a frame that was on time; the one it was set by may have been late.
-
-        What it is late by would be delay for the whole call.
-        """
-        for _ in range(ALIGN_TRIES):
-            await asyncio.sleep(self._first_tick - self._now())
-            age = self._now() - self._last_media
-            if age <= BEHIND_CARRIER + ALIGNED or age > CARRIER_FRAME_SECONDS + BEHIND_CARRIER:
-                return
-            self._first_tick = self._last_media + CARRIER_FRAME_SECONDS + BEHIND_CARRIER
-
-    async def _next_tick(self) -> None:
-        wait = self._first_tick + self.counters.frames_in * FRAME_SECONDS - self._now()
-        if wait >= -LATE_TICK:
-            await asyncio.sleep(max(0.0, wait))
-            return
-        self.counters.deadline_misses += 1
-        self._tell_misses()
-        if wait < -STOOD_STILL:
-            # The machine slept or was moved. Nobody else stood still: none of what they failed to
-            # do in that time counts against them, and sound that old is of no use to anybody.
-            log.warning("call %s: our clock stood still for %.1f s", self.info.call_id, -wait)
-            self._event("stood_still", seconds=round(-wait, 1))
-            self._first_tick -= wait
-            self._last_media = self._now()
-        # Lets what has arrived meanwhile be read, so that catching up is not taken for silence.
-        await asyncio.sleep(0)
-
     def _limit(self, at: float) -> str:
         """The reason why the call must end now, if there is one."""
         if self._leg.on_hold != self._held:
             self._held = not self._held
             self._event("hold" if self._held else "resume")
         if self._held:
-            self._last_media = self._now()
+            self._clock.last_media = self._clock.now()
             self._silence_began = at
         if at >= self.plan.max_seconds:
             return "time_limit"
-        if self._now() - self._last_media > self.plan.no_media_seconds:
+        if self._clock.now() - self._clock.last_media > self.plan.no_media_seconds:
             return "no_media"
         silent = at - max(self._silence_began, self.responses.last_speech)
         return "silence" if silent >= self.plan.max_silence_seconds else ""
@@ -387,10 +326,10 @@ class Call:
             self._recording.write(caller, pcm)
         if self._consent is not None and self._consent.played(self.counters.frames_out):
             self._begin_keeping(self._consent)
-        played = self._now()
-        self.responses.agent(played - self._first_tick, FRAME_SECONDS, level(pcm))
+        played = self._clock.now()
+        self.responses.agent(played - self._clock.first_tick, FRAME_SECONDS, level(pcm))
         if self.answer_ms is None and self.responses.first_sound is not None:
-            self.answer_ms = round(1000 * (played - self._began), 1)
+            self.answer_ms = round(1000 * (played - self._clock.began), 1)
 
     def _begin_keeping(self, consent: Consent) -> None:
         """The caller knows that the call is recorded: from here on it is."""
@@ -415,12 +354,16 @@ class Call:
         if self._log_book is not None:
             self._log_book.event(self.seconds, kind, data)
 
-    def _tell_misses(self) -> None:
-        """Missed deadlines come in bursts: one event tells of all since the last."""
+    def _missed(self, late: float) -> None:
+        """A tick came late. Such come in bursts: one event tells of all since the last."""
+        self.counters.deadline_misses += 1
         at, count = self.seconds, self.counters.deadline_misses
         if not self._misses_told[1] or at - self._misses_told[0] >= MISSES_EVERY:
             self._event("deadlines", missed=count - self._misses_told[1])
             self._misses_told = (at, count)
+        if late > STOOD_STILL:
+            log.warning("call %s: our clock stood still for %.1f s", self.info.call_id, late)
+            self._event("stood_still", seconds=round(late, 1))
 
     async def _finish(self, done: Done) -> None:
         """The agent said goodbye, or wants the caller connected: let its last words be heard first."""

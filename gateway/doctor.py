@@ -118,7 +118,7 @@ def python_version(version: tuple[int, int]) -> Finding:
 def packages(extra: str) -> Iterator[Finding]:
     """Whether what Callplex requires (for one of its extras, or "" for itself) is installed and new enough."""
     name = extra or "packages"
-    fix = f"{_PIP} 'callplex[{extra}]'" if extra else f"{_PIP} callplex"
+    fix = f"{_PIP} -e '.[{extra}]'" if extra else f"{_PIP} -e ."
     try:
         required = metadata.requires("callplex") or []
     except metadata.PackageNotFoundError:
@@ -417,7 +417,7 @@ def _rehearsal_weights(folder: Path | None) -> Finding:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         answer = json.loads(done.stdout)
     except (subprocess.TimeoutExpired, OSError, ValueError):
-        return Finding("weights", False, "the rehearsal engine cannot be loaded", f"{_PIP} 'callplex[rehearsal]'")
+        return Finding("weights", False, "the rehearsal engine cannot be loaded", f"{_PIP} -e '.[rehearsal]'")
     if "missing" in answer:
         detail, _, command_text = answer["missing"].rpartition(": ")
         return Finding("weights", False, detail or answer["missing"], command_text or _SPEECH)

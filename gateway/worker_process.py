@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ssl
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.settings import Settings
@@ -59,7 +60,7 @@ def _engine(settings: Settings) -> tuple[WorkerEngine, tuple[type[Exception], ..
         from model.rehearsal.weights import WeightsMissing
     except ImportError as error:
         raise WorkerRefused(
-            f"the rehearsal engine needs the package {error.name}; install it with: pip install 'callplex[rehearsal]'"
+            f"the rehearsal engine needs the package {error.name}; install it with: pip install -e '.[rehearsal]'"
         ) from error
     chat = None
     if settings.chat_url:
@@ -74,14 +75,18 @@ def _personaplex(settings: Settings) -> tuple[WorkerEngine, tuple[type[Exception
     for package in _MODEL_PACKAGES:
         if find_spec(package) is None:
             raise WorkerRefused(
-                f"the personaplex engine needs the package {package}; install it with: pip install 'callplex[model]'"
+                f"the personaplex engine needs the package {package}; install it with: pip install -e '.[model]'"
             )
+    weights = settings.weights_dir or Path("weights")
+    if not weights.is_dir():
+        # Said here, before the transcriber, which looks into the same folder for weights of its own.
+        raise WorkerRefused(f"{weights} is not a folder; get the weights with: callplex weights download")
     from model.engine_options import EngineOptions, EngineRefused
     from model.personaplex import PersonaplexEngine
     from model.transcriber import TranscriberRefused, WhisperPool
 
     options = EngineOptions(
-        weights=str(settings.weights_dir or "weights"),
+        weights=str(weights),
         recordings=str(settings.personas / "voices"),
         personas=str(settings.personas),
         device=settings.device,

@@ -49,7 +49,7 @@ def told() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in ("model", "gateway"):
             raise
-        message = f"this needs the package {error.name}; install it with: pip install 'callplex[model]'"
+        message = f"this needs the package {error.name}; install it with: pip install -e '.[model]'"
     else:
         return
     typer.echo(f"callplex: {message}", err=True)
@@ -123,7 +123,7 @@ def clip(request: ClipRequest, weights: Path, device: str, out: Path) -> None:
     except ImportError as error:
         raise CommandFailed(
             f"a clip is checked by speech recognition, which needs {error.name}; "
-            "install it with: pip install 'callplex[rehearsal]'"
+            "install it with: pip install -e '.[rehearsal]'"
         ) from error
     expected = (FolderInvalid, WeightsError, TokenizerError, VoiceError, PromptTooLong, ClipUnsaid, OfflineError)
     try:

@@ -70,7 +70,7 @@ class Finding:
 def judge(cards: Sequence[Card], torch: Torch | None, needed: int, calls: int) -> Iterator[Finding]:
     """The findings about driver, torch and memory, for `calls` calls that take `needed` bytes."""
     if torch is None:
-        yield Finding("torch", False, "torch is not installed", f"{_PIP} 'callplex[model]'")
+        yield Finding("torch", False, "torch is not installed", f"{_PIP} -e '.[model]'")
     if not cards:
         yield Finding("gpu", False, "nvidia-smi shows no GPU", "nvidia-smi    # without it: install the driver")
         return
@@ -195,7 +195,7 @@ def weight_findings(path: Path | None) -> Iterator[Finding]:
     try:
         from model.weights_check import weight_problems
     except ImportError as error:
-        yield Finding("weights", False, f"they cannot be checked without {error.name}", f"{_PIP} 'callplex[model]'")
+        yield Finding("weights", False, f"they cannot be checked without {error.name}", f"{_PIP} -e '.[model]'")
         return
     problems = list(weight_problems(path))
     for problem in problems:

@@ -107,7 +107,7 @@ def main() -> int:
         from model.rehearsal.vad import VadModel
         from model.rehearsal.weights import WeightsMissing, find_weights
     except ImportError as error:
-        _say({"refused": f"the transcriber needs the package {error.name}: pip install 'callplex[rehearsal]'"})
+        _say({"refused": f"the transcriber needs the package {error.name}: pip install -e '.[rehearsal]'"})
         return 1
     try:
         weights = find_weights(Path(sys.argv[1]) if sys.argv[1] else None)

@@ -54,7 +54,7 @@ def open_microphone() -> Microphone:
     except (ImportError, OSError) as error:
         raise MicrophoneMissing(
             f"The microphone needs the optional package sounddevice and PortAudio ({error}): "
-            "pip install 'callplex[microphone]', or play a file with --wav."
+            "pip install -e '.[microphone]', or play a file with --wav."
         ) from None
     microphone = Microphone()
     try:

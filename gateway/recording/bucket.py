@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0
-MISSING = "a bucket needs the minio client: pip install 'callplex[s3]'"
+MISSING = "a bucket needs the minio client: pip install -e '.[s3]'"
 
 _PIECE = 1 << 20
 _DIGEST = "sha256"

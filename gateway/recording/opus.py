@@ -23,7 +23,7 @@ COMPLEXITY = 1
 FRAME_MS = 60
 PAGE_SECONDS = 0.12
 
-MISSING = "recording in Opus needs PyAV: pip install 'callplex[opus]', or let the persona say `format: wav`"
+MISSING = "recording in Opus needs PyAV: pip install -e '.[opus]', or let the persona say `format: wav`"
 
 
 class OpusMissing(Exception):

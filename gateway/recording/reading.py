@@ -122,7 +122,7 @@ class Recording:
         try:
             import av
         except ImportError:
-            raise OpusMissing("reading Opus needs PyAV: pip install 'callplex[opus]'") from None
+            raise OpusMissing("reading Opus needs PyAV: pip install -e '.[opus]'") from None
         data = b"".join(self._pieces())
         if not data:
             raise self._no_sound()

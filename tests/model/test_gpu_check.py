@@ -41,7 +41,7 @@ def test_blackwell_needs_a_build_for_cuda_12_8() -> None:
 @pytest.mark.parametrize(
     ("torch", "says", "fix"),
     [
-        (None, "torch is not installed", "callplex[model]"),
+        (None, "torch is not installed", ".[model]"),
         (CPU, "torch 2.13.0+cpu is built without CUDA", "whl/cu128"),
         (Torch("2.13.0", "13.0", (), available=False), "needs driver 580 or later, here is 575.57.08", "driver-580"),
         (Torch("2.8.0+cu128", "12.8", CU128.archs, available=False), "cannot use NVIDIA H100", "cuda()"),

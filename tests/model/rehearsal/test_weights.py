@@ -40,7 +40,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "fix"), [("hibari", "pip install hibari-tts==0.2.1"), ("faster_whisper", "pip install 'callplex")]
+    ("package", "fix"), [("hibari", "pip install hibari-tts==0.2.1"), ("faster_whisper", "pip install -e '")]
 )
 def test_a_missing_package_names_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, package: str, fix: str
