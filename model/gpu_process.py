@@ -42,7 +42,7 @@ _CLIP_NAME = re.compile(r"\w[\w.-]*")
 
 
 def main() -> int:
-    """The process: the channel's ends are its argument, JSON, and options its first message. Status 1 after a failure."""
+    """The process: the channel's ends are its argument, its options the first message. Status 1 after a failure."""
     channel = Ends(**json.loads(sys.argv[1])).channel()
     message = channel.get()
     if message is None:

@@ -146,5 +146,5 @@ def test_a_step_can_be_captured(models: Models, kv_dtype: torch.dtype) -> None:
     buffers = stepper._buffers[4] = stepper._buffer(4)
     for name in ("slots", "pcm", "forced", "mask", "tokens", "sound"):
         setattr(buffers, name, getattr(buffers, name).to("meta"))
-    with _OnDevice():
+    with _OnDevice():  # type: ignore[no-untyped-call]
         stepper._run(4)
