@@ -283,7 +283,8 @@ class Calls:
             yield from self.prompts.fill(prompt, self.stepper.lm_slot[call.slot])
             call.base = prompt.frames
         else:
-            yield from self._taking_over(call, prompt, TakenOver(self.stepper, call.slot, resume, history))
+            taken = yield from TakenOver.of(self.stepper, call.slot, resume, history)
+            yield from self._taking_over(call, prompt, taken)
 
     def _taking_over(self, call: _Call, prompt: Prompt, taken: TakenOver) -> Generator[bool]:
         """Speak again with the newest frames; the rest follows, if there is room for it."""

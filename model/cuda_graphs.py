@@ -25,9 +25,18 @@ _WARM_UPS = 3
 class Graph:
     """Work captured once, to be replayed. Only for a CUDA device."""
 
-    def __init__(self, work: Callable[[], None], device: torch.device, pool: _POOL_HANDLE | None = None) -> None:
-        """`pool`: memory shared with graphs that never run at the same time. Nothing else may use the device."""
-        aside = stream(device, HIGH_PRIORITY)
+    def __init__(
+        self,
+        work: Callable[[], None],
+        device: torch.device,
+        pool: _POOL_HANDLE | None = None,
+        aside: torch.cuda.Stream | None = None,
+    ) -> None:
+        """`pool`: memory shared with graphs that never run at the same time; `aside`: the stream that captures.
+
+        Nothing else may use the device.
+        """
+        aside = aside or stream(device, HIGH_PRIORITY)
         aside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(aside):
             for _ in range(_WARM_UPS):
@@ -54,10 +63,11 @@ class StepGraphs:
         self._run = run
         self._graphs: dict[int, Graph] = {}
         if device.type == "cuda" and batches:
-            pool = torch.cuda.graph_pool_handle()
+            # One stream for all: cuBLAS keeps a workspace for each that it has seen, 32 MB on Hopper, for ever.
+            pool, aside = torch.cuda.graph_pool_handle(), stream(device, HIGH_PRIORITY)
             # The largest first: the smaller ones then fit into the memory that it took.
             for batch in sorted(batches, reverse=True):
-                self._graphs[batch] = Graph(lambda: self._run(batch), device, pool)  # noqa: B023
+                self._graphs[batch] = Graph(lambda: self._run(batch), device, pool, aside)  # noqa: B023
 
     def __call__(self, batch: int) -> None:
         """One step of `batch` rows, on the current stream."""

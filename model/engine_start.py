@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +23,13 @@ from model.cuda_graphs import HIGH_PRIORITY, stream
 from model.engine import Stepper
 from model.engine_options import EngineOptions, EngineRefused
 from model.folder import ModelFolder
+from model.history import CODEC_PART
 from model.prompt import PromptTooLong
 from model.prompt_cache import CHUNK, PromptCache, make_prompt
 from model.voice import VoiceError
 from model.voice_store import VoiceStore
 from model.voices import VoiceRefused
+from model.wire import FRAME_SAMPLES
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +44,13 @@ CPU_SLOTS = 4
 WORKSPACE = {"cuda": 2 << 30, "cpu": 128 << 20}
 """Bytes for libraries, activations and captured graphs."""
 _RUNS = 3
+_LENGTHS = (1, 2, 24, 48, CHUNK)
+"""Columns in a pass: one for each kernel that is chosen by their number."""
 _ENGINE_CORES = 2
 """Cores that the engine keeps to itself on a machine with a GPU: one that launches, one of the driver's."""
 _ENOUGH_CORES = 6
+_READS_FP8 = (8, 9)
+"""The compute capability from which Triton reads e4m3: Ada and Hopper."""
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp8": fp8.E4M3}
 
 
@@ -64,6 +71,8 @@ def start(options: EngineOptions) -> Started:
     folder = ModelFolder(Path(options.weights))
     folder.require()
     device = usable_device(options.device)
+    if device.type == "cuda":
+        check_card(torch.cuda.get_device_capability(device), options)
     prepare(device)
     free = free_memory(device)
     dtype = kv_dtype(options, folder)
@@ -114,15 +123,19 @@ def _give_back(device: torch.device) -> None:
 
 
 def _read_once(stepper: Stepper) -> None:
-    """Read columns of the sizes that prompts and histories come in: what compiles then would make calls wait.
+    """Read columns and hear sound of the sizes that prompts and histories come in.
 
-    Only on a GPU; elsewhere nothing compiles.
+    What is compiled or chosen for a size when it first comes would make calls wait. Only on a GPU.
     """
     if stepper.device.type != "cuda":
         return
-    spare, rows = stepper.spare_lm_slots[0], stepper.models.config.rows
+    spare, config, mimi = stepper.spare_lm_slots[0], stepper.models.config, stepper.models.mimi
+    rows, nobody = config.rows, torch.tensor([stepper.slots], device=stepper.device)
     with stepper.aside():
-        for length in (1, 2, CHUNK):
+        sound = torch.zeros((1, 1, CODEC_PART * FRAME_SAMPLES), device=stepper.device)
+        codes = mimi.encode_step(stepper.codec, nobody, sound, config.codebooks)
+        mimi.decode_step(stepper.codec, nobody, codes)
+        for length in _LENGTHS:
             columns = torch.zeros((rows, length), dtype=torch.long, device=stepper.device)
             stepper.models.lm.read(stepper.state, spare, columns)
         stepper.reset_lm(spare)
@@ -148,6 +161,30 @@ def usable_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
 
 
+def check_card(capability: tuple[int, int], options: EngineOptions) -> None:
+    """Raises EngineRefused for a card that cannot do what is asked of it."""
+    eight = [name for name in ("kv_dtype", "weights_dtype") if getattr(options, name) == "fp8"]
+    if eight and capability < _READS_FP8:
+        flags = " and ".join(f"--{name.replace('_', '-')} fp8" for name in eight)
+        raise EngineRefused(
+            f"this card has compute capability {capability[0]}.{capability[1]}, and {flags} needs 8.9 or later (Ada,"
+            " Hopper); leave it out"
+        )
+
+
+def engine_cores(cores: Sequence[int], visible: str) -> Sequence[int]:
+    """Those of `cores` that the engine keeps to itself; none where they are too few.
+
+    `visible` is CUDA_VISIBLE_DEVICES: engines of a machine's other GPUs take others. One that names its GPU in another
+    way than by number takes none.
+    """
+    number = visible.partition(",")[0].strip() or "0"
+    if not number.isdecimal():
+        return ()
+    end = len(cores) - _ENGINE_CORES * int(number)
+    return cores[end - _ENGINE_CORES : end] if end >= _ENOUGH_CORES else ()
+
+
 def prepare(device: torch.device) -> None:
     """This process's threads, cores and stream."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
@@ -156,8 +193,8 @@ def prepare(device: torch.device) -> None:
         return
     torch.set_num_threads(1)
     torch.cuda.set_stream(stream(device, HIGH_PRIORITY))
-    if len(cores) >= _ENOUGH_CORES:
-        os.sched_setaffinity(0, cores[-_ENGINE_CORES:])
+    if own := engine_cores(cores, os.environ.get("CUDA_VISIBLE_DEVICES", "")):
+        os.sched_setaffinity(0, own)
 
 
 def free_memory(device: torch.device) -> int:
@@ -175,8 +212,13 @@ def kv_dtype(options: EngineOptions, folder: ModelFolder) -> torch.dtype:
 
 
 def measure(stepper: Stepper) -> dict[int, float]:
-    """Seconds of a step by number of slots, the best of a few; every slot is as good as new afterwards."""
+    """Seconds of a step by number of slots whose windows are full, the best of a few.
+
+    With empty ones a step of many calls would seem to take half of what it comes to when they have talked for a while.
+    Every slot is as good as new afterwards.
+    """
     costs = {}
+    stepper.state.kv.offsets[: stepper.slots] = 2 * stepper.models.config.transformer.context
     for count in batch_sizes(stepper.slots):
         slots, silence = list(range(count)), [b""] * count
         stepper.step(slots, silence)

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import select
+import signal
 import sys
 import time
 from pathlib import Path
@@ -41,14 +42,18 @@ _CLIP_NAME = re.compile(r"\w[\w.-]*")
 
 
 def main() -> int:
-    """The process: options and the channel's ends come as two arguments, JSON. Status 1 after a failure."""
-    options = EngineOptions.from_json(sys.argv[1])
-    channel = Ends(**json.loads(sys.argv[2])).channel()
+    """The process: the channel's ends are its argument, its options the first message. Status 1 after a failure."""
+    channel = Ends(**json.loads(sys.argv[1])).channel()
+    message = channel.get()
+    if message is None:
+        raise RuntimeError("the engine's options are not in its channel")
+    options = EngineOptions.from_json(message[1].decode())
     logging.basicConfig(
         stream=sys.stderr, level=options.log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     )
     try:
         engine = start(options)
+        outlive_signals()
         Loop(channel, engine, options).run()
     except PeerGone:
         return 0
@@ -64,6 +69,15 @@ def main() -> int:
     except RingFull:
         log.critical("the worker's process takes nothing any more; the engine ends")
     return 1
+
+
+def outlive_signals() -> None:
+    """Go on when the terminal or a service manager tells all of the worker's processes to stop.
+
+    Calls are handed over by the worker's process first; this one ends with it.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def device_failed(error: RuntimeError) -> bool:

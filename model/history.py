@@ -27,6 +27,8 @@ FAST_FRAMES = 250
 """Frames with which a call taken over speaks again; the rest follows in the background. 20 s."""
 CODEC_FRAMES = 125
 """Frames of sound from which the codec is rebuilt: its window."""
+CODEC_PART = 25
+"""Frames of sound that go through the codec at once: what lies between its layers takes 0.5 MB for each."""
 _FEW = 2
 """Columns that are read within the pause between two steps."""
 
@@ -89,15 +91,16 @@ def refill(
     if columns.end == start:
         return
     state, lm, device = stepper.state, stepper.models.lm, stepper.device
-    lm.read(state, lm_slot, prompt.last[:, None].to(device))
-    done = start
+    # Nothing is copied to the device behind a pass that has begun: the copy, and with it every call, would wait for it.
+    before, done = prompt.last[:, None], start
     while columns.end - 1 - done > _FEW:
-        end = min(done + CHUNK, columns.end - 1)
-        lm.read(state, lm_slot, columns.between(done, end).to(device))
-        done = end
+        end = min(done + CHUNK - before.shape[1], columns.end - 1)
+        lm.read(state, lm_slot, torch.cat((before, columns.between(done, end)), dim=1).to(device))
+        before, done = before[:, :0], end
         yield True
-    if columns.end - 1 > done:
-        lm.read(state, lm_slot, columns.between(done, columns.end - 1).to(device))
+    if columns.end - 1 > done or before.shape[1]:
+        rest = columns.between(done, columns.end - 1)
+        lm.read(state, lm_slot, torch.cat((before, rest), dim=1).to(device))
 
 
 class TakenOver:
@@ -107,33 +110,37 @@ class TakenOver:
     column that the next step decides.
     """
 
-    def __init__(self, stepper: Stepper, slot: int, resume: Resume, history: History) -> None:
-        """Gives the codec of fresh `slot` the caller's newest sound."""
-        self._config = config = stepper.models.config
-        self.columns = Columns(resume.cut, history.columns)
-        codes = self._hear(stepper, slot, history.caller_pcm)
+    def __init__(self, config: LMConfig, resume: Resume, columns: Columns, codes: Tensor) -> None:
+        """`columns`: those that were answered. `codes [8, n]`: the caller's, of the newest frames."""
+        self._config, self.columns = config, columns
         first = resume.next_index - codes.shape[1]
-        self._repair()
-        for index in range(self.columns.end, resume.next_index):
+        for index in range(columns.end, resume.next_index):
             silent = torch.tensor([TEXT_PAD, *SILENCE, *SINE])
             self._put_caller(silent, codes, index - first)
-            self.columns.append(silent.numpy())
+            columns.append(silent.numpy())
         self.ahead = torch.tensor([TEXT_PAD, *SILENCE, *SINE])
         self._put_caller(self.ahead, codes, resume.next_index - first)
         self.given = torch.tensor(config.delays) > 0
         if not resume.missed:
             self.given[1 : 1 + config.codebooks] = False
 
-    def _hear(self, stepper: Stepper, slot: int, pcm: bytes) -> Tensor:
-        """The caller's codes of the frames in `pcm`, `[8, n]`."""
-        count = len(pcm) // (2 * FRAME_SAMPLES)
-        if not count:
-            return torch.zeros((self._config.codebooks, 0), dtype=torch.long)
-        sound = torch.from_numpy(np.frombuffer(pcm, "<i2").astype(np.float32) / 32_768.0)
-        slots = torch.tensor([slot], device=stepper.device)
-        heard = sound.to(stepper.device)[None, None]
-        codes = stepper.models.mimi.encode_step(stepper.codec, slots, heard, self._config.codebooks)
-        return codes[0].cpu()
+    @classmethod
+    def of(cls, stepper: Stepper, slot: int, resume: Resume, history: History) -> Generator[bool, None, TakenOver]:
+        """Give the codec of fresh `slot` the caller's newest sound, in parts. Raises ValueError for an unfit history.
+
+        Whoever iterates goes on when the device has done the part before: what is read back from it then is there.
+        """
+        config = stepper.models.config
+        columns = _repaired(config, Columns(resume.cut, history.columns))
+        slots, codes = torch.tensor([slot], device=stepper.device), []
+        sound = torch.from_numpy(np.frombuffer(history.caller_pcm, "<i2").astype(np.float32) / 32_768.0)
+        for part in torch.split(sound, CODEC_PART * FRAME_SAMPLES):
+            if part.shape[0]:
+                heard = part.to(stepper.device)[None, None]
+                codes.append(stepper.models.mimi.encode_step(stepper.codec, slots, heard, config.codebooks)[0])
+                yield True
+        nothing = torch.zeros((config.codebooks, 0), dtype=torch.long)
+        return cls(config, resume, columns, torch.cat((nothing, *(part.cpu() for part in codes)), dim=1))
 
     def _put_caller(self, column: Tensor, codes: Tensor, at: int) -> None:
         """The caller's rows of the column of the frame whose codes are at place `at`, as far as they are known."""
@@ -142,16 +149,6 @@ class TakenOver:
             place = at - self._config.delays[first + book]
             if 0 <= place < codes.shape[1]:
                 column[first + book] = codes[book, place]
-
-    def _repair(self) -> None:
-        """Put silence where a history has no ids. Raises ValueError for ids that this model does not have."""
-        columns = self.columns.between(self.columns.start, self.columns.end)
-        silent = torch.tensor([TEXT_PAD, *SILENCE, *SINE])[:, None]
-        columns = torch.where(columns == NO_TOKEN, silent, columns)
-        if columns.numel() and bool((columns > torch.tensor(self._config.start_ids)[:, None]).any()):
-            raise ValueError("the history holds ids that this model does not have: it was made with another")
-        data = columns.T.contiguous().numpy().astype("<u2").tobytes()
-        self.columns = Columns(self.columns.start, data)
 
     def fill(self, stepper: Stepper, prompts: PromptCache, prompt: Prompt, slot: int, start: int) -> Generator[bool]:
         """Leave fresh `slot` able to speak, knowing the prompt and the columns from frame `start` on."""
@@ -164,10 +161,21 @@ class TakenOver:
         offset = prompt.frames + columns.end - start
         place = (last.to(device), self.ahead.to(device), self.given.to(device))
         stepper.state.cache.place(lm_slot, offset, *place)
-        spoken = _agent_codes(self._config, columns, start)
-        if spoken.shape[1]:
-            slots = torch.tensor([slot], device=device)
-            stepper.models.mimi.decode_step(stepper.codec, slots, spoken[None].to(device))
+        slots, spoken = torch.tensor([slot], device=device), _agent_codes(self._config, columns, start)
+        for part in torch.split(spoken, CODEC_PART, dim=1):
+            if part.shape[1]:
+                yield True
+                stepper.models.mimi.decode_step(stepper.codec, slots, part[None].to(device))
+
+
+def _repaired(config: LMConfig, history: Columns) -> Columns:
+    """With silence where it has no ids. Raises ValueError for ids that this model does not have."""
+    columns = history.between(history.start, history.end)
+    silent = torch.tensor([TEXT_PAD, *SILENCE, *SINE])[:, None]
+    columns = torch.where(columns == NO_TOKEN, silent, columns)
+    if columns.numel() and bool((columns > torch.tensor(config.start_ids)[:, None]).any()):
+        raise ValueError("the history holds ids that this model does not have: it was made with another")
+    return Columns(history.start, columns.T.contiguous().numpy().astype("<u2").tobytes())
 
 
 def _agent_codes(config: LMConfig, columns: Columns, start: int) -> Tensor:

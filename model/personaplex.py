@@ -173,6 +173,8 @@ class PersonaplexEngine:
         self._up, self._lost = loop.create_future(), loop.create_future()
         size = max(RING_LEAST, RING_SLOT * (self._options.slots or ASSUMED_SLOTS))
         self._channel, ends = make_channel(size)
+        # Not as an argument: prompts are nobody else's business on this machine, and may be longer than one can be.
+        self._channel.put(CONTROL, self._options.to_json().encode())
         self._spawn(ends)
         loop.add_reader(self._channel.ears, self._read)
         try:
@@ -184,7 +186,7 @@ class PersonaplexEngine:
         log.info("the engine is ready; a step by slots: %s", costs)
 
     def _spawn(self, ends: Ends) -> None:
-        command = [sys.executable, "-m", "model.gpu_process", self._options.to_json(), json.dumps(asdict(ends))]
+        command = [sys.executable, "-m", "model.gpu_process", json.dumps(asdict(ends))]
         quiet = subprocess.DEVNULL
         self._process = subprocess.Popen(command, stdin=quiet, stdout=quiet, pass_fds=ends.descriptors)
         self.pid = self._process.pid

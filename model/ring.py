@@ -1,7 +1,8 @@
 """Messages between two processes of one machine: a ring of bytes in shared memory, and a bell.
 
 Owns the layout of the memory and how the other side is woken. One process puts, one gets; neither ever waits for the
-other. Knows no message. The memory has no name, so that nothing is left behind by a process that is killed.
+other. Knows no message. The memory has no name, so that nothing is left behind by a process that is killed; on Linux
+it is no part of /dev/shm either, of which a container has 64 MB by default and kills whoever writes beyond.
 
     0    u64  bytes put since the beginning       written by the one that puts
     64   u64  bytes taken since the beginning     written by the one that gets
@@ -22,7 +23,6 @@ from dataclasses import dataclass
 _HEADER = struct.Struct("<II")
 _DATA = 128
 _BELLS = 4096
-_SHARED = "/dev/shm"
 
 
 class PeerGone(Exception):
@@ -156,9 +156,16 @@ class Channel:
 def make_channel(size: int) -> tuple[Channel, Ends]:
     """Our half of a new channel with at least `size` bytes each way, and the other process's."""
     size = -(-size // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
-    with tempfile.TemporaryFile(dir=_SHARED if os.path.isdir(_SHARED) else None) as file:
-        file.truncate(2 * size)
-        out, into = (mmap.mmap(file.fileno(), size, offset=half * size) for half in (0, 1))
-        memory = os.dup(file.fileno())
+    memory = _unnamed()
+    os.truncate(memory, 2 * size)
+    out, into = (mmap.mmap(memory, size, offset=half * size) for half in (0, 1))
     to_them, to_us = os.pipe(), os.pipe()
     return Channel(out, into, to_us[0], to_them[1]), Ends(memory, size, to_them[0], to_us[1])
+
+
+def _unnamed() -> int:
+    """Memory that processes can share, as a file descriptor."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("callplex-ring")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

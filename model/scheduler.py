@@ -137,7 +137,7 @@ class Scheduler:
         state.next_in = index + 1
         if state.hold is None:
             state.hold = self._choose_hold(now)
-        state.phase = (self._tick_after(now) + state.hold) % FRAME
+        state.phase = (self._tick_after(now) + self._held(state)) % FRAME
 
     def due(self, now: float) -> list[Frame]:
         """The frames to step now, at most one a slot, those that wait longest first. They leave their queues."""
@@ -204,17 +204,29 @@ class Scheduler:
     def _due(self, state: _Slot) -> float:
         """When the first waiting frame is due. One that waited behind another is held no longer."""
         frame = state.waiting[0]
-        return self._tick_after(frame.arrived) + (state.hold or 0.0)
+        return self._tick_after(frame.arrived) + self._held(state)
+
+    def _held(self, state: _Slot) -> float:
+        """A whole number of the ticks now in use: the hold was chosen when others may have been."""
+        spacing = self._spacing()
+        return math.floor((state.hold or 0.0) / spacing + _ROUNDING) * spacing
+
+    def _spacing(self) -> float:
+        return FRAME / self.ticks(max(1, self.active))
 
     def _tick_after(self, moment: float) -> float:
-        spacing = FRAME / self.ticks(max(1, self.active))
+        spacing = self._spacing()
         return math.ceil(moment / spacing - _ROUNDING) * spacing
+
+    def _most_within(self, seconds: float) -> int:
+        """The largest number of slots measured whose step takes no longer."""
+        return max((count for count, took in self._costs.items() if took <= seconds + _ROUNDING), default=1)
 
     def _choose_hold(self, now: float) -> float:
         """How long a new call's frames wait beyond their tick: until the first that has room."""
         used = self.ticks(max(1, self.active))
         spacing, first = FRAME / used, self._tick_after(now)
-        room = math.ceil(self.active / used)
+        room = max(math.ceil(self.active / used), self._most_within(BUSY * spacing))
         others = [state for state in self._open.values() if state.hold is not None]
         counts = []
         for held in range(int(LONGEST_HOLD / spacing) + 1):

@@ -52,7 +52,10 @@ class VoiceReplay:
 
 
 def voice_codes(mimi: Mimi, pcm: Tensor) -> Tensor:
-    """Sound `[samples]`, float32 at 24 kHz, to codes `[8, ceil(samples / 1920)]`, the last frame padded with zeros."""
+    """Sound `[samples]`, float32 at 24 kHz, to codes `[8, ceil(samples / 1920)]`, the last frame padded with zeros.
+
+    On the CPU, complete: a thread that reads a voice hands it to another, whose streams on a GPU do not wait for its.
+    """
     if pcm.ndim != 1 or pcm.shape[0] == 0:
         raise VoiceError(f"sound of shape {list(pcm.shape)}; a voice prompt is mono")
     device = next(mimi.parameters()).device
@@ -61,7 +64,7 @@ def voice_codes(mimi: Mimi, pcm: Tensor) -> Tensor:
     state, slot = mimi.streaming(1), torch.zeros(1, dtype=torch.long, device=device)
     step = _CHUNK_FRAMES * size
     chunks = [padded[..., start : start + step] for start in range(0, padded.shape[-1], step)]
-    return torch.cat([mimi.encode_step(state, slot, chunk) for chunk in chunks], dim=-1)[0]
+    return torch.cat([mimi.encode_step(state, slot, chunk) for chunk in chunks], dim=-1)[0].cpu()
 
 
 def voice_codes_from_wav(mimi: Mimi, path: Path) -> Tensor:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections.abc import Sequence
 
 import pytest
 import torch
 
 from model import engine_start
 from model.conversation import Models
-from model.engine import Stepper
-from model.engine_options import EngineOptions
-from model.engine_start import start
+from model.engine import Stepper, StepResult
+from model.engine_options import EngineOptions, EngineRefused
+from model.engine_start import check_card, engine_cores, measure, start
 from model.folder import ModelFolder
 from model.fp8_weights import Fp8Linear
+from tests.model.rig import caller_pcm
 
 pytestmark = pytest.mark.usefixtures("keeps_threads")
 
@@ -52,3 +54,44 @@ def test_weights_in_8_bits_are_an_option_of_the_engine(tiny: ModelFolder) -> Non
     assert any(isinstance(module, Fp8Linear) for module in started.stepper.models.lm.modules())
     assert started.stepper.step([0], [b""]).finite.all()
     assert torch.isfinite(started.stepper.state.kv.keys[:, 0]).all()
+
+
+def test_a_step_is_measured_with_full_windows_and_leaves_nothing_behind(models: Models) -> None:
+    stepper = Stepper(models, 3, kv_dtype=torch.float32)
+    seen: list[int] = []
+    step = stepper.step
+
+    def watched(slots: Sequence[int], pcm: Sequence[bytes]) -> StepResult:
+        seen.extend(stepper.state.kv.offsets[list(slots)].tolist())
+        return step(slots, pcm)
+
+    stepper.step = watched  # type: ignore[method-assign]
+    assert sorted(measure(stepper)) == [1, 2, 3]
+    assert min(seen) >= models.config.transformer.context
+    assert stepper.state.kv.offsets.tolist() == [0] * 5
+    fresh = Stepper(models, 3, kv_dtype=torch.float32)
+    sound = [caller_pcm(0, index) for index in range(6)]
+    first, second = ([each.step([1], [pcm]).tokens.tolist() for pcm in sound] for each in (stepper, fresh))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("count", "visible", "own"),
+    [
+        (16, "", (14, 15)),
+        (16, "0,1", (14, 15)),
+        (16, "3", (8, 9)),
+        (16, "6", ()),
+        (5, "", ()),
+        (16, "GPU-8932f937", ()),
+    ],
+)
+def test_engines_of_one_machine_do_not_share_the_cores_they_keep(count: int, visible: str, own: tuple[int]) -> None:
+    assert tuple(engine_cores(range(count), visible)) == own
+
+
+def test_a_card_that_cannot_read_8_bits_is_refused_before_anything_is_loaded() -> None:
+    check_card((8, 9), EngineOptions("weights", kv_dtype="fp8"))
+    check_card((8, 6), EngineOptions("weights", kv_dtype="bf16"))
+    with pytest.raises(EngineRefused, match=r"capability 8\.6, and --kv-dtype fp8 needs 8\.9"):
+        check_card((8, 6), EngineOptions("weights", kv_dtype="fp8"))

@@ -20,7 +20,8 @@ from model.ring import Channel, make_channel
 def channel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Channel]:
     """The worker's end; the process's own is where it looks for it."""
     ours, ends = make_channel(1 << 16)
-    monkeypatch.setattr(sys, "argv", ["gpu_process", EngineOptions("weights").to_json(), json.dumps(asdict(ends))])
+    ours.put(CONTROL, EngineOptions("weights").to_json().encode())
+    monkeypatch.setattr(sys, "argv", ["gpu_process", json.dumps(asdict(ends))])
     yield ours
     ours.close()
 

@@ -85,6 +85,24 @@ def test_a_call_taken_over_goes_on_token_for_token_as_the_unbroken_one(
     assert np.abs(mine.astype(int) - theirs).max() <= 3
 
 
+def test_the_callers_sound_is_heard_again_in_parts_between_which_others_step(
+    models: Models, tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.history.CODEC_PART", 4)
+    first, second = Rig(models, tiny), Rig(models, tiny)
+    first.open(1, request())
+    first.speak(1, 0, 12)
+    resume, history = first.history(1, 0)
+    second.calls.open(1, request(resume=resume), history)
+    parts = 0
+    while not second.told[1]:
+        parts += second.calls.work()
+    assert parts >= 3 + 3, "twelve frames of the caller, eleven of the agent"
+    for rig in (first, second):
+        rig.speak(1, 12, 18)
+    assert second.columns(1) == first.columns(1)[12:]
+
+
 def test_a_call_speaks_with_its_newest_frames_first_and_knows_the_rest_soon_after(
     models: Models, tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

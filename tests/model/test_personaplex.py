@@ -21,7 +21,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from model import wire
+from model.engine_options import EngineOptions, EngineRefused
 from model.folder import ModelFolder
+from model.personaplex import PersonaplexEngine
 from model.wire import AgentFrame, CallerFrame, Error, FromWorker, History, Ready, Resume, SessionRequest
 from tests.model.rig import caller_pcm, request
 
@@ -102,6 +104,9 @@ async def test_calls_talk_move_and_are_refused_and_all_end_when_the_engines_proc
                     assert await told(third) == Error("full", "all 2 slots of this worker are taken")
                 await asyncio.to_thread(_figures, url)
                 (engine,) = psutil.Process(process.pid).children()
+                for number in (signal.SIGINT, signal.SIGTERM):  # as a terminal and a service manager send to all
+                    engine.send_signal(number)
+                assert len((await answers(first, 16, 18))[0]) == 2
                 engine.send_signal(signal.SIGKILL)
                 for connection in (first, second):
                     ended = await told(connection)
@@ -130,6 +135,12 @@ async def test_a_worker_that_is_killed_takes_its_engine_with_it(tiny: ModelFolde
         process.kill()
         await asyncio.to_thread(psutil.wait_procs, [engine], 20)
         assert not engine.is_running()
+
+
+async def test_the_engine_is_told_of_more_prompts_than_an_argument_can_hold(tmp_path: Path) -> None:
+    options = EngineOptions(str(tmp_path / "absent"), device="cpu", warm=(("NATF2", "secret " * 40_000),))
+    with pytest.raises(EngineRefused, match="absent is not a folder"):
+        await PersonaplexEngine(options).start()
 
 
 async def test_a_worker_without_weights_is_refused_in_one_sentence(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from model.scheduler import FRAME, LONGEST_HOLD, PAUSE, TICKS, Frame, Refused, Scheduler
+from model.scheduler import BUSY, FRAME, LONGEST_HOLD, PAUSE, TICKS, Frame, Refused, Scheduler
 
 COSTS = {1: 0.004, 8: 0.006, 16: 0.009, 32: 0.016, 64: 0.027, 128: 0.045}
 
@@ -110,8 +110,46 @@ def test_calls_that_come_at_once_are_spread_over_the_ticks_and_none_waits_long()
             sizes.append(len(scheduler.due(due)))
     used = scheduler.ticks(32)
     assert used > 1
-    assert max(sizes) <= 32 / min(used, 1 + int(LONGEST_HOLD / (FRAME / used))) + 1
+    assert scheduler.cost(max(sizes)) <= BUSY * FRAME / used + 1e-9, "a step has no time left at its tick"
     assert min(sizes) > 1, "steps crumble into single calls"
+
+
+def when_all_talk(calls: int) -> tuple[Scheduler, list[int], list[float]]:
+    """Calls that came one after the other, each at a phase of its own. What they then step like for twelve frames:
+    the sizes of steps, and how long frames waited."""
+    chance = random.Random(5)
+    scheduler = Scheduler(128, costs={1: 0.005, 2: 0.0052, 4: 0.0055, 8: 0.0062, 16: 0.0075, 32: 0.0105, 128: 0.033})
+    phases = [chance.random() * FRAME for _ in range(calls)]
+    arrivals = sorted(
+        ((call + index) * FRAME + phase, call, index)
+        for call, phase in enumerate(phases)
+        for index in range(calls + 12 - call)
+    )
+    slots: dict[int, int] = {}
+    sizes: list[int] = []
+    waited: list[float] = []
+    for now, call, index in arrivals:
+        while (due := scheduler.next_due()) is not None and due <= now:
+            frames = scheduler.due(due)
+            if due > calls * FRAME:
+                sizes.append(len(frames))
+                waited += [due - frame.arrived for frame in frames]
+        if index == 0:
+            slots[call] = scheduler.open(now)
+        scheduler.push(slots[call], index, b"", now)
+    return scheduler, sizes, waited
+
+
+@pytest.mark.parametrize("calls", [64, 128])
+def test_calls_that_came_while_there_were_few_step_with_the_others_when_there_are_many(calls: int) -> None:
+    scheduler, sizes, _ = when_all_talk(calls)
+    assert scheduler.ticks(calls) == 4
+    assert len(sizes) <= 12 * 4 + 1, "between two ticks in use nothing is stepped"
+
+
+def test_a_few_calls_wait_for_a_tick_and_hardly_more() -> None:
+    scheduler, _, waited = when_all_talk(8)
+    assert max(waited) <= 2 * FRAME / scheduler.ticks(8)
 
 
 def test_a_full_step_takes_those_that_wait_longest_and_the_rest_comes_next() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model.mimi.codec import Mimi
+from model.mimi.precision import full_float32
 from tests.model.mimi.tiny import FRAME, random_codes, random_mimi, random_pcm
 
 Settings = tuple[str, str]
@@ -105,3 +106,14 @@ def test_every_stage_is_float32_and_codes_are_int64() -> None:
     mimi.decode(codes.int())
     assert len(outputs) > 50
     assert {output.dtype for output in outputs.values()} == {torch.float32}
+
+
+def test_whoever_is_done_first_leaves_the_others_precision_alone() -> None:
+    """As a thread that reads a voice beside the calls."""
+    one, other = full_float32(), full_float32()
+    before = settings()
+    with one:
+        other.__enter__()
+    assert settings() == ("ieee", "ieee")
+    other.__exit__(None, None, None)
+    assert settings() == before
