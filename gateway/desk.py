@@ -78,7 +78,8 @@ class Desk:
         """Worker and webhook delivery run inside; on leaving, calls are ended and filed first."""
         async with Database.open(configured_url(self.settings)) as database, asyncio.TaskGroup() as tasks:
             await take_over(database, self.settings.data_dir / "outbox", time.time())
-            outbox = Outbox(database, self._endpoints, f"{os.getpid()}-{secrets.token_hex(8)}")
+            worker = f"{os.getpid()}-{secrets.token_hex(8)}"
+            outbox = Outbox(database, self._endpoints, worker, fault=self.telemetry.delivery_fault)
             moving = tasks.create_task(self.recordings.run())
             try:
                 async with delivering(outbox), self.archive.open(database, outbox.put, outbox.wake):
