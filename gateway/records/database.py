@@ -83,7 +83,7 @@ class Database:
         """
         place = _place(url)
         if place.get_backend_name() == "sqlite":
-            _make_file(place)
+            await asyncio.to_thread(_make_file, place)
         database = cls(
             _engine(place), place.render_as_string(hide_password=True).replace(f"+{place.get_driver_name()}", "")
         )
