@@ -59,7 +59,7 @@ class Desk:
         self.records = Records(settings.data_dir)
         self.recordings = configured_store(settings)
         self.telemetry = Telemetry()
-        sound = Sound(self.recordings, settings.data_keys)
+        sound = Sound(self.recordings, settings.data_keys, self.records.place)
         self.archive = Archive(settings, self.records, self.telemetry, sound)
         self.archive.policies = lambda: {one.id: _keep(one) for one in self.personas.personas.values()}
         self.live = LiveFeed()

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ class Records:
 
     def __init__(self, data_dir: Path) -> None:
         self._calls = data_dir / "calls"
+        self.place = place_of(data_dir)
 
     async def finish(self, document: Mapping[str, Any]) -> Path:
         """Store the call's document, as `transcript.to_document` builds it; returns the file.
@@ -62,6 +64,11 @@ class Records:
         if not _SAFE_NAME.fullmatch(call_id):
             raise RecordsError(f"{call_id[:40]!r} cannot name a call's folder: use letters, digits, '_', '-' and '.'")
         return CallFolder(self._calls / call_id)
+
+
+def place_of(data_dir: Path) -> str:
+    """How others call this disk: host:folder, where the host is a pod's name in Kubernetes."""
+    return f"{socket.gethostname()}:{data_dir.absolute()}"
 
 
 def write_transcript(path: Path, document: Mapping[str, Any]) -> None:
