@@ -43,7 +43,7 @@ async def until(holds: Callable[[], bool]) -> None:
 @asynccontextmanager
 async def calling(gateway: GatewayProcess) -> AsyncIterator[None]:
     """A caller who talks on while inside, whatever becomes of the gateway."""
-    voice = ScriptedCaller([Clip(read_wav(CALLERS / "bank-hours.wav"), "start", 0.0)] * 5)
+    voice = ScriptedCaller([Clip(read_wav(CALLERS / "bank-hours.wav"), "at_once", 0.0)] * 5)
     call = asyncio.create_task(place_call(CallOptions(gateway.url, voice)))
     try:
         yield
