@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import os
 import secrets
@@ -33,6 +34,8 @@ from gateway.phone.call import CallFailed, CallOptions, CallReport, place_call
 from gateway.phone.metrics import SOUND_LEVEL
 from gateway.phone.script import CALLERS, load_caller
 from gateway.phone.sound import SoundUnreadable
+from gateway.recording.opus import OpusMissing
+from gateway.recording.reading import Unreadable, open_recording
 from gateway.webhook_receiver import WebhookReceiver
 
 START_TIMEOUT = 180.0
@@ -172,12 +175,8 @@ async def _demo(folder: Path, console: Console) -> Evidence:
             options = CallOptions(f"http://{listen}", caller, auth_token=token, out=folder)
             report = await _call(options, f"http://{admin}/api/calls/live", console)
             document = await _webhook(receiver)
-    # The gateway's own where the persona keeps the sound of calls, else the phone's.
-    recordings = (folder / "calls" / str(document.get("call_id", "-")) / "call.wav", folder / "call.wav")
-    for recording in recordings:
-        if (sound := _sound(recording)) is not None:
-            return Evidence(report, document, receiver.refused, str(recording), sound, unsigned_refused)
-    return Evidence(report, document, receiver.refused, "", (False, False), unsigned_refused)
+    recording, sound = find_recording(folder, str(document.get("call_id", "-")))
+    return Evidence(report, document, receiver.refused, recording, sound, unsigned_refused)
 
 
 async def _call(options: CallOptions, live_url: str, console: Console) -> CallReport:
@@ -321,16 +320,32 @@ def _free_ports() -> tuple[int, int]:
         return first.getsockname()[1], second.getsockname()[1]
 
 
+def find_recording(folder: Path, call_id: str) -> tuple[str, tuple[bool, bool]]:
+    """The call's stereo recording, and whether it has sound of the caller and of the agent; no path: there is none.
+
+    The gateway's own where the persona keeps the sound of calls, as WAV or Opus, else the phone's.
+    """
+    ours = folder / "calls" / call_id
+    for recording in (ours / "call.wav", ours / "call.opus", folder / "call.wav"):
+        if (sound := _sound(recording)) is not None:
+            return str(recording), sound
+    return "", (False, False)
+
+
 def _sound(recording: Path) -> tuple[bool, bool] | None:
     """Whether the caller (left) and the agent (right) can be heard; None without a stereo recording."""
     try:
-        with wave.open(str(recording), "rb") as file:
+        with recording.open("rb") as stored, wave.open(_as_wav(stored, recording.name), "rb") as file:
             if file.getnchannels() != 2 or file.getsampwidth() != 2:
                 return None
             sides = np.frombuffer(file.readframes(file.getnframes()), np.int16).reshape(-1, 2)
-    except (OSError, EOFError, wave.Error):
+    except (OSError, EOFError, wave.Error, Unreadable, OpusMissing):
         return None
     if not len(sides):
         return False, False
     loudest = np.abs(sides.astype(np.int32)).max(axis=0)
     return bool(loudest[0] > 10 * SOUND_LEVEL), bool(loudest[1] > 10 * SOUND_LEVEL)
+
+
+def _as_wav(file: BinaryIO, name: str) -> BinaryIO:
+    return io.BytesIO(b"".join(open_recording(file, name, ()).wav())) if name.endswith(".opus") else file

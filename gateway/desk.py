@@ -59,7 +59,7 @@ class Desk:
         self.records = Records(settings.data_dir)
         self.recordings = configured_store(settings)
         self.telemetry = Telemetry()
-        sound = Sound(self.recordings, settings.data_keys)
+        sound = Sound(self.recordings, settings.data_keys, self.records.place)
         self.archive = Archive(settings, self.records, self.telemetry, sound)
         self.archive.policies = lambda: {one.id: _keep(one) for one in self.personas.personas.values()}
         self.live = LiveFeed()
@@ -78,7 +78,8 @@ class Desk:
         """Worker and webhook delivery run inside; on leaving, calls are ended and filed first."""
         async with Database.open(configured_url(self.settings)) as database, asyncio.TaskGroup() as tasks:
             await take_over(database, self.settings.data_dir / "outbox", time.time())
-            outbox = Outbox(database, self._endpoints, f"{os.getpid()}-{secrets.token_hex(8)}")
+            worker = f"{os.getpid()}-{secrets.token_hex(8)}"
+            outbox = Outbox(database, self._endpoints, worker, fault=self.telemetry.delivery_fault)
             moving = tasks.create_task(self.recordings.run())
             try:
                 async with delivering(outbox), self.archive.open(database, outbox.put, outbox.wake):
@@ -131,16 +132,20 @@ class Desk:
 
         One that cannot be taken any more is let go at once: `ready` was asked before its line was open.
         """
-        who = self.personas.personas[persona]
+        who = self.personas.personas.get(persona)
+        if who is None:
+            # The line was offered to it, and then its file was deleted or renamed.
+            await self._refuse(leg, self.route(leg.info.to_number).fallback, "persona_gone", persona)
+            return
         known: Mapping[str, str] = {}
         if not self._full():
             known = await self._lookup.variables(leg.info.call_id, who, leg.info.from_number, leg.info.to_number)
         # Asked after the wait: from here to where the call is counted nothing else runs.
         if why := self._full():
-            await self._refuse(leg, who, why)
+            await self._refuse(leg, who.fallback or "", why)
             return
         plan = self._plan(who, leg.info, known)
-        folder = self._open_folder(leg.info)
+        folder = self._folder(leg.info)
         recording = Recorder(self._recording_plan(who, folder)) if folder is not None and who.record else None
         name = self.recordings.name(recording.plan.path) if recording is not None else ""
         log_book = CallLog(leg.info.call_id, self.live, redaction_rules(who), recording, name)
@@ -174,13 +179,14 @@ class Desk:
             return "draining"
         return "busy" if len(self._calls) >= self.settings.max_calls else ""
 
-    async def _refuse(self, leg: CallLeg, persona: Persona, why: str) -> None:
+    async def _refuse(self, leg: CallLeg, fallback: str, why: str, persona: str = "") -> None:
         """Let the line go so that the carrier asks what comes next, and is told the fallback."""
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        outcome.set_result(Outcome("shutdown" if why == "draining" else "busy", fallback=persona.fallback or ""))
+        outcome.set_result(Outcome("shutdown" if why == "draining" else "busy", fallback=fallback))
         self._remember(leg.info, outcome)
         self.telemetry.refused.labels(why).inc()
-        log.warning("call %s is not taken: %s", leg.info.call_id, why)
+        said = f"there is no persona {persona} any more; {fallback or 'nobody'} is dialled instead" if persona else why
+        log.warning("call %s is not taken: %s", leg.info.call_id, said)
         # Not "shutdown", after which a line may be ended for good: nobody would be dialled.
         await leg.hangup("busy")
 
@@ -216,9 +222,10 @@ class Desk:
             after_consent=bool(persona.recording.consent),
         )
 
-    def _open_folder(self, info: CallInfo) -> CallFolder | None:
+    def _folder(self, info: CallInfo) -> CallFolder | None:
+        """Where the call's files will lie; nothing is made yet, for that waits for the disk."""
         try:
-            return self.records.begin(info)
+            return self.records.folder(info.call_id)
         except RecordsError as error:
             log.error("call %s: %s", info.call_id, error)
             return None

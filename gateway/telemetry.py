@@ -38,6 +38,12 @@ class Telemetry:
         self.deliveries = Gauge(
             "callplex_deliveries", "Webhook deliveries in the database", ["endpoint", "state"], registry=self.registry
         )
+        self.delivery_faults = Counter(
+            "callplex_delivery_faults",
+            "Rows given up, and rounds tried again, for an error of a webhook's queue that never should be",
+            ["endpoint"],
+            registry=self.registry,
+        )
         self.oldest_delivery = Gauge(
             "callplex_deliveries_oldest_waiting_seconds",
             "Age of the oldest delivery that waits",
@@ -69,6 +75,10 @@ class Telemetry:
             self.answer.observe(metrics.answer_ms / 1000)
         for response in metrics.response_ms:
             self.response.observe(response / 1000)
+
+    def delivery_fault(self, endpoint: str) -> None:
+        """Count one; `endpoint` is empty when it concerned all."""
+        self.delivery_faults.labels(endpoint or "all").inc()
 
     def stored(
         self, calls: Mapping[str, int], deliveries: Mapping[tuple[str, str], int], oldest: Mapping[str, float]

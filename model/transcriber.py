@@ -200,7 +200,9 @@ class _Listener:
             assert process.stdout is not None
             while line := await process.stdout.readline():
                 data = json.loads(line)
-                self._said(data["session"], CallerText(data["start"], data["end"], data["text"]))
+                onsets, sure = tuple(data["onsets"]), data["confidence"]
+                text = CallerText(data["start"], data["end"], data["text"], onsets=onsets, confidence=sure)
+                self._said(data["session"], text)
             self.up = False
             log.error("a transcriber ended with status %s and is started again", await process.wait())
             await asyncio.sleep(RESTART_SECONDS)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from model.transcriber import CLOSE, FRAME, HEADER, OPEN
 from model.utterances import Utterances
-from model.wire import FRAME_BYTES
+from model.wire import FRAME_BYTES, FRAME_SECONDS
 
 _NICE = 10
 _WINDOWS_A_FRAME = 1_280 / 512
@@ -43,7 +43,7 @@ class Scribe:
         self._callers: dict[int, _Caller] = {}
 
     def take(self, kind: int, session: int, index: int, payload: bytes) -> list[dict[str, Any]]:
-        """One message. Returns what was said: session, start and end in frames, text."""
+        """One message. Returns what was said: session, start, end and the words' onsets in frames, text, confidence."""
         if kind == OPEN:
             self._callers[session] = _Caller(self._listener(), index, index)
             return []
@@ -78,7 +78,9 @@ class Scribe:
         if not heard.text:
             return []
         start, end = (caller.first + window / _WINDOWS_A_FRAME for window in span)
-        return [{"session": session, "start": math.floor(start), "end": math.ceil(end), "text": heard.text}]
+        said = {"session": session, "start": math.floor(start), "end": math.ceil(end), "text": heard.text}
+        onsets = [math.floor(start + onset / FRAME_SECONDS) for onset in heard.onsets]
+        return [{**said, "confidence": heard.sure, "onsets": onsets}]
 
 
 def serve(scribe: Scribe, source: BinaryIO, say: Any) -> None:

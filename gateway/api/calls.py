@@ -29,9 +29,12 @@ from gateway.records.calls import (
 )
 from gateway.records.database import DatabaseUnavailable
 from gateway.records.exports import as_text, as_vtt
-from gateway.records.sound import SoundUnavailable
+from gateway.records.sound import SoundElsewhere, SoundUnavailable
 from gateway.records.views import moment, record, stamp, summary
 from gateway.webhooks import queue
+
+MISDIRECTED = 421
+"""This gateway cannot answer for it, another can (RFC 9110, section 15.5.20)."""
 
 Limit = Annotated[int, Query(ge=1, le=PAGE_MOST)]
 Text = Annotated[str, Query(max_length=200)]
@@ -88,9 +91,9 @@ def calls_router(archive: Archive) -> APIRouter:
                 raise HTTPException(404, f"there is no recording of a call {call_id[:60]}")
             await audit.note(connection, who, audit.PLAY, call_id=call_id)
         try:
-            sound = await archive.sound.open(row["recording"])
+            sound = await archive.sound.open(row["recording"], row["files_on"])
         except SoundUnavailable as error:
-            raise HTTPException(503, str(error)) from None
+            raise _refused(error) from None
         name = {"content-disposition": f'inline; filename="{call_id}.wav"'}
         return StreamingResponse(_played(sound), media_type="audio/wav", headers=name)
 
@@ -100,7 +103,7 @@ def calls_router(archive: Archive) -> APIRouter:
         try:
             erased = await archive.eraser(database_of(archive)).erase(call_id, who)
         except (DatabaseUnavailable, OSError, SoundUnavailable) as error:
-            raise HTTPException(503, str(error)) from None
+            raise _refused(error) from None
         if erased is None:
             raise HTTPException(404, f"there is no call {call_id[:60]} that is over")
         return {"call_id": call_id, "erased": erased.detail}
@@ -133,6 +136,10 @@ def calls_router(archive: Archive) -> APIRouter:
         return {"entries": entries, "next": found[-1]["id"] if len(found) == limit else None}
 
     return router
+
+
+def _refused(error: Exception) -> HTTPException:
+    return HTTPException(MISDIRECTED if isinstance(error, SoundElsewhere) else 503, str(error))
 
 
 def _played(sound: Recording) -> Iterator[bytes]:

@@ -35,6 +35,10 @@ class BucketError(Exception):
     """The bucket cannot be used; the message says what it said, and if there is one, the setting to look at."""
 
 
+class ObjectMissing(BucketError):
+    """The bucket has no such object."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """One object."""
@@ -59,7 +63,8 @@ def _in_a_sentence(method: Callable[_P, _T]) -> Callable[_P, _T]:
         try:
             return method(*args, **kwargs)
         except S3Error as error:
-            raise BucketError(_sentence(error)) from None
+            kind = ObjectMissing if error.code == "NoSuchKey" else BucketError
+            raise kind(_sentence(error)) from None
         except (HTTPError, MinioException) as error:
             raise BucketError(f"the bucket cannot be reached: {_innermost(error)}") from None
 

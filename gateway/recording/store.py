@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gateway.recording.bucket import Bucket, BucketError, Stored, measure
+from gateway.recording.bucket import Bucket, BucketError, ObjectMissing, Stored, measure
 from gateway.recording.file import lock
 from gateway.recording.seal import SUFFIX
 from gateway.settings import Settings
@@ -34,6 +34,10 @@ LOOK_AGAIN = 900.0
 
 class StoreError(Exception):
     """A recording cannot be fetched or deleted; the message says which and why."""
+
+
+class NotHere(StoreError):
+    """The recording is neither in this folder nor in the bucket, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +86,11 @@ class RecordingStore:
         except OSError as error:
             raise StoreError(f"{name} cannot be read: {error.strerror}") from None
         if self._bucket is None:
-            raise StoreError(f"{name} is not in {self._root}, and no bucket is set")
+            raise NotHere(f"{name} is not in {self._root}, and no bucket is set")
         try:
             return self._bucket.fetch(name)
+        except ObjectMissing as error:
+            raise NotHere(f"{name} is not in {self._root}, and {error}") from None
         except BucketError as error:
             raise StoreError(f"{name} is not in {self._root}, and {error}") from None
 
@@ -123,7 +129,7 @@ class RecordingStore:
                 yield self.name(path)
 
     def ended(self, name: str) -> None:
-        """A call is over: its recording may move. Does not wait."""
+        """A call is over: its recording may move, if it is here. Does not wait."""
         self._waiting.add(name)
         self._wake.set()
 

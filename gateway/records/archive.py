@@ -60,7 +60,7 @@ class Archive:
 
         `put` stores deliveries inside a transaction of ours, `told` is called when there may be new ones.
         """
-        instance = Instance(database, self._records, put)
+        instance = Instance(database, self._records, put, self.sound.ended)
         await instance.renew()
         journal = Journal(database, instance.id, put, self._unfiled, told, self._alarm)
         last = LastPolicies(self._settings.data_dir)
@@ -109,6 +109,7 @@ class Archive:
                 fallback=fallback,
                 started_at=time.time(),
                 recording=recording,
+                files_on=self.sound.place,
             )
         )
 

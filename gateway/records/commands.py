@@ -187,9 +187,10 @@ def _eraser(database: Database, settings: Settings) -> Eraser:
 
 def _sound(settings: Settings) -> Sound:
     from gateway.recording.store import configured_store
+    from gateway.records.files import place_of
     from gateway.records.sound import Sound
 
-    return Sound(configured_store(settings), settings.data_keys)
+    return Sound(configured_store(settings), settings.data_keys, place_of(settings.data_dir))
 
 
 def _tokens(app: typer.Typer, run: Run) -> None:
@@ -266,7 +267,7 @@ def _recording(call_id: str, out: Path | None) -> Callable[[Database, Settings],
                 return f"there is no recording of {call_id}" if row else f"there is no call {call_id}"
             await audit.note(connection, _who(), audit.EXPORT, call_id, format="wav")
         try:
-            recording = await _sound(settings).open(row["recording"])
+            recording = await _sound(settings).open(row["recording"], row["files_on"])
         except SoundUnavailable as error:
             return str(error)
         with contextlib.closing(recording):

@@ -26,7 +26,7 @@ import sqlalchemy
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from gateway.records.migrations import SchemaNewer, upgrade
@@ -83,7 +83,7 @@ class Database:
         """
         place = _place(url)
         if place.get_backend_name() == "sqlite":
-            _make_file(place)
+            await asyncio.to_thread(_make_file, place)
         database = cls(
             _engine(place), place.render_as_string(hide_password=True).replace(f"+{place.get_driver_name()}", "")
         )
@@ -144,6 +144,8 @@ class Database:
         except (IntegrityError, ProgrammingError):
             raise
         except (DBAPIError, sqlalchemy.exc.TimeoutError, OSError) as error:
+            if _about_a_value(error):
+                raise
             raise DatabaseUnavailable(self.explain(error)) from error
 
     async def _upgrade(self) -> None:
@@ -189,6 +191,16 @@ _ADVICE = (
     ("does not exist", "make it, or set CALLPLEX_DATABASE_URL"),
     ("connect call failed", "start PostgreSQL, or set CALLPLEX_DATABASE_URL"),
 )
+
+
+def _about_a_value(error: Exception) -> bool:
+    """Whether one value is at fault, which cannot be stored or read back, and not the database.
+
+    PostgreSQL's class 22, "data exception", which asyncpg also gives its own refusals; SQLite's damaged text.
+    """
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    code = str(getattr(cause, "sqlstate", None) or "")
+    return isinstance(error, DataError) or code.startswith("22") or "could not decode" in str(cause).lower()
 
 
 def _needs_change(error: DatabaseUnavailable) -> bool:

@@ -23,7 +23,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.records import audit
 from gateway.records.database import Database
 from gateway.records.files import Records
+from gateway.records.instances import alive_on
 from gateway.records.portion import Portion
+from gateway.records.sound import SoundElsewhere
 from gateway.records.storing import store
 from gateway.records.tables import call_texts, calls, deliveries, events, utterances
 from gateway.records.unfiled import Unfiled
@@ -31,8 +33,8 @@ from gateway.webhooks.queue import NO_BODY
 
 ERASED = "the call was erased"
 
-DeleteRecording = Callable[[str], Awaitable[dict[str, Any]]]
-"""Deletes the recording of that name, wherever it is; returns the proof. Raises SoundUnavailable."""
+DeleteRecording = Callable[[str, str], Awaitable[dict[str, Any]]]
+"""Deletes the recording of that name and place, as `Sound.delete`. Raises SoundUnavailable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class Eraser:
             return None
         detail: dict[str, Any] = {}
         if sound and row["recording"] and self._recordings is not None:
-            detail["recording"] = await self._recordings(row["recording"])
+            detail["recording"] = await self._delete_sound(row["recording"], row["files_on"])
         folder = self._records.folder(call_id).path
         files = await asyncio.to_thread(_delete_files, folder, text, sound)
         if text and sound and self._unfiled is not None:
@@ -120,6 +122,17 @@ class Eraser:
             detail |= {"what": forget.__name__.removeprefix("_forget_"), "files": files}
             await audit.note(connection, who, action, call_id, **detail)
         return Erased(call_id, detail)
+
+    async def _delete_sound(self, name: str, files_on: str) -> dict[str, Any]:
+        """The proof. A recording on the disk of a gateway that lives is for that one to delete; of one that is
+        gone nobody can, and the proof says that its disk was not reached."""
+        assert self._recordings is not None
+        proof = await self._recordings(name, files_on)
+        if proof.get("not_reached"):
+            async with self._database.read() as connection:
+                if await alive_on(connection, files_on):
+                    raise SoundElsewhere(name, files_on)
+        return proof
 
     async def _file_bare(self, waiting: Portion) -> None:
         """Store that there was the call, and nothing of what was said, so that it can be erased like any other."""

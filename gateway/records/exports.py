@@ -1,6 +1,7 @@
 """A call as something to read elsewhere: plain text, and WebVTT beside its recording. Pure.
 
-Takes the call's document, as `transcript.json` has it.
+Takes the call's document, as `transcript.json` has it. How sure the recogniser was stays in that document: whoever
+reads or watches has no use for a figure at each line, and WebVTT no place for one but comments, which players drop.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What calls leave behind, first version: one folder a call, `DATA_DIR/calls/<call id>/`.
 
 Owns where a call's files lie and that a transcript is never half written. Knows nothing of audio, legs
-or engines. Callers see only `begin` and `finish`, so that a database can take their place.
+or engines. Whoever writes a file first makes its folder, off the event loop.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import asyncio
 import contextlib
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
-
-from gateway.leg import CallInfo
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -46,15 +45,7 @@ class Records:
 
     def __init__(self, data_dir: Path) -> None:
         self._calls = data_dir / "calls"
-
-    def begin(self, info: CallInfo) -> CallFolder:
-        """Make the call's folder. Raises RecordsError if the disk refuses or the id cannot name a folder."""
-        folder = self.folder(info.call_id)
-        try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RecordsError(f"cannot keep records in {folder.path}: {error.strerror}; make it writable") from error
-        return folder
+        self.place = place_of(data_dir)
 
     async def finish(self, document: Mapping[str, Any]) -> Path:
         """Store the call's document, as `transcript.to_document` builds it; returns the file.
@@ -73,6 +64,11 @@ class Records:
         if not _SAFE_NAME.fullmatch(call_id):
             raise RecordsError(f"{call_id[:40]!r} cannot name a call's folder: use letters, digits, '_', '-' and '.'")
         return CallFolder(self._calls / call_id)
+
+
+def place_of(data_dir: Path) -> str:
+    """How others call this disk: host:folder, where the host is a pod's name in Kubernetes."""
+    return f"{socket.gethostname()}:{data_dir.absolute()}"
 
 
 def write_transcript(path: Path, document: Mapping[str, Any]) -> None:

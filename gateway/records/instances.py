@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -44,13 +43,18 @@ LOST = "lost"
 
 
 class Instance:
-    """This gateway among those that share the database. `monotonic`: seconds of any steady clock."""
+    """This gateway among those that share the database.
+
+    `recorded` is called with the recording's name of each call that we closed; `monotonic`: seconds of any
+    steady clock.
+    """
 
     def __init__(
         self,
         database: Database,
         records: Records,
         put: Put,
+        recorded: Callable[[str], None] = lambda name: None,
         lease: float = LEASE_SECONDS,
         monotonic: Callable[[], float] | None = None,
     ) -> None:
@@ -58,6 +62,7 @@ class Instance:
         self._database = database
         self._records = records
         self._put = put
+        self._recorded = recorded
         self._lease = lease
         self._monotonic = monotonic or asyncio.get_running_loop().time
         self._held_since: float | None = None
@@ -81,7 +86,7 @@ class Instance:
         now = self._monotonic()
         async with self._database.begin() as connection:
             until = clock(connection) + self._lease
-            row = {"id": self.id, "host": socket.gethostname()[:255], "pid": os.getpid(), "lease_until": until}
+            row = {"id": self.id, "host": self._records.place[:255], "pid": os.getpid(), "lease_until": until}
             statement = insert(connection, instances).values({**row, "started_at": clock(connection)})
             await connection.execute(
                 statement.on_conflict_do_update(index_elements=["id"], set_={"lease_until": until})
@@ -135,6 +140,8 @@ class Instance:
             await store(connection, row["instance"], [portion])
             await self._put(connection, portion.news(end.ended_at))
         await self._write_transcript(end)
+        if end.recording:
+            self._recorded(end.recording)
         return True
 
     async def _end_of(self, connection: AsyncConnection, row: Mapping[str, Any]) -> CallEnd:
@@ -185,6 +192,12 @@ class Instance:
         holder = select(instances.c.id).where(instances.c.id == calls.c.instance)
         alive = holder.where(instances.c.lease_until > clock(connection)).exists()
         return calls.c.state == "live", calls.c.instance != self.id, ~alive
+
+
+async def alive_on(connection: AsyncConnection, place: str) -> bool:
+    """Whether a gateway lives that has that disk, as `files.place_of` names it."""
+    lives = (instances.c.host == place[:255], instances.c.lease_until > clock(connection))
+    return await connection.scalar(select(instances.c.id).where(*lives).limit(1)) is not None
 
 
 def clock(connection: AsyncConnection) -> ColumnElement[float]:

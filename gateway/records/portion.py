@@ -39,6 +39,8 @@ class CallStart:
     started_at: float
     recording: str = ""
     """Its name in the store, where recording began with the call."""
+    files_on: str = ""
+    """On whose disk its files lie, as `files.place_of` says; empty: a version before this one stored it."""
 
 
 @dataclass(frozen=True, slots=True)

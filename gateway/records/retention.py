@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.records.database import Database, DatabaseUnavailable
 from gateway.records.erasure import Erased, Eraser
 from gateway.records.policies import Keep
-from gateway.records.sound import SoundUnavailable
+from gateway.records.sound import SoundElsewhere, SoundUnavailable
 from gateway.records.tables import call_texts, calls, utterances
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,8 @@ class Retention:
                 try:
                     if (erased := await remove(call_id, WHO)) is not None:
                         gone.append(erased)
+                except SoundElsewhere:
+                    failed += 1  # the gateway that has it runs this job, too
                 except (OSError, SoundUnavailable) as error:
                     failed += 1
                     log.error("retention: call %s: %s; it is tried again tomorrow", call_id, error)

@@ -13,35 +13,67 @@ from typing import Any
 from gateway.recording.opus import OpusMissing
 from gateway.recording.reading import Recording, Unreadable, open_recording
 from gateway.recording.seal import DataKey
-from gateway.recording.store import RecordingStore, StoreError
+from gateway.recording.store import NotHere, RecordingStore, StoreError
 
 
 class SoundUnavailable(Exception):
     """A recording cannot be deleted or read now; the message says which and why."""
 
 
-class Sound:
-    """The recordings in `store`; `keys` open those that are sealed."""
+class SoundElsewhere(SoundUnavailable):
+    """A recording lies on another gateway's disk; the message says on whose."""
 
-    def __init__(self, store: RecordingStore, keys: Sequence[DataKey]) -> None:
+    def __init__(self, name: str, files_on: str) -> None:
+        host, _, folder = files_on.partition(":")
+        where = f"{name} lies on the gateway {host}, in {folder}"
+        super().__init__(f"{where}; ask that one, or set CALLPLEX_S3_BUCKET for all to keep recordings in one place")
+
+
+class Sound:
+    """The recordings in `store`; `keys` open those that are sealed, `place` is what others call our disk.
+
+    `files_on`: the place of the call's files, as its row says; empty where it does not.
+    """
+
+    def __init__(self, store: RecordingStore, keys: Sequence[DataKey], place: str = "") -> None:
+        self.place = place
         self._store = store
         self._keys = keys
 
-    async def delete(self, name: str) -> dict[str, Any]:
-        """Delete the recording wherever it is; returns the proof. Raises SoundUnavailable."""
+    def ended(self, name: str) -> None:
+        """A call that was lost is closed: its recording may move, if it is here. Does not wait."""
+        self._store.ended(name)
+
+    async def delete(self, name: str, files_on: str = "") -> dict[str, Any]:
+        """Delete the recording wherever it is; returns the proof. Raises SoundUnavailable.
+
+        Where it may lie on another's disk, which we do not reach, the proof says so: `not_reached`.
+        """
         try:
             deletion = await asyncio.to_thread(self._store.delete, name, time.time())
         except StoreError as error:
             raise SoundUnavailable(str(error)) from None
+        if not deletion.places and self._is_elsewhere(files_on):
+            return {**deletion.detail(), "gone": False, "not_reached": files_on}
         return deletion.detail()
 
-    async def open(self, name: str) -> Recording:
-        """The recording, read to its end once, so that no damage shows up halfway. Raises SoundUnavailable."""
-        return await asyncio.to_thread(self._open, name)
+    async def open(self, name: str, files_on: str = "") -> Recording:
+        """The recording, read to its end once, so that no damage shows up halfway.
 
-    def _open(self, name: str) -> Recording:
+        Raises SoundUnavailable, and of that SoundElsewhere where another gateway has it.
+        """
+        return await asyncio.to_thread(self._open, name, files_on)
+
+    def _is_elsewhere(self, files_on: str) -> bool:
+        return files_on not in ("", self.place)
+
+    def _open(self, name: str, files_on: str) -> Recording:
         try:
             file = self._store.open(name)
+        except NotHere as error:
+            if self._is_elsewhere(files_on):
+                raise SoundElsewhere(name, files_on) from None
+            raise SoundUnavailable(str(error)) from None
         except StoreError as error:
             raise SoundUnavailable(str(error)) from None
         try:

@@ -50,6 +50,7 @@ calls = Table(
     Column("fallback", String(255), nullable=False, default=""),
     Column("metrics", JSON, nullable=False, default=dict),
     Column("recording", Text, nullable=False, default="", comment="where the sound is kept; empty: nowhere"),
+    Column("files_on", Text, nullable=False, server_default="", comment="host:folder of its files"),
     Column("erased_at", Float, comment="when texts, numbers and sound were removed on request or by age"),
     Index(None, "started_at", "id"),
     Index(None, "from_number", "started_at"),

@@ -3,7 +3,8 @@
 Owns the rhythm. Each round is one short transaction that stores the outcomes of the last attempts and
 claims the next deliveries; attempts run beside it, no more at once than the endpoint allows. A database
 that is away keeps outcomes waiting here; should we die with them, their claims run out and they are
-delivered again under their ids.
+delivered again under their ids. A row that the database cannot read or store becomes a dead letter by
+itself; whatever else goes wrong there is tried again, less and less often.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ LAST_SECONDS = 2.0
 """Seconds that storing the last outcomes may take when we stop."""
 DATABASE_AGAIN = 2.0
 """Seconds until a database that was away is tried again."""
+SLOWEST_AGAIN = 60.0
+"""Seconds up to which that doubles while the database answers with errors that we do not know."""
+
+_UNREADABLE = (LookupError, TypeError, AttributeError)
+"""What comes of a stored event that is not what we store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +70,15 @@ class Lane:
         turns: asyncio.Semaphore,
         context: ssl.SSLContext,
         schedule: Schedule,
+        fault: Callable[[str], None] = lambda endpoint: None,
     ) -> None:
+        """`fault` is called with the endpoint's name whenever something fails that never should."""
         self.endpoint = endpoint
         self._database = database
         self._worker = worker
         self._turns = turns
         self._schedule = schedule
+        self._fault = fault
         self._sender = Sender(endpoint, context, schedule.clock)
         self._under_way: set[str] = set()
         self._outcomes: list[queue.Outcome] = []
@@ -77,6 +86,8 @@ class Lane:
         """When the first of those just refused is due again."""
         self._woken = asyncio.Event()
         self._away = False
+        self._faults = 0
+        """Rounds that failed one after the other."""
 
     def wake(self) -> None:
         """Something may be due."""
@@ -90,7 +101,8 @@ class Lane:
                     self._woken.clear()
                     wait, gone = await self._round(attempts)
                     if not gone:
-                        await self._pause(wait)
+                        # What comes in meanwhile does not make an error that we do not know go away.
+                        await (asyncio.sleep(wait) if self._faults else self._pause(wait))
         finally:
             await self._sender.close()
             await self._store_rest()
@@ -98,7 +110,7 @@ class Lane:
     async def _store_rest(self) -> None:
         """What was settled in the last moment, so that it need not be delivered twice."""
         if self._outcomes:
-            with suppress(TimeoutError, DatabaseUnavailable):
+            with suppress(TimeoutError, DatabaseUnavailable, *queue.FAULTS):
                 async with asyncio.timeout(LAST_SECONDS):
                     await self._exchange(claiming=False)
 
@@ -122,17 +134,63 @@ class Lane:
                 due = now if self._outcomes else await self._next_due()
                 if due is None or due > now:
                     return POLL if due is None else min(POLL, due - now), False
-                claims, gone = await self._exchange()
+                claims, gone = await self._claims()
         except DatabaseUnavailable as error:
             if not self._away:
                 log.error("webhooks of endpoint %s wait: %s", self.endpoint.name, error)
             self._away = True
             return DATABASE_AGAIN, False
-        self._away = False
+        except queue.FAULTS as error:
+            return self._failed(error), False
+        self._away, self._faults = False, 0
         for claim in claims:
             self._under_way.add(claim.id)
             attempts.create_task(self._attempt(claim))
         return max(0.0, min(POLL, self._soonest - self._schedule.clock())), gone
+
+    def _failed(self, error: Exception) -> float:
+        """Tell of a round that failed; returns the seconds until the next."""
+        wait = min(DATABASE_AGAIN * float(1 << min(self._faults, 10)), SLOWEST_AGAIN)
+        self._faults += 1
+        self._fault(self.endpoint.name)
+        tell = (self.endpoint.name, wait, first_line(error))
+        log.error("webhooks of endpoint %s are tried again in %.0f s, for a statement of ours failed: %s", *tell)
+        return wait
+
+    async def _claims(self) -> tuple[list[queue.Claim], bool]:
+        """What to attempt now, and whether the endpoint is gone; past rows that are at fault."""
+        try:
+            return await self._exchange()
+        except queue.FAULTS:
+            return await self._one_by_one(), False
+
+    async def _one_by_one(self) -> list[queue.Claim]:
+        """Store each outcome and claim each delivery by itself, and give up those that cannot be."""
+        name, now, cap = self.endpoint.name, self._schedule.clock(), self.endpoint.concurrency
+        for outcome in [one for one in self._outcomes if one.status != GONE]:
+            try:
+                async with self._database.begin() as connection:
+                    await queue.settle(connection, self._worker, [outcome], now)
+            except queue.FAULTS as error:
+                await self._give_up(outcome.claim.id, f"what came of it cannot be stored: {first_line(error)}")
+            self._outcomes.remove(outcome)
+        async with self._database.read() as connection:
+            ids = await queue.ready(connection, name, now, cap - len(self._under_way))
+        claims: list[queue.Claim] = []
+        for one in ids:
+            try:
+                async with self._database.begin() as connection:
+                    claims += await queue.claim(connection, name, self._worker, now, now + LEASE, 1, cap, one)
+            except queue.FAULTS as error:
+                await self._give_up(one, f"it cannot be read from the database: {first_line(error)}")
+        return [claim for claim in claims if claim.id not in self._under_way]
+
+    async def _give_up(self, delivery: str, why: str) -> None:
+        """Make a dead letter of one that holds up the others."""
+        async with self._database.begin() as connection:
+            await queue.give_up(connection, delivery, why, self._schedule.clock())
+        self._fault(self.endpoint.name)
+        log.error("webhook %s to %s is given up, the others go on: %s", delivery, self.endpoint.name, why)
 
     async def _next_due(self) -> float | None:
         if len(self._under_way) >= self.endpoint.concurrency:
@@ -164,9 +222,14 @@ class Lane:
         return [claim for claim in claims if claim.id not in ours], gone is not None
 
     async def _attempt(self, claim: queue.Claim) -> None:
-        answer = await self._sender.attempt(claim.id, claim.body)
+        try:
+            answer = await self._sender.attempt(claim.id, claim.body)
+            outcome = self._schedule.outcome(claim, answer)
+        except _UNREADABLE as error:
+            self._fault(self.endpoint.name)
+            answer = Answer(0, f"the stored event cannot be read ({type(error).__name__})")
+            outcome = queue.Outcome(claim, queue.DEAD, 0, answer.reason, self._schedule.clock())
         self._under_way.discard(claim.id)
-        outcome = self._schedule.outcome(claim, answer)
         self._outcomes.append(outcome)
         self._woken.set()
         if outcome.state == queue.DELIVERED:
@@ -176,3 +239,8 @@ class Lane:
             log.error("webhook %s to %s: attempt %d: %s; given up, it can be sent again", *tell)
         else:
             log.warning("webhook %s to %s: attempt %d: %s; next in %.0f s", *tell, outcome.due - self._schedule.clock())
+
+
+def first_line(error: Exception) -> str:
+    """What the driver said, without the statement that SQLAlchemy adds."""
+    return (str(getattr(error, "orig", None) or error).splitlines() or [type(error).__name__])[0][:200]

@@ -23,7 +23,7 @@ from gateway.records.database import Database, DatabaseUnavailable
 from gateway.webhooks import queue
 from gateway.webhooks.endpoints import Endpoint, EndpointStore
 from gateway.webhooks.events import Event
-from gateway.webhooks.lane import Lane, Schedule
+from gateway.webhooks.lane import Lane, Schedule, first_line
 from gateway.webhooks.retry import next_delay
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,8 @@ class Outbox:
     """Stores events and delivers them to the endpoints of `store`.
 
     `worker` names this process in the claims, and no other, nor one before it. `put` and `run` share
-    one event loop. `clock` (seconds since 1970), `chance` and `delay` are there for tests.
+    one event loop. `clock` (seconds since 1970), `chance` and `delay` are there for tests. `fault` is called
+    with an endpoint's name, or none, when something fails that never should.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Outbox:
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
         delay: Callable[[int, float, float], float] = next_delay,
+        fault: Callable[[str], None] = lambda endpoint: None,
     ) -> None:
         self._database = database
         self._store = store
@@ -60,6 +62,7 @@ class Outbox:
         self._lanes: dict[str, tuple[Lane, asyncio.Task[None]]] = {}
         self._turns = asyncio.Semaphore(DATABASE_TURNS)
         self._again = asyncio.Event()
+        self._fault = fault
         self._away = False
 
     @property
@@ -105,7 +108,7 @@ class Outbox:
             await self._release()
 
     def _lane(self, endpoint: Endpoint, context: ssl.SSLContext) -> Lane:
-        return Lane(endpoint, self._database, self._worker, self._turns, context, self._schedule)
+        return Lane(endpoint, self._database, self._worker, self._turns, context, self._schedule, self._fault)
 
     async def _look(self, tasks: asyncio.TaskGroup, make: Callable[[Endpoint], Lane]) -> None:
         """Give each endpoint that may be delivered to a lane, and stop the lanes of the others."""
@@ -116,7 +119,11 @@ class Outbox:
             async with self._turns, self._database.begin() as connection:
                 stopped = await self._sweep(connection, endpoints)
         except DatabaseUnavailable as error:
-            self._complain(error)
+            self._complain(str(error))
+            return
+        except queue.FAULTS as error:
+            self._fault("")
+            self._complain(f"a statement of ours failed: {first_line(error)}")
             return
         self._away = False
         wanted = {name: one for name, one in endpoints.items() if name not in stopped}
@@ -158,12 +165,12 @@ class Outbox:
         try:
             async with asyncio.timeout(STOP_SECONDS), self._database.begin() as connection:
                 await queue.release(connection, self._worker)
-        except (TimeoutError, DatabaseUnavailable) as error:
+        except (TimeoutError, DatabaseUnavailable, *queue.FAULTS) as error:
             log.warning("webhooks under way are taken up again only when their claims run out: %s", error)
 
-    def _complain(self, error: DatabaseUnavailable) -> None:
+    def _complain(self, why: str) -> None:
         if not self._away:
-            log.error("webhooks wait: %s", error)
+            log.error("webhooks wait, and are looked at again every %.0f s: %s", LOOK_AGAIN, why)
         self._away = True
 
 

@@ -26,6 +26,9 @@ STATES = (WAITING, DELIVERED, DEAD)
 NO_BODY = "{}"
 """The body of a delivery whose call was erased: it is never sent."""
 
+FAULTS = (sa.exc.SQLAlchemyError, TypeError, ValueError)
+"""What comes of a row that is damaged, or of tables that are not what we think; a database that is away is neither."""
+
 _AT_ONCE = 500
 """Rows of one statement; both databases limit its parameters."""
 
@@ -108,9 +111,18 @@ async def _places(connection: AsyncConnection, calls: Iterable[str]) -> dict[tup
 
 
 async def claim(
-    connection: AsyncConnection, endpoint: str, worker: str, now: float, until: float, most: int, cap: int
+    connection: AsyncConnection,
+    endpoint: str,
+    worker: str,
+    now: float,
+    until: float,
+    most: int,
+    cap: int,
+    only: str = "",
 ) -> list[Claim]:
     """Claim up to `most` deliveries that are due, while no more than `cap` of the endpoint are claimed by anybody.
+
+    `only`: the id of the one that may be claimed.
 
     SKIP LOCKED lets replicas claim beside each other without waiting; SQLite, with one writer at a time,
     needs no such thing. Two replicas that claim in the same instant may exceed the cap for once.
@@ -119,8 +131,9 @@ async def claim(
     free = cap - await held(connection, endpoint, now)
     if free <= 0:
         return []
+    ready = _ready(endpoint, now)
     chosen = (
-        _ready(endpoint, now)
+        (ready.where(one.id == only) if only else ready)
         .order_by(one.due, one.place)
         .limit(min(free, most))
         .with_for_update(skip_locked=True, of=deliveries)
@@ -133,6 +146,12 @@ async def claim(
         .returning(one.id, one.call_id, one.event, one.body, one.attempts, one.give_up_at)
     )
     return [Claim(*row) for row in await connection.execute(statement)]
+
+
+async def ready(connection: AsyncConnection, endpoint: str, now: float, most: int) -> list[str]:
+    """The ids of up to `most` deliveries that may be claimed. Reads nothing else of them."""
+    one = deliveries.c
+    return list(await connection.scalars(_ready(endpoint, now).order_by(one.due, one.place).limit(most)))
 
 
 async def held(connection: AsyncConnection, endpoint: str, now: float) -> int:
@@ -208,6 +227,13 @@ async def bury(connection: AsyncConnection, endpoint: str, reason: str, now: flo
     waiting = (deliveries.c.endpoint == endpoint, deliveries.c.state == WAITING)
     values = {"state": DEAD, "reason": reason, "settled_at": now, "claimed_by": "", "claimed_until": 0.0}
     return (await connection.execute(sa.update(deliveries).where(*waiting).values(values))).rowcount
+
+
+async def give_up(connection: AsyncConnection, delivery: str, reason: str, now: float) -> None:
+    """Make a dead letter of one that waits, without reading it."""
+    one = deliveries.c
+    values = {"state": DEAD, "reason": reason, "settled_at": now, "claimed_by": "", "claimed_until": 0.0}
+    await connection.execute(sa.update(deliveries).where(one.id == delivery, one.state == WAITING).values(values))
 
 
 async def bury_overdue(connection: AsyncConnection, endpoints: Iterable[str], now: float) -> int:

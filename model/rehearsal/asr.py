@@ -11,6 +11,7 @@ all the same is recognised again with the full window.
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from dataclasses import dataclass
@@ -54,6 +55,11 @@ class Heard:
     onsets: tuple[float, ...] = ()
     """The second at which each of the words between spaces begins; empty where it was not asked."""
 
+    @property
+    def sure(self) -> float:
+        """The confidence as a probability a token, 0 to 1."""
+        return as_probability(self.confidence)
+
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
@@ -67,6 +73,11 @@ class Hypothesis:
     encoded: Any = None
     """The sound as the decoder sees it."""
     tokens: tuple[int, ...] = ()
+
+
+def as_probability(confidence: float) -> float:
+    """A mean log probability as the wire's `CallerText.confidence`, 0 to 1."""
+    return round(min(1.0, math.exp(confidence)), 3)
 
 
 class Recogniser:

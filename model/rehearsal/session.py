@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
@@ -20,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from model.rehearsal.asr import Heard, Recogniser
+from model.rehearsal.asr import Heard, Recogniser, as_probability
 from model.rehearsal.listener import Listener
 from model.rehearsal.pieces import End, Sentence, Wanted
 from model.rehearsal.playout import Playout
@@ -312,7 +311,7 @@ class RehearsalSession:
 
 def _caller_text(said: Said) -> CallerText:
     """In frames, and with the log probability as a probability."""
-    sure = None if said.confidence is None else round(min(1.0, math.exp(said.confidence)), 3)
+    sure = None if said.confidence is None else as_probability(said.confidence)
     frames = tuple(_frame_of(onset) for onset in said.onsets)
     return CallerText(_frame_of(said.start), _frame_of(said.end - 1) + 1, said.text, onsets=frames, confidence=sure)
 

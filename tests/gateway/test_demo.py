@@ -10,22 +10,25 @@ import signal
 import subprocess
 import sys
 import threading
+import wave
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 from rich.console import Console
 from standardwebhooks import Webhook
 
-from gateway.demo import Evidence, missing, summary
+from gateway.demo import Evidence, find_recording, missing, summary
 from gateway.demo_screen import STILL, Conversation, print_result
 from gateway.phone.call import CallReport
 from gateway.phone.metrics import Metrics, Turn
 from gateway.phone.script import CALLERS, load_caller
+from gateway.recording.recorder import Recorder, RecordingPlan
 from gateway.webhook_receiver import WebhookReceiver
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -170,3 +173,24 @@ def test_ctrl_c_in_the_call_leaves_no_child_behind(tmp_path: Path) -> None:
         watchdog.cancel()
         demo.kill()
         demo.communicate()
+
+
+@pytest.mark.parametrize("kind", ["wav", "opus"])
+def test_the_gateways_own_recording_is_found_in_either_format(tmp_path: Path, kind: Literal["wav", "opus"]) -> None:
+    recorder = Recorder(RecordingPlan(tmp_path / "calls" / "c1", kind))
+    tone = (np.sin(np.arange(640) * 0.3) * 8_000).astype(np.int16).tobytes()
+    for _ in range(50):
+        recorder.write(tone, bytes(1280))
+    recorder.close().result(10)
+    assert find_recording(tmp_path, "c1") == (str(tmp_path / "calls" / "c1" / f"call.{kind}"), (True, False))
+
+
+def test_without_it_the_phones_recording_is_named_and_without_that_none(tmp_path: Path) -> None:
+    assert find_recording(tmp_path, "c1") == ("", (False, False))
+    own = tmp_path / "calls" / "c1"
+    own.mkdir(parents=True)
+    (own / "call.opus").write_bytes(b"OggS, and then nothing of the kind")
+    with wave.open(str(tmp_path / "call.wav"), "wb") as file:
+        file.setparams((2, 2, 8_000, 0, "NONE", ""))
+        file.writeframes(np.full(3_200, 9_000, np.int16).tobytes())
+    assert find_recording(tmp_path, "c1") == (str(tmp_path / "call.wav"), (True, True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing
@@ -252,3 +253,69 @@ async def test_another_gateway_knows_how_a_call_ended(tmp_path: Path) -> None:
         announced = (str(carrier.client.base_url).replace("http", "ws") + "/twilio/stream", parameters)
         async with stream("CA1", announced) as socket, asyncio.timeout(TIMEOUT):
             assert await socket.recv()
+
+
+async def test_a_persona_that_is_deleted_before_the_line_is_open_leaves_the_number_s_fallback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk = desk_in(tmp_path)
+    personas = tmp_path / "personas"
+    async with carrier_of(desk) as carrier, desk.open():
+        ticket = await carrier.voice("CA1")
+        (personas / "shop.yaml").write_text("voice: NATF0\nrole: You work for a shop.\n")
+        (personas / "routing.yaml").write_text("default:\n  persona: shop\n  fallback: '+15550777'\n")
+        (personas / "bank.yaml").unlink()
+        assert desk.personas.reload() == []
+        async with stream("CA1", ticket) as line:
+            assert await let_go(line) == "busy"
+        assert await carrier.after("CA1") == [("Dial", "+15550777"), ("Hangup", None)]
+    assert "is not taken: there is no persona bank any more; +15550777 is dialled instead" in caplog.text
+    assert not [record for record in caplog.records if record.exc_info]
+    assert b'callplex_calls_refused_total{why="persona_gone"} 1.0' in desk.telemetry.render()
+
+
+WATCHED_CALL = """
+import asyncio, json, sys, threading
+from pathlib import Path
+from dataclasses import replace
+from gateway.settings import load_settings
+from gateway.desk import Desk
+from tests.gateway.test_call import MemoryLeg
+
+folder, watched, seen = Path(sys.argv[1]), threading.Event(), []
+FILES = ("open", "os.", "shutil.", "glob.", "fcntl.", "sqlite3.", "subprocess.", "socket.getaddrinfo", "tempfile.")
+
+def hook(event, arguments):
+    if watched.is_set() and threading.current_thread() is threading.main_thread() and event.startswith(FILES):
+        seen.append(f"{event}{arguments!r}")
+
+def leg(call_id):
+    return MemoryLeg(seconds=1.0, info=replace(MemoryLeg(1.0).info, call_id=call_id, carrier_call_id="CA" + call_id))
+
+async def main():
+    desk = Desk(load_settings(personas=folder / "personas", data_dir=folder / "data", embedded_echo=True))
+    async with desk.open():
+        await desk.answer(leg("first"), "bank")  # what is imported only now is read from files
+        sys.addaudithook(hook)
+        watched.set()
+        await desk.answer(leg("second"), "bank")
+        await desk.archive.count()
+        watched.clear()
+    print(json.dumps(seen))
+
+asyncio.run(main())
+"""
+
+
+async def test_a_call_opens_no_file_where_other_calls_would_wait_for_the_disk(tmp_path: Path) -> None:
+    personas = tmp_path / "personas"
+    personas.mkdir()
+    persona = "voice: NATF0\nrole: You work for a bank.\nrecord: true\nredact: [card]\n"
+    (personas / "bank.yaml").write_text(persona)
+    (personas / "routing.yaml").write_text("default:\n  persona: bank\n")
+    command = [sys.executable, "-c", WATCHED_CALL, str(tmp_path)]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    assert json.loads(output) == []
+    for file in ("call.wav", "transcript.json"):
+        assert (tmp_path / "data" / "calls" / "second" / file).stat().st_size > 0

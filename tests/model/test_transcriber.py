@@ -55,6 +55,8 @@ async def test_what_a_caller_says_is_written_down_with_its_frames_and_goes_on_af
         words = " ".join(text.text for text in first).lower()
         assert "open" in words or "hours" in words or "saturday" in words
         assert all(100 <= text.start < text.end <= 100 + len(frames) for text in first)
+        assert all(text.confidence is not None and 0.3 < text.confidence <= 1.0 for text in first)
+        assert all(text.start <= onset < text.end for text in first for onset in text.onsets)
         listener = pool._listeners[0]
         process = listener._process
         assert process is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import socket
 import time
 import wave
 from collections.abc import AsyncIterator
@@ -14,15 +15,18 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from gateway.app import admin_app
 from gateway.desk import Desk
 from gateway.recording.recorder import Recorder, RecordingPlan
 from gateway.records import api_tokens
 from gateway.records.database import Database
+from gateway.records.tables import instances
 from tests.gateway.recording.sound import record
 from tests.gateway.records.made_up import NOON
 from tests.gateway.records.test_erasure import keep
+from tests.gateway.test_call import MemoryLeg
 from tests.gateway.test_desk import desk_in
 
 pytestmark = pytest.mark.anyio
@@ -173,3 +177,23 @@ async def test_before_the_records_are_open_nothing_is_shown(tmp_path: Path) -> N
     transport = httpx.ASGITransport(admin_app(desk_in(tmp_path)))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         assert (await client.get("/api/calls")).status_code == 503
+
+
+async def test_a_recording_on_another_gateway_s_disk_is_said_to_lie_there(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/shared.sqlite3"
+    async with (
+        api(tmp_path / "one", database_url=url) as (one, desk, _),
+        api(tmp_path / "other", database_url=url) as (other, _, database),
+    ):
+        await desk.answer(MemoryLeg(seconds=0.5), "bank")
+        assert (await one.get("/api/calls/c1/recording")).status_code == 200
+        for answer in (await other.get("/api/calls/c1/recording"), await other.delete("/api/calls/c1")):
+            assert answer.status_code == 421
+            host, folder = socket.gethostname(), (tmp_path / "one" / "data").absolute()
+            where = f"calls/c1/call.wav lies on the gateway {host}, in {folder}; ask that one"
+            assert answer.json()["detail"].startswith(where)
+        # The gateway that had it is gone, and its disk with it: the rest is erased, so says the proof.
+        async with database.begin() as connection:
+            await connection.execute(sa.delete(instances).where(instances.c.host == desk.records.place))
+        proof = (await other.delete("/api/calls/c1")).json()["erased"]["recording"]
+        assert (proof["gone"], proof["places"], proof["not_reached"]) == (False, [], desk.records.place)

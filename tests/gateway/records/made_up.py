@@ -69,7 +69,7 @@ async def put(connection: AsyncConnection, events: Sequence[Event]) -> None:
             "created_at": event.at,
             "body": event.body(),
             "due": event.at,
-            "give_up_at": event.at + 1,
+            "give_up_at": event.at + 1e9,  # never, or a running gateway gives up what it has no endpoint for
         }
         await connection.execute(insert(connection, deliveries).values(row).on_conflict_do_nothing())
 

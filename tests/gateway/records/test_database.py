@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +249,24 @@ async def test_a_writer_that_is_held_up_too_long_is_told(tmp_path: Path, monkeyp
         async with database.begin() as connection:
             await connection.execute(insert(connection, api_tokens).values(token("a")))
         assert await names(database) == ["a"]
+
+
+async def test_calls_go_on_while_another_gateway_makes_the_same_file(tmp_path: Path) -> None:
+    path = tmp_path / "callplex.sqlite3"
+
+    async def use() -> None:
+        async with Database.open(f"sqlite:///{path}"):
+            pass
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("CREATE TABLE made_by_another (id)")
+        loop = asyncio.get_running_loop()
+        opening, last, longest = asyncio.create_task(use()), loop.time(), 0.0
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            longest, last = max(longest, loop.time() - last), loop.time()
+        assert not opening.done()
+        other.execute("COMMIT")
+    await opening
+    assert longest < module.BUSY_SECONDS / 2

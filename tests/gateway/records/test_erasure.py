@@ -51,7 +51,7 @@ async def test_erasing_leaves_the_bare_record_and_a_proof(database: Database, tm
     transcript = (tmp_path / "calls" / "c1" / "transcript.json").read_bytes()
     deleted: list[str] = []
 
-    async def elsewhere(name: str) -> dict[str, Any]:
+    async def elsewhere(name: str, files_on: str) -> dict[str, Any]:
         deleted.append(name)
         return {"gone": True}
 

@@ -8,21 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from gateway.leg import CallInfo
 from gateway.records.files import Records, RecordsError, write_transcript, write_whole
 
 pytestmark = pytest.mark.anyio
 
 
-def info(call_id: str) -> CallInfo:
-    return CallInfo(call_id, "+13055550100", "+13055550199", "test")
-
-
 async def test_a_call_has_a_folder_and_leaves_its_document(tmp_path: Path) -> None:
     records = Records(tmp_path)
-    folder = records.begin(info("call_1"))
+    folder = records.folder("call_1")
     assert folder.path == tmp_path / "calls" / "call_1"
-    assert folder.path.is_dir()
+    assert not folder.path.exists()
     assert folder.recording == folder.path / "call.wav"
     document = {"call_id": "call_1", "utterances": [{"text": "Grüezi"}]}
     assert await records.finish(document) == folder.transcript
@@ -30,7 +25,7 @@ async def test_a_call_has_a_folder_and_leaves_its_document(tmp_path: Path) -> No
     assert [file.name for file in folder.path.iterdir()] == ["transcript.json"]
 
 
-async def test_a_document_is_kept_even_if_the_folder_could_not_be_made_at_the_start(tmp_path: Path) -> None:
+async def test_a_document_makes_its_folder(tmp_path: Path) -> None:
     path = await Records(tmp_path).finish({"call_id": "late"})
     assert json.loads(path.read_bytes()) == {"call_id": "late"}
 
@@ -38,15 +33,13 @@ async def test_a_document_is_kept_even_if_the_folder_could_not_be_made_at_the_st
 @pytest.mark.parametrize("call_id", ["", "../escape", "a/b", ".hidden", "x" * 200, "nul\0"])
 def test_an_id_that_is_no_file_name_is_refused(tmp_path: Path, call_id: str) -> None:
     with pytest.raises(RecordsError, match="cannot name"):
-        Records(tmp_path).begin(info(call_id))
+        Records(tmp_path).folder(call_id)
     assert list(tmp_path.iterdir()) == []
 
 
 async def test_an_unusable_disk_is_one_clear_error(tmp_path: Path) -> None:
     blocked = tmp_path / "data"
     blocked.write_text("a file where the folder should be")
-    with pytest.raises(RecordsError, match="cannot keep records in"):
-        Records(blocked).begin(info("call_1"))
     with pytest.raises(RecordsError, match="cannot write"):
         await Records(blocked).finish({"call_id": "call_1"})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -28,8 +29,8 @@ class Clock:
         return self.now
 
 
-def instance(database: Database, folder: Path, clock: Clock | None = None) -> Instance:
-    return Instance(database, Records(folder), put, monotonic=clock or Clock())
+def instance(database: Database, folder: Path, clock: Clock | None = None, **options: Any) -> Instance:
+    return Instance(database, Records(folder), put, monotonic=clock or Clock(), **options)
 
 
 async def live_call(database: Database, owner: Instance, begun: CallStart) -> None:
@@ -66,7 +67,7 @@ async def test_the_calls_of_a_dead_gateway_are_closed_once(database: Database, t
 
 
 async def test_a_lost_call_keeps_its_recording_whenever_that_began(database: Database, tmp_path: Path) -> None:
-    dead, other = instance(database, tmp_path), instance(database, tmp_path)
+    dead, other = instance(database, tmp_path), instance(database, tmp_path, recorded=(told := list[str]()).append)
     for one in (dead, other):
         await one.renew()
     await live_call(database, dead, start("c1", recording="calls/c1/call.wav"))
@@ -78,6 +79,7 @@ async def test_a_lost_call_keeps_its_recording_whenever_that_began(database: Dat
     assert len(await other.close_lost()) == 3
     names = {row["id"]: row["recording"] for row in await all_of(database, calls)}
     assert names == {"c1": "calls/c1/call.wav", "c2": "calls/c2/call.opus", "c3": ""}
+    assert sorted(told) == ["calls/c1/call.wav", "calls/c2/call.opus"]
 
 
 async def test_a_lost_call_ended_at_its_last_sign_of_life(database: Database, tmp_path: Path) -> None:
