@@ -94,6 +94,8 @@ def _measure(gateway: Gateway, target: str, calls: int, seconds: float) -> SipLo
         failures = [why for up in ups if isinstance(up, CallsUp) for why in up.failures]
         if not any(isinstance(up, CallsUp) and up.up for up in ups):
             raise GatewayFailed(f"No call came up: {failures[0] if failures else 'nothing was answered'}.")
+        # Off the gateway's core, as we are: what writes recordings would take it away in the middle of a tick.
+        gateway.free_writer(os.sched_getaffinity(0))
         start = time.monotonic() + _SETTLE_SECONDS
         for pipe in pipes:
             pipe.send(Window(start, start + seconds))

@@ -86,6 +86,8 @@ class DtmfSender:
     """Digits that wait to be sent, one packet a tick."""
 
     def __init__(self) -> None:
+        self.active = False
+        """Whether the next tick belongs to a digit or the gap after it."""
         self._waiting: deque[int] = deque()
         self._event = -1
         self._ticks = 0
@@ -98,11 +100,7 @@ class DtmfSender:
         if len(self._waiting) + len(digits) > MAX_WAITING:
             raise ValueError(f"more than {MAX_WAITING} digits wait to be sent")
         self._waiting.extend(DIGITS.index(digit.upper()) for digit in digits)
-
-    @property
-    def active(self) -> bool:
-        """Whether a tick belongs to a digit or the gap after it."""
-        return self._event >= 0 or bool(self._waiting)
+        self.active = self.active or bool(digits)
 
     def pop(self) -> EventPacket | None:
         """This tick's packet; None in the gap between two digits, when sound may go."""
@@ -114,6 +112,7 @@ class DtmfSender:
         self._ticks += 1
         if self._ticks == TONE_TICKS + GAP_TICKS:
             self._event = -1
+            self.active = bool(self._waiting)
             return None
         # The end is told three times (section 2.5.1.4), a tick apart: a burst of loss is not to take all.
         if self._ticks > TONE_TICKS + 2:

@@ -140,18 +140,23 @@ class JitterBuffer:
         elif self._invented and self._packets and self._concealer.silent:
             self._anchor(now)
         amount = FRAME + self._steer(now)
-        if not self._ready and amount == FRAME and not self._concealer.active:
-            # What nearly always happens with 20 ms packets.
+        if amount == FRAME and not self._concealer.active and len(self._ready) < 2 * FRAME:
             pcm = self._packets.get(self._edge)
-            if pcm is not None and len(pcm) == 2 * FRAME:
-                del self._packets[self._edge]
-                self._edge += FRAME
-                self._held = 0
-                self._before = pcm
-                self.counters.played += 1
-                self._concealer.remember(pcm)
-                return pcm
+            if pcm is not None and len(pcm) >= 2 * FRAME:
+                return self._hand_on(pcm)
         return self._compose(amount, now)
+
+    def _hand_on(self, pcm: bytes) -> bytes:
+        """What nearly always happens: the packet at the edge completes the frame."""
+        del self._packets[self._edge]
+        self._edge += len(pcm) // 2
+        self._held = self._invented = 0
+        self.counters.played += 1
+        ready = self._ready + pcm
+        self._ready = ready[2 * FRAME :]
+        self._before = frame = ready[: 2 * FRAME]
+        self._concealer.remember(frame)
+        return frame
 
     def _compose(self, amount: int, now: float) -> bytes:
         """A frame that takes more than handing on one packet."""
@@ -247,18 +252,18 @@ class JitterBuffer:
 
     def _steer(self, now: float) -> int:
         """How many samples more or fewer than 160 the frame shall take."""
-        offset = self._offset(now)
-        self._delay = offset - self._estimator.fastest
-        error = offset - self._estimator.target
-        if self._delay > MAX_DELAY + _SLACK:
+        estimator = self._estimator
+        offset = now * RATE - self._edge + len(self._ready) // 2
+        delay = self._delay = offset - estimator.fastest
+        error = offset - estimator.target
+        if delay > MAX_DELAY + _SLACK:
             self._leap(int(error))
             return 0
-        size = abs(error)
-        if size < _STEERED or not (self._steering or error > _TOO_LATE or error < _TOO_EARLY):
+        if -_STEERED < error < _STEERED or not (self._steering or error > _TOO_LATE or error < _TOO_EARLY):
             self._steering = False
             return 0
         self._steering = True
-        step = 4 if size > _STEER_HARD else 2
+        step = 4 if abs(error) > _STEER_HARD else 2
         return step if error > 0 else -step
 
     def _leap(self, samples: int) -> None:

@@ -35,6 +35,8 @@ class Reception:
         """Of the packets' arrivals, in samples."""
         self.duplicates = 0
         self.received = 0
+        self.in_order = False
+        """Whether the newest packet was the one after the newest before it."""
         self._lost_before = 0
         """Of a numbering the source has given up since."""
         self._expected_prior = 0
@@ -61,7 +63,8 @@ class Reception:
     def receive(self, sequence: int) -> bool:
         """Count a packet; false if it must not be used: a double, or a number out of nowhere."""
         ahead = (sequence - self._highest) & 0xFFFF
-        if ahead == 1:
+        self.in_order = ahead == 1
+        if self.in_order:
             self._highest += 1
             self._seen = (self._seen << 1 | 1) & _WINDOW_MASK
         elif not self._unusual(ahead, sequence):

@@ -23,7 +23,7 @@ from gateway.rtp.latch import Addr
 from gateway.rtp.plan import Identity, MediaPlan, MediaReport
 from gateway.rtp.ports import PortRange
 from gateway.rtp.stream import MediaStream
-from gateway.rtp.ticker import Ticker
+from gateway.rtp.ticker import TICK, Ticker
 
 RECEIVE_BUFFER = 1 << 16
 """Bytes the kernel keeps for one call: seconds of sound, so that a stall of the loop loses nothing."""
@@ -33,6 +33,9 @@ LARGEST = 2_048
 
 MOST_READ = 16
 """Datagrams taken of one call at a tick: a telephone sends one or two, a flood costs no more than this."""
+
+WHOLE_TICK = 172
+"""Bytes of a packet that holds 20 ms of sound; none is due behind it before the next tick."""
 
 OLDEST = 0.5
 """Seconds for which a packet's stamp is believed: beyond, the wall clock was set."""
@@ -65,6 +68,8 @@ class RtpSession:
         self._stream: MediaStream | None = None
         self._on_frame: Callable[[bytes], None] | None = None
         self._on_digit: Callable[[str], None] | None = None
+        self._one_a_tick = False
+        """The last tick brought one packet."""
         self._closed = False
 
     @classmethod
@@ -162,7 +167,7 @@ class RtpSession:
         if stream is None or self._closed:
             return
         packets = stream.say()
-        remote = stream.source or stream.plan.remote
+        remote = stream.remote
         if remote is not None:
             for data in packets:
                 self._send_to(self._rtp, data, remote)
@@ -199,12 +204,17 @@ class RtpSession:
             self.send_errors += 1
 
     def _read_rtp(self, stream: MediaStream) -> None:
-        """What came since the last tick."""
+        """What came since the last tick.
+
+        To find that nothing is left costs as much as to read a packet. Where the last tick brought one, and this one's
+        is the next in sequence, whole, and younger than a tick, nothing is behind it that could not wait for the next.
+        """
         receive, to_loop = self._rtp.recvmsg, self._ticker.wall_to_loop
-        for _ in range(MOST_READ):
+        for count in range(MOST_READ):
             try:
                 data, extra, _, source = receive(LARGEST, _ANCILLARY)
             except OSError:
+                self._one_a_tick = count == 1
                 return
             arrived = now = self._now()
             if extra:
@@ -212,9 +222,12 @@ class RtpSession:
                 stamped = seconds + nanoseconds * 1e-9 + to_loop
                 if now - OLDEST < stamped < now:
                     arrived = stamped
-            stream.receive_rtp(data, source if len(source) == 2 else source[:2], arrived)
+            due = stream.receive_rtp(data, source if len(source) == 2 else source[:2], arrived)
+            if due and self._one_a_tick and count == 0 and 0 < now - arrived < TICK and len(data) >= WHOLE_TICK:
+                return
             if self._closed:
                 return
+        self._one_a_tick = False
 
     def _read_rtcp(self) -> None:
         try:

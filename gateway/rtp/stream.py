@@ -97,23 +97,24 @@ class MediaStream:
         self._decoders = {plan.codec.payload_type: plan.codec.decode, **DECODERS}
         self._digit_types = (plan.dtmf_type, plan.dtmf_in)
 
-    def receive_rtp(self, data: bytes, source: Addr, now: float) -> None:
-        """A datagram came to the RTP port from `source`."""
-        if self.source is not None and source != self.source:
+    def receive_rtp(self, data: bytes, source: Addr, now: float) -> bool:
+        """A datagram came to the RTP port from `source`; true if it was sound, and the next in sequence."""
+        if source != self.source and self.source is not None:
             self.counters.strangers += 1
-            return
+            return False
         if is_rtcp(data):
             self.receive_rtcp(data, source, now)
-            return
+            return False
         try:
             packet = parse_rtp(data if self._crypto is None else self._crypto.unprotect(data))
         except RtpError:
             self._refuse()
-            return
+            return False
         if self.source is None:
             self._introduce(packet, source, now)
         elif packet.ssrc == self._ssrc or self._changed(packet, now):
-            self._take(packet, now)
+            return self._take(packet, now)
+        return False
 
     def _refuse(self) -> None:
         if self._crypto is None:
@@ -153,19 +154,23 @@ class MediaStream:
         self._dtmf = DtmfReceiver()
         self.jitter.restart()
 
-    def _take(self, packet: RtpPacket, now: float) -> None:
-        assert self.reception is not None
-        if not self.reception.receive(packet.sequence) or not self._plan.receives:
-            return
+    def _take(self, packet: RtpPacket, now: float) -> bool:
+        reception = self.reception
+        assert reception is not None
+        if not reception.receive(packet.sequence) or not self._plan.receives:
+            return False
         decode = self._decoders.get(packet.payload_type)
         if decode is None:
             self._take_other(packet, now)
-        elif 0 < len(packet.payload) <= MAX_PAYLOAD:
-            self.last_heard = now
-            self.reception.time(packet.timestamp, now)
-            self.jitter.push(packet.timestamp, decode(packet.payload), now)
-        else:
+            return False
+        payload, timestamp = packet.payload, packet.timestamp
+        if not 0 < len(payload) <= MAX_PAYLOAD:
             self.counters.malformed += 1
+            return False
+        self.last_heard = now
+        reception.time(timestamp, now)
+        self.jitter.push(timestamp, decode(payload), now)
+        return reception.in_order
 
     def _take_other(self, packet: RtpPacket, now: float) -> None:
         """Anything but sound."""
