@@ -18,6 +18,8 @@ AFTER_SECONDS = 15.0
 """So long before figures of a card, on the same side, and after them, on both, other figures are the card's."""
 
 
+ASKED_SECONDS = 25.0
+"""From the agent's question for a card to the first figures of the answer that recognition wrote as figures."""
 READ_BACK_DIGITS = 3
 """The fewest digits that one side repeats of the other's card."""
 
@@ -76,17 +78,19 @@ def _is_masked(token: Token, masked: Sequence[tuple[int, int]]) -> bool:
     return any(start <= token.start < end for start, end in masked)
 
 
-def sound_of(cards: Sequence[Spoken]) -> list[tuple[float, float]]:
+def sound_of(cards: Sequence[Spoken], asked: Sequence[float]) -> list[tuple[float, float]]:
     """From, to (call seconds): the caller says a card's number, with all that is said between two parts of it.
 
-    What is between them may be figures too, of which recognition made other words.
+    What is between them may be figures too, of which recognition made other words; so may what the caller says
+    first after the agent asked, at one of the times `asked`.
     """
     spans: list[tuple[float, float]] = []
     for card in sorted((one for one in cards if one.channel == "caller"), key=lambda one: one.start):
         if spans and card.start <= spans[-1][1] + AFTER_SECONDS:
             spans[-1] = (spans[-1][0], max(spans[-1][1], card.end))
         else:
-            spans.append((card.start, card.end))
+            first = [at for at in asked if card.start - ASKED_SECONDS <= at <= card.start]
+            spans.append((min(first, default=card.start), card.end))
     return spans
 
 

@@ -101,7 +101,12 @@ def judge(lines: Sequence[Line], rules: Rules) -> Judgement:
     if rules.card:
         findings += digit_like(lines, talk.cards, findings)
     undecided = [Open(row, row.end + GAP_SECONDS) for row, found in judged if not found or not _covers(found, row)]
-    return Judgement(tuple(findings), tuple(undecided), tuple(sound_of(talk.cards)) if rules.card else ())
+    return Judgement(tuple(findings), tuple(undecided), tuple(_card_sound(lines, talk)) if rules.card else ())
+
+
+def _card_sound(lines: Sequence[Line], talk: _Talk) -> list[tuple[float, float]]:
+    asked = [one.at for line in lines if line.channel == "agent" for one in line.mentions if one.kind == "card"]
+    return sound_of(talk.cards, asked)
 
 
 def _add_up(judged: Sequence[tuple[Row, list[Finding]]], talk: _Talk, rules: Rules) -> None:

@@ -313,6 +313,18 @@ def test_the_sound_between_two_parts_of_a_number_is_muted_whatever_words_came_of
     assert is_muted(redacted(turns, CARD).mutes, "caller", turns[1].start, turns[1].end)
 
 
+def test_what_is_said_first_when_the_agent_asked_for_a_card_is_muted_with_the_figures_that_follow() -> None:
+    turns = said(
+        ("agent", "Could I have your card number, please?"),
+        ("caller", "Sure, it is I'm free sick."),
+        ("agent", "Okay, go on."),
+        ("caller", "And then 8 5 1 5."),
+    )
+    mutes = redacted(turns, CARD).mutes
+    assert is_muted(mutes, "caller", turns[1].start, turns[3].end)
+    assert not is_muted(mutes, "agent", turns[2].start, turns[2].end)
+
+
 # Properties
 
 ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
