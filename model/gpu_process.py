@@ -16,6 +16,7 @@ import re
 import select
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def main() -> int:
         stream=sys.stderr, level=options.log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     )
     try:
+        threading.Thread(target=end_with_worker, args=(channel,), name="worker-watch", daemon=True).start()
         engine = start(options)
         outlive_signals()
         Loop(channel, engine, options).run()
@@ -69,6 +71,12 @@ def main() -> int:
     except RingFull:
         log.critical("the worker's process takes nothing any more; the engine ends")
     return 1
+
+
+def end_with_worker(channel: Channel) -> None:
+    """Runs in a thread: while this process loads it hears nothing, and the next engine needs its memory."""
+    channel.wait_until_gone()
+    os._exit(0)
 
 
 def outlive_signals() -> None:

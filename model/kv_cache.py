@@ -12,11 +12,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from model import fp8
 from model.rotary import Rotary
-from model.streaming import CachedAttention, KVCache, Window
+from model.streaming import CachedAttention, KVCache
 
 KVType = Literal["float32", "bf16", "fp8"]
 DTYPES: dict[KVType, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp8": fp8.E4M3}
@@ -28,25 +27,11 @@ class SlotKV(KVCache):
     key_scales, value_scales: `[layers, slots, heads, capacity]` in float32, None unless FP8.
     """
 
-    def __init__(
-        self,
-        *,
-        layers: int,
-        slots: int,
-        heads: int,
-        head_dim: int,
-        window: Window,
-        dtype: torch.dtype = torch.bfloat16,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(
-            layers=layers, slots=slots, heads=heads, head_dim=head_dim, window=window, dtype=dtype, device=device
-        )
-        self.key_scales: Tensor | None = None
-        self.value_scales: Tensor | None = None
-        if dtype == fp8.E4M3:
-            self.key_scales = torch.zeros(self.keys.shape[:-1], device=device)
-            self.value_scales = torch.zeros(self.keys.shape[:-1], device=device)
+    def _allocate(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> None:
+        super()._allocate(shape, dtype, device)
+        scaled = dtype == fp8.E4M3
+        self.key_scales = torch.zeros(shape[:-1], device=device) if scaled else None
+        self.value_scales = torch.zeros(shape[:-1], device=device) if scaled else None
 
     @property
     def bytes_per_position(self) -> int:
@@ -105,19 +90,6 @@ class _RingAttention(CachedAttention):
     def _read(self, layer: int) -> tuple[Tensor, Tensor]:
         keys, values = super()._read(layer)
         return keys.masked_fill(self._dead, 0.0), values.masked_fill(self._dead, 0.0)
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """As in CachedAttention, in the type of `query`, whatever the rings store."""
-        dtype = query.dtype
-        if self._long:
-            keys, values = self._read(layer)
-            seen_keys, seen_values = torch.cat((keys.to(dtype), key), 2), torch.cat((values.to(dtype), value), 2)
-            self._write(layer, key, value)
-        else:
-            self._write(layer, key, value)
-            keys, values = self._read(layer)
-            seen_keys, seen_values = keys.to(dtype), values.to(dtype)
-        return functional.scaled_dot_product_attention(query, seen_keys, seen_values, attn_mask=self.mask)
 
 
 class StepAttention:

@@ -77,9 +77,12 @@ class KVCache:
     ) -> None:
         self.window = window
         shape = (layers, slots, heads, window.capacity, head_dim)
+        self.offsets = torch.zeros(slots, dtype=torch.long, device=device)
+        self._allocate(shape, dtype, device)
+
+    def _allocate(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> None:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.offsets = torch.zeros(slots, dtype=torch.long, device=device)
 
     def positions(self, slots: Tensor | None, length: int) -> Tensor:
         """The next `length` positions of each of `slots [B]` (None: every slot, in order): `[B, length]`."""
@@ -160,15 +163,17 @@ class CachedAttention:
         self.mask = ((held >= seen) & (held <= positions[:, :, None]))[:, None]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Store this layer's keys and values and attend: all `[B, heads, T, head_dim]`, as is the result."""
+        """Store this layer's keys and values and attend: all `[B, heads, T, head_dim]`, as is the result.
+
+        It has the type of `query`, whatever the rings store.
+        """
+        if not self._long:
+            self._write(layer, key, value)
+        keys, values = (ring.to(query.dtype) for ring in self._read(layer))
         if self._long:
-            keys, values = self._read(layer)
-            seen_keys, seen_values = torch.cat((keys, key), dim=2), torch.cat((values, value), dim=2)
+            keys, values = torch.cat((keys, key), dim=2), torch.cat((values, value), dim=2)
             self._write(layer, key, value)
-        else:
-            self._write(layer, key, value)
-            seen_keys, seen_values = self._read(layer)
-        return functional.scaled_dot_product_attention(query, seen_keys, seen_values, attn_mask=self.mask)
+        return functional.scaled_dot_product_attention(query, keys, values, attn_mask=self.mask)
 
     def _read(self, layer: int) -> tuple[Tensor, Tensor]:
         return self._cache.read(layer, self._slots)

@@ -21,32 +21,31 @@ The order of a session:
 
 A binary message is one byte of kind, the frame's index as a little-endian u32, then the payload.
 
-A session that outlives its worker. An engine of tokens sends with each agent frame the column of the
-token grid that the frame's step decided, and what the agent says in a step before that step's frame.
-The gateway keeps the columns since the last cut and the newest caller sound. When the worker dies, hangs
-or says `draining`, the gateway opens the session on another with `resume` in the request, and one
-binary message of kind history follows at once. With cut = 1,000, frames = 200, missed = 3:
-
-    frames   1,000 ... 1,199   their columns are in the message; another worker answered them
-    frames   1,200 ... 1,202   caller sound that nobody answered: the agent is silent there
-    frame    1,203             the next caller frame, the first that the new worker answers
-
-The message's payload is the columns of frames 1,000 ... 1,199, then the caller's sound of the newest
-`caller_frames` frames, at most 10 s, which end with frame 1,202. The new worker makes the columns of
-frames 1,200 ... 1,202 itself and says them, for the case that the session is resumed once more. From one
-that does not say them, or is lost before it can, the next history holds NO_TOKEN in all of such a column:
-the agent was silent, the caller's codes are not known.
+A session that outlives its worker goes on elsewhere from its history: see `model.wire_resume`.
 """
 
 from __future__ import annotations
 
 import json
-import struct
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from model.wire_fields import FRAME_BYTES as FRAME_BYTES
+from model.wire_fields import FRAME_SAMPLES as FRAME_SAMPLES
+from model.wire_fields import FRAME_SECONDS as FRAME_SECONDS
+from model.wire_fields import HEADER, build, json_object, split
+from model.wire_fields import NO_TOKEN as NO_TOKEN
+from model.wire_fields import SAMPLE_RATE as SAMPLE_RATE
+from model.wire_fields import TOKENS_BYTES as TOKENS_BYTES
 from model.wire_fields import WireError as WireError
-from model.wire_fields import build, json_object
+from model.wire_resume import KIND_HISTORY as KIND_HISTORY
+from model.wire_resume import MAX_HISTORY_CALLER_FRAMES as MAX_HISTORY_CALLER_FRAMES
+from model.wire_resume import MAX_HISTORY_FRAMES as MAX_HISTORY_FRAMES
+from model.wire_resume import History as History
+from model.wire_resume import Resume as Resume
+from model.wire_resume import build_resume
+from model.wire_resume import decode_history as decode_history
+from model.wire_resume import encode_history as encode_history
 from model.wire_script import Answer as Answer
 from model.wire_script import Question as Question
 from model.wire_script import Script as Script
@@ -54,27 +53,12 @@ from model.wire_script import Script as Script
 SUBPROTOCOL = "callplex.v1"
 PATH = "/api/session"
 
-SAMPLE_RATE = 24_000
-FRAME_SAMPLES = 1_920
-FRAME_SECONDS = 0.08
-FRAME_BYTES = 2 * FRAME_SAMPLES
-TOKENS_BYTES = 2 * 17
-"""A column of the token grid: one text, eight agent and eight caller ids, little-endian u16."""
-NO_TOKEN = 0xFFFF
-"""In a column: no id yet, as in a delayed row of a session's first columns."""
-
 MAX_MESSAGE = 1 << 20
 """Bytes of the largest message either side accepts; a history is the largest."""
-MAX_HISTORY_FRAMES = 3_000
-"""Columns of the longest history: the model's window, 240 s."""
-MAX_HISTORY_CALLER_FRAMES = 125
-"""Frames of caller sound in a history: 10 s, from which a codec is rebuilt."""
 
 KIND_FRAME = 1
 KIND_AGENT_TEXT = 2
-KIND_HISTORY = 3
 KIND_COLUMNS = 4
-_HEADER = struct.Struct("<BI")
 
 DoneReason = Literal["goodbye", "transfer"]
 ErrorCode = Literal["full", "invalid", "unauthorized", "failed", "draining"]
@@ -89,40 +73,6 @@ class Sampling:
     top_k: int = 250
     text_top_k: int = 25
     seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Resume:
-    """A session that another worker began: what the history message holds, and what was still to be said."""
-
-    cut: int = 0
-    """Frame of the first column."""
-    frames: int = 0
-    """Columns, at most MAX_HISTORY_FRAMES: those of frames cut ... cut + frames - 1."""
-    caller_frames: int = 0
-    """Frames of caller sound, at most MAX_HISTORY_CALLER_FRAMES, the last one cut + frames + missed - 1."""
-    missed: int = 0
-    """Caller frames that no worker answered; their sound is the last in the message."""
-    heard: int = 0
-    """Caller frames before this one are in the transcript; a transcriber goes on from here."""
-    queued: tuple[str, ...] = ()
-    """What the greeting and `say` asked for and has not been said, in order; of a text half said, the
-    rest. A resumed session greets nobody of its own accord."""
-
-    @property
-    def next_index(self) -> int:
-        """The index of the caller frame that comes next."""
-        return self.cut + self.frames + self.missed
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """What a session was so far, as `Resume` describes it."""
-
-    columns: bytes = b""
-    """TOKENS_BYTES for each of `frames` frames, oldest first."""
-    caller_pcm: bytes = b""
-    """FRAME_BYTES for each of `caller_frames` frames: int16 at 24 kHz."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,51 +256,15 @@ def decode_open(message: str | bytes) -> SessionRequest:
     questions = tuple(build(Question, q, "script.questions") for q in _list(script_data, "questions"))
     plain = {k: v for k, v in script_data.items() if k not in ("answers", "questions")}
     script = build(Script, {**plain, "answers": answers, "questions": questions}, "script")
-    resume = _resume(data.pop("resume", None))
+    resume = build_resume(data.pop("resume", None))
     return build(SessionRequest, {**data, "sampling": sampling, "script": script, "resume": resume}, "open")
-
-
-def _resume(data: Any) -> Resume | None:
-    if data is None:
-        return None
-    resume = build(Resume, data, "resume")
-    if resume.frames > MAX_HISTORY_FRAMES:
-        raise WireError(f"resume.frames may be {MAX_HISTORY_FRAMES} at most, not {resume.frames}")
-    if resume.caller_frames > MAX_HISTORY_CALLER_FRAMES:
-        raise WireError(f"resume.caller_frames may be {MAX_HISTORY_CALLER_FRAMES} at most, not {resume.caller_frames}")
-    if not resume.missed <= resume.caller_frames <= resume.next_index:
-        raise WireError("resume.caller_frames must hold every missed frame, and none that was never sent")
-    if resume.next_index >= 1 << 32:
-        raise WireError("resume goes on beyond the last index a frame can have")
-    return resume
-
-
-def encode_history(resume: Resume, history: History) -> bytes:
-    """The message that follows an open request with `resume`."""
-    return b"".join((_HEADER.pack(KIND_HISTORY, resume.cut), history.columns, history.caller_pcm))
-
-
-def decode_history(message: str | bytes, resume: Resume) -> History:
-    """Read the message that an open request announced. Raises WireError if it is not that one."""
-    if isinstance(message, str):
-        raise WireError("an open request with resume is followed by its history, a binary message")
-    kind, index, payload = _split(message)
-    if kind != KIND_HISTORY:
-        raise WireError(f"an open request with resume is followed by its history, not by binary kind {kind}")
-    if index != resume.cut:
-        raise WireError(f"the history begins at frame {index}, the request says {resume.cut}")
-    columns = TOKENS_BYTES * resume.frames
-    expected = columns + FRAME_BYTES * resume.caller_frames
-    if len(payload) != expected:
-        raise WireError(f"a history of these lengths has {expected} bytes, this one {len(payload)}")
-    return History(payload[:columns], payload[columns:])
 
 
 def encode_frame(frame: CallerFrame | AgentFrame) -> bytes:
     """A frame of either side as one binary message."""
     if isinstance(frame, AgentFrame):
-        return _HEADER.pack(KIND_FRAME, frame.index) + frame.pcm + frame.tokens
-    return _HEADER.pack(KIND_FRAME, frame.index) + frame.pcm
+        return HEADER.pack(KIND_FRAME, frame.index) + frame.pcm + frame.tokens
+    return HEADER.pack(KIND_FRAME, frame.index) + frame.pcm
 
 
 def encode(message: ToWorker | FromWorker) -> str | bytes:
@@ -358,9 +272,9 @@ def encode(message: ToWorker | FromWorker) -> str | bytes:
     if isinstance(message, CallerFrame | AgentFrame):
         return encode_frame(message)
     if isinstance(message, AgentText):
-        return _HEADER.pack(KIND_AGENT_TEXT, message.index) + message.text.encode(errors="replace")
+        return HEADER.pack(KIND_AGENT_TEXT, message.index) + message.text.encode(errors="replace")
     if isinstance(message, Columns):
-        return _HEADER.pack(KIND_COLUMNS, message.index) + message.columns
+        return HEADER.pack(KIND_COLUMNS, message.index) + message.columns
     return json.dumps({"type": _NAMES[type(message)], **asdict(message)})
 
 
@@ -369,7 +283,7 @@ def decode_to_worker(message: str | bytes) -> ToWorker:
     if isinstance(message, str):
         result: ToWorker = _decode_json(message, _TO_WORKER)
         return result
-    kind, index, payload = _split(message)
+    kind, index, payload = split(message)
     if kind != KIND_FRAME:
         raise WireError(f"unknown binary kind {kind}")
     if len(payload) != FRAME_BYTES:
@@ -382,7 +296,7 @@ def decode_from_worker(message: str | bytes) -> FromWorker:
     if isinstance(message, str):
         result: FromWorker = _decode_json(message, _FROM_WORKER)
         return result
-    kind, index, payload = _split(message)
+    kind, index, payload = split(message)
     if kind == KIND_FRAME:
         if len(payload) not in (FRAME_BYTES, FRAME_BYTES + TOKENS_BYTES):
             raise WireError(f"an agent frame cannot have {len(payload)} bytes")
@@ -397,13 +311,6 @@ def decode_from_worker(message: str | bytes) -> FromWorker:
             raise WireError(f"columns of missed frames cannot have {len(payload)} bytes")
         return Columns(index, payload)
     raise WireError(f"unknown binary kind {kind}")
-
-
-def _split(message: bytes) -> tuple[int, int, bytes]:
-    if len(message) < _HEADER.size:
-        raise WireError(f"a binary message has at least {_HEADER.size} bytes, this one {len(message)}")
-    kind, index = _HEADER.unpack_from(message)
-    return kind, index, message[_HEADER.size :]
 
 
 def _decode_json(message: str, table: dict[str, type[Any]]) -> Any:

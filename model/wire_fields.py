@@ -1,11 +1,13 @@
-"""JSON objects to the wire's dataclasses, and the one error of a peer that sends something else.
+"""What all of the wire's messages are made of: a frame's sizes, the binary header, JSON objects to dataclasses.
 
-Owns the checks of names and plain types; knows no message. Standard library only.
+Owns the checks of names and plain types, and the one error of a peer that sends something else. Knows no message.
+Standard library only.
 """
 
 from __future__ import annotations
 
 import json
+import struct
 from functools import cache
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -13,8 +15,28 @@ _T = TypeVar("_T")
 _PLAIN: dict[Any, type | tuple[type, ...]] = {str: str, bool: bool, int: int, float: (int, float)}
 
 
+SAMPLE_RATE = 24_000
+FRAME_SAMPLES = 1_920
+FRAME_SECONDS = 0.08
+FRAME_BYTES = 2 * FRAME_SAMPLES
+TOKENS_BYTES = 2 * 17
+"""A column of the token grid: one text, eight agent and eight caller ids, little-endian u16."""
+NO_TOKEN = 0xFFFF
+"""In a column: no id yet, as in a delayed row of a session's first columns."""
+HEADER = struct.Struct("<BI")
+"""Of a binary message: its kind, and a frame's index."""
+
+
 class WireError(Exception):
     """The peer sent what this protocol does not allow; the message says what."""
+
+
+def split(message: bytes) -> tuple[int, int, bytes]:
+    """A binary message's kind, index and payload. Raises WireError if it is too short."""
+    if len(message) < HEADER.size:
+        raise WireError(f"a binary message has at least {HEADER.size} bytes, this one {len(message)}")
+    kind, index = HEADER.unpack_from(message)
+    return kind, index, message[HEADER.size :]
 
 
 def json_object(message: str) -> dict[str, Any]:

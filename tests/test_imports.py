@@ -58,6 +58,7 @@ PURE = {
     "model/utterances.py",
     "model/wire.py",
     "model/wire_fields.py",
+    "model/wire_resume.py",
     "model/wire_script.py",
 }
 PACKAGES = {"gateway", "model", "model.moshi", "gateway.redaction", "gateway.sip", "gateway.twilio", "gateway.webhooks"}

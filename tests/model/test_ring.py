@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import random
 import select
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from model.ring import PeerGone, RingFull, make_channel
+from model.ring import PeerGone, Ring, RingFull, make_channel
 
 _ECHO = """
 import json, select, sys
@@ -59,6 +62,44 @@ def test_a_full_ring_says_so_and_takes_more_when_some_was_taken() -> None:
     other.hush()
     with pytest.raises(PeerGone):
         other.hush()
+    other.close()
+
+
+def test_a_count_that_is_seen_before_its_bytes_is_no_message_yet() -> None:
+    """As on a processor that does not keep stores in order."""
+    memory = mmap.mmap(-1, 4096)
+    ring = Ring(memory)
+    for number in range(40):  # around the ring, so that older messages lie in its place
+        ring.put(number, bytes([number]) * 300)
+        place = 128 + number * 312 % (4096 - 128)
+        at = 128 + (place - 128 + 12) % (4096 - 128)
+        late, memory[at] = memory[at], 255
+        assert ring.get() is None
+        memory[at] = late
+        assert ring.get() == (number, bytes([number]) * 300)
+    assert ring.get() is None
+
+
+def test_memory_is_shared_without_a_mount_whose_size_a_container_limits() -> None:
+    channel, ends = make_channel(1 << 16)
+    if sys.platform == "linux":
+        assert os.readlink(f"/proc/self/fd/{ends.memory}").startswith("/memfd:")
+    ends.close()
+    channel.close()
+
+
+def test_a_thread_can_wait_for_the_others_end_beside_messages() -> None:
+    one, ends = make_channel(1 << 16)
+    other = ends.channel()
+    watch = threading.Thread(target=other.wait_until_gone)
+    watch.start()
+    one.put(1, b"message")
+    assert select.select([other.ears], [], [], 10)[0]
+    assert watch.is_alive()
+    one.close()
+    watch.join(10)
+    assert not watch.is_alive()
+    assert other.get() == (1, b"message")
     other.close()
 
 
