@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from gateway.call import Call, CallPlan
+from gateway.call_document import CallMetrics, CallRecord, to_document
 from gateway.call_log import CallLog
 from gateway.engine import EchoEngine, Engine
 from gateway.leg import CallInfo, CallLeg, Outcome
@@ -36,7 +37,7 @@ from gateway.resume import ResumingPool
 from gateway.routing import Route
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
-from gateway.transcript import CallMetrics, CallRecord, Utterance, to_document
+from gateway.transcript import Utterance
 from gateway.twilio.tokens import Tokens
 from gateway.webhooks.endpoints import EndpointStore
 from gateway.webhooks.file_outbox import take_over

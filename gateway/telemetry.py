@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from gateway.transcript import CallMetrics
+from gateway.call_document import CallMetrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

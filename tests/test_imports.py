@@ -31,6 +31,7 @@ PURE = {
     ),
     *(path.relative_to(ROOT).as_posix() for path in (ROOT / "gateway/redaction").glob("*.py")),
     "gateway/audio.py",
+    "gateway/call_document.py",
     "gateway/history.py",
     "gateway/latency.py",
     "gateway/leg.py",

@@ -29,9 +29,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.call_document import CallMetrics, CallRecord, to_document
 from gateway.leg import Outcome
 from gateway.records.tables import call_texts, calls, deliveries, events, utterances
-from gateway.transcript import CallMetrics, CallRecord, Utterance, to_document
+from gateway.transcript import Utterance
 
 PAGE = 50
 PAGE_MOST = 500

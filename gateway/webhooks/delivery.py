@@ -58,7 +58,8 @@ class Sender:
         await self._client.aclose()
 
     async def attempt(self, webhook_id: str, body: str) -> Answer:
-        """Post a stored event once. Never raises for what the endpoint does."""
+        """Post a stored event once. Never raises for what the endpoint does, but LookupError, TypeError or
+        AttributeError for an event that is not what we store."""
         seconds = self.endpoint.timeout
         try:
             async with asyncio.timeout(seconds):

@@ -61,6 +61,21 @@ class Event:
         return f"msg_{digest[:32]}"
 
 
+class EventUnreadable(LookupError):
+    """A stored event is not what we store."""
+
+
+def stored(body: str) -> dict[str, Any]:
+    """The event that `Event.body` wrote. Raises EventUnreadable."""
+    try:
+        event = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        event = None
+    if not isinstance(event, dict) or not isinstance(event.get("data"), dict):
+        raise EventUnreadable
+    return event
+
+
 def timestamp(at: float) -> str:
     """Seconds since 1970 as `2026-01-31T12:00:00.000Z`."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

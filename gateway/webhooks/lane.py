@@ -133,6 +133,7 @@ class Lane:
                 now = self._schedule.clock()
                 due = now if self._outcomes else await self._next_due()
                 if due is None or due > now:
+                    self._away, self._faults = False, 0
                     return POLL if due is None else min(POLL, due - now), False
                 claims, gone = await self._claims()
         except DatabaseUnavailable as error:

@@ -77,8 +77,8 @@ class BodyTemplate:
             raise TemplateInvalid(error.lineno, str(error.message)) from None
 
     def render(self, body: str, webhook_id: str) -> str:
-        """The body to post for a stored event. Raises TemplateInvalid."""
-        event = orjson.loads(body)
+        """The body to post for a stored event. Raises TemplateInvalid, EventUnreadable."""
+        event = events.stored(body)
         try:
             rendered = self._template.render({**event, "webhook_id": webhook_id})
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:

@@ -18,6 +18,7 @@ from urllib.parse import quote
 import orjson
 
 from gateway.webhooks.delivery import Answer
+from gateway.webhooks.events import stored
 
 UNIQUE = "callplex_webhook_id"
 """The property of calls that holds the webhook id; made once, by hand, as one with unique values."""
@@ -45,8 +46,11 @@ class _Refused(Exception):
 
 
 async def log_call(requests: Requests, webhook_id: str, body: str) -> Answer:
-    """Log one `call.ended` event. A step that fails fails the attempt, and the next begins anew."""
-    call = orjson.loads(body)["data"]
+    """Log one `call.ended` event. A step that fails fails the attempt, and the next begins anew.
+
+    Raises EventUnreadable, or LookupError, TypeError or AttributeError if the event lacks what such a call has.
+    """
+    call = stored(body)["data"]
     try:
         if await _logged(requests, webhook_id):
             return Answer(200, "it was logged before")

@@ -9,10 +9,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.call_document import CallRecord, to_document
 from gateway.records.database import Database, insert
 from gateway.records.portion import CallEnd, CallStart
 from gateway.records.tables import deliveries
-from gateway.transcript import CallRecord, Utterance, to_document
+from gateway.transcript import Utterance
 from gateway.webhooks.events import Event
 
 NOON = 1_790_000_000.0

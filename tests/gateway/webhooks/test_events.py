@@ -8,10 +8,11 @@ from typing import Any
 import jsonschema
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.transcript import CallMetrics, CallRecord, Utterance, to_document
+from gateway.call_document import CallMetrics, CallRecord, to_document
+from gateway.transcript import Utterance
 from gateway.webhooks import events
 from gateway.webhooks.routes import read_schema
 
@@ -55,11 +56,14 @@ UTTERANCES = st.lists(
         end=SECONDS,
         interrupted=st.booleans(),
         final=st.booleans(),
+        unsaid=TEXT,
+        confidence=st.none() | st.floats(0, 1),
     ),
     max_size=4,
 )
 
 
+@settings(deadline=None)
 @given(UTTERANCES, TEXT, TEXT, st.floats(0, 4e9))
 def test_what_any_call_leaves_is_what_the_schemas_say(
     utterances: list[Utterance], from_number: str, to_number: str, at: float

@@ -64,7 +64,7 @@ async def test_a_row_that_cannot_be_read_is_given_up_and_the_others_go_on(
     assert "is given up, the others go on: it cannot be read from the database: Could not decode" in caplog.text
 
 
-@pytest.mark.parametrize("body", ["[]", '{"data": []}', '{"data": {"from": ""}}'])
+@pytest.mark.parametrize("body", ["[", "[]", '{"data": []}', '{"data": {"from": ""}}'])
 async def test_a_stored_event_that_is_none_is_a_dead_letter_and_stops_nobody(
     tmp_path: Path, database: Database, body: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,6 +83,20 @@ async def test_a_stored_event_that_is_none_is_a_dead_letter_and_stops_nobody(
     assert "the stored event cannot be read" in next(
         row["reason"] for row in await rows(database) if (row["call_id"], row["endpoint"]) == ("call_1", "crm")
     )
+
+
+@pytest.mark.parametrize("body", ["[", "[]", '{"data": []}'])
+async def test_nor_does_a_template_try_for_days_to_read_it(tmp_path: Path, database: Database, body: str) -> None:
+    receiver = Receiver()
+    async with receiver.listening():
+        template = endpoint_yaml("crm", receiver.url, """template: '{"call": {{ data.call_id | tojson }}}'""")
+        box = box_to(tmp_path, database, template)
+        await put(database, box, ended("call_1"))
+        await damage(database, "call_1", body=body)
+        await put(database, box, ended("call_2"))
+        async with running(box):
+            await until(lambda: states(database), {"call_1": "dead", "call_2": "delivered"})
+    assert [request.body for request in receiver.got] == [b'{"call": "call_2"}']
 
 
 async def test_an_outcome_that_cannot_be_stored_is_given_up_and_the_others_are_stored(
