@@ -289,7 +289,7 @@ class Calls:
     def _taking_over(self, call: _Call, prompt: Prompt, taken: TakenOver) -> Generator[bool]:
         """Speak again with the newest frames; the rest follows, if there is room for it."""
         columns = taken.columns
-        room = self._window - 1 - prompt.frames
+        room = self._window - 1 - prompt.frames - self._margin
         whole = max(columns.start, columns.end - room // 2 if columns.end - columns.start > room else columns.start)
         fast = max(whole, columns.end - FAST_FRAMES)
         yield from taken.fill(self.stepper, self.prompts, prompt, call.slot, fast)
@@ -298,13 +298,18 @@ class Calls:
         if fast > whole or whole > columns.start:
             self._renew(call, whole)
 
+    @property
+    def _margin(self) -> int:
+        """Frames before the window's end by which a call is re-primed: it goes on while that is done."""
+        return max(2, self._window // 20)
+
     def _watch_window(self, call: _Call) -> None:
         """Re-prime a call before the window pushes its prompt out; each slot at a time of its own."""
         assert call.prompt is not None
         window = self._window
         kept = kept_frames(window, call.prompt.frames)
         life = window - 1 - call.prompt.frames - kept
-        ahead = min(max(2, window // 20) + call.slot % 8 * (window // 40), life // 2)
+        ahead = min(self._margin + call.slot % 8 * (window // 40), life // 2)
         if call.columns.end + call.base >= window - 1 - ahead:
             self._renew(call, call.columns.end - kept)
 

@@ -131,6 +131,20 @@ def test_a_call_speaks_with_its_newest_frames_first_and_knows_the_rest_soon_afte
     assert third.columns(1) == second.columns(1)[2:]
 
 
+def test_a_call_taken_over_with_a_full_history_has_time_before_the_window_pushes_its_prompt_out(
+    short: Models, brief: ModelFolder
+) -> None:
+    first, second = Rig(short, brief, context="sliding"), Rig(short, brief)
+    first.open(1, request(prompt=""))
+    prompt = first.calls._calls[1].prompt
+    assert prompt is not None
+    first.speak(1, 0, WINDOW - 1 - prompt.frames)
+    resume, history = first.history(1, 0)
+    second.open(1, request(prompt="", resume=resume), history)
+    lm_slot = second.stepper.lm_slot[second.calls._calls[1].slot]
+    assert int(second.stepper.state.cache.offset[lm_slot]) <= WINDOW - 1 - 2
+
+
 def test_frames_that_nobody_answered_are_heard_with_the_agent_silent(models: Models, tiny: ModelFolder) -> None:
     first, second = Rig(models, tiny), Rig(models, tiny)
     first.open(1, request())
