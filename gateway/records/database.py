@@ -71,6 +71,8 @@ class Database:
         self._engine = engine
         self._shown = shown
         self._turn = asyncio.Lock()
+        self._closing: set[asyncio.Task[None]] = set()
+        """Connections that are just given back."""
         self.dialect: Literal["sqlite", "postgresql"] = "sqlite" if engine.dialect.name == "sqlite" else "postgresql"
 
     @classmethod
@@ -91,6 +93,10 @@ class Database:
             await database._upgrade()
             yield database
         finally:
+            # One that a cancelled user left behind is still being closed; the loop must not end in the midst of
+            # that, for then aiosqlite waits for ever for an answer of its thread.
+            while database._closing:
+                await asyncio.wait(database._closing)
             await database._engine.dispose()
 
     @asynccontextmanager
@@ -136,7 +142,7 @@ class Database:
     @asynccontextmanager
     async def _connect(self, writes: bool) -> AsyncIterator[AsyncConnection]:
         try:
-            async with self._engine.connect() as connection:
+            async with self._checked_out() as connection:
                 if writes:
                     await connection.execution_options(callplex_writes=True)
                 async with connection.begin():
@@ -147,6 +153,18 @@ class Database:
             if _about_a_value(error):
                 raise
             raise DatabaseUnavailable(self.explain(error)) from error
+
+    @asynccontextmanager
+    async def _checked_out(self) -> AsyncIterator[AsyncConnection]:
+        """A connection of the pool, given back to its end even if whoever uses it is cancelled meanwhile."""
+        connection = await self._engine.connect()
+        try:
+            yield connection
+        finally:
+            closing = asyncio.create_task(connection.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            await asyncio.shield(closing)
 
     async def _upgrade(self) -> None:
         try:

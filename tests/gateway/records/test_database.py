@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sqlite3
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -270,3 +271,37 @@ async def test_calls_go_on_while_another_gateway_makes_the_same_file(tmp_path: P
         other.execute("COMMIT")
     await opening
     assert longest < module.BUSY_SECONDS / 2
+
+
+CANCELLED_AND_OVER = """
+import asyncio, sys
+import sqlalchemy as sa
+from gateway.records.database import Database
+
+async def use(database):
+    async with database.begin() as connection:
+        await connection.execute(sa.text("SELECT 1"))
+
+async def main(later):
+    async with Database.open(sys.argv[1]) as database:
+        await use(database)
+        using = asyncio.create_task(use(database))
+        await asyncio.sleep(later)
+        using.cancel()
+        await asyncio.wait([using])
+
+for number in range(12):
+    asyncio.run(main(number * 0.0002))
+"""
+
+
+async def test_a_process_ends_whenever_a_transaction_is_cancelled(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CANCELLED_AND_OVER, f"sqlite:///{tmp_path}/callplex.sqlite3"]
+    process = await asyncio.create_subprocess_exec(*command)
+    try:
+        async with asyncio.timeout(30):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
