@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -46,6 +47,8 @@ from gateway.webhooks.outbox import Outbox, delivering
 log = logging.getLogger(__name__)
 
 OUTCOMES_KEPT = 10_000
+UNREACHED = "I am sorry, I could not reach anybody there. Is there anything else that I can do for you?"
+"""What the agent says to a caller who comes back from a transfer, in place of its greeting."""
 OUTCOME_WAIT = 3.0
 """Seconds a carrier that asks how a call ended waits for a call that is just ending."""
 
@@ -159,6 +162,8 @@ class Desk:
         try:
             begun = name if recording is not None and recording.begun else ""
             log_book.journal = await self.archive.begin(leg.info, persona, plan.persona_version, plan.fallback, begun)
+            if leg.info.unreached:
+                log_book.event(0.0, "transfer_failed", {"tried": leg.info.unreached})
             await call.run()
         finally:
             if not call.outcome.done():
@@ -200,10 +205,13 @@ class Desk:
 
     def _plan(self, persona: Persona, info: CallInfo, known: Mapping[str, str]) -> CallPlan:
         variables = {**info.parameters, **known, "caller_number": info.from_number}
+        request = session_request(persona, info.call_id, variables, secrets.randbits(32))
+        if info.unreached:
+            request = replace(request, greeting=" ".join(filter(None, (request.notice, UNREACHED))))
         return CallPlan(
             persona=persona.id,
             persona_version=persona.version,
-            request=session_request(persona, info.call_id, variables, secrets.randbits(32)),
+            request=request,
             transfers=dict(persona.transfers),
             fallback=persona.fallback or "",
             consent=consent_line(persona, variables),
