@@ -14,7 +14,6 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -47,8 +46,6 @@ from gateway.webhooks.outbox import Outbox, delivering
 log = logging.getLogger(__name__)
 
 OUTCOMES_KEPT = 10_000
-UNREACHED = "I am sorry, I could not reach anybody there. Is there anything else that I can do for you?"
-"""What the agent says to a caller who comes back from a transfer, in place of its greeting."""
 OUTCOME_WAIT = 3.0
 """Seconds a carrier that asks how a call ended waits for a call that is just ending."""
 
@@ -205,13 +202,11 @@ class Desk:
 
     def _plan(self, persona: Persona, info: CallInfo, known: Mapping[str, str]) -> CallPlan:
         variables = {**info.parameters, **known, "caller_number": info.from_number}
-        request = session_request(persona, info.call_id, variables, secrets.randbits(32))
-        if info.unreached:
-            request = replace(request, greeting=" ".join(filter(None, (request.notice, UNREACHED))))
+        seed = secrets.randbits(32)
         return CallPlan(
             persona=persona.id,
             persona_version=persona.version,
-            request=request,
+            request=session_request(persona, info.call_id, variables, seed, came_back=bool(info.unreached)),
             transfers=dict(persona.transfers),
             fallback=persona.fallback or "",
             consent=consent_line(persona, variables),
