@@ -224,7 +224,7 @@ async def test_a_call_that_cannot_be_planned_leaves_no_recording_open(
 ) -> None:
     desk = desk_in(tmp_path)
 
-    def refuse(*arguments: object) -> None:
+    def refuse(*arguments: object, **named: object) -> None:
         raise KeyError("variable")
 
     monkeypatch.setattr(desk_module, "session_request", refuse)
