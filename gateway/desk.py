@@ -160,6 +160,8 @@ class Desk:
         try:
             begun = name if recording is not None and recording.begun else ""
             log_book.journal = await self.archive.begin(leg.info, persona, plan.persona_version, plan.fallback, begun)
+            if leg.info.unreached:
+                log_book.event(0.0, "transfer_failed", {"tried": leg.info.unreached})
             await call.run()
         finally:
             if not call.outcome.done():
@@ -201,10 +203,11 @@ class Desk:
 
     def _plan(self, persona: Persona, info: CallInfo, known: Mapping[str, str]) -> CallPlan:
         variables = {**info.parameters, **known, "caller_number": info.from_number}
+        seed = secrets.randbits(32)
         return CallPlan(
             persona=persona.id,
             persona_version=persona.version,
-            request=session_request(persona, info.call_id, variables, secrets.randbits(32)),
+            request=session_request(persona, info.call_id, variables, seed, came_back=bool(info.unreached)),
             transfers=dict(persona.transfers),
             fallback=persona.fallback or "",
             consent=consent_line(persona, variables),

@@ -30,6 +30,8 @@ class CallInfo:
     parameters: Mapping[str, str] = field(default_factory=dict)
     rate: int = 8_000
     """Samples per second of the leg's PCM, both ways."""
+    unreached: str = ""
+    """The caller was to be connected to somebody and is back with the agent: who was tried, and why it failed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,20 +183,28 @@ def persona_prompt(persona: Persona, variables: Mapping[str, str]) -> str:
     return f"{opening} Information: {body}" if body else opening
 
 
-def session_request(persona: Persona, call_id: str, variables: Mapping[str, str], seed: int) -> SessionRequest:
+UNREACHED = "I am sorry, I could not reach anybody there. Is there anything else that I can do for you?"
+"""Said in place of the greeting to a caller who was to be connected to somebody and comes back."""
+
+
+def session_request(
+    persona: Persona, call_id: str, variables: Mapping[str, str], seed: int, came_back: bool = False
+) -> SessionRequest:
     """What a worker needs to hold one call as this persona.
 
     `variables` is what the call brings (the carrier's parameters): names the persona does not declare
     are ignored, values are made harmless, and the persona's defaults stand in for those missing.
+    `came_back`: the caller was to be connected to somebody and could not be.
     """
     values = _values(persona, variables)
+    greeting = UNREACHED if came_back else persona.greeting
     notice = " ".join(filter(None, (persona.recording.consent, persona.disclosure)))
     chosen = {name: value for name, value in persona.sampling.model_dump().items() if value is not None}
     return SessionRequest(
         call_id=call_id,
         prompt=persona_prompt(persona, variables),
         voice=persona.voice,
-        greeting=_filled(" ".join(filter(None, (notice, persona.greeting))), values),
+        greeting=_filled(" ".join(filter(None, (notice, greeting))), values),
         notice=_filled(notice, values),
         clip=f"{persona.id}-{persona.version}" if persona.disclosure else "",
         sampling=Sampling(**{**asdict(Sampling()), **chosen, "seed": seed}),

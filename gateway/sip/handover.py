@@ -1,24 +1,36 @@
 """Connecting a caller to somebody else: a REFER, and a second call bridged by us where that comes to nothing.
 
-Owns one handover from the agent's last word to the end of both calls. Whom a caller may be connected to is decided
-before: targets are the persona's own, never anything a peer said.
+Owns one handover from the agent's last word to the end of both calls, or to where the agent has the caller back. Whom
+a caller may be connected to is decided before: targets are the persona's own, never anything a peer said.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from gateway.rtp.ports import PortsExhausted
-from gateway.sip.errors import SipError
+from gateway.sip.bridge import Bridge, sound
 from gateway.sip.events import Event, Transferred
-from gateway.sip.fields import NameAddr
 from gateway.sip.leg import SipLeg
-from gateway.sip.line import MediaRoom, SipLine
-from gateway.sip.uri import Transport, Uri, address_of
+from gateway.sip.tones import BUSY
+from gateway.sip.uri import Uri
 
 log = logging.getLogger(__name__)
+
+BUSY_SECONDS = 4.0
+"""How long a caller whom nobody can be found for hears the busy tone before we hang up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Somebody a caller may be connected to."""
+
+    number: str
+    uri: Uri
+    trunk: str | None
+    """The trunk that calls there go through."""
 
 
 class Handover:
@@ -27,16 +39,16 @@ class Handover:
     def __init__(
         self,
         leg: SipLeg,
-        target: Uri,
-        room: MediaRoom,
-        attend: Callable[[SipLine], None],
-        trunk: str | None,
+        destinations: Sequence[Destination],
+        bridge: Bridge,
+        take_back: Callable[[SipLeg, str], bool],
     ) -> None:
+        """`destinations`: the first one is wanted, the others stand in for it. `take_back`, told why none of them was
+        reached, says whether the agent has the caller again."""
         self._leg = leg
-        self._target = target
-        self._room = room
-        self._attend = attend
-        self._trunk = trunk
+        self._destinations = destinations
+        self._bridge = bridge
+        self._take_back = take_back
         self._result: asyncio.Future[Transferred] = asyncio.get_running_loop().create_future()
 
     def heard(self, event: Event) -> None:
@@ -45,20 +57,26 @@ class Handover:
             self._result.set_result(event)
 
     async def run(self) -> None:
-        """Until the caller is with somebody else, or gone."""
+        """Until the caller is with somebody else, with the agent, or gone."""
+        line = self._leg.line
+        taken_back = False
         try:
-            if not await self._refer():
-                await self._bridge()
+            why = "" if await self._refer(self._destinations[0]) else await self._call()
+            if why and not line.over.is_set():
+                taken_back = self._take_back(self._leg, why)
+                if not taken_back:
+                    await self._say_busy()
         finally:
-            self._leg.line.hangup()
+            if not taken_back:
+                line.hangup()
 
-    async def _refer(self) -> bool:
+    async def _refer(self, wanted: Destination) -> bool:
         """Whether nothing is left to do: the peer connected the caller, or the caller is gone.
 
         Whether it refused, failed to reach the target or never said, the caller is still with us.
         """
         endpoint, call = self._leg.line.endpoint, self._leg.call
-        if not endpoint.core.refer(call, self._target, endpoint.now()):
+        if not endpoint.core.refer(call, wanted.uri, endpoint.now()):
             return False
         endpoint.pump()
         gone = asyncio.create_task(self._leg.line.over.wait())
@@ -75,49 +93,21 @@ class Handover:
         log.info("call %s: the peer does not transfer it (%d %s)", self._leg.info.call_id, result.code, result.reason)
         return False
 
-    def _way(self) -> Transport:
-        """How the target is reached, which decides whether keys may be sent."""
-        trunk = self._leg.line.endpoint.core.trunk(self._trunk) if self._trunk else None
-        return (trunk.addr if trunk else address_of(self._target)).transport
+    async def _call(self) -> str:
+        """Call one after the other ourselves; empty when somebody had the caller, else why nobody did."""
+        reasons: list[str] = []
+        for one in self._destinations:
+            why = await self._bridge.connect(one.uri, one.trunk, self._leg.info.from_number)
+            if not why:
+                return ""
+            log.warning("call %s: %s was not reached: %s", self._leg.info.call_id, one.uri, why)
+            reasons.append(f"{one.number}: {why}")
+        return "; ".join(reasons)
 
-    async def _bridge(self) -> None:
-        """Call the target ourselves and put the two calls together."""
-        caller, endpoint = self._leg.line, self._leg.line.endpoint
+    async def _say_busy(self) -> None:
+        line = self._leg.line
+        tone = asyncio.create_task(sound(line, BUSY, lambda: True))
         try:
-            callee = SipLine(endpoint, self._room, self._way())
-        except PortsExhausted as error:
-            log.warning("call %s: %s", self._leg.info.call_id, error)
-            return
-        own = Uri("sip", self._leg.info.from_number, host=endpoint.public["udp"][0])
-        try:
-            callee.call = endpoint.core.invite(
-                self._target,
-                callee.offer(),
-                endpoint.now(),
-                from_=None if self._trunk else NameAddr(own),
-                trunk=self._trunk,
-            )
-        except SipError as error:
-            log.warning("call %s: %s cannot be called: %s", self._leg.info.call_id, self._target, error)
-            callee.rtp.close()
-            return
-        self._attend(callee)
-        endpoint.pump()
-        caller.rtp.listen(callee.rtp.send)
-        callee.rtp.listen(caller.rtp.send)
-        # Whoever is called may have a menu of its own.
-        caller.on_digit, callee.on_digit = callee.press, caller.press
-        try:
-            await self._either_ends(caller, callee)
+            await asyncio.wait((tone,), timeout=BUSY_SECONDS)
         finally:
-            callee.hangup()
-
-    async def _either_ends(self, caller: SipLine, callee: SipLine) -> None:
-        waits = [asyncio.create_task(line.over.wait()) for line in (caller, callee)]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-        if not callee.up.is_set() and callee.ended is not None:
-            log.warning("call %s: %s did not answer: %d", self._leg.info.call_id, self._target, callee.ended.code)
+            tone.cancel()

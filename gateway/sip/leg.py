@@ -53,7 +53,9 @@ class SipLeg:
         return self.call.on_hold
 
     def answer(self) -> None:
-        """Pick up."""
+        """Pick up; a caller who comes back from somebody else is there already."""
+        if self.call.state is not CallState.INCOMING:
+            return
         endpoint = self.line.endpoint
         endpoint.core.answer(self.call, self._sdp, endpoint.now())
         endpoint.pump()

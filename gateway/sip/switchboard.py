@@ -14,10 +14,12 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Literal, Protocol
 
 from gateway.leg import CallInfo, CallLeg
 from gateway.rtp.ports import PortsExhausted
+from gateway.sip.bridge import Bridge
 from gateway.sip.call import CallState, SipCall
 from gateway.sip.dialog import same_host
 from gateway.sip.endpoint import SipEndpoint
@@ -32,7 +34,7 @@ from gateway.sip.events import (
     Terminated,
 )
 from gateway.sip.fields import parse_name_addr
-from gateway.sip.handover import Handover
+from gateway.sip.handover import Destination, Handover
 from gateway.sip.leg import BUSY, RETRY_AFTER, UNAVAILABLE, SipLeg
 from gateway.sip.line import MediaRoom, SipLine
 from gateway.sip.registration import Trunk
@@ -49,6 +51,8 @@ _NUMBER = re.compile(r"[^+0-9A-Za-z_.*#-]")
 _PASSED_ON = re.compile(r"x-[a-z0-9-]{1,40}\Z")
 MAX_PARAMETER = 500
 MAX_PARAMETERS = 20
+MAX_RETURNS = 3
+"""How often a caller may come back to the agent, each time with a call's limits anew."""
 
 
 class Routed(Protocol):
@@ -234,7 +238,7 @@ class Switchboard:
             carrier_call_id=event.call.call_id,
             parameters=passed_on(event),
         )
-        leg = SipLeg(info, event.call, line, sdp, self._hand_over)
+        leg = SipLeg(info, event.call, line, sdp, partial(self._hand_over, persona=route.persona))
         leg.fallback = route.fallback
         self._heard[event.call] = line.heard
         self._of_peer[event.addr.host] += 1
@@ -253,7 +257,7 @@ class Switchboard:
 
     # Handing on
 
-    def _hand_over(self, leg: SipLeg, number: str) -> bool:
+    def _hand_over(self, leg: SipLeg, number: str, *, persona: str, returned: int = 0) -> bool:
         target = self._reach(number, leg.call)
         if target is None:
             log.error("call %s: no way to reach %s; set CALLPLEX_SIP_DIAL", leg.info.call_id, number)
@@ -263,7 +267,15 @@ class Switchboard:
             self.endpoint.pump()
             leg.line.rtp.close()
             return True
-        handover = Handover(leg, target, self._room, self._attend, self._trunk_to(target))
+        destinations = [Destination(number, target, self._trunk_to(target))]
+        stand_in = self._reach(leg.fallback, leg.call)
+        if stand_in is not None and stand_in != target:
+            destinations.append(Destination(leg.fallback, stand_in, self._trunk_to(stand_in)))
+        bridge = Bridge(leg.line, self._room, self._attend)
+        # An agent that could not serve the caller before cannot now.
+        served = leg.transfer_target == number
+        take_back = partial(self._take_back, persona=persona, returned=returned + 1 if served else MAX_RETURNS + 1)
+        handover = Handover(leg, destinations, bridge, take_back)
         line_heard = leg.line.heard
 
         def heard(event: Event) -> None:
@@ -273,6 +285,25 @@ class Switchboard:
         self._heard[leg.call] = heard
         self._start(handover.run())
         return True
+
+    def _take_back(self, leg: SipLeg, why: str, *, persona: str, returned: int) -> bool:
+        """Nobody was reached: the caller is the agent's again, as a conversation of its own on the same line."""
+        if returned > MAX_RETURNS or not self._taking or self._desk.refusal():
+            return False
+        info = replace(leg.info, call_id=str(uuid.uuid4()), unreached=why)
+        log.info("call %s: nobody was reached, the agent has the caller back as %s", leg.info.call_id, info.call_id)
+        self._heard[leg.call] = leg.line.heard
+        again = SipLeg(info, leg.call, leg.line, b"", partial(self._hand_over, persona=persona, returned=returned))
+        again.fallback = leg.fallback
+        self._start(self._answer_again(again, persona))
+        return True
+
+    async def _answer_again(self, leg: SipLeg, persona: str) -> None:
+        try:
+            await self._desk.answer(leg, persona)
+        finally:
+            # Whatever became of it: a persona may have been taken away since the call came.
+            await leg.hangup("failed")
 
     def _attend(self, line: SipLine) -> None:
         assert line.call is not None

@@ -224,7 +224,7 @@ async def test_a_call_that_cannot_be_planned_leaves_no_recording_open(
 ) -> None:
     desk = desk_in(tmp_path)
 
-    def refuse(*arguments: object) -> None:
+    def refuse(*arguments: object, **named: object) -> None:
         raise KeyError("variable")
 
     monkeypatch.setattr(desk_module, "session_request", refuse)
@@ -232,6 +232,21 @@ async def test_a_call_that_cannot_be_planned_leaves_no_recording_open(
         await desk.answer(HeldLeg(), "bank")
     assert not (tmp_path / "data").exists()
     assert desk.active_calls == 0
+
+
+async def test_a_caller_who_comes_back_from_a_transfer_is_on_record_as_such(tmp_path: Path) -> None:
+    desk = desk_in(tmp_path)
+    held = HeldLeg(info=CallInfo("back", "+1", "+2", "memory", "CA-held", unreached="+3: nobody answered"))
+    async with desk.open(), asyncio.timeout(TIMEOUT), asyncio.TaskGroup() as tasks:
+        answering = tasks.create_task(desk.answer(held, "bank"))
+        await held.playing.wait()
+        held.release.set()
+        await answering
+    with closing(sqlite3.connect(tmp_path / "data" / "callplex.sqlite3")) as database:
+        rows = database.execute(
+            "select data from events where call_id = 'back' and kind = 'transfer_failed'"
+        ).fetchall()
+    assert [json.loads(data) for (data,) in rows] == [{"tried": "+3: nobody answered"}]
 
 
 async def test_another_gateway_knows_how_a_call_ended(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from gateway.persona_model import LONGEST_PROMPT, VOICES, Persona, schema_text
 from gateway.personas import (
+    UNREACHED,
     PersonaInvalid,
     PersonaStore,
     check_personas,
@@ -329,6 +330,8 @@ def test_the_consent_line_comes_before_all_else(folder: Folder) -> None:
     assert request.greeting == f"{line} I am a machine. This is Sanni."
     assert request.notice == f"{line} I am a machine."
     assert request.clip == f"bank-{persona.version}", "as `personas clip` names it"
+    again = session_request(persona, "c", {"branch": "Elm Street"}, 0, came_back=True)
+    assert again.greeting == f"{request.notice} {UNREACHED}"
     assert consent_line(load_personas(folder(bank=BANK))["bank"], {}) == ""
 
 

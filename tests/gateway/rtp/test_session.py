@@ -288,6 +288,64 @@ def test_a_flood_costs_one_call_a_bounded_part_of_its_tick() -> None:
     asyncio.run(flooded())
 
 
+@pytest.mark.parametrize(
+    ("together", "samples", "taken"),
+    [((4, 5), 160, 1), ((5, 4), 160, 2), ((4, 5), 80, 2), ((4, 4), 160, 1), ((5, 6), 160, 2)],
+    ids=["one is early", "swapped", "short", "doubled", "one was lost"],
+)
+def test_a_tick_reads_what_it_may_need(
+    together: tuple[int, int], samples: int, taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three ticks brought a packet each: another is looked for where one may be behind that is needed at once."""
+    # So that a slow machine does not make old what came just now.
+    monkeypatch.setattr("gateway.rtp.session.TICK", 0.45)
+
+    async def ticks() -> None:
+        session = RtpSession.open(free_range(), Ticker(), Identity(1, 1, 1))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            peer.bind((HOST, 0))
+            session.start(MediaPlan(peer.getsockname()))
+            counts = []
+            for numbers in ((1,), (2,), (3,), together, ()):
+                for number in numbers:
+                    packet = RtpPacket(0, False, number, number * samples, 5, bytes(samples))
+                    peer.sendto(build_rtp(packet), (HOST, session.local_port))
+                session.tick(0.0)
+                summary = session.summary()
+                assert summary is not None
+                counts.append(summary.received + summary.duplicate)
+            session.close()
+        assert counts == [1, 2, 3, 3 + taken, 5], "what was left is read at the next tick"
+
+    asyncio.run(ticks())
+
+
+@pytest.mark.parametrize("last", [0, 1])
+def test_a_burst_behind_a_gap_and_what_waited_long_is_read_at_once(last: int) -> None:
+    async def ticks() -> None:
+        ticker = Ticker()
+        session = RtpSession.open(free_range(), ticker, Identity(1, 1, 1))
+        received = []
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            peer.bind((HOST, 0))
+            session.start(MediaPlan(peer.getsockname()))
+            for numbers in ((1,), (2,), (3,) * last, (3 + last, 4 + last, 5 + last)):
+                for number in numbers:
+                    packet = RtpPacket(0, False, number, number * 160, 5, bytes(160))
+                    peer.sendto(build_rtp(packet), (HOST, session.local_port))
+                if last and len(numbers) == 3:
+                    # The loop was late: the first of them came more than a tick ago.
+                    ticker.wall_to_loop -= 1.5 * TICK
+                session.tick(0.0)
+                summary = session.summary()
+                assert summary is not None
+                received.append(summary.received)
+            session.close()
+        assert received == [1, 2, 2 + last, 5 + last]
+
+    asyncio.run(ticks())
+
+
 def test_a_call_may_end_inside_a_tick() -> None:
     class Last(Ticks):
         def __init__(self, ticker: Ticker) -> None:

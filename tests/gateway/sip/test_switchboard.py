@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 from gateway.leg import CallLeg
@@ -25,6 +26,9 @@ from tests.gateway.sip.script import ask
 pytestmark = pytest.mark.anyio
 
 PERSON = "+12065550123"
+DEPUTY = "+12065550124"
+TONE = np.rint(8_000 * np.sin(2 * np.pi * np.arange(3_200) / 8)).astype(np.int16).tobytes()
+"""0.4 s of 1,000 Hz."""
 NO_KEYS = b"x-nothing/8000"
 
 
@@ -36,42 +40,52 @@ class Route:
 
 
 class Desk:
-    """Answers every call, and hands it on at once if it is told to."""
+    """Answers every call, and hands it on at once if it is told to; one that comes back only if it is `stubborn`."""
 
-    def __init__(self, transfers: bool) -> None:
+    def __init__(self, transfers: bool, stubborn: bool = False, fallback: str = "") -> None:
         self.legs: asyncio.Queue[SipLeg] = asyncio.Queue()
         self.dialled: list[str] = []
         self._transfers = transfers
+        self._stubborn = stubborn
+        self._fallback = fallback
 
     def refusal(self) -> Literal["", "busy", "unavailable"]:
         return ""
 
     def route(self, number: str) -> Route:
         self.dialled.append(number)
-        return Route()
+        return Route(fallback=self._fallback)
 
     async def answer(self, leg: CallLeg, persona: str) -> None:
         assert isinstance(leg, SipLeg)
         leg.answer()
         await leg.line.up.wait()
         self.legs.put_nowait(leg)
-        if self._transfers:
+        if self._transfers and (self._stubborn or not leg.info.unreached):
             await leg.transfer(PERSON)
             await leg.hangup("transfer")
+            return
         await leg.line.over.wait()
 
 
-class Phone:
-    """Takes or places one call, and writes down the keys that it hears."""
+Manner = Literal["answers", "is busy", "rings", "sounds"]
+"""What becomes of a call to PERSON, others are answered; `sounds`: before the answer, which does not come."""
 
-    def __init__(self, endpoint: SipEndpoint, telephone_event: bool) -> None:
+
+class Phone:
+    """Takes or places one call, and writes down the keys that it hears and its sound."""
+
+    def __init__(self, endpoint: SipEndpoint, telephone_event: bool, manner: Manner) -> None:
         self.endpoint = endpoint
         self.line = SipLine(endpoint, MediaRoom(endpoint.settings), "udp")
         self.line.on_digit = self._press
         self.keys: asyncio.Queue[str] = asyncio.Queue()
         self.by_info = 0
         self.called: list[str] = []
+        self.heard = bytearray()
+        self.line.rtp.listen(self.heard.extend)
         self._telephone_event = telephone_event
+        self._manner = manner
         endpoint.on_event = self._take
 
     def _press(self, digit: str) -> None:
@@ -81,10 +95,20 @@ class Phone:
         if isinstance(event, IncomingCall):
             offer = event.offer or b""
             self.called.append(event.uri.user)
+            manner = self._manner if event.uri.user == PERSON else "answers"
+            if manner == "is busy":
+                self.endpoint.core.reject(event.call, 486, self.endpoint.now())
+                return
+            if manner == "rings":
+                self.endpoint.core.ringing(event.call, self.endpoint.now())
+                return
             self.line.call = event.call
             sdp = self.line.answer(offer if self._telephone_event else offer.replace(b"telephone-event/8000", NO_KEYS))
-            self.endpoint.core.answer(event.call, sdp, self.endpoint.now())
-        elif not isinstance(event, (RegistrationChanged, Probed, MessageDropped)):
+            if manner == "answers":
+                self.endpoint.core.answer(event.call, sdp, self.endpoint.now())
+            else:
+                self.endpoint.core.ringing(event.call, self.endpoint.now(), 183, sdp)
+        elif not isinstance(event, (RegistrationChanged, Probed, MessageDropped)) and event.call is self.line.call:
             self.by_info += isinstance(event, InfoDigits)
             self.line.heard(event)
 
@@ -96,11 +120,11 @@ class Phone:
 
 
 @asynccontextmanager
-async def phone(telephone_event: bool = True, **values: object) -> AsyncIterator[Phone]:
+async def phone(telephone_event: bool = True, manner: Manner = "answers", **values: object) -> AsyncIterator[Phone]:
     settings = {"listen": "udp:127.0.0.1:0", "rtp_ports": "20000-29999", **values}
     endpoint = SipEndpoint(SipSettings.model_validate(settings))
     await endpoint.open()
-    one = Phone(endpoint, telephone_event)
+    one = Phone(endpoint, telephone_event, manner)
     try:
         yield one
     finally:
@@ -109,9 +133,11 @@ async def phone(telephone_event: bool = True, **values: object) -> AsyncIterator
 
 
 @asynccontextmanager
-async def gateway(*, transfers: bool = False, **values: object) -> AsyncIterator[tuple[Desk, int]]:
+async def gateway(
+    *, transfers: bool = False, stubborn: bool = False, fallback: str = "", **values: object
+) -> AsyncIterator[tuple[Desk, int]]:
     """A switchboard, and the port of its UDP."""
-    desk = Desk(transfers)
+    desk = Desk(transfers, stubborn, fallback)
     switchboard = Switchboard(SipSettings.model_validate({"listen": "udp:127.0.0.1:0", **values}), desk)
     await switchboard.bind()
     switchboard.take_calls()
@@ -122,6 +148,24 @@ async def gateway(*, transfers: bool = False, **values: object) -> AsyncIterator
         yield desk, switchboard.endpoint.addresses["udp"][1]
     finally:
         await switchboard.close()
+
+
+async def hears(one: Phone, *hertz: int, say: SipLine | None = None) -> None:
+    """Until 0.4 s of the sound that comes to a telephone have their loudest frequency at one of `hertz`.
+
+    `say`: a line that sends 1,000 Hz meanwhile.
+    """
+    one.heard.clear()
+    while True:
+        if say is not None and not say.rtp.unheard:
+            say.rtp.send(TONE)
+        sound = np.trim_zeros(np.frombuffer(bytes(one.heard), np.int16), "f")[:3_200].astype(np.float64)
+        if len(sound) == 3_200:
+            loudest = np.argmax(np.abs(np.fft.rfft(sound))) * 2.5
+            if any(abs(loudest - wanted) <= 10 for wanted in hertz):
+                return
+            one.heard.clear()
+        await asyncio.sleep(0.02)
 
 
 def dial(person: Phone) -> str:
@@ -237,6 +281,74 @@ async def test_a_transfer_that_the_peer_brought_about_is_not_placed_again() -> N
         caller.notify("200 OK")
         await caller.hear(lambda message: isinstance(message, Request) and message.method == "BYE")
         assert person.called == []
+
+
+async def test_a_caller_hears_it_ring_and_then_whoever_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The person asked for does not answer, and the fallback at the same telephone does."""
+    monkeypatch.setattr("gateway.sip.bridge.RING_SECONDS", 1.0)
+    async with (
+        asyncio.timeout(20),
+        phone(manner="rings") as person,
+        gateway(transfers=True, fallback=DEPUTY, dial=dial(person)) as (desk, port),
+        phone() as caller,
+    ):
+        await caller.dial(port)
+        await hears(caller, 440, 480)
+        await person.line.up.wait()
+        assert person.called == [PERSON, DEPUTY]
+        await hears(caller, 1_000, say=person.line)
+        await hears(person, 1_000, say=caller.line)
+        caller.line.hangup()
+        await person.line.over.wait()
+        assert desk.legs.qsize() == 1
+
+
+async def test_sound_from_there_before_the_answer_takes_the_place_of_our_ringing() -> None:
+    async with (
+        asyncio.timeout(20),
+        phone(manner="sounds") as person,
+        gateway(transfers=True, dial=dial(person)) as (_, port),
+        phone() as caller,
+    ):
+        await caller.dial(port)
+        await hears(caller, 1_000, say=person.line)
+        assert not person.line.up.is_set()
+
+
+async def test_a_caller_whom_nobody_was_reached_for_is_the_agents_again() -> None:
+    async with (
+        asyncio.timeout(20),
+        phone(manner="is busy") as person,
+        gateway(transfers=True, dial=dial(person)) as (desk, port),
+        phone() as caller,
+    ):
+        await caller.dial(port)
+        before, after = await desk.legs.get(), await desk.legs.get()
+        assert after.info.unreached == f"{PERSON}: 486 Busy Here"
+        assert after.info.call_id != before.info.call_id
+        assert after.info.carrier_call_id == before.info.carrier_call_id
+        heard = asyncio.Event()
+        listening = asyncio.create_task(after.listen(lambda frame: heard.set() if any(frame) else None))
+        await hears(caller, 1_000, say=after.line)
+        caller.line.rtp.send(TONE)
+        await heard.wait()
+        await after.hangup("agent_goodbye")
+        await caller.line.over.wait()
+        await listening
+
+
+async def test_a_caller_does_not_go_to_and_fro_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.sip.handover.BUSY_SECONDS", 1.0)
+    async with (
+        asyncio.timeout(20),
+        phone(manner="is busy") as person,
+        gateway(transfers=True, stubborn=True, dial=dial(person)) as (desk, port),
+        phone() as caller,
+    ):
+        await caller.dial(port)
+        await hears(caller, 480, 620)
+        await caller.line.over.wait()
+        assert (desk.legs.qsize(), len(person.called)) == (4, 4)
 
 
 async def test_a_caller_from_a_trunk_is_connected_through_it_with_its_password() -> None:
