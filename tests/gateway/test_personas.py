@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gateway.persona_model import LONGEST_PROMPT, VOICES, Persona, schema_text
+from gateway.persona_fields import LONGEST_PROMPT, VOICES
+from gateway.persona_model import Persona, schema_text
 from gateway.personas import (
     PersonaInvalid,
     PersonaStore,
