@@ -36,6 +36,8 @@ def read_settings(**overrides: object) -> Settings:
     )
     for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # Each attempt at a bucket that is away; what became of them all is said by `gateway.recording`.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     for sentence in misspelt_variables():
         logging.getLogger(__name__).warning(sentence)
     return settings

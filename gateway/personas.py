@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from gateway.persona_model import LONGEST_PROMPT, PLACEHOLDER, VOICES, Persona, PersonaInvalid
+from gateway.persona_fields import LONGEST_PROMPT, PLACEHOLDER, VOICES
+from gateway.persona_model import Persona, PersonaInvalid
 from gateway.redaction.rules import CustomPattern, Rules
 from gateway.routing import ROUTING_FILE, Routing, read_routing
 from gateway.webhooks.endpoints import WEBHOOKS_FILE, read_webhooks

@@ -18,7 +18,8 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from gateway.persona_model import Id, Persona, PersonaInvalid, PhoneOrNothing, Strict
+from gateway.persona_fields import Id, PhoneOrNothing
+from gateway.persona_model import Persona, PersonaInvalid, Strict
 from gateway.yaml_lines import FieldProblems, Loc, Problem, read_document
 
 ROUTING_FILE = "routing.yaml"

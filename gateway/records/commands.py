@@ -72,6 +72,8 @@ def _reading(app: typer.Typer, run: Run) -> None:
         if json_output:
             typer.echo(json.dumps(found))
             return
+        if not found["calls"]:
+            typer.echo("no such calls", err=True)
         for one in found["calls"]:
             typer.echo(_line(one))
         if found["next"]:
@@ -213,6 +215,8 @@ def _tokens(app: typer.Typer, run: Run) -> None:
         if json_output:
             typer.echo(json.dumps({"tokens": shown}))
             return
+        if not shown:
+            typer.echo("no tokens: whoever reaches the admin listener may ask", err=True)
         for one in shown:
             revoked = f", revoked {one['revoked_at']}" if one["revoked_at"] else ""
             typer.echo(f"{one['name']}  made {one['created_at']}{revoked}")

@@ -255,7 +255,10 @@ def _make_file(place: URL) -> None:
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except OSError as error:
-        raise DatabaseInvalid(f"cannot open the database {path}: {error.strerror}; make it writable") from error
+        what = f"{error.filename or path}: {error.strerror}"
+        raise DatabaseInvalid(
+            f"the database {path} cannot be made: {what}; make it writable, or set CALLPLEX_DATA_DIR"
+        ) from error
     _switch_to_wal(path)
 
 

@@ -16,7 +16,8 @@ from typing import Annotated, Literal
 import httpx
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 
-from gateway.persona_model import Id, Strict
+from gateway.persona_fields import Id
+from gateway.persona_model import Strict
 from gateway.webhooks.events import ENDED, KINDS, OPT_IN
 from gateway.webhooks.guard import Network, literal_address, may_connect
 from gateway.yaml_lines import FieldProblems, Loc

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,99 +12,11 @@ import pytest
 from gateway.audio import CARRIER_FRAME_BYTES, LINE_FRAME_BYTES
 from gateway.call import Call, CallPlan
 from gateway.engine import EchoEngine, EchoSession, Engine, EngineFull, EngineLost
-from gateway.leg import CallInfo, LegError
 from gateway.recording.recorder import Recorder, RecordingPlan
 from model.wire import AgentFrame, AgentText, CallerText, Done, Flush, Output, SessionRequest
 from tests import virtual_time
+from tests.gateway.memory_line import LOUD, PLAN, MemoryLeg, ScriptedEngine
 from tests.gateway.told import Told
-
-PLAN = CallPlan("bank", "abc123", SessionRequest("c1"), transfers={"person": "+15550123"}, fallback="+15550999")
-LOUD = np.full(160, 5_000, np.int16).tobytes()
-
-
-@dataclass
-class MemoryLeg:
-    """A phone line without a phone: sends `seconds` of sound in real time, then hangs up or goes silent."""
-
-    seconds: float
-    then_silent: bool = False
-    broken: bool = False
-    on_hold: bool = False
-    never_drains: bool = False
-    late: float = 0.0
-    """Seconds by which the first two frames, and only they, come late: the gateway was busy as the call began."""
-    info: CallInfo = field(default_factory=lambda: CallInfo("c1", "+15550199", "+15550100", "memory", "CA1"))
-    played: list[tuple[float, bytes]] = field(default_factory=list)
-    flushed: int = 0
-    transferred: str = ""
-    hung_up: list[str] = field(default_factory=list)
-    answered: int = 0
-    on_digit: Callable[[str], None] | None = None
-    outcome_before_hangup: Callable[[], bool] = lambda: True
-
-    async def listen(self, heard: Callable[[bytes], None]) -> None:
-        loop = asyncio.get_running_loop()
-        start = loop.time()
-        for number in range(round(self.seconds / 0.02)):
-            due = start + 0.02 * number + (self.late if number < 2 else 0.0)
-            await asyncio.sleep(max(0.0, due - loop.time()))
-            heard(LOUD)
-        if self.broken:
-            raise LegError("media before start")
-        if self.then_silent:
-            await asyncio.Event().wait()
-
-    def answer(self) -> None:
-        self.answered += 1
-
-    async def play(self, pcm: bytes) -> None:
-        self.played.append((asyncio.get_running_loop().time(), pcm))
-
-    async def flush(self) -> None:
-        self.flushed += 1
-
-    async def drain(self, timeout: float) -> None:
-        if self.never_drains:
-            await asyncio.sleep(timeout)
-
-    async def transfer(self, target: str) -> None:
-        self.transferred = target
-
-    async def hangup(self, reason: str) -> None:
-        assert self.outcome_before_hangup()
-        self.hung_up.append(reason)
-
-
-class ScriptedSession(EchoSession):
-    """Echoes, and says what the script holds for a frame just before that frame."""
-
-    def __init__(self, script: dict[int, list[Output]]) -> None:
-        super().__init__()
-        self.script = script
-        self.said: list[str] = []
-        self.closed = 0
-
-    async def outputs(self) -> AsyncIterator[Output]:
-        async for output in super().outputs():
-            if isinstance(output, AgentFrame):
-                for extra in self.script.get(output.index, []):
-                    yield extra
-            yield output
-
-    async def say(self, text: str) -> None:
-        self.said.append(text)
-
-    async def close(self) -> None:
-        self.closed += 1
-        await super().close()
-
-
-class ScriptedEngine:
-    def __init__(self, script: dict[int, list[Output]] | None = None) -> None:
-        self.session = ScriptedSession(script or {})
-
-    async def open(self, request: SessionRequest) -> ScriptedSession:
-        return self.session
 
 
 def place(leg: MemoryLeg, engine: Engine, plan: CallPlan = PLAN, recording: Path | None = None) -> Call:

@@ -19,7 +19,7 @@ from gateway.redaction.rules import Rules
 from gateway.transcript import Utterance
 from model.wire import AgentText, CallerText, Output, SessionRequest
 from tests import virtual_time
-from tests.gateway.test_call import MemoryLeg, ScriptedEngine
+from tests.gateway.memory_line import MemoryLeg, ScriptedEngine
 
 SPOKEN = "My card number is 4111 1111 1111 1111."
 START = CallStart("c1", "memory", "CA1", "inbound", "+15550199", "+15550100", "bank", "abc123", "", 0.0)

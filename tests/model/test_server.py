@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import signal
 import ssl
-import subprocess
-import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -24,64 +18,17 @@ from model import wire
 from model.echo import EchoEngine, EchoSession
 from model.server import ListenRefused, WorkerServer
 from model.session import MAX_BEHIND
-from model.wire import AgentFrame, CallerFrame, History, Output, SessionRequest
-from model.worker_engine import WorkerEngine
+from model.wire import AgentFrame, CallerFrame, Output, SessionRequest
+from tests.model.worker_connections import SOUND, MuteEngine, closed, connected, free_again, opened, serving, told
 
 pytestmark = pytest.mark.anyio
 
-ROOT = Path(__file__).parents[2]
 TLS = Path(__file__).parent / "tls"
-SOUND = bytes(range(256)) * 15
-
-
-@asynccontextmanager
-async def serving(
-    engine: WorkerEngine | None = None, listen: str = "127.0.0.1:0", **options: Any
-) -> AsyncIterator[WorkerServer]:
-    server = WorkerServer(engine or EchoEngine(), listen, **options)
-    await server.start()
-    try:
-        yield server
-    finally:
-        await server.stop()
-
-
-@asynccontextmanager
-async def connected(server: WorkerServer, **options: Any) -> AsyncIterator[ClientConnection]:
-    async with asyncio.timeout(10):
-        async with connect(
-            server.url, subprotocols=[Subprotocol(wire.SUBPROTOCOL)], compression=None, **options
-        ) as connection:
-            yield connection
-
-
-async def opened(connection: ClientConnection) -> wire.FromWorker:
-    await connection.send(wire.encode_open(SessionRequest("c1")))
-    return await told(connection)
-
-
-async def told(connection: ClientConnection) -> wire.FromWorker:
-    return wire.decode_from_worker(await connection.recv())
-
-
-async def closed(connection: ClientConnection) -> int | None:
-    """The code with which the worker closes."""
-    await connection.wait_closed()
-    return connection.close_code
 
 
 async def flood(connection: ClientConnection) -> None:
     for index in range(20_000):
         await connection.send(wire.encode_frame(CallerFrame(index, SOUND)))
-
-
-async def free_again(server: WorkerServer) -> None:
-    """Opens succeed once the slot is free; each refusal takes the server a turn."""
-    async with asyncio.timeout(5):
-        while True:
-            async with connected(server) as connection:
-                if isinstance(await opened(connection), wire.Ready):
-                    return
 
 
 class ScriptedSession(EchoSession):
@@ -111,16 +58,6 @@ class ScriptedEngine(EchoEngine):
             return EchoSession()
         self.sessions.append(ScriptedSession(self.says, self.breaks))
         return self.sessions[-1]
-
-
-class MuteSession(EchoSession):
-    def push(self, frame: CallerFrame) -> None:
-        """Never answered."""
-
-
-class MuteEngine(EchoEngine):
-    async def open(self, request: SessionRequest) -> EchoSession:
-        return MuteSession()
 
 
 async def test_every_caller_frame_is_answered_by_the_agent_frame_of_the_same_index() -> None:
@@ -368,159 +305,3 @@ async def test_stopping_ends_open_sessions() -> None:
         await server.stop()
         assert await closed(connection) == 1001
         assert server.slots.active == 0
-
-
-def worker_process(*arguments: str, stdin: int | None = None) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, *arguments], cwd=ROOT, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-
-
-def test_a_worker_process_says_where_it_listens_and_ends_on_sigterm() -> None:
-    with worker_process("-m", "tests.echo_worker") as process:
-        assert process.stdout is not None
-        assert json.loads(process.stdout.readline())["listening"].startswith("ws://127.0.0.1:")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
-
-
-def test_a_worker_process_ends_with_its_parents_pipe() -> None:
-    with worker_process("-m", "tests.echo_worker", "--exit-with-parent", stdin=subprocess.PIPE) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdout.readline()
-        process.stdin.close()
-        assert process.wait(10) == 0
-
-
-HANGS = """
-import asyncio, time
-from model import echo, serving
-
-class Hanging(echo.EchoEngine):
-    async def start(self):
-        print("hanging", flush=True)
-        time.sleep(60)
-
-serving.EXIT_GRACE = 0.1
-asyncio.run(serving.serve(Hanging(), "127.0.0.1:0", exit_with_parent=True))
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_worker_process_that_still_loads_ends_at_once(number: signal.Signals) -> None:
-    with worker_process("-c", HANGS, stdin=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"hanging\n"
-        process.send_signal(number)
-        assert process.wait(5) == -number
-
-
-def test_a_worker_process_that_hangs_ends_with_its_parents_pipe_too() -> None:
-    with worker_process("-c", HANGS, stdin=subprocess.PIPE) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"hanging\n"
-        process.stdin.close()
-        assert process.wait(10) == 1
-
-
-class RememberingEngine(EchoEngine):
-    """Takes every history; what it was given is kept, and its sessions echo."""
-
-    def __init__(self) -> None:
-        self.taken: list[tuple[SessionRequest, History]] = []
-
-    async def resume(self, request: SessionRequest, history: History) -> EchoSession:
-        self.taken.append((request, history))
-        return EchoSession()
-
-
-RESUME = wire.Resume(cut=100, frames=3, caller_frames=2, missed=2, heard=90, queued=("Goodbye now.",))
-PAST = History(bytes(range(102)), SOUND * 2)
-
-
-async def resumed(connection: ClientConnection, history: str | bytes) -> wire.FromWorker:
-    await connection.send(wire.encode_open(SessionRequest("c1", prompt="a bank", resume=RESUME)))
-    await connection.send(history)
-    return await told(connection)
-
-
-async def test_a_session_of_another_worker_goes_on_with_its_next_frame() -> None:
-    engine = RememberingEngine()
-    async with serving(engine) as server, connected(server) as connection:
-        ready = await resumed(connection, wire.encode_history(RESUME, PAST))
-        assert isinstance(ready, wire.Ready)
-        assert engine.taken == [(SessionRequest("c1", prompt="a bank", resume=RESUME), PAST)]
-        await connection.send(wire.encode_frame(CallerFrame(105, SOUND)))
-        assert await told(connection) == AgentFrame(105, SOUND)
-        await connection.send(wire.encode_frame(CallerFrame(105, SOUND)))
-        error = await told(connection)
-        assert isinstance(error, wire.Error)
-        assert "caller frame 105 came where 106 was due" in error.message
-        assert (server.slots.counts.sessions, server.slots.counts.resumed) == (1, 1)
-
-
-@pytest.mark.parametrize(
-    ("engine", "history", "words"),
-    [
-        (EchoEngine(), wire.encode_history(RESUME, PAST), "cannot go on with another worker's session"),
-        (RememberingEngine(), wire.encode_history(RESUME, History()), "a history of these lengths"),
-        (RememberingEngine(), wire.encode_frame(CallerFrame(0, SOUND)), "not by binary kind 1"),
-        (RememberingEngine(), wire.encode(wire.Say("hello")), "followed by its history"),
-    ],
-)
-async def test_a_history_that_cannot_be_taken_is_refused(
-    engine: WorkerEngine, history: str | bytes, words: str
-) -> None:
-    async with serving(engine) as server, connected(server) as connection:
-        error = await resumed(connection, history)
-        assert isinstance(error, wire.Error)
-        assert error.code == "invalid"
-        assert words in error.message
-        assert await closed(connection) == 1008
-        assert server.slots.active == 0
-
-
-async def test_a_history_that_does_not_come_frees_the_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "OPEN_TIMEOUT", 0.1)
-    async with serving(RememberingEngine()) as server, connected(server) as connection:
-        await connection.send(wire.encode_open(SessionRequest("c1", resume=RESUME)))
-        error = await told(connection)
-        assert isinstance(error, wire.Error)
-        assert "no history came" in error.message
-        assert await closed(connection) == 1008
-        assert server.slots.active == 0
-
-
-async def test_a_worker_that_drains_answers_what_it_was_given_and_lets_every_session_go() -> None:
-    async with serving(capacity=3) as server, httpx.AsyncClient() as http:
-        readiness = f"http://127.0.0.1:{server.port}/readyz"
-        async with connected(server) as idle, connected(server) as speaking:
-            for connection in (idle, speaking):
-                await opened(connection)
-            await speaking.send(wire.encode_frame(CallerFrame(0, SOUND)))
-            assert await told(speaking) == AgentFrame(0, SOUND)
-            assert (await http.get(readiness)).status_code == 200
-            await server.drain(5)
-            for connection in (idle, speaking):
-                error = await told(connection)
-                assert isinstance(error, wire.Error)
-                assert error.code == "draining"
-                assert await closed(connection) == 1001
-        response = await http.get(readiness)
-        assert (response.status_code, response.json()["free"]) == (503, 0)
-        async with connected(server) as late:
-            error = await opened(late)
-            assert isinstance(error, wire.Error)
-            assert error.code == "draining"
-
-
-async def test_a_draining_worker_waits_for_no_answer_that_does_not_come() -> None:
-    async with serving(MuteEngine()) as server, connected(server) as connection:
-        await opened(connection)
-        await connection.send(wire.encode_frame(CallerFrame(0, SOUND)))
-        await server.drain(5)
-        error = await told(connection)
-        assert isinstance(error, wire.Error)
-        assert error.code == "draining"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.persona_model import VOICES
+from gateway.persona_fields import VOICES
 from model.offline import write_wav
 from model.voices import (
     PUBLISHED,

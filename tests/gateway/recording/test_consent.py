@@ -17,8 +17,8 @@ from gateway.recording.recorder import Recorder, RecordingPlan
 from gateway.transcript import Utterance
 from model.wire import FRAME_SECONDS, AgentText, CallerText, Flush, Output, SessionRequest
 from tests import virtual_time
+from tests.gateway.memory_line import MemoryLeg, ScriptedEngine
 from tests.gateway.recording.sound import samples
-from tests.gateway.test_call import MemoryLeg, ScriptedEngine
 from tests.gateway.told import Told
 
 LINE = "This call is recorded and written down."

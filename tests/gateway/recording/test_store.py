@@ -24,9 +24,9 @@ from gateway.recording.reading import open_recording
 from gateway.recording.recorder import Recorder, RecordingPlan
 from gateway.recording.store import Deletion, RecordingStore, StoreError
 from gateway.settings import load_settings
+from tests.gateway.memory_line import MemoryLeg
 from tests.gateway.recording.s3_server import admin, running_s3, settings
 from tests.gateway.recording.sound import KEY, record, wait_for
-from tests.gateway.test_call import MemoryLeg
 
 NOW = 1_800_000_000.0
 

@@ -74,6 +74,14 @@ def test_the_list_as_json_is_one_object_page_by_page(folder: Path) -> None:
     assert {action for action, _ in audited(folder)} == {"list"}
 
 
+def test_a_list_of_nothing_says_so_beside_standard_output(folder: Path) -> None:
+    nothing = run("list", "--number", "+19998887777")
+    assert (nothing.exit_code, nothing.stdout, nothing.stderr) == (0, "", "no such calls\n")
+    tokens = run("token", "list")
+    assert (tokens.exit_code, tokens.stdout) == (0, "")
+    assert "no tokens" in tokens.stderr
+
+
 def test_a_call_is_shown(folder: Path) -> None:
     shown = json.loads(run("show", "c1", "--json").stdout)
     assert (shown["call_id"], shown["recorded"], len(shown["utterances"])) == ("c1", True, 3)

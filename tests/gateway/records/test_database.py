@@ -56,6 +56,14 @@ async def test_opening_twice_and_at_once_finds_one_schema(database_url: str) -> 
         assert await names(database) == list("abcd")
 
 
+async def test_a_data_folder_that_is_a_file_is_told_with_what_sets_it(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("")
+    sentence = rf"cannot be made: {tmp_path}/data: File exists; make it writable, or set CALLPLEX_DATA_DIR"
+    with pytest.raises(DatabaseInvalid, match=sentence):
+        async with Database.open(configured_url(load_settings(data_dir=tmp_path / "data", database_url=""))):
+            pass
+
+
 async def test_a_transaction_is_all_or_nothing(database: Database) -> None:
     async def fail() -> None:
         async with database.begin() as connection:

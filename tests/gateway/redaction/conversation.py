@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from gateway.redaction.redactor import Mute, Redacted, Redactor
+from gateway.redaction.findings import LONG_SECONDS
+from gateway.redaction.lines import GAP_SECONDS
+from gateway.redaction.redactor import ARRIVAL_SECONDS, SETTLE_SECONDS, Mute, Redacted, Redactor
 from gateway.redaction.rules import KINDS, Rules
 from gateway.transcript import Speaker, Utterance
 
@@ -70,3 +72,6 @@ def is_muted(mutes: Iterable[Mute], speaker: Speaker, start: float, end: float) 
         if mute.start <= at:
             at = max(at, mute.end)
     return at >= end
+
+
+LONGEST_HOLD = LONG_SECONDS + GAP_SECONDS + ARRIVAL_SECONDS + SETTLE_SECONDS

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import xml.etree.ElementTree as ET
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import httpx
 import uvicorn
 from fastapi import FastAPI
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from starlette.types import ASGIApp
+from websockets.asyncio.client import ClientConnection
 
 from gateway.leg import Outcome
 from gateway.records.tokens import SharedTokens
@@ -118,3 +121,38 @@ def app_for(desk: Desk) -> FastAPI:
 
 def carrier(call_sid: str = "CA1", sid: str = "MZ1") -> CarrierStream:
     return CarrierStream(sid, call_sid, "AC1")
+
+
+FORM = {"CallSid": "CA1", "From": "+15550001", "To": "+15550002", "CallStatus": "ringing", "AccountSid": "AC1"}
+
+
+@asynccontextmanager
+async def gateway(desk: Desk) -> AsyncIterator[tuple[httpx.AsyncClient, str]]:
+    async with serving(app_for(desk)) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        yield client, f"127.0.0.1:{port}"
+
+
+async def post(client: httpx.AsyncClient, path: str, form: Mapping[str, str] = FORM, **headers: str) -> httpx.Response:
+    return await client.post(path, data=dict(form), headers={k.replace("_", "-"): v for k, v in headers.items()})
+
+
+def verbs(response: httpx.Response) -> list[tuple[str, str | None]]:
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("application/xml")
+    return [(verb.tag, verb.text) for verb in ET.fromstring(response.content)]
+
+
+def stream_of(response: httpx.Response) -> tuple[str, str, dict[str, str]]:
+    """(action, stream URL, parameters)"""
+    connect_verb = ET.fromstring(response.content).find("Connect")
+    assert connect_verb is not None
+    stream = connect_verb.find("Stream")
+    assert stream is not None
+    parameters = {p.attrib["name"]: p.attrib["value"] for p in stream}
+    return connect_verb.attrib["action"], stream.attrib["url"], parameters
+
+
+async def closed(socket: ClientConnection) -> tuple[int | None, str | None]:
+    async with asyncio.timeout(TIMEOUT):
+        await socket.wait_closed()
+    return socket.close_code, socket.close_reason

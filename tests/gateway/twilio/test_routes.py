@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import xml.etree.ElementTree as ET
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from urllib.parse import urlencode
 
-import httpx
 import pytest
 from twilio.request_validator import RequestValidator  # type: ignore[import-untyped]
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from gateway.leg import Outcome
@@ -19,44 +15,25 @@ from gateway.twilio import routes
 from gateway.twilio.leg import TwilioLeg
 from gateway.twilio.protocol import PeerError
 from gateway.twilio.rest import TwilioRest
-from tests.gateway.twilio.serving import TIMEOUT, Desk, Routed, app_for, carrier, listen, serving, settings
+from tests.gateway.twilio.serving import (
+    FORM,
+    TIMEOUT,
+    Desk,
+    Routed,
+    app_for,
+    carrier,
+    closed,
+    gateway,
+    listen,
+    post,
+    settings,
+    stream_of,
+    verbs,
+)
 
 pytestmark = pytest.mark.anyio
 
-FORM = {"CallSid": "CA1", "From": "+15550001", "To": "+15550002", "CallStatus": "ringing", "AccountSid": "AC1"}
 AUTH = "secret-auth-token"
-
-
-@asynccontextmanager
-async def gateway(desk: Desk) -> AsyncIterator[tuple[httpx.AsyncClient, str]]:
-    async with serving(app_for(desk)) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-        yield client, f"127.0.0.1:{port}"
-
-
-async def post(client: httpx.AsyncClient, path: str, form: Mapping[str, str] = FORM, **headers: str) -> httpx.Response:
-    return await client.post(path, data=dict(form), headers={k.replace("_", "-"): v for k, v in headers.items()})
-
-
-def verbs(response: httpx.Response) -> list[tuple[str, str | None]]:
-    assert response.status_code == 200, response.text
-    assert response.headers["content-type"].startswith("application/xml")
-    return [(verb.tag, verb.text) for verb in ET.fromstring(response.content)]
-
-
-def stream_of(response: httpx.Response) -> tuple[str, str, dict[str, str]]:
-    """(action, stream URL, parameters)"""
-    connect_verb = ET.fromstring(response.content).find("Connect")
-    assert connect_verb is not None
-    stream = connect_verb.find("Stream")
-    assert stream is not None
-    parameters = {p.attrib["name"]: p.attrib["value"] for p in stream}
-    return connect_verb.attrib["action"], stream.attrib["url"], parameters
-
-
-async def closed(socket: ClientConnection) -> tuple[int | None, str | None]:
-    async with asyncio.timeout(TIMEOUT):
-        await socket.wait_closed()
-    return socket.close_code, socket.close_reason
 
 
 async def test_a_call_from_voice_request_to_what_comes_next() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from model.rehearsal import matcher_minilm
 from model.rehearsal.engine import load_models
+from model.rehearsal.matcher import LexicalMatcher, Matcher
 from model.rehearsal.session import Models
 from model.rehearsal.weights import find_weights
 
@@ -22,3 +23,8 @@ def models() -> Iterator[Models]:
 @pytest.fixture(scope="session")
 def minilm() -> matcher_minilm.MiniLmMatcher:
     return matcher_minilm.MiniLmMatcher(matcher_minilm.find_weights(None))
+
+
+@pytest.fixture(params=["meaning", "words"])
+def matcher(request: pytest.FixtureRequest, minilm: matcher_minilm.MiniLmMatcher) -> Matcher:
+    return minilm if request.param == "meaning" else LexicalMatcher()

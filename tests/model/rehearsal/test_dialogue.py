@@ -2,51 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.personas import load_personas, session_request
-from model.rehearsal.chat import Chat, ChatFailed, Message
 from model.rehearsal.dialogue import Dialogue
 from model.rehearsal.matcher import LexicalMatcher, Matcher
 from model.rehearsal.matcher_minilm import MiniLmMatcher
-from model.rehearsal.pieces import End, Sentence, Wanted, always
 from model.wire import Answer, Script, SessionRequest
+from tests.model.rehearsal.conversation import DECLINED, GOODBYE, TO_PERSON, Call, read
 
 from .confusion import BANK, CLINIC, HOTEL
 
 Talk = Callable[..., "Call"]
-PERSONAS = Path(__file__).parents[3] / "personas"
-
-
-class Call:
-    """A dialogue, with each reply as one string; ends are in angle brackets."""
-
-    def __init__(self, dialogue: Dialogue) -> None:
-        self.dialogue = dialogue
-        self.greeting = read(dialogue.greeting())
-
-    def say(self, *turns: str) -> str:
-        """The reply to the last of these turns."""
-        return [read(self.dialogue.reply(turn)) for turn in turns][-1]
-
-    def interrupted(self, *, after: str) -> None:
-        self.dialogue.spoken(after, complete=False)
-
-
-def read(pieces: Iterator[Sentence | End]) -> str:
-    parts = [p.text if isinstance(p, Sentence) else f"<{p.reason} {p.target}>".replace(" >", ">") for p in pieces]
-    return " ".join(parts)
-
-
-@pytest.fixture(params=["meaning", "words"])
-def matcher(request: pytest.FixtureRequest, minilm: MiniLmMatcher) -> Matcher:
-    return minilm if request.param == "meaning" else LexicalMatcher()
 
 
 @pytest.fixture
@@ -61,11 +32,8 @@ def talk(matcher: Matcher) -> Talk:
     return start
 
 
-DECLINED = "Hi, my card was just declined at a Home Depot in Miami. It was twelve hundred dollars. What is going on?"
 NAME_ASKED = "I'm sorry about that. May I have your full name, please?"
 STOPPED = "Thank you, David Cohen. We stopped a charge of twelve hundred dollars in Miami. Was that you?"
-GOODBYE = "Thank you for calling. Goodbye. <goodbye>"
-TO_PERSON = "One moment, I am connecting you to a colleague. <transfer representative>"
 
 
 def test_greets_first(talk: Talk) -> None:
@@ -401,121 +369,4 @@ def test_no_turn_breaks_it(turns: list[str]) -> None:
             assert "{" not in call.say(turn) or "{" in turn
 
 
-class ScriptedChat(Chat):
-    """Says what it is given; the real one has its own tests."""
-
-    def __init__(self, *sentences: str | ChatFailed) -> None:
-        self._sentences = sentences
-        self.asked: list[Message] = []
-
-    def stream(self, messages: Sequence[Message], wanted: Wanted = always) -> Iterator[str]:
-        self.asked = list(messages)
-        for sentence in self._sentences:
-            if isinstance(sentence, ChatFailed):
-                raise sentence
-            yield sentence
-
-
-def with_chat(*sentences: str | ChatFailed) -> tuple[Call, ScriptedChat]:
-    chat = ScriptedChat(*sentences)
-    request = SessionRequest("call", prompt="You enjoy banking.", greeting="Hello.", script=BANK)
-    return Call(Dialogue(request, LexicalMatcher(), chat)), chat
-
-
-def test_a_chat_endpoint_speaks_instead_of_the_script() -> None:
-    call, chat = with_chat("We close at 5 PM.", "Anything else?")
-    assert call.say("What are your opening hours?") == "We close at five PM. Anything else?"
-    assert [message.role for message in chat.asked] == ["system", "assistant", "user"]
-    assert "You enjoy banking." in chat.asked[0].content
-    call.interrupted(after="We close")
-    call.say("Say that differently please")
-    assert chat.asked[-2].content == "We close ... (the caller interrupted here)"
-    assert call.say("No, that is all. Thank you.") == GOODBYE
-
-
-def test_a_chat_reply_that_nobody_heard_is_not_in_what_the_endpoint_is_told() -> None:
-    call, chat = with_chat("We close at 5 PM.")
-    call.say("What are your opening hours?")
-    call.interrupted(after="")
-    call.say("What are your opening hours? On Saturday I mean")
-    assert [message.role for message in chat.asked] == ["system", "assistant", "user"]
-
-
-def test_a_chat_endpoint_may_transfer_and_end() -> None:
-    assert with_chat("One moment. [transfer]")[0].say("It is complicated") == "One moment. <transfer representative>"
-    assert with_chat("Take care. [goodbye]", "More.")[0].say("I think we are done") == "Take care. <goodbye>"
-    assert with_chat("[transfer]")[0].say("It is complicated") == TO_PERSON
-
-
-def test_yes_to_a_person_offered_by_chat_is_a_transfer() -> None:
-    assert (
-        with_chat("I can't see that. Shall I connect you to a colleague?")[0].say("It is broken", "Yes please")
-        == TO_PERSON
-    )
-
-
-def test_without_the_chat_endpoint_the_script_answers() -> None:
-    call, _ = with_chat(ChatFailed("down"))
-    assert call.say("What are your opening hours?").startswith("We are open from nine AM")
-    assert call.say("Tell me a joke") == "I'm sorry, I don't know that. Would you like to speak to a person?"
-    assert call.say("Yes.") == TO_PERSON
-
-
-def test_a_chat_endpoint_that_stops_in_the_middle() -> None:
-    call, _ = with_chat("We close at 5 PM.", ChatFailed("down"))
-    assert (
-        call.say("And your hours?")
-        == "We close at five PM. I'm sorry, I lost my thread. Would you like to speak to a person?"
-    )
-
-
 # The personas that are shipped
-
-SHIPPED = [
-    (
-        "first-neuron-bank",
-        [
-            (DECLINED, "full name"),
-            ("My name is David Cohen.", "Was that you?"),
-            ("Yes, that was me. Please approve the transaction.", "can't approve"),
-            ("Okay, thank you. Goodbye.", "Goodbye. <goodbye>"),
-        ],
-    ),
-    (
-        "first-neuron-bank",
-        [("Hello, what time does the branch close on Saturday?", "one"), ("Great, thanks, bye.", "<goodbye>")],
-    ),
-    (
-        "first-neuron-bank",
-        [
-            ("Can you tell me about your credit card fees please?", "annual fee"),
-            ("Wait, stop. I want to talk to a real person.", "<transfer representative>"),
-        ],
-    ),
-    (
-        "riverside-clinic",
-        [
-            ("Hi, I would like to book an appointment with Doctor Johnson for next Tuesday.", "Doctor Johnson has ten"),
-            ("Ten in the morning works for me.", "ten on Tuesday morning"),
-            ("No, that is all. Thank you.", "<goodbye>"),
-        ],
-    ),
-    (
-        "greenfield-pharmacy",
-        [
-            ("Good morning, I need a refill of my blood pressure medication.", "Which medicine"),
-            ("It is lisinopril, ten milligrams.", "lisinopril, ten milligrams"),
-            ("Bye.", "<goodbye>"),
-        ],
-    ),
-]
-
-
-@pytest.mark.parametrize(("persona", "turns"), SHIPPED)
-def test_recorded_callers_are_served_by_the_shipped_personas(
-    matcher: Matcher, persona: str, turns: list[tuple[str, str]]
-) -> None:
-    request = session_request(load_personas(PERSONAS)[persona], "call", {}, seed=0)
-    call = Call(Dialogue(request, matcher))
-    for heard, expected in turns:
-        assert expected in call.say(heard)

@@ -1,0 +1,70 @@
+"""The worker's process: where it says that it listens, and when it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).parents[2]
+
+
+def worker_process(*arguments: str, stdin: int | None = None) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+
+
+def test_a_worker_process_says_where_it_listens_and_ends_on_sigterm() -> None:
+    with worker_process("-m", "tests.echo_worker") as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["listening"].startswith("ws://127.0.0.1:")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+def test_a_worker_process_ends_with_its_parents_pipe() -> None:
+    with worker_process("-m", "tests.echo_worker", "--exit-with-parent", stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdin.close()
+        assert process.wait(10) == 0
+
+
+HANGS = """
+import asyncio, time
+from model import echo, serving
+
+class Hanging(echo.EchoEngine):
+    async def start(self):
+        print("hanging", flush=True)
+        time.sleep(60)
+
+serving.EXIT_GRACE = 0.1
+asyncio.run(serving.serve(Hanging(), "127.0.0.1:0", exit_with_parent=True))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_process_that_still_loads_ends_at_once(number: signal.Signals) -> None:
+    with worker_process("-c", HANGS, stdin=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"hanging\n"
+        process.send_signal(number)
+        assert process.wait(5) == -number
+
+
+def test_a_worker_process_that_hangs_ends_with_its_parents_pipe_too() -> None:
+    with worker_process("-c", HANGS, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"hanging\n"
+        process.stdin.close()
+        assert process.wait(10) == 1
