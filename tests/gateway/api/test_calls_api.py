@@ -23,10 +23,10 @@ from gateway.recording.recorder import Recorder, RecordingPlan
 from gateway.records import api_tokens
 from gateway.records.database import Database
 from gateway.records.tables import instances
+from tests.gateway.memory_line import MemoryLeg
 from tests.gateway.recording.sound import record
 from tests.gateway.records.made_up import NOON
 from tests.gateway.records.test_erasure import keep
-from tests.gateway.test_call import MemoryLeg
 from tests.gateway.test_desk import desk_in
 
 pytestmark = pytest.mark.anyio
