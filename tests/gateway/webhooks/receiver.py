@@ -123,7 +123,7 @@ class Receiver:
         return self.statuses.pop(0) if self.statuses else 204
 
     async def requests(self, count: int) -> None:
-        async with asyncio.timeout(10), self.arrived:
+        async with asyncio.timeout(30), self.arrived:
             await self.arrived.wait_for(lambda: len(self.got) >= count)
 
 
@@ -189,7 +189,7 @@ async def settled(database: Database, *wanted: str) -> None:
 
 async def until(value: Callable[[], Awaitable[Any]], wanted: Any) -> None:
     """Wait for something that wakes nobody."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await value() != wanted:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
