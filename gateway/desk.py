@@ -159,7 +159,8 @@ class Desk:
         log.info("call %s: %s called %s, %s answers", call.info.call_id, *_numbers(leg.info), persona)
         try:
             begun = name if recording is not None and recording.begun else ""
-            log_book.journal = await self.archive.begin(leg.info, persona, plan.persona_version, plan.fallback, begun)
+            log_book.journal = self.archive.begin(leg.info, persona, plan.persona_version, plan.fallback, begun)
+            await self.archive.known(log_book.journal)
             if leg.info.unreached:
                 log_book.event(0.0, "transfer_failed", {"tried": leg.info.unreached})
             await call.run()
