@@ -55,12 +55,13 @@ class Archive:
         self._journal: Journal | None = None
 
     @asynccontextmanager
-    async def open(self, database: Database, put: Put, told: Callable[[], None]) -> AsyncIterator[None]:
+    async def open(self, database: Database, name: str, put: Put, told: Callable[[], None]) -> AsyncIterator[None]:
         """Keep records in the database; on leaving, what calls have left is written first.
 
-        `put` stores deliveries inside a transaction of ours, `told` is called when there may be new ones.
+        `name`: this gateway's among those that share the database. `put` stores deliveries inside a transaction of
+        ours, `told` is called when there may be new ones.
         """
-        instance = Instance(database, self._records, put, self.sound.ended)
+        instance = Instance(database, self._records, put, self.sound.ended, name=name)
         await instance.renew()
         journal = Journal(database, instance.id, put, self._unfiled, told, self._alarm)
         last = LastPolicies(self._settings.data_dir)
