@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from gateway.records.files import Records
 from gateway.records.instances import LEASE_SECONDS, Instance
 from gateway.records.tables import instances
 from gateway.webhooks.endpoints import EndpointStore
-from gateway.webhooks.lane import LEASE
 from gateway.webhooks.outbox import Outbox
 from tests.gateway.webhooks.receiver import outbox, running, settings
 from tests.killed_gateways import Callers, FlakyReceiver, Fleet, Replica, check, records, told
@@ -42,7 +40,9 @@ async def run_out(database: Database, killed: Replica) -> None:
 async def sweep(database: Database, folder: Path, box: Outbox, killed: Sequence[Replica]) -> list[str]:
     for one in killed:
         await run_out(database, one)
-    closed = await Instance(database, Records(folder / "survivor"), box.put).close_lost()
+    judge = Instance(database, Records(folder / "survivor"), box.put)
+    await judge.release_dead()
+    closed = await judge.close_lost()
     box.wake()
     return closed
 
@@ -55,8 +55,7 @@ async def test_calls_of_a_killed_gateway_are_filed_and_told_of(
         fleet = Fleet(tmp_path, database_url, receiver)
         callers = Callers(fleet, CALLS, 600.0, chance)
         store = EndpointStore(settings(tmp_path, personas=fleet.personas))
-        # Claims of the dead have run out by this clock.
-        survivor = outbox(database, store, "survivor", clock=lambda: time.time() + LEASE)
+        survivor = outbox(database, store, "survivor")
         shared = database.dialect == "postgresql"
         try:
             await asyncio.gather(*(fleet.start(place) for place in range(1 + shared)))
@@ -77,7 +76,8 @@ async def test_calls_of_a_killed_gateway_are_filed_and_told_of(
                     await asyncio.sleep(chance.uniform(0.0, 0.5))
                     fleet.kill(rest[0])
                     assert live <= set(await sweep(database, tmp_path, survivor, rest))
-                    await told(database, callers, receiver, 20.0)
+                    # Well before what the dead had claimed runs out by itself.
+                    await told(database, callers, receiver, LEASE_SECONDS)
         finally:
             fleet.close()
         reasons = await check(database, callers, receiver)
