@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.records.database import Database
 from gateway.records.files import Records
 from gateway.records.instances import LEASE_SECONDS, Instance
 from gateway.records.tables import instances
 from gateway.webhooks.endpoints import EndpointStore
+from gateway.webhooks.events import Event
 from gateway.webhooks.outbox import Outbox
+from tests.databases import sqlite_url
 from tests.gateway.webhooks.receiver import outbox, running, settings
 from tests.killed_gateways import Callers, FlakyReceiver, Fleet, Replica, check, records, told
 
@@ -82,3 +87,34 @@ async def test_calls_of_a_killed_gateway_are_filed_and_told_of(
             fleet.close()
         reasons = await check(database, callers, receiver)
     assert reasons["lost"] >= CALLS
+
+
+@pytest.mark.long
+async def test_calls_answered_while_the_database_is_locked_are_lost_and_not_unheard_of(tmp_path: Path) -> None:
+    """Nothing but the disk knows of them when their gateway is killed; the next one on that disk files them."""
+    chance = random.Random(SEED)
+    url = sqlite_url(tmp_path)
+    async with FlakyReceiver(SEED).listening() as receiver, Database.open(url) as database:
+        fleet = Fleet(tmp_path, url, receiver)
+        callers = Callers(fleet, 4, 600.0, chance)
+        try:
+            killed = await fleet.start(0)
+            with closing(sqlite3.connect(tmp_path / "callplex.sqlite3", isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                async with callers.calling():
+                    assert await callers.busy(1.0, 30.0)
+                    assert await records(database) == []
+                    fleet.kill(killed)
+            await fleet.start(0)
+            async with asyncio.timeout(10.0):
+                while len(await records(database)) < sum(caller.heard for caller in callers.all):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            await run_out(database, killed)
+            assert len(await Instance(database, Records(tmp_path), no_deliveries).close_lost()) == 4
+        finally:
+            fleet.close()
+    assert not list((tmp_path / "replica-0" / "data" / "unfiled").iterdir())
+
+
+async def no_deliveries(connection: AsyncConnection, events: Sequence[Event]) -> None:
+    """Nobody is told."""
