@@ -92,7 +92,7 @@ class Instance:
                 log.warning("cannot renew this gateway's lease: %s", error)
             except SQLAlchemyError:
                 log.exception("cannot renew this gateway's lease")
-            if len(closed) < CLOSED_AT_ONCE:
+            if not closed:
                 await asyncio.sleep(min(RENEW_EVERY, self._lease / 5))
 
     async def renew(self) -> None:
