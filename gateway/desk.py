@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 import time
 from collections import OrderedDict
@@ -30,6 +29,7 @@ from gateway.recording.store import configured_store
 from gateway.records.archive import Archive
 from gateway.records.database import Database, configured_url
 from gateway.records.files import CallFolder, Records, RecordsError
+from gateway.records.instances import new_name
 from gateway.records.policies import Keep
 from gateway.records.portion import CallEnd
 from gateway.records.sound import Sound
@@ -79,11 +79,11 @@ class Desk:
         """Worker and webhook delivery run inside; on leaving, calls are ended and filed first."""
         async with Database.open(configured_url(self.settings)) as database, asyncio.TaskGroup() as tasks:
             await take_over(database, self.settings.data_dir / "outbox", time.time())
-            worker = f"{os.getpid()}-{secrets.token_hex(8)}"
-            outbox = Outbox(database, self._endpoints, worker, fault=self.telemetry.delivery_fault)
+            name = new_name()
+            outbox = Outbox(database, self._endpoints, name, fault=self.telemetry.delivery_fault)
             moving = tasks.create_task(self.recordings.run())
             try:
-                async with delivering(outbox), self.archive.open(database, outbox.put, outbox.wake):
+                async with delivering(outbox), self.archive.open(database, name, outbox.put, outbox.wake):
                     try:
                         if self._pool is not None:
                             await self._pool.start()
@@ -159,7 +159,8 @@ class Desk:
         log.info("call %s: %s called %s, %s answers", call.info.call_id, *_numbers(leg.info), persona)
         try:
             begun = name if recording is not None and recording.begun else ""
-            log_book.journal = await self.archive.begin(leg.info, persona, plan.persona_version, plan.fallback, begun)
+            log_book.journal = self.archive.begin(leg.info, persona, plan.persona_version, plan.fallback, begun)
+            await self.archive.known(log_book.journal)
             if leg.info.unreached:
                 log_book.event(0.0, "transfer_failed", {"tried": leg.info.unreached})
             await call.run()

@@ -55,12 +55,13 @@ class Archive:
         self._journal: Journal | None = None
 
     @asynccontextmanager
-    async def open(self, database: Database, put: Put, told: Callable[[], None]) -> AsyncIterator[None]:
+    async def open(self, database: Database, name: str, put: Put, told: Callable[[], None]) -> AsyncIterator[None]:
         """Keep records in the database; on leaving, what calls have left is written first.
 
-        `put` stores deliveries inside a transaction of ours, `told` is called when there may be new ones.
+        `name`: this gateway's among those that share the database. `put` stores deliveries inside a transaction of
+        ours, `told` is called when there may be new ones.
         """
-        instance = Instance(database, self._records, put, self.sound.ended)
+        instance = Instance(database, self._records, put, self.sound.ended, name=name)
         await instance.renew()
         journal = Journal(database, instance.id, put, self._unfiled, told, self._alarm)
         last = LastPolicies(self._settings.data_dir)
@@ -87,16 +88,16 @@ class Archive:
         """What deletes calls: their rows, their files and their sound, wherever that is."""
         return Eraser(database, self._records, self.sound.delete, self._unfiled)
 
-    async def begin(
+    def begin(
         self, info: CallInfo, persona: str, version: str, fallback: str, recording: str = ""
     ) -> CallJournal | None:
-        """A call is about to be answered; returns once its beginning is stored, or soon if it cannot be.
+        """A call is about to be answered, once it is `known`; its `finish` must follow.
 
         `recording`: what the store calls its sound, if that is kept from the beginning.
         """
         if self._journal is None:
             return None
-        return await self._journal.begin(
+        return self._journal.begin(
             CallStart(
                 call_id=info.call_id,
                 carrier=info.carrier,
@@ -112,6 +113,11 @@ class Archive:
                 files_on=self.sound.place,
             )
         )
+
+    async def known(self, call: CallJournal | None) -> None:
+        """Returns once no crash makes us forget the call: the database knows of it, or soon the disk does."""
+        if self._journal is not None and call is not None:
+            await self._journal.known(call)
 
     async def finish(self, call: CallJournal | None, end: CallEnd) -> None:
         """The call is over; returns once its end and its deliveries are stored, or are safe on the disk."""

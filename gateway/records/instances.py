@@ -1,8 +1,9 @@
 """Which gateways are alive, and what becomes of the calls of one that is not.
 
 A gateway holds a lease that it renews; when it has run out the gateway is dead, and whoever sees it
-first closes its live calls as `lost`, each exactly once, with the deliveries that tell of it. Leases are
-compared by the database's clock, for those of several machines differ.
+first closes its live calls as `lost`, each exactly once, with the deliveries that tell of it, and gives
+up the deliveries that it had claimed. Leases are compared by the database's clock, for those of several
+machines differ.
 
 After an outage of the database all leases have run out although everybody lives. So a gateway closes
 others' calls only when it could renew its own lease without a break for as long as a lease lasts: by then
@@ -33,17 +34,25 @@ from gateway.records.portion import CallEnd, Portion, start_of
 from gateway.records.storing import store
 from gateway.records.tables import calls, events, instances
 from gateway.transcript import Utterance
+from gateway.webhooks import queue
+from gateway.webhooks.events import Event
 
 log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 20.0
 RENEW_EVERY = 4.0
-CLOSED_AT_ONCE = 200
+CLOSED_AT_ONCE = 50
+"""Calls of one transaction. Our lease is renewed before the next: a gateway that has much to close lives, too."""
 LOST = "lost"
 
 
+def new_name() -> str:
+    """A name that no gateway had or has: what it holds in the database, it holds by this."""
+    return uuid.uuid4().hex
+
+
 class Instance:
-    """This gateway among those that share the database.
+    """This gateway, `name`, among those that share the database.
 
     `recorded` is called with the recording's name of each call that we closed; `monotonic`: seconds of any
     steady clock.
@@ -57,8 +66,9 @@ class Instance:
         recorded: Callable[[str], None] = lambda name: None,
         lease: float = LEASE_SECONDS,
         monotonic: Callable[[], float] | None = None,
+        name: str = "",
     ) -> None:
-        self.id = uuid.uuid4().hex
+        self.id = name or new_name()
         self._database = database
         self._records = records
         self._put = put
@@ -67,19 +77,23 @@ class Instance:
         self._monotonic = monotonic or asyncio.get_running_loop().time
         self._held_since: float | None = None
         self._renewed = 0.0
+        self._released: set[str] = set()
 
     async def run(self) -> None:
-        """Renew the lease and close what dead gateways left, until cancelled."""
+        """Renew the lease, close what dead gateways left and give up what they claimed, until cancelled."""
         while True:
+            closed: list[str] = []
             try:
                 await self.renew()
                 if self.may_judge():
-                    await self.close_lost()
+                    await self.release_dead()
+                    closed = await self.close_lost()
             except DatabaseUnavailable as error:
                 log.warning("cannot renew this gateway's lease: %s", error)
             except SQLAlchemyError:
                 log.exception("cannot renew this gateway's lease")
-            await asyncio.sleep(min(RENEW_EVERY, self._lease / 5))
+            if not closed:
+                await asyncio.sleep(min(RENEW_EVERY, self._lease / 5))
 
     async def renew(self) -> None:
         """Hold the lease for another while. Raises DatabaseUnavailable."""
@@ -104,45 +118,66 @@ class Instance:
         """Whether we held our own lease long enough to tell the dead from those who could not renew theirs."""
         return self._held_since is not None and self._renewed - self._held_since >= self._lease
 
+    async def release_dead(self) -> None:
+        """Give up the deliveries that dead gateways had claimed: nobody makes them, and they count at their endpoint.
+
+        Raises DatabaseUnavailable.
+        """
+        async with self._database.read() as connection:
+            query = select(instances.c.id).where(
+                instances.c.lease_until <= clock(connection), instances.c.id != self.id
+            )
+            dead = set(await connection.scalars(query))
+        for one in sorted(dead - self._released):
+            async with self._database.begin() as connection:
+                await queue.release(connection, one)
+        self._released = dead
+
     async def close_lost(self) -> list[str]:
-        """Close the live calls of dead gateways; returns the ids of those that we closed.
+        """Close live calls of dead gateways, CLOSED_AT_ONCE at most; returns the ids of those that we closed.
 
         Raises DatabaseUnavailable; what was closed before that stays closed.
         """
         async with self._database.read() as connection:
             query = select(calls.c.id).where(*self._orphaned(connection)).limit(CLOSED_AT_ONCE)
             orphans = list(await connection.scalars(query))
-        closed = [call_id for call_id in orphans if await self._try(call_id)]
+        if not orphans:
+            await self._forget_the_dead()
+            return []
+        closed = await self._close(orphans)
         if closed:
             log.warning("%d calls of gateways that died are closed as %s", len(closed), LOST)
-        elif not orphans:
-            await self._forget_the_dead()
         return closed
 
-    async def _try(self, call_id: str) -> bool:
-        """Close one; that it cannot be stored stops no other."""
+    async def _close(self, orphans: Sequence[str]) -> list[str]:
+        """Close them in one transaction; if one cannot be stored, each in its own, so that it stops no other."""
         try:
-            return await self._close(call_id)
+            return await self._close_together(orphans)
         except UNSTORABLE:
-            log.exception("call %s is lost and cannot be closed", call_id)
-            return False
+            if len(orphans) > 1:
+                return [closed for call_id in orphans for closed in await self._close([call_id])]
+            log.exception("call %s is lost and cannot be closed", orphans[0])
+            return []
 
-    async def _close(self, call_id: str) -> bool:
-        """Close one, unless somebody else does so or has done so."""
+    async def _close_together(self, orphans: Sequence[str]) -> list[str]:
+        """Close those that nobody else closes or has closed."""
+        portions: list[Portion] = []
+        news: list[Event] = []
         async with self._database.begin() as connection:
-            wanted = select(calls).where(calls.c.id == call_id, *self._orphaned(connection))
-            found = (await connection.execute(wanted.with_for_update(skip_locked=True))).mappings().one_or_none()
-            if found is None:
-                return False
-            row = dict(found)
-            end = await self._end_of(connection, row)
-            portion = Portion(start_of(row), begins=False, end=end)
-            await store(connection, row["instance"], [portion])
-            await self._put(connection, portion.news(end.ended_at))
-        await self._write_transcript(end)
-        if end.recording:
-            self._recorded(end.recording)
-        return True
+            wanted = select(calls).where(calls.c.id.in_(orphans), *self._orphaned(connection))
+            found = (await connection.execute(wanted.with_for_update(skip_locked=True))).mappings().all()
+            for row in map(dict, found):
+                end = await self._end_of(connection, row)
+                portions.append(Portion(start_of(row), begins=False, end=end))
+                news += portions[-1].news(end.ended_at)
+            await store(connection, self.id, portions)
+            await self._put(connection, news)
+        for portion in portions:
+            if portion.end is not None:
+                await self._write_transcript(portion.end)
+                if portion.end.recording:
+                    self._recorded(portion.end.recording)
+        return [portion.start.call_id for portion in portions]
 
     async def _end_of(self, connection: AsyncConnection, row: Mapping[str, Any]) -> CallEnd:
         """How a lost call ended: as its transcript.json says, if it got that far, else at its last sign of life."""

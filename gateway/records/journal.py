@@ -3,7 +3,8 @@
 A call hands over what is new (`CallJournal`); one writer takes what all calls have, about every second,
 and stores it in one transaction. A call's beginning and end are stored at once, the end together with
 the deliveries that tell of it. When the database cannot be written the calls go on: what they say is
-kept, bounded, and stored later, and a call that ends meanwhile becomes a file (`unfiled.py`).
+kept, bounded, and stored later. Of a call that begins meanwhile there is a note on the disk before it is
+answered, and one that ends becomes a file (`unfiled.py`): no crash makes either unheard of.
 
 Knows no queries, and of a call only what it is handed. Not to be shared between threads.
 """
@@ -45,7 +46,7 @@ WRITE_EVERY = 0.7
 SLOWEST = 10.0
 """Seconds between two attempts at a database that does not answer."""
 BEGIN_WAIT = 1.0
-"""Seconds a call waits at most until it is known to the database, before it is answered all the same."""
+"""Seconds a call waits at most until the database knows of it, before it is noted on the disk and answered."""
 END_WAIT = 15.0
 EVENTS_KEPT = 2_000
 """Events of one call that wait for the database at most; then the oldest go."""
@@ -159,16 +160,30 @@ class Journal:
         """Whether the database could not be written the last time."""
         return self._failures > 0
 
-    async def begin(self, start: CallStart) -> CallJournal:
-        """A call is about to be answered; returns once the database knows, or will not know soon."""
+    def begin(self, start: CallStart) -> CallJournal:
+        """A call is about to be answered: once it is `known`. Its end must follow in any case."""
         call = CallJournal(start, self._due.set)
         self._calls[start.call_id] = call
         self._due.set()
+        return call
+
+    async def known(self, call: CallJournal) -> None:
+        """Returns once the database knows of the call, or, where that takes long, once the disk does."""
         if not self.away:
             with suppress(TimeoutError):
                 async with asyncio.timeout(BEGIN_WAIT):
                     await call.stored.wait()
-        return call
+        if call.stored.is_set():
+            return
+        try:
+            await asyncio.to_thread(self._unfiled.note, self._instance, Portion(call.start, begins=True))
+        except OSError as error:
+            unknown = (
+                "call %s is answered, and a crash would leave no trace of it: neither database nor disk take it: %s"
+            )
+            log.error(unknown, call.start.call_id, error.strerror)
+        else:
+            self._files_waiting = True
 
     async def finish(self, call: CallJournal, end: CallEnd) -> None:
         """Returns once the call's end and its deliveries are stored; after END_WAIT in any case."""
@@ -230,9 +245,10 @@ class Journal:
             await asyncio.to_thread(self._unfiled.set_aside, portion)
         self._done(portions)
 
-    async def _store(self, portions: Sequence[Portion]) -> None:
+    async def _store(self, portions: Sequence[Portion], instance: str = "") -> None:
+        """`instance`: the gateway that answered them, if it is not this one."""
         async with self._database.begin() as connection:
-            await store(connection, self._instance, portions)
+            await store(connection, instance or self._instance, portions)
             news = [event for portion in portions for event in portion.news(self._clock())]
             if news:
                 await self._put(connection, news)
@@ -285,24 +301,33 @@ class Journal:
             self._failures = 0
             self._alarm(None)
 
-    async def _erased(self, call_id: str) -> bool:
-        """Whether the call was erased while it waited as a file."""
-        async with self._database.read() as connection:
-            row = await row_of(connection, call_id)
-        return row is not None and row["erased_at"] is not None
-
     async def _file_later(self) -> None:
-        """Store calls that had become files: some now, the rest the next times."""
+        """Store calls that had become files: some now, the rest the next times. The ended ones first."""
+        self._files_waiting = False
         waiting = await asyncio.to_thread(self._unfiled.read, FILED_AT_ONCE)
-        self._files_waiting = bool(waiting)
+        noted = [] if waiting else await asyncio.to_thread(self._unfiled.noted, FILED_AT_ONCE)
+        self._files_waiting = self._files_waiting or bool(waiting or noted)
         for portion in waiting:
-            try:
-                if not await self._erased(portion.start.call_id):
-                    await self._store([portion])
-            except DatabaseUnavailable as error:
-                await self._trouble(str(error), ())
+            if not await self._file(portion):
                 return
-            except UNSTORABLE:
-                log.exception("call %s: cannot be stored and is set aside", portion.start.call_id)
-                await asyncio.to_thread(self._unfiled.set_aside, portion)
             await asyncio.to_thread(self._unfiled.drop, portion.start.call_id)
+        for instance, portion in noted:
+            if not await self._file(portion, instance):
+                return
+            await asyncio.to_thread(self._unfiled.drop_note, portion.start.call_id)
+
+    async def _file(self, portion: Portion, instance: str = "") -> bool:
+        """Store one that waits, if there is anything to store; False if it must go on waiting."""
+        try:
+            async with self._database.read() as connection:
+                row = await row_of(connection, portion.start.call_id)
+            # It may have been erased while it waited, and of a beginning the row is all there is.
+            if row is None or (portion.end is not None and row["erased_at"] is None):
+                await self._store([portion], instance)
+        except DatabaseUnavailable as error:
+            await self._trouble(str(error), ())
+            return False
+        except UNSTORABLE:
+            log.exception("call %s: cannot be stored and is set aside", portion.start.call_id)
+            await asyncio.to_thread(self._unfiled.set_aside, portion)
+        return True

@@ -224,6 +224,20 @@ def from_json(data: bytes) -> Portion:
         raise ValueError(f"not a portion of a call ({error})") from None
 
 
+def begun_to_json(instance: str, portion: Portion) -> bytes:
+    """A call that the gateway `instance` answers, as a file's content."""
+    return orjson.dumps({"instance": instance, "start": asdict(portion.start)})
+
+
+def begun_from_json(data: bytes) -> tuple[str, Portion]:
+    """Read what `begun_to_json` wrote. Raises ValueError if it is nothing of the kind."""
+    found = orjson.loads(data)
+    try:
+        return str(found["instance"]), Portion(CallStart(**found["start"]), begins=True)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not the beginning of a call ({error})") from None
+
+
 def plain(value: Any) -> Any:
     """The value with texts that JSON and both databases can hold."""
     if isinstance(value, str):

@@ -7,7 +7,7 @@ answer. Rows that a live call writes are keyed so that writing one again replace
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import JSON, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text, text
 
 metadata = MetaData(
     naming_convention={
@@ -95,6 +95,9 @@ call_texts = Table(
     comment="all that was said in a call that is over; searched through an index that each database has its own of",
 )
 
+CLAIMED = text("claimed_until > 0")
+"""Which deliveries are under way, or were when their worker died: few, however many wait."""
+
 deliveries = Table(
     "deliveries",
     metadata,
@@ -116,6 +119,7 @@ deliveries = Table(
     Column("settled_at", Float, comment="when it was delivered or given up"),
     Index(None, "state", "endpoint", "due"),
     Index(None, "call_id", "endpoint", "place"),
+    Index("ix_deliveries_claims", "endpoint", "claimed_until", sqlite_where=CLAIMED, postgresql_where=CLAIMED),
     Index(None, "created_at"),
 )
 

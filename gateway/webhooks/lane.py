@@ -25,7 +25,7 @@ from gateway.webhooks.endpoints import Endpoint
 log = logging.getLogger(__name__)
 
 LEASE = 45.0
-"""Seconds a claim holds; longer than any attempt takes, and short enough that a dead worker is replaced in a minute."""
+"""Seconds a claim holds; longer than any attempt takes. Those of a dead gateway are given up before that."""
 POLL = 1.0
 """Seconds after which we look whether another process stored something."""
 LAST_SECONDS = 2.0

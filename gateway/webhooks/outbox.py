@@ -39,9 +39,10 @@ DATABASE_TURNS = 2
 class Outbox:
     """Stores events and delivers them to the endpoints of `store`.
 
-    `worker` names this process in the claims, and no other, nor one before it. `put` and `run` share
-    one event loop. `clock` (seconds since 1970), `chance` and `delay` are there for tests. `fault` is called
-    with an endpoint's name, or none, when something fails that never should.
+    `worker` names this process in the claims, and no other, nor one before it: the name under which it holds
+    its lease (`records.instances`), so that its claims end with that. `put` and `run` share one event loop.
+    `clock` (seconds since 1970), `chance` and `delay` are there for tests. `fault` is called with an endpoint's
+    name, or none, when something fails that never should.
     """
 
     def __init__(

@@ -31,6 +31,8 @@ FAULTS = (sa.exc.SQLAlchemyError, TypeError, ValueError)
 
 _AT_ONCE = 500
 """Rows of one statement; both databases limit its parameters."""
+_CLAIMED = deliveries.c.claimed_until > sa.literal_column("0")
+"""As the index of claims has it, word for word: no parameter, or it would not be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +159,8 @@ async def ready(connection: AsyncConnection, endpoint: str, now: float, most: in
 async def held(connection: AsyncConnection, endpoint: str, now: float) -> int:
     """How many deliveries to an endpoint are under way, at whichever worker."""
     one = deliveries.c
-    query = sa.select(sa.func.count()).where(one.endpoint == endpoint, one.state == WAITING, one.claimed_until > now)
-    return await connection.scalar(query) or 0
+    mine = (one.endpoint == endpoint, one.state == WAITING, _CLAIMED, one.claimed_until > now)
+    return await connection.scalar(sa.select(sa.func.count()).where(*mine)) or 0
 
 
 def _ready(endpoint: str, now: float) -> sa.Select[str]:
@@ -175,12 +177,17 @@ def _ready(endpoint: str, now: float) -> sa.Select[str]:
 
 
 async def next_due(connection: AsyncConnection, endpoint: str) -> float | None:
-    """When the next delivery to an endpoint, or the end of somebody's claim, is due; None: nothing waits."""
+    """When the next delivery to an endpoint, or the end of somebody's claim, is due; None: nothing waits.
+
+    Neither question is answered by a look at all that waits.
+    """
     one = deliveries.c
+    mine = (one.state == WAITING, one.endpoint == endpoint)
+    free = sa.select(one.due).where(*mine, one.claimed_until == 0).order_by(one.due).limit(1)
     free_at = sa.case((one.claimed_until > one.due, one.claimed_until), else_=one.due)
-    query = sa.select(sa.func.min(free_at)).where(one.state == WAITING, one.endpoint == endpoint)
-    due: float | None = await connection.scalar(query)
-    return due
+    claimed = sa.select(sa.func.min(free_at)).where(*mine, _CLAIMED)
+    found = [await connection.scalar(free), await connection.scalar(claimed)]
+    return min((due for due in found if due is not None), default=None)
 
 
 async def settle(connection: AsyncConnection, worker: str, outcomes: Iterable[Outcome], now: float) -> None:
@@ -218,7 +225,7 @@ async def _hold_back(connection: AsyncConnection, outcome: Outcome) -> None:
 
 async def release(connection: AsyncConnection, worker: str) -> None:
     """Give up all claims of a worker that stops, so that another need not wait for their end."""
-    mine = (deliveries.c.claimed_by == worker, deliveries.c.state == WAITING)
+    mine = (deliveries.c.claimed_by == worker, deliveries.c.state == WAITING, _CLAIMED)
     await connection.execute(sa.update(deliveries).where(*mine).values(claimed_by="", claimed_until=0.0))
 
 

@@ -49,7 +49,7 @@ async def test_every_answered_call_is_filed_and_told_of(tmp_path: Path, database
                     await fleet.start(victim.place)
                 # Whoever judges the dead must have held its own lease before, and the calls of the living go on.
                 await asyncio.sleep(2 * LEASE_SECONDS)
-            await told(database, callers, receiver, LEASE + 180.0)
+            await told(database, callers, receiver, LEASE + 300.0)
             reasons = await check(database, callers, receiver)
         finally:
             fleet.close()

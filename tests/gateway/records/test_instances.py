@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.records import instances as module
 from gateway.records.database import Database
 from gateway.records.files import Records
-from gateway.records.instances import LEASE_SECONDS, Instance
+from gateway.records.instances import LEASE_SECONDS, RENEW_EVERY, Instance
 from gateway.records.portion import CallStart, Portion
 from gateway.records.storing import store
 from gateway.records.tables import calls, deliveries, instances
+from gateway.webhooks import queue
+from gateway.webhooks.events import Event
+from gateway.webhooks.lane import LEASE
 from tests.gateway.records.made_up import NOON, SAID, all_of, end, put, start
 
 pytestmark = pytest.mark.anyio
@@ -64,6 +71,68 @@ async def test_the_calls_of_a_dead_gateway_are_closed_once(database: Database, t
     document = orjson.loads((tmp_path / "calls" / "c3" / "transcript.json").read_bytes())
     assert (document["end_reason"], len(document["utterances"])) == ("lost", 3)
     assert [await one.close_lost() for one in others] == [[], [], []]
+
+
+async def test_many_lost_calls_are_closed_in_a_row(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CLOSED_AT_ONCE", 2)
+    clock = Clock()
+    dead, other = instance(database, tmp_path), instance(database, tmp_path, clock)
+    for number in range(7):
+        await live_call(database, dead, start(f"c{number}"))
+    while not other.may_judge():
+        await other.renew()
+        clock.now += LEASE_SECONDS / 5
+    closing = asyncio.create_task(other.run())
+    try:
+        # A pause after each two would take longer.
+        async with asyncio.timeout(2 * RENEW_EVERY):
+            while any(row["state"] == "live" for row in await all_of(database, calls)):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    finally:
+        closing.cancel()
+        await asyncio.wait([closing])
+
+
+async def test_a_lost_call_that_cannot_be_closed_stops_no_other(database: Database, tmp_path: Path) -> None:
+    async def refuse(connection: AsyncConnection, events: Sequence[Event]) -> None:
+        if any(event.call_id == "bad" for event in events):
+            raise ValueError("not to be told")
+        await put(connection, events)
+
+    dead, other = instance(database, tmp_path), Instance(database, Records(tmp_path), refuse, monotonic=Clock())
+    for call_id in ("bad", "good", "too"):
+        await live_call(database, dead, start(call_id))
+    assert sorted(await other.close_lost()) == ["good", "too"]
+    assert {row["id"]: row["state"] for row in await all_of(database, calls)} == {
+        "bad": "live",
+        "good": "ended",
+        "too": "ended",
+    }
+    assert {row["call_id"] for row in await all_of(database, deliveries)} == {"good", "too"}
+
+
+async def test_what_a_dead_gateway_had_claimed_is_free_before_the_claims_run_out(
+    database: Database, tmp_path: Path
+) -> None:
+    dead, living, other = (instance(database, tmp_path) for _ in range(3))
+    for one in (dead, living, other):
+        await one.renew()
+    for call_id, owner in (("c1", dead), ("c2", living)):
+        begun = start(call_id, started_at=time.time() - 60)
+        async with database.begin() as connection:
+            await put(connection, Portion(begun, True).news(NOON))
+            assert await queue.claim(connection, "crm", owner.id, begun.started_at, time.time() + LEASE, 1, 2)
+    await other.release_dead()
+    async with database.read() as connection:
+        assert await queue.held(connection, "crm", time.time()) == 2
+    await age(database, dead, LEASE_SECONDS + 1)
+    await other.release_dead()
+    async with database.read() as connection:
+        assert await queue.held(connection, "crm", time.time()) == 1
+    holders = {row["call_id"]: row["claimed_by"] for row in await all_of(database, deliveries)}
+    assert holders == {"c1": "", "c2": living.id}
 
 
 async def test_a_lost_call_keeps_its_recording_whenever_that_began(database: Database, tmp_path: Path) -> None:

@@ -17,7 +17,10 @@ from gateway.records import database as database_module
 from gateway.records import journal as module
 from gateway.records.calls import document_of, outcome_of, row_of, utterances_of
 from gateway.records.database import Database
+from gateway.records.files import Records
+from gateway.records.instances import Instance
 from gateway.records.journal import CallJournal, Journal
+from gateway.records.portion import Portion
 from gateway.records.tables import call_texts, calls, deliveries, events, utterances
 from gateway.records.unfiled import Unfiled
 from gateway.transcript import Utterance
@@ -45,10 +48,10 @@ async def running(journal: Journal) -> AsyncIterator[None]:
 
 async def begin(journal: Journal, call_id: str = "c1", **values: Any) -> CallJournal:
     """A call whose beginning is stored, without the journal's own task."""
-    beginning = asyncio.create_task(journal.begin(start(call_id, **values)))
-    await asyncio.sleep(0)
+    call = journal.begin(start(call_id, **values))
     await journal.write()
-    return await beginning
+    await journal.known(call)
+    return call
 
 
 async def finish(journal: Journal, call: CallJournal, **values: Any) -> None:
@@ -61,7 +64,8 @@ async def finish(journal: Journal, call: CallJournal, **values: Any) -> None:
 async def test_a_call_is_there_from_its_beginning_to_its_end(database: Database, tmp_path: Path) -> None:
     journal = journal_of(database, tmp_path)
     async with running(journal):
-        call = await journal.begin(start())
+        call = journal.begin(start())
+        await journal.known(call)
         (row,) = await all_of(database, calls)
         assert (row["state"], row["instance"], row["ended_at"]) == ("live", "here", None)
         for one in SAID:
@@ -246,6 +250,57 @@ async def test_a_call_that_neither_database_nor_disk_takes_is_kept_in_memory(
     assert row["state"] == "ended"
 
 
+async def test_a_call_that_only_the_disk_knew_of_is_lost_when_its_gateway_dies(
+    locked: tuple[Database, sqlite3.Connection], tmp_path: Path
+) -> None:
+    database, other = locked
+    dead, next_one = (Instance(database, Records(tmp_path), put) for _ in range(2))
+    await dead.renew()
+    journal = Journal(database, dead.id, put, Unfiled(tmp_path), clock=lambda: NOON)
+    other.execute("BEGIN IMMEDIATE")
+    await begin(journal)  # From here on it is answered; and its gateway is killed.
+    other.execute("ROLLBACK")
+    assert await all_of(database, calls) == []
+    again = journal_of(database, tmp_path)
+    await again.write()
+    (row,) = await all_of(database, calls)
+    assert (row["id"], row["state"], row["instance"]) == ("c1", "live", dead.id)
+    assert not list((tmp_path / "unfiled").iterdir())
+    assert await next_one.close_lost() == []
+    await dead.leave()
+    assert await next_one.close_lost() == ["c1"]
+    told = [row["event"] for row in await all_of(database, deliveries)]
+    assert sorted(told) == ["call.ended", "call.failed", "call.started"]
+
+
+async def test_a_note_of_a_call_that_is_known_meanwhile_changes_nothing(
+    locked: tuple[Database, sqlite3.Connection], tmp_path: Path
+) -> None:
+    database, _ = locked
+    journal = journal_of(database, tmp_path)
+    call = journal.begin(start())
+    await journal.known(call)  # The writer is busy elsewhere.
+    await finish(journal, call)
+    assert not list((tmp_path / "unfiled").iterdir())
+    Unfiled(tmp_path).note("another", Portion(call.start, begins=True))
+    await journal_of(database, tmp_path).write()
+    assert not list((tmp_path / "unfiled").iterdir())
+    (row,) = await all_of(database, calls)
+    assert (row["state"], row["end_reason"], row["instance"]) == ("ended", "caller_hangup", "here")
+    assert len(await all_of(database, deliveries)) == 2
+
+
+async def test_a_call_that_neither_database_nor_disk_knows_of_is_answered_all_the_same(
+    locked: tuple[Database, sqlite3.Connection], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    database, other = locked
+    (tmp_path / "unfiled").write_text("in the way")
+    other.execute("BEGIN IMMEDIATE")
+    await begin(journal_of(database, tmp_path))
+    other.execute("ROLLBACK")
+    assert "call c1 is answered, and a crash would leave no trace of it" in caplog.text
+
+
 async def test_memory_is_bounded_while_the_database_is_away(
     locked: tuple[Database, sqlite3.Connection], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,13 +335,22 @@ async def test_a_damaged_file_is_set_aside_and_stops_no_other(database: Database
     assert row["state"] == "ended"
 
 
+async def test_a_damaged_note_is_set_aside(database: Database, tmp_path: Path) -> None:
+    (tmp_path / "unfiled").mkdir()
+    (tmp_path / "unfiled" / "odd.begun").write_text('{"instance": "dead", "start": {}}')
+    await journal_of(database, tmp_path).write()
+    assert [path.name for path in (tmp_path / "unfiled").iterdir()] == ["odd.damaged"]
+    assert await all_of(database, calls) == []
+
+
 async def test_a_waiting_file_that_the_disk_refuses_stops_no_other_call(
     database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "unfiled" / "c0.json").mkdir(parents=True)
     journal = journal_of(database, tmp_path)
     async with running(journal):
-        call = await journal.begin(start())
+        call = journal.begin(start())
+        await journal.known(call)
         await journal.finish(call, end(call.start))
     (row,) = await all_of(database, calls)
     assert (row["id"], row["state"]) == ("c1", "ended")
