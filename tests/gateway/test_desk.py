@@ -295,7 +295,7 @@ from pathlib import Path
 from dataclasses import replace
 from gateway.settings import load_settings
 from gateway.desk import Desk
-from tests.gateway.test_call import MemoryLeg
+from tests.gateway.memory_line import MemoryLeg
 
 folder, watched, seen = Path(sys.argv[1]), threading.Event(), []
 FILES = ("open", "os.", "shutil.", "glob.", "fcntl.", "sqlite3.", "subprocess.", "socket.getaddrinfo", "tempfile.")
