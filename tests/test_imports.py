@@ -17,7 +17,10 @@ MAY_START_A_WORKER = {"gateway/cli.py", "gateway/worker_process.py"}
 
 SHELL = {
     *(f"gateway/rtp/{name}.py" for name in ("ports", "session", "ticker")),
-    *(f"gateway/sip/{name}.py" for name in ("doctor", "endpoint", "handover", "leg", "line", "settings", "stream")),
+    *(
+        f"gateway/sip/{name}.py"
+        for name in ("bridge", "doctor", "endpoint", "handover", "leg", "line", "settings", "stream")
+    ),
     "gateway/sip/switchboard.py",
 }
 """Of SIP and RTP, what is not pure: sockets, the clock, and what is built on them."""
