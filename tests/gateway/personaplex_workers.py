@@ -67,7 +67,7 @@ async def ready(gateway: GatewayProcess) -> None:
 
 
 class ActingCaller(ScriptedCaller):
-    """Says clips, and does things at certain seconds of the call. A tiny model never falls silent: hangs up at `end`."""
+    """Says clips, and does things at certain seconds of the call. Hangs up at `end`: a tiny model never falls silent."""
 
     def __init__(self, clips: Sequence[Clip], end: float, actions: Mapping[float, Callable[[], object]]) -> None:
         super().__init__(clips)
@@ -88,6 +88,6 @@ class ActingCaller(ScriptedCaller):
 
 
 def gap(agent_wav: Path, after: float = 0.0) -> float:
-    """Longest silence in what the caller heard, in seconds, once the agent had begun; one below 0.3 s counts as none."""
+    """Longest silence that the caller heard once the agent had begun, in seconds; one below 0.3 s counts as none."""
     spans = [span for span in sound_spans(read_wav(agent_wav)) if span.end > after]
     return max((later.start - earlier.end for earlier, later in pairwise(spans)), default=0.0)
