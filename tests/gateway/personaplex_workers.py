@@ -67,7 +67,7 @@ async def ready(gateway: GatewayProcess) -> None:
 
 
 class ActingCaller(ScriptedCaller):
-    """Says clips, and does things at certain seconds of the call. Hangs up at `end`: a tiny model never falls silent."""
+    """Says clips, does things at certain seconds, and hangs up at `end`: a tiny model never falls silent."""
 
     def __init__(self, clips: Sequence[Clip], end: float, actions: Mapping[float, Callable[[], object]]) -> None:
         super().__init__(clips)
