@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.telemetry import Telemetry
-from gateway.transcript import CallMetrics
+from gateway.call_document import CallMetrics
 
 
 def test_missed_deadlines_are_told_call_by_call_without_naming_calls() -> None:
