@@ -105,7 +105,7 @@ async def test_a_clip_that_is_asked_for_is_played_to_its_end(tmp_path: Path) -> 
         session = await pool.open(SessionRequest("c1", prompt="you are a kind teacher", voice=VOICE))
         assert isinstance(session, ResumingSession)
         await session.play("notice")
-        caller = Caller()
+        caller = Caller(pace=0.2)
         listening = asyncio.create_task(caller.listen(session, FRAMES + 10))
         await caller.speak(session, FRAMES + 10, listening)
         await listening

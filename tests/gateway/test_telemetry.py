@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.telemetry import Telemetry
 from gateway.call_document import CallMetrics
+from gateway.telemetry import Telemetry
 
 
 def test_missed_deadlines_are_told_call_by_call_without_naming_calls() -> None:
