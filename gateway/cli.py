@@ -207,7 +207,8 @@ def call(
 @app.command()
 def doctor(json_output: Json = False) -> None:
     """Say what is missing or wrong, each with the command that fixes it."""
-    from gateway.doctor import examine, report
+    from gateway.doctor.examine import examine
+    from gateway.doctor.finding import report
 
     raise typer.Exit(report(examine(load_settings), json_output))
 

@@ -46,8 +46,9 @@ from model.wire import (
 
 MISSED_FRAMES = 3
 """Ticks without any answer, while answers are owed, after which a worker hangs."""
-RESUME_WITHIN = 5.0
-"""Seconds from the loss in which our own worker, started again, may take the call; callers wait no longer."""
+RESUME_WITHIN = 8.0
+"""Seconds from the loss in which our own worker, started again, may take the call; callers wait no longer. With an
+attempt's time it stays below the 10 s of a caller's sound that a history holds."""
 ATTEMPT_SECONDS = 1.5
 """For one attempt to open a session elsewhere; below the 2 s that a call waits for sound it is owed."""
 RETRY_SECONDS = 0.1

@@ -27,6 +27,12 @@ class Telemetry:
         self.frames = Counter("callplex_frames", "80 ms frames", ["direction"], registry=self.registry)
         self.lost = Counter("callplex_carrier_frames_lost", "20 ms frames lost or dropped", registry=self.registry)
         self.misses = Counter("callplex_deadline_misses", "Clock ticks over 20 ms late", registry=self.registry)
+        self.call_misses = Histogram(
+            "callplex_call_deadline_misses",
+            "Clock ticks of a call that were over 20 ms late",
+            buckets=(0, 1, 2, 5, 10, 25, 50, 100, 250),
+            registry=self.registry,
+        )
         self.records_waiting = Gauge(
             "callplex_records_waiting",
             "1 while records wait for a database that cannot be written",
@@ -71,6 +77,7 @@ class Telemetry:
         self.frames.labels("out").inc(metrics.frames_out)
         self.lost.inc(metrics.frames_lost)
         self.misses.inc(metrics.deadline_misses)
+        self.call_misses.observe(metrics.deadline_misses)
         if metrics.answer_ms:
             self.answer.observe(metrics.answer_ms / 1000)
         for response in metrics.response_ms:

@@ -14,9 +14,27 @@ from model.scheduler import FRAME
 
 MOST_SLOTS = 256
 """More were never asked of one device; memory and speed end it before."""
+FP8_PART = 0.51
+"""Of the stored weights' bytes, where they are kept in 8 bits: embeddings and heads are not, scales come on top."""
+SPARES = 1
+"""LM slots for re-priming; one is refilled in much less time than a call takes to need it again."""
+PROMPT_PART = 0.04
+"""Of the device's free memory, for prompts."""
+WORKSPACE = {"cuda": 2 << 30, "cpu": 128 << 20}
+"""Bytes for libraries, activations and captured graphs."""
 SPEED_PART = 0.8
 """Part of 80 ms that a step of all slots may take, where the engine chooses their number."""
 GB = 1e9
+
+
+def kv_item(kv_dtype: str, head_dim: int) -> float:
+    """Bytes of a number among keys and values: `float32`, `bf16`, or `fp8` with four bytes for each head's scale."""
+    return {"float32": 4.0, "bf16": 2.0, "fp8": 1.0 + 4 / head_dim}[kv_dtype]
+
+
+def weights_bytes(lm: int, mimi: int, weights_dtype: str) -> int:
+    """Of the networks on the device, from the bytes of their files."""
+    return int((FP8_PART if weights_dtype == "fp8" else 1.0) * lm) + mimi
 
 
 def slot_bytes(lm: LMConfig, mimi: MimiConfig, kv_item: float) -> int:

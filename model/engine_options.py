@@ -72,6 +72,10 @@ class EngineState:
     """Slots closed for numbers that are none."""
     prompt_hits: int = 0
     prompt_misses: int = 0
+    late_calls: tuple[int, ...] = ()
+    """Calls that are over, by how many of their frames were late: as `scheduler.LATE_CALLS` divides them."""
+    late_calls_frames: int = 0
+    """Late frames of those calls together."""
     step_seconds: dict[str, float] = field(default_factory=dict)
     """Of a step, as measured at the start, by number of slots."""
 
@@ -80,9 +84,11 @@ class EngineState:
 
     @classmethod
     def from_json(cls, text: str) -> EngineState:
-        return cls(**json.loads(text))
+        data: dict[str, Any] = json.loads(text)
+        data["late_calls"] = tuple(data["late_calls"])
+        return cls(**data)
 
     def counters(self) -> dict[str, int]:
         """The numbers that only grow, by name."""
-        skipped = ("capacity", "refusal", "failure", "step_seconds")
+        skipped = ("capacity", "refusal", "failure", "step_seconds", "late_calls", "late_calls_frames")
         return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in skipped}

@@ -17,7 +17,17 @@ import psutil
 import torch
 
 from model import fp8
-from model.capacity import batch_sizes, slot_bytes, slots_by_memory, slots_by_speed
+from model.capacity import (
+    PROMPT_PART,
+    SPARES,
+    WORKSPACE,
+    batch_sizes,
+    kv_item,
+    slot_bytes,
+    slots_by_memory,
+    slots_by_speed,
+    weights_bytes,
+)
 from model.conversation import Models, check_prompt, load_models, role_ids
 from model.cuda_graphs import HIGH_PRIORITY, stream
 from model.engine import Stepper
@@ -33,16 +43,8 @@ from model.wire import FRAME_SAMPLES
 
 log = logging.getLogger(__name__)
 
-SPARES = 1
-"""LM slots for re-priming; one is refilled in much less time than a call takes to need it again."""
-PROMPT_PART = 0.04
-"""Of the device's free memory, for prompts."""
-FP8_PART = 0.51
-"""Of the stored weights' bytes, where they are kept in 8 bits: embeddings and heads are not, scales come on top."""
 CPU_SLOTS = 4
 """A CPU is for trying: so many, unless told."""
-WORKSPACE = {"cuda": 2 << 30, "cpu": 128 << 20}
-"""Bytes for libraries, activations and captured graphs."""
 _RUNS = 3
 _LENGTHS = (1, 2, 24, 48, CHUNK)
 """Columns in a pass: one for each kernel that is chosen by their number."""
@@ -52,6 +54,7 @@ _ENOUGH_CORES = 6
 _READS_FP8 = (8, 9)
 """The compute capability from which Triton reads e4m3: Ada and Hopper."""
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp8": fp8.E4M3}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +80,7 @@ def start(options: EngineOptions) -> Started:
     free = free_memory(device)
     dtype = kv_dtype(options, folder)
     fixed = _weights(options, folder) + WORKSPACE[device.type] + int(PROMPT_PART * free)
-    # In FP8 each head has a scale of four bytes beside its numbers.
-    item = dtype.itemsize + (4 / folder.lm_config().transformer.head_dim if dtype == fp8.E4M3 else 0)
+    item = kv_item(_NAMES[dtype], folder.lm_config().transformer.head_dim)
     slot = slot_bytes(folder.lm_config(), folder.mimi_config(), item)
     slots = slots_by_memory(options.slots, free, fixed, slot, SPARES + 1)
     if device.type == "cpu" and not options.slots:
@@ -106,8 +108,7 @@ def start(options: EngineOptions) -> Started:
 
 def _weights(options: EngineOptions, folder: ModelFolder) -> int:
     """Bytes of the networks on the device."""
-    part = FP8_PART if options.weights_dtype == "fp8" else 1.0
-    return int(part * folder.lm.stat().st_size) + folder.mimi.stat().st_size
+    return weights_bytes(folder.lm.stat().st_size, folder.mimi.stat().st_size, options.weights_dtype)
 
 
 def _stepper(models: Models, slots: int, dtype: torch.dtype) -> Stepper:

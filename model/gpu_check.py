@@ -9,22 +9,23 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
-from model.config import LMConfig, MimiConfig
+from model.capacity import PROMPT_PART, SPARES, WORKSPACE, kv_item, slot_bytes, weights_bytes
+from model.engine_options import KVDtype, WeightsDtype
 from model.folder import FolderInvalid, ModelFolder
 
 _V = TypeVar("_V")
 _SMI = "name,compute_cap,memory.total,memory.free,driver_version"
 _PIP = f"{sys.executable} -m pip install"
 _MIB = 1 << 20
-WORKSPACE = 2 << 30
-"""Bytes for CUDA itself, activations and captured graphs."""
 _CUDA_OF_CAPABILITY = (((12, 0), (12, 8)), ((10, 0), (12, 8)), ((9, 0), (11, 8)), ((0, 0), (11, 0)))
 """The oldest CUDA that compiles for a capability and those above it: Blackwell needs 12.8."""
 _DRIVER_OF_CUDA = (((13, 0), 580), ((12, 0), 525), ((0, 0), 450))
@@ -32,6 +33,11 @@ _DRIVER_OF_CUDA = (((13, 0), 580), ((12, 0), 525), ((0, 0), 450))
 _WHEELS = "https://download.pytorch.org/whl/cu128"
 """Builds of torch, from 2.7 on, for every card from Ampere to Blackwell."""
 _AMPERE = (8, 0)
+_NOWHERE = Path(os.devnull)
+"""No folder says other sizes here than the published ones."""
+_PUBLISHED_BYTES = [16_742_817_792, 385_000_000]
+"""Of the language model's file and the codec's."""
+OLDEST_TORCH = (2, 6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,28 @@ class Torch:
 
 
 @dataclass(frozen=True, slots=True)
+class Demand:
+    """What an engine takes of a card, in bytes. calls: those asked for; 0 where as many as fit are taken."""
+
+    weights: int
+    call: int
+    calls: int
+    kv_dtype: str
+    weights_dtype: str
+
+    def of(self, calls: int, memory: int) -> int:
+        """For so many calls on a card with `memory` bytes, of which prompts get a part."""
+        return self._fixed(memory) + (calls + SPARES + 1) * self.call
+
+    def fitting(self, memory: int) -> int:
+        """Calls that fit into `memory` bytes, as the engine's start counts them; below 1 where none does."""
+        return (memory - self._fixed(memory)) // self.call - SPARES - 1
+
+    def _fixed(self, memory: int) -> int:
+        return self.weights + WORKSPACE["cuda"] + int(PROMPT_PART * memory)
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """What one check found, in the doctor's terms."""
 
@@ -67,12 +95,20 @@ class Finding:
     warning: bool = False
 
 
-def judge(cards: Sequence[Card], torch: Torch | None, needed: int, calls: int) -> Iterator[Finding]:
-    """The findings about driver, torch and memory, for `calls` calls that take `needed` bytes."""
+def judge(cards: Sequence[Card], torch: Torch | None, demand: Demand, smallest: Demand) -> Iterator[Finding]:
+    """The findings about driver, torch and memory. `smallest` is the demand where all that can be is kept in 8 bits."""
     if torch is None:
         yield Finding("torch", False, "torch is not installed", f"{_PIP} -e '.[model]'")
+    elif _numbers(torch.version) < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        detail = f"torch {torch.version} is older than {oldest}, which the engine needs"
+        yield Finding("torch", False, detail, f"{_PIP} --upgrade 'torch>={oldest}' --index-url {_WHEELS}")
+        torch = None
     if not cards:
-        yield Finding("gpu", False, "nvidia-smi shows no GPU", "nvidia-smi    # without it: install the driver")
+        detail = "nvidia-smi shows no GPU, and a CPU is too slow for the published model"
+        yield Finding(
+            "gpu", False, detail, "nvidia-smi    # without it: install the driver; or: export CALLPLEX_ENGINE=rehearsal"
+        )
         return
     best = max(cards, key=lambda card: card.memory)
     shown = f"{best.name}, {best.memory / 1e9:.0f} GB, driver {best.driver}"
@@ -82,7 +118,7 @@ def judge(cards: Sequence[Card], torch: Torch | None, needed: int, calls: int) -
         yield Finding("gpu", True, shown)
     if torch is not None:
         yield _torch_finding(best, torch)
-    yield _memory_finding(best, needed, calls)
+    yield _memory_finding(best, demand, smallest)
 
 
 def _torch_finding(card: Card, torch: Torch) -> Finding:
@@ -131,24 +167,39 @@ def _least(table: Sequence[tuple[tuple[int, int], _V]], key: tuple[int, int]) ->
     return next(value for least, value in table if key >= least)
 
 
-def _memory_finding(card: Card, needed: int, calls: int) -> Finding:
-    needs = f"{calls} calls need {needed / 1e9:.1f} GB"
-    if needed > card.memory:
-        fix = "export CALLPLEX_WORKER_CAPACITY=...    # fewer calls; or a card with more memory"
-        return Finding("gpu_memory", False, f"{needs}, {card.name} has {card.memory / 1e9:.1f} GB", fix)
+def _memory_finding(card: Card, demand: Demand, smallest: Demand) -> Finding:
+    asked, fitting = demand.calls or 1, demand.fitting(card.memory)
+    needed = demand.of(asked, card.memory)
+    has = f"{card.name} has {card.memory / 1e9:.1f} GB"
+    if fitting < 1:
+        kept = f"keys and values in {demand.kv_dtype} and weights in {demand.weights_dtype}"
+        detail = f"one call with {kept} needs {demand.of(1, card.memory) / 1e9:.1f} GB, {has}"
+        fix = f"nvidia-smi -L    # a card with {smallest.of(1, card.memory) / 1e9:.0f} GB or more is needed"
+        if smallest.fitting(card.memory) >= 1:
+            fix = "export CALLPLEX_KV_DTYPE=fp8 CALLPLEX_WEIGHTS_DTYPE=fp8    # of unproven quality"
+        return Finding("gpu_memory", False, detail, fix)
+    needs = f"{asked} call{'s need' if asked > 1 else ' needs'} {needed / 1e9:.1f} GB"
+    if asked > fitting:
+        return Finding("gpu_memory", False, f"{needs}, {has}", f"export CALLPLEX_SLOTS={fitting}")
     if needed > card.free:
         detail = f"{needs}, {card.free / 1e9:.1f} GB of {card.name} are free now"
         return Finding("gpu_memory", False, detail, "nvidia-smi    # shows what uses it", warning=True)
-    return Finding("gpu_memory", True, f"{needs}, {card.free / 1e9:.1f} GB are free")
+    return Finding("gpu_memory", True, f"{needs}, {card.free / 1e9:.1f} GB are free; {fitting} calls fit")
 
 
-def bytes_needed(lm: LMConfig, mimi: MimiConfig, calls: int, weights: int) -> int:
-    """GPU memory for `calls` calls: `weights` bytes of files, attention memory for each call, and room to work."""
-    main, codec = lm.transformer, mimi.transformer
-    call = main.layers * 2 * main.dim * main.context * 2
-    # Both sides of the codec, in float32; twice for what is in flight during a step.
-    call += 2 * codec.layers * 2 * codec.dim * (codec.context + codec.step) * 4 * 2
-    return weights + calls * call + WORKSPACE
+def demand_of(folder: ModelFolder, calls: int, kv_dtype: str, weights_dtype: str) -> Demand:
+    """What the model in a folder takes; where its files are missing, what the published one does.
+
+    `auto` is how the engine keeps them then: bf16 for the published model, float32 for any other.
+    """
+    sizes = [file.stat().st_size for file in (folder.lm, folder.mimi) if file.is_file()]
+    lm_bytes, mimi_bytes = sizes if len(sizes) == 2 else _PUBLISHED_BYTES
+    lm, mimi = folder.lm_config(), folder.mimi_config()
+    stored = "bf16" if folder.published else "float32"
+    kept = stored if kv_dtype == "auto" else kv_dtype
+    call = slot_bytes(lm, mimi, kv_item(kept, lm.transformer.head_dim))
+    weights = weights_bytes(lm_bytes, mimi_bytes, weights_dtype)
+    return Demand(weights, call, calls, kept, stored if weights_dtype == "auto" else weights_dtype)
 
 
 def read_cards(smi: str = "nvidia-smi") -> list[Card]:
@@ -186,48 +237,60 @@ def read_torch() -> Torch | None:
 
 
 def weight_findings(path: Path | None) -> Iterator[Finding]:
-    """Whether the weights are there and whole."""
+    """Whether the weights are there and whole. `path` None: nobody said where, and the engine takes ./weights."""
     fix = "callplex weights download"
-    if path is None:
-        detail = "CALLPLEX_WEIGHTS_DIR does not name a folder with the model's weights"
-        yield Finding("weights", False, detail, "export CALLPLEX_WEIGHTS_DIR=/path/to/weights")
+    folder = path or Path("weights")
+    if path is None and not folder.is_dir():
+        detail = "CALLPLEX_WEIGHTS_DIR names no folder with the model's weights, and there is no ./weights"
+        yield Finding("weights", False, detail, f"{fix}    # or: export CALLPLEX_WEIGHTS_DIR=/path/to/weights")
         return
     try:
+        from model.weights import list_weights
         from model.weights_check import weight_problems
     except ImportError as error:
         yield Finding("weights", False, f"they cannot be checked without {error.name}", f"{_PIP} -e '.[model]'")
         return
-    problems = list(weight_problems(path))
+    cut = [listed for listed in list_weights(folder) if listed.state in ("of another size", "unfinished")]
+    for listed in cut:
+        detail = f"{folder / listed.name} is {listed.state}{_than_downloaded(listed.state)}: {listed.size} bytes"
+        again = fix if listed.state == "unfinished" else f"rm {shlex.quote(str(folder / listed.name))} && {fix}"
+        yield Finding("weights", False, detail, again)
+    problems = [] if cut else list(weight_problems(folder))
     for problem in problems:
         yield Finding("weights", False, problem.partition("; get ")[0], fix)
-    if not problems:
-        yield Finding("weights", True, f"whole, in {path}")
+    if not (problems or cut):
+        yield Finding("weights", True, f"whole, in {folder}; every byte is compared by: callplex weights verify")
 
 
-def _sizes(path: Path | None) -> tuple[LMConfig, MimiConfig, int]:
-    """Configurations, and the bytes of the weights: of the files, else of what is published."""
-    folder = ModelFolder(path or Path())
-    published = 16_742_817_792 + 385_000_000
+def _than_downloaded(state: str) -> str:
+    return " than the one downloaded" if state == "of another size" else ""
+
+
+def _demands(path: Path | None, calls: int, kv_dtype: str, weights_dtype: str) -> tuple[Demand, Demand]:
+    """As asked for, and in 8 bits. Of a folder that does not tell its model's sizes: the published model's."""
+    folder = ModelFolder(path or Path("weights"))
     try:
-        lm, mimi = folder.lm_config(), folder.mimi_config()
+        return demand_of(folder, calls, kv_dtype, weights_dtype), demand_of(folder, calls, "fp8", "fp8")
     except FolderInvalid:
-        folder = ModelFolder(Path())
-        lm, mimi = folder.lm_config(), folder.mimi_config()
-    there = [file.stat().st_size for file in (folder.lm, folder.mimi) if file.is_file()]
-    return lm, mimi, sum(there) if len(there) == 2 else published
+        return _demands(_NOWHERE, calls, kv_dtype, weights_dtype)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.partition("+")[0].split(".")[:2] if part.isdigit())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what was found, as lines or as one JSON object; status 1 if anything but a warning is wrong."""
     parser = argparse.ArgumentParser(prog="python -m model.gpu_check")
     parser.add_argument("--weights", type=Path, help="folder of the weights")
-    parser.add_argument("--calls", type=int, default=4, help="calls at once")
+    parser.add_argument("--calls", type=int, default=0, help="calls at once; 0: as many as fit")
+    parser.add_argument("--kv-dtype", default="auto", choices=get_args(KVDtype))
+    parser.add_argument("--weights-dtype", default="auto", choices=get_args(WeightsDtype))
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     cards, torch = read_cards(), read_torch()
-    lm, mimi, weights = _sizes(options.weights)
-    needed = bytes_needed(lm, mimi, options.calls, weights)
-    findings = [*judge(cards, torch, needed, options.calls), *weight_findings(options.weights)]
+    demand, smallest = _demands(options.weights, options.calls, options.kv_dtype, options.weights_dtype)
+    findings = [*judge(cards, torch, demand, smallest), *weight_findings(options.weights)]
     healthy = all(finding.ok or finding.warning for finding in findings)
     if options.json:
         shown = {"ok": healthy, "cards": [asdict(card) for card in cards], "torch": asdict(torch) if torch else None}

@@ -169,6 +169,8 @@ class Loop:
             frames=scheduler.frames,
             late_frames=scheduler.late,
             lost_frames=scheduler.lost,
+            late_calls=tuple(scheduler.late_calls.counts),
+            late_calls_frames=scheduler.late_calls.total,
             cuts=calls.cuts,
             faults=calls.faults,
             prompt_hits=self._prompts.hits,

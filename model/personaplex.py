@@ -21,7 +21,9 @@ from websockets.frames import CloseCode
 from model import engine_wire
 from model.engine_options import NAME, EngineOptions, EngineRefused, EngineState
 from model.engine_wire import CONTROL
+from model.metrics import Histogram
 from model.ring import Channel, Ends, PeerGone, RingFull, make_channel
+from model.scheduler import LATE_CALLS
 from model.session import SessionEnded
 from model.transcriber import NoTranscriber, Transcriber
 from model.wire import (
@@ -165,7 +167,11 @@ class PersonaplexEngine:
         return self.state.refusal
 
     def counters(self) -> Mapping[str, int]:
-        return self.state.counters()
+        return {**self.state.counters(), "untranscribed_frames": self._transcriber.dropped}
+
+    def histograms(self) -> Mapping[str, Histogram]:
+        state = self.state
+        return {"late_frames_per_call": Histogram(LATE_CALLS, list(state.late_calls), state.late_calls_frames)}
 
     async def start(self) -> None:
         """Start the process and wait until it can take calls. Raises EngineRefused, with its own sentence."""

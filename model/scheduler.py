@@ -18,6 +18,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from model.metrics import Histogram
+
 FRAME = 0.08
 """Seconds between two frames of a call, and what an answer may take."""
 TICKS = 16
@@ -33,6 +35,8 @@ LATE_PART = 0.01
 LATE_LEAST = 2
 PAUSE = 5.0
 """Seconds without admission after frames ran late."""
+LATE_CALLS = (0, 1, 2, 5, 10, 25, 50, 100, 250)
+"""Bounds of the histogram of calls by their late frames."""
 _ROUNDING = 1e-9
 
 
@@ -85,6 +89,8 @@ class Scheduler:
         self.capacity = slots
         self.frames = self.late = self.lost = 0
         """Of all calls since the start, as in Account."""
+        self.late_calls = Histogram(LATE_CALLS)
+        """Calls that are over, by their late frames."""
         self._largest = slots if largest is None else largest
         self._costs = dict(sorted((costs or {}).items()))
         self._free = list(range(slots - 1, -1, -1))
@@ -121,6 +127,8 @@ class Scheduler:
         """The call is over; what waits of it is forgotten. Returns how it was served."""
         closed = self._open.pop(slot)
         self._free.append(slot)
+        if closed.account.frames:
+            self.late_calls.observe(closed.account.late)
         return closed.account
 
     def push(self, slot: int, index: int, pcm: bytes, now: float) -> None:

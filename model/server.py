@@ -27,6 +27,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from model import wire
+from model.metrics import Histogram, Kind, exposition
 from model.session import Gateway, GatewayStopped, SessionEnded, converse
 from model.slots import Slots
 from model.wire import SessionRequest
@@ -197,7 +198,7 @@ class WorkerServer:
 
     def _metrics(self) -> str:
         counts = self.slots.counts
-        values = [
+        values: list[tuple[str, Kind, int]] = [
             ("active_sessions", "gauge", self.slots.active),
             ("capacity", "gauge", self.slots.capacity),
             ("sessions_total", "counter", counts.sessions),
@@ -206,10 +207,11 @@ class WorkerServer:
             ("resumed_total", "counter", counts.resumed),
             ("frames_total", "counter", counts.frames),
         ]
+        histograms: dict[str, Histogram] = {}
         if isinstance(self.engine, SupervisedEngine):
             values += [(f"engine_{name}_total", "counter", number) for name, number in self.engine.counters().items()]
-        lines = (f"# TYPE callplex_worker_{n} {kind}\ncallplex_worker_{n} {value}\n" for n, kind, value in values)
-        return "".join(lines)
+            histograms = {f"engine_{name}": one for name, one in self.engine.histograms().items()}
+        return exposition(values, histograms)
 
     # One session.
 

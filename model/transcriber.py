@@ -45,6 +45,9 @@ class TranscriberRefused(Exception):
 class Transcriber(Protocol):
     """Listens to calls. Nothing here waits or raises for load."""
 
+    dropped: int
+    """Caller frames that were not transcribed, for want of time or of a process."""
+
     async def start(self) -> None:
         """Load what it needs. Raises TranscriberRefused."""
 
@@ -63,6 +66,8 @@ class Transcriber(Protocol):
 
 class NoTranscriber:
     """Implements `Transcriber` by not listening: `--transcriber none`."""
+
+    dropped = 0
 
     async def start(self) -> None:
         """Nothing to load."""
@@ -94,7 +99,6 @@ class WhisperPool:
         """`weights`: where to look before the installed packages. `processes` 0: by the number of cores."""
         count = processes or min(MOST_PROCESSES, max(1, (os.cpu_count() or 1) // CORES_EACH))
         self.dropped = 0
-        """Frames that were not transcribed."""
         self._sessions: dict[int, _Listened] = {}
         self._listeners = [_Listener(weights, self._said, self._reopen) for _ in range(count)]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Protocol, runtime_checkable
 
+from model.metrics import Histogram
 from model.wire import CallerFrame, History, Output, SessionRequest
 
 
@@ -76,6 +77,9 @@ class SupervisedEngine(WorkerEngine, Protocol):
 
     def counters(self) -> Mapping[str, int]:
         """Numbers that only grow, for the worker's metrics."""
+
+    def histograms(self) -> Mapping[str, Histogram]:
+        """What differs from call to call, for the worker's metrics."""
 
     async def lost(self) -> str:
         """Returns, with the reason, when the engine has ended by itself; its sessions are told."""

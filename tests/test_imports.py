@@ -56,6 +56,7 @@ PURE = {
     "model/capacity.py",
     "model/config.py",
     "model/engine_options.py",
+    "model/metrics.py",
     "model/moshi/protocol.py",
     "model/prompt.py",
     "model/scheduler.py",

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
-import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
@@ -19,37 +16,14 @@ from gateway.resume import ResumingPool, ResumingSession
 from model import wire
 from model.moshi import protocol
 from model.wire import AgentText, Sampling, SessionRequest
-from tests.gateway.gateway_process import environment
-from tests.gateway.token_workers import ROOT, Caller, WorkerProcess, pool_of
+from tests.gateway.personaplex_workers import personaplex
+from tests.gateway.token_workers import Caller, pool_of
 from tests.model.moshi.client import MoshiClient, tone
 from tests.model.tiny_folder import VOICE, make_folder
 
 pytestmark = pytest.mark.anyio
 
 REQUEST = SessionRequest("c1", prompt="you are a kind teacher", voice=VOICE, sampling=Sampling(0.0, 0.0))
-
-
-@asynccontextmanager
-async def personaplex(weights: Path, slots: int) -> AsyncIterator[WorkerProcess]:
-    settings = environment(
-        weights / "data",
-        CALLPLEX_ENGINE="personaplex",
-        CALLPLEX_WEIGHTS_DIR=str(weights),
-        CALLPLEX_WORKER_LISTEN="127.0.0.1:0",
-        CALLPLEX_SLOTS=str(slots),
-        CALLPLEX_DEVICE="cpu",
-    )
-    command = (sys.executable, "-m", "gateway.cli", "worker")
-    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=settings, stdout=asyncio.subprocess.PIPE)
-    assert process.stdout is not None
-    try:
-        async with asyncio.timeout(60):
-            line = await process.stdout.readline()
-        yield WorkerProcess(process, json.loads(line)["listening"])
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
 
 
 async def talk(pool: ResumingPool, caller: Caller, frames: int) -> bytes:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from model import engine_start
+from model.capacity import SPARES
 from model.conversation import Models
 from model.engine import Stepper, StepResult
 from model.engine_options import EngineOptions, EngineRefused
@@ -43,7 +44,7 @@ def test_slots_that_would_be_late_are_given_back_and_it_says_so(
     with caplog.at_level(logging.WARNING):
         started = start(EngineOptions(str(tiny.path), device="cpu"))
     assert started.slots == started.stepper.slots == 2
-    assert started.stepper.state.kv.keys.shape[1] == 2 + engine_start.SPARES + 1
+    assert started.stepper.state.kv.keys.shape[1] == 2 + SPARES + 1
     assert max(started.costs) == 2
     assert [each() for each in made] == [None, started.stepper], "the larger one is gone, with its memory"
     assert "steps are on time for 2: the rest is given back; --slots 2 saves that time" in caplog.text

@@ -5,12 +5,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from model.config import mimi_full, personaplex_7b
-from model.gpu_check import Card, Finding, Torch, bytes_needed, judge, parse_cards, read_cards, runs_on
+from model.folder import ModelFolder
+from model.gpu_check import (
+    Card,
+    Demand,
+    Finding,
+    Torch,
+    demand_of,
+    judge,
+    parse_cards,
+    read_cards,
+    runs_on,
+    weight_findings,
+)
+from model.weights import RECORD
 from tests.model.tiny_folder import make_folder
 
 GB = 1_000_000_000
@@ -21,8 +34,16 @@ CU128 = Torch("2.8.0+cu128", "12.8", ("sm_75", "sm_80", "sm_86", "sm_90", "sm_10
 CPU = Torch("2.13.0+cpu", "", (), available=False)
 
 
-def found(card: Card, torch: Torch | None, needed: int = 20 * GB, calls: int = 2) -> dict[str, Finding]:
-    return {finding.name: finding for finding in judge([card], torch, needed, calls)}
+ADA = Card("NVIDIA GeForce RTX 4080", (8, 9), 17 * GB, 16 * GB, "575.57.08")
+NOWHERE = ModelFolder(Path("no such folder"))
+
+
+def published(calls: int = 0, kv_dtype: str = "auto", weights_dtype: str = "auto") -> Demand:
+    return demand_of(NOWHERE, calls, kv_dtype, weights_dtype)
+
+
+def found(card: Card, torch: Torch | None, demand: Demand | None = None) -> dict[str, Finding]:
+    return {one.name: one for one in judge([card], torch, demand or published(), published(0, "fp8", "fp8"))}
 
 
 @pytest.mark.parametrize(("card", "torch"), [(H100, CU126), (H100, CU128), (BLACKWELL, CU128)])
@@ -74,31 +95,51 @@ def test_what_runs_on_what(archs: tuple[str, ...], capability: tuple[int, int], 
 
 
 def test_memory_that_does_not_suffice() -> None:
-    wrong = found(BLACKWELL, CU128, needed=40 * GB, calls=12)["gpu_memory"]
-    assert not wrong.ok
-    assert not wrong.warning
-    assert wrong.detail == "12 calls need 40.0 GB, NVIDIA GeForce RTX 5090 has 34.0 GB"
-    busy = found(BLACKWELL, CU128, needed=33 * GB + 1)["gpu_memory"]
+    wrong = found(BLACKWELL, CU128, published(12))["gpu_memory"]
+    assert (wrong.ok, wrong.warning) == (False, False)
+    assert wrong.detail == "12 calls need 42.9 GB, NVIDIA GeForce RTX 5090 has 34.0 GB"
+    assert wrong.fix == "export CALLPLEX_SLOTS=6"
+    assert found(BLACKWELL, CU128, published(5))["gpu_memory"].ok
+    busy = found(replace(BLACKWELL, free=20 * GB), CU128)["gpu_memory"]
     assert (busy.ok, busy.warning) == (False, True)
+
+
+def test_a_card_on_which_not_one_call_fits_is_told_how_one_would() -> None:
+    wrong = found(ADA, CU128)["gpu_memory"]
+    assert not wrong.ok
+    assert wrong.detail == (
+        "one call with keys and values in bf16 and weights in bf16 needs 24.7 GB, NVIDIA GeForce RTX 4080 has 17.0 GB"
+    )
+    assert wrong.fix == "export CALLPLEX_KV_DTYPE=fp8 CALLPLEX_WEIGHTS_DTYPE=fp8    # of unproven quality"
+    assert found(ADA, CU128, published(0, "fp8", "fp8"))["gpu_memory"].ok
+    small = replace(ADA, memory=8 * GB, free=8 * GB)
+    assert found(small, CU128)["gpu_memory"].fix == "nvidia-smi -L    # a card with 14 GB or more is needed"
+
+
+def test_a_torch_that_is_too_old() -> None:
+    wrong = found(H100, replace(CU126, version="2.5.1+cu126"))["torch"]
+    assert wrong.detail == "torch 2.5.1+cu126 is older than 2.6, which the engine needs"
+    assert "-m pip install --upgrade 'torch>=2.6'" in wrong.fix
 
 
 def test_an_old_card_and_none_at_all() -> None:
     turing = Card("Tesla T4", (7, 5), 16 * GB, 16 * GB, "575.57.08")
     assert "too old for bfloat16" in found(turing, CU128)["gpu"].detail
-    assert [(f.name, f.ok) for f in judge([], CU128, 0, 1)] == [("gpu", False)]
+    assert [(f.name, f.ok) for f in judge([], CU128, published(), published())] == [("gpu", False)]
 
 
 def test_the_largest_card_counts() -> None:
-    assert next(judge([BLACKWELL, H100], CU128, 20 * GB, 2)).detail.startswith("NVIDIA H100")
+    assert next(judge([BLACKWELL, H100], CU128, published(), published())).detail.startswith("NVIDIA H100")
 
 
 def test_the_published_model_s_memory() -> None:
     """16.7 GB of weights, and keys and values of 3,000 positions, 32 layers and 4,096 channels for each call."""
-    lm, mimi = personaplex_7b(), mimi_full()
-    none, one = (bytes_needed(lm, mimi, calls, 17 * GB) for calls in (0, 1))
-    assert 18 * GB < none < 20 * GB
-    assert 3_000 * 32 * 4_096 * 2 * 2 <= one - none < 1.7 * GB
-    assert bytes_needed(lm, mimi, 10, 17 * GB) - none == 10 * (one - none)
+    demand = published()
+    assert 16 * GB < demand.weights < 18 * GB
+    assert 3_000 * 32 * 4_096 * 2 * 2 <= demand.call < 1.7 * GB
+    assert demand.of(10, 80 * GB) - demand.of(0, 80 * GB) == 10 * demand.call
+    assert published(0, "fp8").call < 0.55 * demand.call
+    assert published(0, "auto", "fp8").weights < 0.55 * demand.weights
 
 
 def test_nvidia_smi_s_lines() -> None:
@@ -124,11 +165,25 @@ def test_the_command_prints_one_object_and_never_imports_torch_itself(tmp_path: 
     shown = json.loads(done.stdout)
     by_name = {finding["name"]: finding for finding in shown["findings"]}
     assert by_name["gpu"]["ok"]
-    assert by_name["gpu_memory"]["detail"].startswith("3 calls need 2.")
-    assert by_name["weights"] == {
-        "name": "weights", "ok": True, "detail": f"whole, in {folder}", "fix": "", "warning": False
-    }  # fmt: skip
+    assert by_name["gpu_memory"]["detail"].startswith("3 calls need 3.")
+    assert (by_name["weights"]["ok"], by_name["weights"]["fix"]) == (True, "")
+    assert by_name["weights"]["detail"].startswith(f"whole, in {folder}; ")
     assert shown["ok"] is by_name["torch"]["ok"]
     assert done.returncode == (0 if shown["ok"] else 1)
     check = "import sys, model.gpu_check; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], timeout=60).returncode == 0
+
+
+def test_weights_that_are_not_there_or_were_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (nowhere,) = weight_findings(None)
+    assert "there is no ./weights" in nowhere.detail
+    assert nowhere.fix.startswith("callplex weights download ")
+    folder = make_folder(tmp_path / "weights")
+    (whole,) = weight_findings(None)
+    assert whole.ok
+    published = {folder.lm.name: {"size": folder.lm.stat().st_size + 1, "etag": "0" * 64}}
+    (folder.path / RECORD).write_text(json.dumps({"repository": "r", "revision": "1", "files": published}))
+    (cut,) = weight_findings(folder.path)
+    assert "is of another size than the one downloaded" in cut.detail
+    assert cut.fix == f"rm {folder.lm} && callplex weights download"

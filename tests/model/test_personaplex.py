@@ -127,6 +127,8 @@ def _figures(url: str) -> None:
     assert (ready.status_code, ready.json()) == (503, {"engine": "personaplex", "capacity": 2, "free": 0})
     metrics = httpx.get(base + "/metrics", timeout=5).text
     assert "callplex_worker_engine_faults_total 0" in metrics
+    assert "callplex_worker_engine_untranscribed_frames_total 0" in metrics
+    assert 'callplex_worker_engine_late_frames_per_call_bucket{le="+Inf"}' in metrics
 
 
 async def test_a_worker_that_is_killed_takes_its_engine_with_it(tiny: ModelFolder) -> None:

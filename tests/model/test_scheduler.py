@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from model.scheduler import BUSY, FRAME, LONGEST_HOLD, PAUSE, TICKS, Frame, Refused, Scheduler
+from model.scheduler import BUSY, FRAME, LATE_CALLS, LONGEST_HOLD, PAUSE, TICKS, Frame, Refused, Scheduler
 
 COSTS = {1: 0.004, 8: 0.006, 16: 0.009, 32: 0.016, 64: 0.027, 128: 0.045}
 
@@ -175,6 +175,7 @@ def test_every_late_answer_is_counted_for_its_call_and_calls_are_refused_until_t
     assert account.worst == pytest.approx(0.1)
     assert (scheduler.frames, scheduler.late) == (10, 4)
     assert scheduler.account(other).late == 0
+    assert scheduler.late_calls.counts == [0] * 10, "only of calls that are over"
     now = 10 * FRAME
     with pytest.raises(Refused, match="frames run late"):
         scheduler.open(now)
@@ -182,6 +183,10 @@ def test_every_late_answer_is_counted_for_its_call_and_calls_are_refused_until_t
     with pytest.raises(Refused, match="all 3 slots"):
         scheduler.open(now, 50, under_way=True)
     scheduler.close(taken)
+    scheduler.close(slot)
+    within_five = LATE_CALLS.index(5)
+    assert [place for place, count in enumerate(scheduler.late_calls.counts) if count] == [within_five]
+    assert scheduler.late_calls.total == 4
     assert scheduler.refusal(now + PAUSE + 1) == ""
     scheduler.open(now + PAUSE + 1)
 

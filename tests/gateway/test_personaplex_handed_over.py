@@ -1,0 +1,88 @@
+"""A worker is stopped while it holds a call: PersonaPlex on both sides, the whole way from phone to transcript."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.phone.call import CallOptions, place_call
+from gateway.phone.caller import Clip
+from gateway.phone.script import CALLERS
+from gateway.phone.sound import read_wav
+from model import wire
+from tests.gateway.gateway_process import GatewayProcess, running_gateway
+from tests.gateway.personaplex_workers import ActingCaller, gap, personaplex, ready, write_persona
+from tests.gateway.token_workers import WorkerProcess
+from tests.model.tiny_folder import make_folder
+
+pytestmark = [pytest.mark.anyio, pytest.mark.long]
+
+DISCLOSURE = "This call is answered by a machine and it is recorded so that we can learn to answer better each day"
+"""Said in so many words whatever the caller does: long enough that the worker is stopped within it."""
+DECLINED = read_wav(CALLERS / "bank-declined.wav")[2 * 8_000 * 5 // 10 : 2 * 8_000 * 87 // 10]
+"""Eight seconds about a card that was declined in Miami."""
+
+
+def told(worker: WorkerProcess, name: str) -> int:
+    """A number of the worker's metrics."""
+    text = httpx.get(worker.url.replace("ws", "http", 1).removesuffix(wire.PATH) + "/metrics", trust_env=False).text
+    return int(next(line.split()[1] for line in text.splitlines() if line.startswith(f"callplex_worker_{name} ")))
+
+
+def longest_call(gateway: GatewayProcess) -> dict[str, Any]:
+    """The transcript of the call that had the most frames."""
+    documents = [json.loads(path.read_text()) for path in gateway.data.glob("calls/*/transcript.json")]
+    return dict(max(documents, key=lambda one: one["metrics"]["frames_in"]))
+
+
+def said(document: dict[str, Any], speaker: str) -> str:
+    return " ".join(one["text"] for one in document["utterances"] if one["speaker"] == speaker)
+
+
+async def test_a_worker_that_is_stopped_hands_its_call_over_and_ends(tmp_path: Path) -> None:
+    weights = make_folder(tmp_path / "weights", context=3000).path
+    personas = write_persona(tmp_path / "personas", f"disclosure: {DISCLOSURE}.\n")
+    async with AsyncExitStack() as stack:
+        # The one with more slots gets the first call.
+        first, second = await asyncio.gather(
+            *(stack.enter_async_context(personaplex(weights, slots, PERSONAS=str(personas))) for slots in (3, 2))
+        )
+        settings = {
+            "CALLPLEX_WORKERS": f"{first.url},{second.url}",
+            "CALLPLEX_PERSONAS": str(personas),
+            "CALLPLEX_ALLOW_UNSIGNED": "1",
+        }
+        gateway = stack.enter_context(running_gateway(tmp_path / "gateway", **settings))
+        await ready(gateway)
+        stopped = asyncio.Event()
+
+        def stop() -> None:
+            first.signal(signal.SIGTERM)
+            stopped.set()
+
+        caller = ActingCaller([Clip(DECLINED, after=0.5)], end=14, actions={4.0: stop})
+        call = asyncio.create_task(place_call(CallOptions(gateway.url, caller, out=tmp_path / "heard")))
+        await asyncio.wait([call, asyncio.create_task(stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
+        late = await place_call(CallOptions(gateway.url, ActingCaller([], end=1, actions={})))
+        report = await call
+        async with asyncio.timeout(5):
+            assert await first.process.wait() == 0
+
+        assert (report.ended_by, late.ended_by) == ("caller", "caller")
+        assert told(second, "sessions_total") == 2
+        assert told(second, "resumed_total") == 1
+        assert gateway.stop() == 0
+    document = longest_call(gateway)
+    assert document["end_reason"] == "caller_hangup"
+    assert document["metrics"]["frames_in"] - document["metrics"]["frames_out"] <= 3
+    assert gap(Path(report.agent_wav)) < 0.6
+    assert said(document, "agent").startswith(DISCLOSURE)
+    heard = said(document, "caller").lower()
+    assert all(word in heard for word in ("card", "declined", "miami", "going on")), heard

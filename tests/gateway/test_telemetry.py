@@ -1,0 +1,18 @@
+"""What the gateway counts of its calls."""
+
+from __future__ import annotations
+
+from gateway.call_document import CallMetrics
+from gateway.telemetry import Telemetry
+
+
+def test_missed_deadlines_are_told_call_by_call_without_naming_calls() -> None:
+    telemetry = Telemetry()
+    for misses in (0, 0, 3, 700):
+        telemetry.call_ended("caller_hangup", "personaplex", CallMetrics(deadline_misses=misses))
+    text = telemetry.render().decode()
+    assert "callplex_deadline_misses_total 703.0" in text
+    assert 'callplex_call_deadline_misses_bucket{le="0.0"} 2.0' in text
+    assert 'callplex_call_deadline_misses_bucket{le="5.0"} 3.0' in text
+    assert 'callplex_call_deadline_misses_bucket{le="+Inf"} 4.0' in text
+    assert "callplex_call_deadline_misses_sum 703.0" in text
