@@ -24,8 +24,8 @@ from tests.model.tiny_folder import make_folder
 
 pytestmark = [pytest.mark.anyio, pytest.mark.long]
 
-DISCLOSURE = "This call is answered by a machine and it is recorded so that we can learn to answer better each day"
-"""Said in so many words whatever the caller does: long enough that the worker is stopped within it."""
+DISCLOSURE = "this call is recorded for training and as a record and you are a kind and wise teacher on the corner"
+"""Words the tiny tokenizer can spell, said whatever the caller does; the worker is stopped within them."""
 DECLINED = read_wav(CALLERS / "bank-declined.wav")[2 * 8_000 * 5 // 10 : 2 * 8_000 * 87 // 10]
 """Eight seconds about a card that was declined in Miami."""
 
@@ -48,7 +48,7 @@ def said(document: dict[str, Any], speaker: str) -> str:
 
 async def test_a_worker_that_is_stopped_hands_its_call_over_and_ends(tmp_path: Path) -> None:
     weights = make_folder(tmp_path / "weights", context=3000).path
-    personas = write_persona(tmp_path / "personas", f"disclosure: {DISCLOSURE}.\n")
+    personas = write_persona(tmp_path / "personas", f"disclosure: {DISCLOSURE}\n")
     async with AsyncExitStack() as stack:
         # The one with more slots gets the first call.
         first, second = await asyncio.gather(
