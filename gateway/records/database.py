@@ -279,9 +279,23 @@ def _switch_to_wal(path: Path) -> None:
             time.sleep(0.05)
 
 
+class _SqliteConnection(sqlite3.Connection):
+    """One that lets the file go when it is closed, whatever was under way.
+
+    A statement that was cancelled and whose cursor somebody still refers to, if only a traceback, keeps a closed
+    connection half alive (sqlite3_close_v2), and with it its transaction: nobody could write for as long.
+    """
+
+    def close(self) -> None:
+        with suppress(sqlite3.Error):
+            self.rollback()
+        super().close()
+
+
 def _engine(place: URL) -> AsyncEngine:
     if place.get_backend_name() == "sqlite":
-        engine = create_async_engine(place, connect_args={"timeout": BUSY_SECONDS}, **ENGINE)
+        arguments = {"timeout": BUSY_SECONDS, "factory": _SqliteConnection}
+        engine = create_async_engine(place, connect_args=arguments, **ENGINE)
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
         return engine
