@@ -10,6 +10,7 @@ import torch
 
 from model.conversation import Models, load_models
 from model.folder import ModelFolder
+from tests.model.device import DEVICE
 from tests.model.tiny_folder import make_folder
 
 
@@ -22,7 +23,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
 
 @pytest.fixture(scope="session")
 def models(tiny: ModelFolder) -> Models:
-    return load_models(tiny)
+    return load_models(tiny, DEVICE)
 
 
 @pytest.fixture

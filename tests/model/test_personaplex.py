@@ -25,6 +25,7 @@ from model.engine_options import EngineOptions, EngineRefused
 from model.folder import ModelFolder
 from model.personaplex import PersonaplexEngine
 from model.wire import AgentFrame, CallerFrame, Error, FromWorker, History, Ready, Resume, SessionRequest
+from tests.model.device import DEVICE
 from tests.model.rig import caller_pcm, request
 
 pytestmark = pytest.mark.anyio
@@ -37,7 +38,7 @@ async def worker(tiny: ModelFolder, *arguments: str) -> AsyncIterator[tuple[str,
     """`callplex worker` with the tiny model, once it listens."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("CALLPLEX_")}
     environment = {**plain, "CALLPLEX_ENGINE": "personaplex", "CALLPLEX_WEIGHTS_DIR": str(tiny.path)}
-    options = ("--listen", "127.0.0.1:0", "--device", "cpu", "--transcriber", "none", *arguments)
+    options = ("--listen", "127.0.0.1:0", "--device", DEVICE, "--transcriber", "none", *arguments)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "gateway.cli", "worker", *options, env=environment, cwd=ROOT, stdout=PIPE, stderr=PIPE
     )

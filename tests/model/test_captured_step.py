@@ -1,0 +1,94 @@
+"""The step as a CUDA graph: what it says is what the same step says uncaptured, and what a CPU says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model import fp8
+from model.conversation import Models, load_models, load_voice, role_ids
+from model.engine import Stepper
+from model.folder import ModelFolder
+from model.prompt_cache import Prompt, PromptCache, make_prompt
+from model.wire import Sampling
+from tests.model.rig import caller_pcm
+from tests.model.tiny_folder import VOICE
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+FRAMES = 30
+SAMPLINGS = (Sampling(temperature=0.0, text_temperature=0.0), Sampling(seed=7), Sampling(seed=8))
+Said = list[list[list[int]]]
+
+
+@pytest.fixture(scope="module")
+def on_cpu(tiny: ModelFolder) -> Models:
+    return load_models(tiny, "cpu")
+
+
+@pytest.fixture(scope="module")
+def on_cuda(tiny: ModelFolder) -> Models:
+    return load_models(tiny, "cuda")
+
+
+@pytest.fixture(scope="module")
+def prompt(on_cpu: Models, tiny: ModelFolder) -> Prompt:
+    """Of an odd length: kernels that need multiples of 16 somewhere would show it."""
+    voice = load_voice(on_cpu, tiny.voices / f"{VOICE}.pt")
+    return make_prompt(on_cpu.config, voice, role_ids(on_cpu, "you are a kind teacher of odd lengths"))
+
+
+def talk(stepper: Stepper, prompt: Prompt, frames: int = FRAMES) -> Said:
+    """Three calls, of which one pauses now and then: the tokens of each."""
+    prompts = PromptCache(stepper, 1 << 28)
+    for slot, sampling in enumerate(SAMPLINGS):
+        stepper.reset(slot)
+        with stepper.aside():
+            for _ in prompts.fill(prompt, stepper.lm_slot[slot]):
+                pass
+        stepper.join()
+        stepper.set_slot(slot, sampling, prompt.frames)
+    said: Said = [[], [], []]
+    for frame in range(frames):
+        slots = [0, 2] if frame % 3 == 1 else [2, 0, 1]
+        result = stepper.step(slots, [caller_pcm(slot, len(said[slot])) for slot in slots])
+        assert result.finite.all()
+        for row, slot in enumerate(slots):
+            said[slot].append(result.tokens[row].tolist())
+    return said
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.bfloat16, fp8.E4M3])
+def test_captured_is_as_written(on_cuda: Models, prompt: Prompt, kv_dtype: torch.dtype) -> None:
+    captured = Stepper(on_cuda, 3, kv_dtype=kv_dtype, batches=(2, 4))
+    assert captured.launches(2)
+    plain = Stepper(on_cuda, 3, kv_dtype=kv_dtype)
+    assert talk(captured, prompt) == talk(plain, prompt)
+
+
+def test_a_gpu_says_what_a_cpu_says(on_cuda: Models, on_cpu: Models, prompt: Prompt) -> None:
+    on_gpu = talk(Stepper(on_cuda, 3, kv_dtype=torch.float32, batches=(2, 4)), prompt)
+    assert on_gpu == talk(Stepper(on_cpu, 3, kv_dtype=torch.float32), prompt)
+
+
+def test_steps_take_no_memory(on_cuda: Models, prompt: Prompt) -> None:
+    stepper = Stepper(on_cuda, 3, kv_dtype=fp8.E4M3, batches=(1, 2, 4))
+    talk(stepper, prompt, 5)
+    stepper.step([1], [b""])
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    for _ in range(50):
+        stepper.step([0, 1, 2], [b""] * 3)
+        stepper.step([1], [b""])
+    torch.cuda.synchronize()
+    assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before
+
+
+def test_numbers_that_are_none_stay_in_their_slot(on_cuda: Models, prompt: Prompt) -> None:
+    stepper = Stepper(on_cuda, 3, kv_dtype=torch.bfloat16, batches=(4,))
+    expected = talk(stepper, prompt)
+    talk(stepper, prompt, 1)
+    stepper.state.kv.keys[:, stepper.lm_slot[1], :, 3] = float("nan")
+    result = stepper.step([0, 1, 2], [caller_pcm(slot, 1) for slot in range(3)])
+    assert result.finite.tolist() == [True, False, True]
+    assert talk(stepper, prompt) == expected
