@@ -9,6 +9,7 @@ from model.conversation import Models, Voice, load_voice, role_ids
 from model.engine import Stepper
 from model.folder import ModelFolder
 from model.prompt_cache import Prompt, PromptCache, make_prompt
+from tests.model.device import DEVICE
 from tests.model.tiny_folder import VOICE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,9 +55,9 @@ def test_a_prompt_leaves_what_the_model_reading_it_frame_by_frame_leaves(
     state, ids = models.lm.streaming(1), role_ids(models, "the bank is on the corner")
     if isinstance(told, VoiceReplay):
         models.lm.replay_voice(state, 0, told.embeddings, told.cache)
-        models.lm.prefill(state, 0, torch.tensor(role_frames(ids)).T)
+        models.lm.prefill(state, 0, torch.tensor(role_frames(ids), device=DEVICE).T)
     else:
-        models.lm.prefill(state, 0, torch.tensor(prompt_frames(told.T.tolist(), ids)).T)
+        models.lm.prefill(state, 0, torch.tensor(prompt_frames(told.T.tolist(), ids), device=DEVICE).T)
     keys = state.kv.keys[:, 0, :, : prompt.positions]
     torch.testing.assert_close(mine[0], keys, rtol=0, atol=2e-5)
     cells = [(prompt.frames + ahead) % state.cache.tokens.shape[2] for ahead in (-1, 0)]

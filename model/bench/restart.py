@@ -1,0 +1,283 @@
+"""`python -m model.bench.restart`: an engine's process is killed in mid-call, and how soon its calls speak again.
+
+Owns random weights in a folder as the published ones lie, the callers and the kill. The engine is the worker's own, in
+a process of its own, behind its rings: what is measured is what a gateway would see. Needs only the model's packages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import get_args
+
+import sentencepiece
+import torch
+from safetensors.torch import save_file
+
+from model import wire
+from model.bench.drive import SOUND
+from model.bench.models import Size, Sizes, random_models, sizes_of
+from model.engine_options import EngineOptions, KVDtype
+from model.folder import ModelFolder
+from model.personaplex import PersonaplexEngine, PersonaplexSession
+from model.scheduler import FRAME
+from model.wire import AgentFrame, CallerFrame, History, Resume, SessionRequest
+
+VOICE = "NATF2"
+PROMPT = "you are the receptionist of a clinic"
+_VOICE_PART = 50
+"""A voice takes so many-th part of the window: 60 frames of the published one."""
+_KEPT_SOUND = 125
+"""Frames of the caller's sound that a gateway keeps (10 s)."""
+_PIECES = 60
+"""Of the vocabulary, those that the prompt's text surely gives; the rest stands for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be measured. seconds: of talk before the kill."""
+
+    weights: Path
+    size: Size = "full"
+    device: str = "cuda"
+    slots: int = 64
+    kv_dtype: KVDtype = "auto"
+    seconds: float = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Seconds until the engine was ready, and milliseconds from asking for each session to its first answered frame."""
+
+    weights_seconds: float
+    first_start_seconds: float
+    restart_seconds: float
+    opened_ms: list[float]
+    talk_ms: list[float]
+    """From a caller's frame to the answer, for each frame of all calls before the kill."""
+    resumed_ms: list[float]
+
+
+@dataclass(slots=True)
+class _Caller:
+    """One call, and what its gateway keeps of it."""
+
+    request: SessionRequest
+    session: PersonaplexSession | None = None
+    columns: list[bytes] = field(default_factory=list)
+    outputs: AsyncIterator[wire.Output] | None = None
+
+    async def begin(self, engine: PersonaplexEngine) -> float:
+        """Open it, or take it over with what is kept, and let one frame be answered: milliseconds."""
+        begun = time.perf_counter()
+        if self.columns:
+            heard = min(len(self.columns), _KEPT_SOUND)
+            resume = Resume(0, len(self.columns), heard, 0)
+            request = replace(self.request, resume=resume)
+            self.session = await engine.resume(request, History(b"".join(self.columns), SOUND * heard))
+        else:
+            self.session = await engine.open(self.request)
+        self.outputs = self.session.outputs()
+        await self.say()
+        return 1000 * (time.perf_counter() - begun)
+
+    async def say(self) -> float:
+        """The next frame and its answer: milliseconds between them."""
+        assert self.session is not None
+        assert self.outputs is not None
+        begun = time.perf_counter()
+        self.session.push(CallerFrame(len(self.columns), SOUND))
+        async for output in self.outputs:
+            if isinstance(output, AgentFrame):
+                self.columns.append(output.tokens)
+                break
+        return 1000 * (time.perf_counter() - begun)
+
+    async def talk(self, start: float, frames: int) -> list[float]:
+        """Frames every 80 ms from `start` on (of `time.perf_counter`)."""
+        took = []
+        for index in range(frames):
+            await asyncio.sleep(max(0.0, start + index * FRAME - time.perf_counter()))
+            took.append(await self.say())
+        return took
+
+
+async def measure(order: Order) -> Found:
+    """Make the weights if they are not there, start, talk, kill, start, take over."""
+    begun = time.perf_counter()
+    make_weights(order)
+    made = time.perf_counter()
+    options = EngineOptions(
+        str(order.weights),
+        device=order.device,
+        slots=order.slots,
+        kv_dtype=order.kv_dtype,
+        warm=((VOICE, PROMPT),),
+    )
+    engine = PersonaplexEngine(options)
+    await engine.start()
+    ready = time.perf_counter()
+    callers = [_Caller(SessionRequest(f"call-{number}", prompt=PROMPT, voice=VOICE)) for number in range(order.slots)]
+    opened = await asyncio.gather(*(caller.begin(engine) for caller in callers))
+    start = time.perf_counter()
+    frames = round(order.seconds / FRAME)
+    spread = (caller.talk(start + FRAME * number / order.slots, frames) for number, caller in enumerate(callers))
+    talked = await asyncio.gather(*spread)
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGKILL)
+    killed = time.perf_counter()
+    await engine.lost()
+    await engine.stop()
+    second = PersonaplexEngine(options)
+    await second.start()
+    again = time.perf_counter()
+    resumed = await asyncio.gather(*(caller.begin(second) for caller in callers))
+    await second.stop()
+    return Found(
+        weights_seconds=made - begun,
+        first_start_seconds=ready - made,
+        restart_seconds=again - killed,
+        opened_ms=sorted(opened),
+        talk_ms=sorted(one for each in talked for one in each),
+        resumed_ms=sorted(resumed),
+    )
+
+
+def make_weights(order: Order) -> None:
+    """A folder of random networks, with a vocabulary and a voice; what is there already is used as it is."""
+    folder, sizes = ModelFolder(order.weights), sizes_of(order.size)
+    if folder.lm.is_file():
+        return
+    folder.voices.mkdir(parents=True, exist_ok=True)
+    models = random_models(sizes, torch.device(order.device))
+    if order.size != "full":
+        _write_sizes(folder.path, sizes)
+    _train_vocabulary(folder.tokenizer, sizes.lm.text_card)
+    main = sizes.lm.transformer
+    voice = {
+        "embeddings": torch.randn((main.context // _VOICE_PART, 1, 1, main.dim)),
+        "cache": torch.zeros((1, sizes.lm.rows, sizes.lm.columns), dtype=torch.long),
+    }
+    torch.save(voice, folder.voices / f"{VOICE}.pt")
+    for module, path in ((models.mimi, folder.mimi), (models.lm, folder.lm)):
+        save_file({name: tensor.cpu() for name, tensor in module.state_dict().items()}, path)
+
+
+def _write_sizes(path: Path, sizes: Sizes) -> None:
+    """The sizes as a checkpoint's JSON has them; an MLP's width stands there as that of its ungated form."""
+    main, depth, codec = sizes.lm.transformer, sizes.lm.depformer, sizes.mimi.transformer
+    language = {
+        "dim": main.dim,
+        "num_heads": main.heads,
+        "num_layers": main.layers,
+        "context": main.context,
+        "hidden_scale": 1.5 * main.hidden / main.dim,
+        "max_period": main.max_period,
+        "depformer_dim": depth.dim,
+        "depformer_num_heads": depth.heads,
+        "depformer_num_layers": depth.layers,
+        "depformer_dim_feedforward": 3 * depth.hidden // 2,
+        "dep_q": depth.steps,
+        "text_card": sizes.lm.text_card,
+        "card": sizes.lm.card,
+        "delays": sizes.lm.delays,
+    }
+    seanet, quantizer = sizes.mimi.seanet, sizes.mimi.quantizer
+    sound = {
+        "seanet": {
+            "dimension": seanet.dimension,
+            "n_filters": seanet.filters,
+            "ratios": seanet.ratios,
+            "kernel_size": seanet.kernel,
+            "residual_kernel_size": seanet.residual_kernel,
+            "last_kernel_size": seanet.last_kernel,
+            "compress": seanet.compress,
+            "channels": seanet.channels,
+        },
+        "transformer": {
+            "d_model": codec.dim,
+            "num_heads": codec.heads,
+            "num_layers": codec.layers,
+            "context": codec.context,
+            "max_period": codec.max_period,
+            "dim_feedforward": codec.hidden,
+        },
+        "quantizer": {
+            "dimension": quantizer.dimension,
+            "n_q": quantizer.codebooks,
+            "bins": quantizer.bins,
+            "input_dimension": quantizer.input_dimension,
+        },
+    }
+    (path / "lm.json").write_text(json.dumps({"config": language}))
+    (path / "mimi.json").write_text(json.dumps({"config": sound}))
+
+
+def _train_vocabulary(path: Path, size: int) -> None:
+    """A SentencePiece model of `size` pieces with the published special ids: 0 end of padding, 3 padding."""
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([PROMPT] * 4),
+        model_writer=written,
+        model_type="bpe",
+        vocab_size=size,
+        character_coverage=1.0,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=3,
+        user_defined_symbols=[f"<{number}>" for number in range(size - _PIECES)],
+        minloglevel=2,
+    )
+    path.write_bytes(written.getvalue())
+
+
+def _shown(found: Found) -> str:
+    opened, talk, resumed = found.opened_ms, found.talk_ms, found.resumed_ms
+    return "\n".join(
+        (
+            f"ready after {found.first_start_seconds:.1f} s",
+            f"killed, and ready again after {found.restart_seconds:.1f} s",
+            f"{len(opened)} calls opened at once: first frame after {_middle(opened):.0f} ms (median), "
+            f"{opened[-1]:.0f} ms (last)",
+            f"a frame answered in {_middle(talk):.1f} ms (median), {talk[int(0.99 * len(talk))]:.1f} ms (p99)",
+            f"{len(resumed)} calls resumed at once: they spoke after {_middle(resumed):.0f} ms (median), "
+            f"{resumed[-1]:.0f} ms (last)",
+        )
+    )
+
+
+def _middle(values: Sequence[float]) -> float:
+    return values[len(values) // 2]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m model.bench.restart")
+    parser.add_argument("--size", choices=get_args(Size), default="full")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--slots", type=int, default=64)
+    parser.add_argument("--kv-dtype", choices=get_args(KVDtype), default="auto")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of talk before the kill")
+    parser.add_argument("--weights", type=Path, help="folder for the random weights; without it, one that is deleted")
+    parser.add_argument("--json", action="store_true")
+    options = vars(parser.parse_args(arguments))
+    as_json, folder = options.pop("json"), options.pop("weights")
+    with tempfile.TemporaryDirectory() as temporary:
+        found = asyncio.run(measure(Order(folder or Path(temporary), **options)))
+    sys.stdout.write((json.dumps(asdict(found)) if as_json else _shown(found)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
