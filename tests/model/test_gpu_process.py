@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -60,3 +61,21 @@ def test_a_defect_of_our_own_is_not_taken_for_the_devices(channel: Channel, monk
     fails_with(RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), monkeypatch)
     with pytest.raises(RuntimeError, match="size of tensor"):
         gpu_process.main()
+
+
+OUT_OF_RANGE = """
+import torch
+from model.gpu_process import device_failed
+try:
+    torch.zeros(4, device="cuda")[torch.tensor([9], device="cuda")]
+    torch.cuda.synchronize()
+except RuntimeError as error:
+    print(device_failed(error))
+"""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_a_real_error_of_the_device_is_known_as_one() -> None:
+    """In a process of its own: no later number of it could be trusted."""
+    done = subprocess.run([sys.executable, "-c", OUT_OF_RANGE], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "True", done.stderr
