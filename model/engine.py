@@ -20,10 +20,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from model import ops
 from model.conversation import Models
 from model.cuda_graphs import LOW_PRIORITY, StepGraphs, stream
 from model.forced_speech import ForcedSpeech
-from model.lm import LMState, Sampler
+from model.lm import LMState, Sampler, StepOutput
 from model.mimi.codec import MimiState
 from model.sampling import SlotSampling
 from model.streaming import WindowKind
@@ -209,27 +210,45 @@ class Stepper:
         """The step over the static buffers of `batch`; nothing in it waits for the device."""
         models, buffers = self.models, self._buffers[batch]
         slots, config = buffers.slots, models.config
-        lm_slots = self._where[slots]
-        heard = (buffers.pcm.float() / _SCALE)[:, None]
-        codes = models.mimi.encode_step(self.codec, slots, heard, config.codebooks)[:, :, 0]
+        lm_slots, counter, heard = self._begin(buffers)
+        codes = models.mimi.encode_step(self.codec, slots, heard[:, None], config.codebooks)[:, :, 0]
         output = models.lm.step(
             self.state,
             lm_slots,
             codes,
             buffers.forced,
             buffers.mask,
-            sampler=_OfSlots(self.words, slots, self._counter[slots]),
+            sampler=_OfSlots(self.words, slots, counter),
             depformer_steps=config.codebooks,
         )
-        self._counter[slots] += 1
         agent = output.tokens[:, 1 : 1 + config.codebooks, None]
         said = models.mimi.decode_step(self.codec, slots, agent)[:, 0]
-        finite = torch.isfinite(output.trace.hidden).all(1) & torch.isfinite(output.trace.text_logits).all(1)
-        finite = finite & torch.isfinite(output.trace.audio_logits).flatten(1).all(1) & torch.isfinite(said).all(1)
         # Rows that fill up a batch are nobody's: they never have a past to read.
         self.state.kv.offsets[-1:].zero_()
-        column = self.state.cache.newest(lm_slots)
-        buffers.tokens.copy_(torch.cat((column, output.tokens, finite[:, None].long()), dim=1))
+        self._end(buffers, output, said)
+
+    def _begin(self, buffers: _Buffers) -> tuple[Tensor, Tensor, Tensor]:
+        """LM slots `[b]`, draws so far `[b]` and the callers' sound `[b, 1920]`, float32 within 1."""
+        if not ops.fused(buffers.slots):
+            return self._where[buffers.slots], self._counter[buffers.slots], buffers.pcm.float() / _SCALE
+        from model.kernels import frame
+
+        return frame.begin(buffers.slots, self._where, self._counter, buffers.pcm)
+
+    def _end(self, buffers: _Buffers, output: StepOutput, said: Tensor) -> None:
+        """Count the draws, and write what the host reads; `said [b, 1920]` is the agent's sound."""
+        results = (output.trace.hidden, output.trace.text_logits, output.trace.audio_logits)
+        if ops.fused(said):
+            from model.kernels import frame
+
+            outside = (buffers.tokens, buffers.sound)
+            frame.end(buffers.slots, self._counter, results, output.column, output.tokens, said, *outside)
+            return
+        self._counter[buffers.slots] += 1
+        finite = torch.isfinite(said).all(1)
+        for result in results:
+            finite = finite & torch.isfinite(result).flatten(1).all(1)
+        buffers.tokens.copy_(torch.cat((output.column, output.tokens, finite[:, None].long()), dim=1))
         buffers.sound.copy_((said * _SCALE).round().nan_to_num(0.0).clamp(-_SCALE, _SCALE - 1))
 
 
