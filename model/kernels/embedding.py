@@ -48,14 +48,14 @@ def embed(tables: Tables, columns: Tensor) -> Tensor:
         tables.width,
         rows=rows,
         block=_BLOCK,
-        step=16 // result.element_size() if tables.aligned else 1,
+        alignment=16 if tables.aligned else result.element_size(),
         num_warps=4,
     )
     return result
 
 
 @triton.jit
-def _embed(columns, directory, result, width, rows: tl.constexpr, block: tl.constexpr, step: tl.constexpr):
+def _embed(columns, directory, result, width, rows: tl.constexpr, block: tl.constexpr, alignment: tl.constexpr):
     column = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * block + tl.arange(0, block)
     there = place < width
@@ -66,7 +66,7 @@ def _embed(columns, directory, result, width, rows: tl.constexpr, block: tl.cons
         entries, row = tl.load(directory + 3 * index + 1), tl.load(directory + 3 * index + 2)
         token = tl.load(columns + column * rows + row)
         entry = tl.minimum(tl.maximum(token, 0), entries - 1)
-        source = tl.multiple_of(table + entry * width + place, step)
+        source = tl.multiple_of(table + entry * width + place, alignment)
         vector = tl.load(source, mask=there & (token != ZERO), other=0.0).to(tl.float32)
         total = (total + vector).to(narrow).to(tl.float32)
     tl.store(result + column * width + place, total.to(narrow), mask=there)

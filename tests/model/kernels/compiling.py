@@ -112,7 +112,7 @@ def ends(capability: int) -> dict[str, str]:
     return {
         "open": compiled(token_grid._open, capability, types, 1, places=32, forces=True),
         "close": compiled(token_grid._close, capability, types, 1, places=32),
-        "embed": compiled(embedding._embed, capability, types | wide, rows=17, block=1024, step=8),
+        "embed": compiled(embedding._embed, capability, types | wide, rows=17, block=1024, alignment=16),
         "take": compiled(positions._take, capability, types, 1, width=64),
         "decide": compiled(word_queue._decide, capability, types, 1, lanes=32),
         "begin": compiled(frame._begin, capability, types, block=1024),
