@@ -16,6 +16,8 @@ MIX_1 = tl.constexpr(0xBF58476D1CE4E5B9)
 MIX_2 = tl.constexpr(0x94D049BB133111EB)
 """SplitMix64's constants (Steele, Lea and Flood 2014)."""
 ROWS = tl.constexpr(32)
+_WIDEST = 4096
+"""That one program draws from."""
 
 
 def draw(
@@ -23,8 +25,12 @@ def draw(
 ) -> Tensor:
     """`logits [b, V]` of `row` in each slot's `frame [b]` to ids `[b]`, with the settings `[S]` of `slots [b]`."""
     count, size = logits.shape
-    chosen = torch.empty(count, dtype=torch.long, device=logits.device)
     width = triton.next_power_of_2(size)
+    if width > _WIDEST:
+        from model.kernels import wide_sampling
+
+        return wide_sampling.draw(logits, row, frame, slots, temperature, top_k, seed)
+    chosen = torch.empty(count, dtype=torch.long, device=logits.device)
     _draw[(count,)](
         logits,
         frame,
@@ -36,7 +42,7 @@ def draw(
         size,
         row,
         width=width,
-        num_warps=16 if width > 4096 else 4,
+        num_warps=4,
     )
     return chosen
 
@@ -60,19 +66,20 @@ def _exponential(seed, frame, row, place):
 
 
 @triton.jit
-def _draw(logits, frames, slots, temperatures, top_ks, seeds, chosen, size, row, width: tl.constexpr):
-    entry = tl.program_id(0)
-    slot = tl.load(slots + entry)
-    place = tl.arange(0, width)
+def order_of(logit):
+    """Bits of a float, so turned that they sort as unsigned numbers; -0 is 0."""
+    bits = tl.where(logit == 0, 0.0, logit).to(tl.int32, bitcast=True)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.uint32, bitcast=True) ^ 0x80000000
+
+
+@triton.jit
+def choose(logit, place, size, row, heat, top_k, seed, frame):
+    """One slot's token from `logit`, its logits in float32 at `place`, -inf from `size` on."""
     there = place < size
-    logit = tl.load(logits + entry.to(tl.int64) * size + place, mask=there, other=float("-inf")).to(tl.float32)
-    heat = tl.load(temperatures + slot)
     likeliest = tl.argmax(logit, axis=0)
     if heat > 0:
-        limit = tl.minimum(tl.load(top_ks + slot), size).to(tl.int32)
-        # Bits of a float, so turned that they sort as unsigned numbers; -0 is 0.
-        bits = tl.where(logit == 0, 0.0, logit).to(tl.int32, bitcast=True)
-        order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.uint32, bitcast=True) ^ 0x80000000
+        limit = tl.minimum(top_k, size).to(tl.int32)
+        order = order_of(logit)
         least = tl.zeros([1], tl.uint32)
         for bit in range(32):
             raised = least | (tl.full([1], 1, tl.uint32) << (31 - bit))
@@ -82,7 +89,18 @@ def _draw(logits, frames, slots, temperatures, top_ks, seeds, chosen, size, row,
         equal = (there & (order == least)).to(tl.int32)
         room = limit - tl.sum(above.to(tl.int32), axis=0)
         kept = above | ((equal > 0) & (tl.cumsum(equal, axis=0) <= room))
-        noise = _exponential(tl.load(seeds + slot), tl.load(frames + entry), row, place)
+        noise = _exponential(seed, frame, row, place)
         score = tl.where(kept, logit / heat - tl.log(noise), float("-inf"))
         likeliest = tl.argmax(score, axis=0)
-    tl.store(chosen + entry, tl.minimum(likeliest, size - 1).to(tl.int64))
+    return tl.minimum(likeliest, size - 1).to(tl.int64)
+
+
+@triton.jit
+def _draw(logits, frames, slots, temperatures, top_ks, seeds, chosen, size, row, width: tl.constexpr):
+    entry = tl.program_id(0)
+    slot = tl.load(slots + entry)
+    place = tl.arange(0, width)
+    source = logits + entry.to(tl.int64) * size + place
+    logit = tl.load(source, mask=place < size, other=float("-inf")).to(tl.float32)
+    heat, top_k, seed = tl.load(temperatures + slot), tl.load(top_ks + slot), tl.load(seeds + slot)
+    tl.store(chosen + entry, choose(logit, place, size, row, heat, top_k, seed, tl.load(frames + entry)))

@@ -14,7 +14,19 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from model.kernels import attention, embedding, frame, layer, matmul, positions, read, sampling, token_grid, word_queue
+from model.kernels import (
+    attention,
+    embedding,
+    frame,
+    layer,
+    matmul,
+    positions,
+    read,
+    sampling,
+    token_grid,
+    wide_sampling,
+    word_queue,
+)
 
 _TYPES: dict[str, tuple[str, ...]] = {
     "*i64": ("slots", "firsts", "lasts", "positions", "frames", "top_ks", "seeds", "chosen")
@@ -88,6 +100,9 @@ def main(capability: int) -> dict[str, str]:
     found["linear"] = compiled(matmul._linear, capability, weight, rows=16, columns=32, depth=128)
     found["read"] = compiled(read._read, capability, {"source": "*i32", "sums": "*i32"}, 8, block=8192)
     found["draw"] = compiled(sampling._draw, capability, {}, width=2048)
+    names, lists = {"shortlist": "*i32", "parts": "i32"}, {"part": 2048, "short": 64}
+    found["list"] = compiled(wide_sampling._list, capability, names, digits=16, **lists)
+    found["choose"] = compiled(wide_sampling._choose, capability, names, 16, listed=1024, width=32_768, **lists)
     return found | ends(capability)
 
 

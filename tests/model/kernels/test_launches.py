@@ -19,8 +19,8 @@ from tests.model.kernels.launches import Launches, counting
 
 A_LAYER = 10
 OUTSIDE = 14
-"""Of the language model, its codebooks' walk left out: embedding, positions, last norm, text head, draw, words, and the
-two ends of the token grid; and of the engine, the two ends of a step. What makes the walk's arguments counts too."""
+"""Of the language model without its walk of the codebooks: embedding, positions, last norm, text head, its draw, words,
+and the two ends of the token grid; of the engine, the two ends of a step."""
 WHOLE = 500
 
 

@@ -1,0 +1,163 @@
+"""A token for each slot out of a vocabulary too wide for one program, in Triton: text, of 32,000 ids.
+
+Owns the shortlist: each part of the vocabulary names its k likeliest, many programs at a time, and the k likeliest of
+all are among those. Where a slot's k is beyond a shortlist's length, one program looks at all of them after all. The
+draw itself is that of `model.kernels.sampling`, and so is the token.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from model.kernels.sampling import choose, order_of
+
+_PART = 2048
+"""Ids that a program lists from."""
+SHORT = 64
+"""Ids that it lists at most."""
+
+
+def draw(
+    logits: Tensor, row: int, frame: Tensor, slots: Tensor, temperature: Tensor, top_k: Tensor, seed: Tensor
+) -> Tensor:
+    """As `model.kernels.sampling.draw`, for any width."""
+    count, size = logits.shape
+    parts = triton.cdiv(size, _PART)
+    chosen = torch.empty(count, dtype=torch.long, device=logits.device)
+    shortlist = torch.empty((count, parts, SHORT), dtype=torch.int32, device=logits.device)
+    _list[(count, parts)](
+        logits,
+        slots,
+        temperature,
+        top_k,
+        shortlist,
+        size,
+        part=_PART,
+        short=SHORT,
+        digits=16 if logits.dtype == torch.bfloat16 else 32,
+        num_warps=4,
+    )
+    _choose[(count,)](
+        logits,
+        frame,
+        slots,
+        temperature,
+        top_k,
+        seed,
+        shortlist,
+        chosen,
+        size,
+        row,
+        parts,
+        part=_PART,
+        short=SHORT,
+        listed=triton.next_power_of_2(parts) * SHORT,
+        width=triton.next_power_of_2(size),
+        num_warps=16,
+    )
+    return chosen
+
+
+@triton.jit
+def _limit(heats, top_ks, slot):
+    """How many of the likeliest a slot draws from; the likeliest alone where it does not draw."""
+    return tl.where(tl.load(heats + slot) > 0, tl.load(top_ks + slot), 1)
+
+
+@triton.jit
+def _list(
+    logits,
+    slots,
+    temperatures,
+    top_ks,
+    shortlist,
+    size,
+    part: tl.constexpr,
+    short: tl.constexpr,
+    digits: tl.constexpr,
+):
+    """The likeliest of a part, in the order of their ids; of equals the first. `digits`: bits that logits differ in."""
+    entry, mine = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    limit = tl.minimum(_limit(temperatures, top_ks, tl.load(slots + entry)), short).to(tl.int32)
+    place = mine * part + tl.arange(0, part)
+    there = place < size
+    logit = tl.load(logits + entry * size + place, mask=there, other=float("-inf")).to(tl.float32)
+    order = order_of(logit) >> (32 - digits)
+    least = tl.zeros([1], tl.uint32)
+    for bit in range(digits):
+        raised = least | (tl.full([1], 1, tl.uint32) << (digits - 1 - bit))
+        reached = tl.sum((there & (order >= raised)).to(tl.int32), axis=0)
+        least = tl.where(reached >= limit, raised, least)
+    above = there & (order > least)
+    equal = there & (order == least)
+    room = limit - tl.sum(above.to(tl.int32), axis=0)
+    listed = above | (equal & (tl.cumsum(equal.to(tl.int32), axis=0) <= room))
+    target = shortlist + (entry * tl.num_programs(1) + mine) * short + tl.cumsum(listed.to(tl.int32), axis=0) - 1
+    tl.store(target, place, mask=listed)
+
+
+@triton.jit
+def _choose(
+    logits,
+    frames,
+    slots,
+    temperatures,
+    top_ks,
+    seeds,
+    shortlist,
+    chosen,
+    size,
+    row,
+    parts,
+    part: tl.constexpr,
+    short: tl.constexpr,
+    listed: tl.constexpr,
+    width: tl.constexpr,
+):
+    entry = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + entry)
+    heat, top_k, seed = tl.load(temperatures + slot), tl.load(top_ks + slot), tl.load(seeds + slot)
+    frame = tl.load(frames + entry)
+    source, names = logits + entry * size, shortlist + entry * parts * short
+    limit = _limit(temperatures, top_ks, slot)
+    if limit <= short:
+        token = _among(source, names, limit, size, row, heat, top_k, seed, frame, parts, part, short, listed)
+    else:
+        token = _among_all(source, size, row, heat, top_k, seed, frame, width)
+    tl.store(chosen + entry, token)
+
+
+@triton.jit
+def _among(
+    source,
+    names,
+    limit,
+    size,
+    row,
+    heat,
+    top_k,
+    seed,
+    frame,
+    parts,
+    part: tl.constexpr,
+    short: tl.constexpr,
+    listed: tl.constexpr,
+):
+    """One slot's token from the lists of all parts, each `short` long; a part lists `limit` ids, or all it has."""
+    lane = tl.arange(0, listed)
+    filled = (lane // short < parts) & (lane % short < tl.minimum(limit, size - lane // short * part))
+    place = tl.load(names + lane, mask=filled, other=size)
+    logit = tl.load(source + place, mask=filled, other=float("-inf")).to(tl.float32)
+    winner = choose(logit, place, size, row, heat, top_k, seed, frame)
+    # Of logits that are no numbers any lane may win, also one with no id.
+    return tl.minimum(tl.sum(tl.where(lane == winner, place, 0), axis=0), size - 1).to(tl.int64)
+
+
+@triton.jit
+def _among_all(source, size, row, heat, top_k, seed, frame, width: tl.constexpr):
+    place = tl.arange(0, width)
+    logit = tl.load(source + place, mask=place < size, other=float("-inf")).to(tl.float32)
+    return choose(logit, place, size, row, heat, top_k, seed, frame)
