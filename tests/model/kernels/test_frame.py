@@ -36,21 +36,21 @@ def test_what_the_host_reads(dtype: torch.dtype) -> None:
     counters, slots = torch.arange(6), torch.tensor([3, 0, 5, 1])
     expected = (said * 32_768.0).round().nan_to_num(0.0).clamp(-32_768, 32_767).to(torch.int16)
 
-    def ended() -> tuple[list[bool], torch.Tensor, torch.Tensor]:
+    def ended() -> tuple[list[bool], torch.Tensor]:
         out = torch.zeros((count, 2 * rows + 1), dtype=torch.long, device=DEVICE)
         pcm = torch.zeros((count, samples), dtype=torch.int16, device=DEVICE)
-        here = [part.to(DEVICE) for part in (column, tokens, said)]
-        frame.end(slots.to(DEVICE), there, [part.to(DEVICE) for part in results], *here, out, pcm)
+        parts = [part.to(DEVICE) for part in results]
+        frame.end(slots.to(DEVICE), there, parts, column.to(DEVICE), tokens.to(DEVICE), said.to(DEVICE), out, pcm)
         assert torch.equal(out[:, : 2 * rows].cpu(), torch.cat((column, tokens), dim=1))
-        return (out[:, -1] == 1).tolist(), out, pcm.cpu()
+        return (out[:, -1] == 1).tolist(), pcm.cpu()
 
     there = counters.to(DEVICE)
-    finite, _, pcm = ended()
+    finite, pcm = ended()
     assert finite == [True, False, False, True]
     assert torch.equal(pcm, expected)
     assert there.tolist() == [1, 2, 2, 4, 4, 6]
     results[2][3, 2, 49] = float("inf")
     said[0, 1919] = float("nan")
-    finite, _, pcm = ended()
+    finite, pcm = ended()
     assert finite == [False, False, False, False]
     assert pcm[0, 1919] == 0
