@@ -11,9 +11,11 @@ kind is nobody's: it fills up batches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +37,8 @@ Sound = npt.NDArray[np.int16]
 Ids = npt.NDArray[np.int64]
 
 _SCALE = 32_768.0
+_ALIGNED = 256
+"""Bytes: where a tensor begins for wide loads, and for kernels compiled for such."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,31 +59,45 @@ class _Buffers:
     """What a step of `batch` rows reads and writes, on the device, and its mirror in pinned memory."""
 
     def __init__(self, batch: int, rows: int, device: torch.device) -> None:
-        def pair(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-            here = torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")
-            return here, (torch.zeros(shape, dtype=dtype, device=device) if device.type == "cuda" else here)
-
-        self.slots_in, self.slots = pair((batch,), torch.long)
-        self.pcm_in, self.pcm = pair((batch, FRAME_SAMPLES), torch.int16)
-        self.forced_in, self.forced = pair((batch, rows), torch.long)
-        self.mask_in, self.mask = pair((batch, rows), torch.bool)
-        self.tokens_out, self.tokens = pair((batch, 2 * rows + 1), torch.long)
-        self.sound_out, self.sound = pair((batch, FRAME_SAMPLES), torch.int16)
+        sound = ((batch, FRAME_SAMPLES), torch.int16)
+        asked = ((batch,), torch.long), sound, ((batch, rows), torch.long), ((batch, rows), torch.bool)
+        told = ((batch, 2 * rows + 1), torch.long), sound
+        self._in, self._out = _Mirrored(asked, device), _Mirrored(told, device)
+        self.slots_in, self.pcm_in, self.forced_in, self.mask_in = self._in.here
+        self.slots, self.pcm, self.forced, self.mask = self._in.there
+        self.tokens_out, self.sound_out = self._out.here
+        self.tokens, self.sound = self._out.there
 
     def upload(self) -> None:
-        for here, there in (
-            (self.slots_in, self.slots),
-            (self.pcm_in, self.pcm),
-            (self.forced_in, self.forced),
-            (self.mask_in, self.mask),
-        ):
-            if here is not there:
-                there.copy_(here, non_blocking=True)
+        self._in.upload()
 
     def download(self) -> None:
-        for here, there in ((self.tokens_out, self.tokens), (self.sound_out, self.sound)):
-            if here is not there:
-                here.copy_(there, non_blocking=True)
+        self._out.download()
+
+
+class _Mirrored:
+    """Tensors that lie together on the host and on the device, so that one copy moves them all."""
+
+    def __init__(self, kinds: Sequence[tuple[tuple[int, ...], torch.dtype]], device: torch.device) -> None:
+        sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in kinds]
+        starts = [0, *accumulate(_ALIGNED * math.ceil(size / _ALIGNED) for size in sizes)]
+        self._here = torch.zeros(starts[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._there = torch.zeros_like(self._here, device=device) if device.type == "cuda" else self._here
+        self.here, self.there = (
+            [
+                whole[start : start + size].view(dtype).view(shape)
+                for start, size, (shape, dtype) in zip(starts[:-1], sizes, kinds, strict=True)
+            ]
+            for whole in (self._here, self._there)
+        )
+
+    def upload(self) -> None:
+        if self._here is not self._there:
+            self._there.copy_(self._here, non_blocking=True)
+
+    def download(self) -> None:
+        if self._here is not self._there:
+            self._here.copy_(self._there, non_blocking=True)
 
 
 class Stepper:

@@ -19,7 +19,7 @@ from model.config import ZERO, LMConfig
 from model.depformer import Depformer
 from model.kv_cache import SlotKV
 from model.streaming import WindowKind
-from model.token_cache import OpenStep, TokenCache
+from model.token_cache import TokenCache
 from model.transformer import RMSNorm, Transformer
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ class LM(nn.Module):
         offsets = state.cache.offset
         named = torch.arange(offsets.shape[0], device=offsets.device) if slots is None else slots
         opened = state.cache.begin(named, user_codes, forced, forced_mask)
-        hidden = self._read_column(state, named, opened)
+        hidden = self.read_column(state, named, opened.inputs, opened.running)
         text_logits = self.text_linear(hidden)
         chosen = [sampler(text_logits, 0, opened.offset, named)]
         text = torch.where(opened.given[:, 0], opened.target[:, 0], chosen[0])
@@ -239,12 +239,15 @@ class LM(nn.Module):
         trace = StepTrace(opened.inputs, hidden, text_logits, audio_logits, picked)
         return StepOutput(decided.frame, decided.valid, decided.column, trace)
 
-    def _read_column(self, state: LMState, slots: Tensor, opened: OpenStep) -> Tensor:
-        """Run the main transformer over the columns that a step reads: normalised, `[b, D]`."""
-        column = self.embed(opened.inputs[..., None])
+    def read_column(self, state: LMState, slots: Tensor, inputs: Tensor, running: Tensor) -> Tensor:
+        """Run the main transformer over `inputs [b, R]`, the next column of each of `slots [b]`: normalised, `[b, D]`.
+
+        Where not `running [b]`, the slot's next column takes this one's place.
+        """
+        column = self.embed(inputs[..., None])
         if not isinstance(state.kv, SlotKV):
-            return self._advance(state, slots, column, opened.running.long())[:, 0]
-        attention, rotary = state.kv.take(slots, opened.running, self.config.transformer.max_period)
+            return self._advance(state, slots, column, running.long())[:, 0]
+        attention, rotary = state.kv.take(slots, running, self.config.transformer.max_period)
         x, branch = decode.step(self.transformer.layers, column[:, 0], rotary, attention)
         return ops.add_norm(x, branch, self.out_norm.alpha)[1]
 

@@ -23,7 +23,7 @@ _WIDE = 4096
 def begin(slots: Tensor, lm_slots: Tensor, counters: Tensor, pcm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Look `slots [b]` up in `lm_slots [S]` and `counters [S]`, `[b]` each, and scale `pcm [b, N]` int16 to float32."""
     count, samples = pcm.shape
-    where, counter = torch.empty((2, count), dtype=torch.long, device=slots.device)
+    where, counter = torch.empty_like(slots), torch.empty_like(slots)
     sound = torch.empty((count, samples), device=slots.device)
     _begin[(count, triton.cdiv(samples, _BLOCK))](
         slots, lm_slots, counters, pcm, where, counter, sound, samples, block=_BLOCK, num_warps=4

@@ -31,8 +31,8 @@ def take(offsets: Tensor, slots: Tensor, running: Tensor, frequencies: Tensor, r
     `reach` positions before its own.
     """
     count, half = slots.shape[0], frequencies.shape[0]
-    position, first = torch.empty((2, count), dtype=torch.long, device=slots.device)
-    cos, sin = torch.empty((2, count, half), device=slots.device)
+    position, first = torch.empty_like(slots), torch.empty_like(slots)
+    cos, sin = (frequencies.new_empty((count, half)) for _ in range(2))
     _take[(count,)](
         offsets,
         slots,

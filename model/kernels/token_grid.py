@@ -53,8 +53,8 @@ def open_step(
     Nothing of the grid is written.
     """
     count, (_, rows, cells) = slots.shape[0], grid.tokens.shape
-    ids, inputs, target = torch.empty((3, count, rows), dtype=torch.long, device=slots.device)
-    mask, given = torch.empty((2, count, rows), dtype=torch.bool, device=slots.device)
+    ids, inputs, target = (slots.new_empty((count, rows)) for _ in range(3))
+    mask, given = (slots.new_empty((count, rows), dtype=torch.bool) for _ in range(2))
     offset, running = torch.empty_like(slots), torch.empty_like(slots, dtype=torch.bool)
     heard = grid.tokens if codes is None else codes
     forces = forced is not None and forced_mask is not None
@@ -93,7 +93,7 @@ def close_step(grid: Grid, slots: Tensor, opened: Opened, chosen: Tensor) -> tup
     Returns the column decided and the frame emitted, `[b, R]`, and whether there is one, `[b]`.
     """
     count, (_, rows, cells) = slots.shape[0], grid.tokens.shape
-    decided, frame = torch.empty((2, count, rows), dtype=torch.long, device=slots.device)
+    decided, frame = (slots.new_empty((count, rows)) for _ in range(2))
     valid = torch.empty_like(opened.running)
     _close[(count,)](
         grid.tokens,

@@ -57,7 +57,7 @@ def decide(queue: Queue, sampled: Tensor, frame: Tensor, slots: Tensor, start_fr
     return text
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _decide(
     pieces,
     begin_flags,
