@@ -1,7 +1,8 @@
 """A token for each slot in one launch, in Triton: noise, the k likeliest and the race of `model.sampling`.
 
 Owns the arithmetic alone; the same seed draws the same token as there, up to rounding in the last place of a score.
-The k-th largest logit is found digit by digit, from the highest: eight times sixteen counts in place of a sort.
+The k-th largest logit is found bit by bit, from the highest: a count for each bit in place of a sort. Of logits in
+bfloat16, as the published model's are, the upper half of the bits says all.
 """
 
 from __future__ import annotations
@@ -42,9 +43,15 @@ def draw(
         size,
         row,
         width=width,
+        digits=digits_of(logits),
         num_warps=4,
     )
     return chosen
+
+
+def digits_of(logits: Tensor) -> int:
+    """Upper bits of a float32 that tell any of `logits` apart."""
+    return 16 if logits.dtype == torch.bfloat16 else 32
 
 
 @triton.jit
@@ -73,37 +80,53 @@ def order_of(logit):
 
 
 @triton.jit
-def choose(logit, place, size, row, heat, top_k, seed, frame):
-    """One slot's token from `logit`, its logits in float32 at `place`, -inf from `size` on."""
-    there = place < size
+def largest(order, there, limit, digits: tl.constexpr):
+    """Which of `order`, where `there`, are the `limit` largest, of equals the first. Its upper `digits` bits count."""
+    order = order >> (32 - digits)
+    least = tl.zeros([1], tl.uint32)
+    for bit in range(digits):
+        raised = least | (tl.full([1], 1, tl.uint32) << (digits - 1 - bit))
+        reached = tl.sum((there & (order >= raised)).to(tl.int32), axis=0)
+        least = tl.where(reached >= limit, raised, least)
+    above = there & (order > least)
+    equal = there & (order == least)
+    room = limit - tl.sum(above.to(tl.int32), axis=0)
+    return above | (equal & (tl.cumsum(equal.to(tl.int32), axis=0) <= room))
+
+
+@triton.jit
+def choose(logit, place, size, row, heat, top_k, seed, frame, digits: tl.constexpr = 32):
+    """One slot's token from `logit`, its logits in float32 at `place`, -inf from `size` on.
+
+    `digits`: 16 where they were bfloat16, which is faster. Returns where in `logit` it is.
+    """
     likeliest = tl.argmax(logit, axis=0)
     if heat > 0:
         limit = tl.minimum(top_k, size).to(tl.int32)
-        order = order_of(logit)
-        digit = tl.arange(0, 16)
-        least = tl.zeros([1], tl.uint32)
-        for place_of_digit in range(8):
-            # Of the sixteen numbers that continue what is known, the largest that as many reach as are kept.
-            raised = least | (digit.to(tl.uint32) << (28 - 4 * place_of_digit))
-            reached = tl.sum((there[None, :] & (order[None, :] >= raised[:, None])).to(tl.int32), axis=1)
-            best = tl.sum((reached >= limit).to(tl.int32), axis=0) - 1
-            least |= tl.maximum(best, 0).to(tl.uint32) << (28 - 4 * place_of_digit)
-        above = there & (order > least)
-        equal = (there & (order == least)).to(tl.int32)
-        room = limit - tl.sum(above.to(tl.int32), axis=0)
-        kept = above | ((equal > 0) & (tl.cumsum(equal, axis=0) <= room))
-        noise = _exponential(seed, frame, row, place)
-        score = tl.where(kept, logit / heat - tl.log(noise), float("-inf"))
-        likeliest = tl.argmax(score, axis=0)
+        kept = largest(order_of(logit), place < size, limit, digits)
+        score = logit / heat - tl.log(_exponential(seed, frame, row, place))
+        likeliest = tl.argmax(tl.where(kept, score, float("-inf")), axis=0)
     return tl.minimum(likeliest, size - 1).to(tl.int64)
 
 
 @triton.jit
-def _draw(logits, frames, slots, temperatures, top_ks, seeds, chosen, size, row, width: tl.constexpr):
+def _draw(
+    logits,
+    frames,
+    slots,
+    temperatures,
+    top_ks,
+    seeds,
+    chosen,
+    size,
+    row,
+    width: tl.constexpr,
+    digits: tl.constexpr,
+):
     entry = tl.program_id(0)
     slot = tl.load(slots + entry)
     place = tl.arange(0, width)
     source = logits + entry.to(tl.int64) * size + place
     logit = tl.load(source, mask=place < size, other=float("-inf")).to(tl.float32)
     heat, top_k, seed = tl.load(temperatures + slot), tl.load(top_ks + slot), tl.load(seeds + slot)
-    tl.store(chosen + entry, choose(logit, place, size, row, heat, top_k, seed, tl.load(frames + entry)))
+    tl.store(chosen + entry, choose(logit, place, size, row, heat, top_k, seed, tl.load(frames + entry), digits))

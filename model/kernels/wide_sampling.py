@@ -12,12 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.kernels.sampling import choose, order_of
+from model.kernels.sampling import choose, digits_of, largest, order_of
 
 _PART = 2048
 """Ids that a program lists from."""
-SHORT = 64
+SHORT = 128
 """Ids that it lists at most."""
+USUAL = 32
+"""Ids that it lists for the k of most: fewer lanes look at fewer."""
 
 
 def draw(
@@ -37,7 +39,7 @@ def draw(
         size,
         part=_PART,
         short=SHORT,
-        digits=16 if logits.dtype == torch.bfloat16 else 32,
+        digits=digits_of(logits),
         num_warps=4,
     )
     _choose[(count,)](
@@ -54,7 +56,9 @@ def draw(
         parts,
         part=_PART,
         short=SHORT,
-        listed=triton.next_power_of_2(parts) * SHORT,
+        usual=USUAL,
+        places=triton.next_power_of_2(parts),
+        digits=digits_of(logits),
         width=triton.next_power_of_2(size),
         num_warps=16,
     )
@@ -79,22 +83,13 @@ def _list(
     short: tl.constexpr,
     digits: tl.constexpr,
 ):
-    """The likeliest of a part, in the order of their ids; of equals the first. `digits`: bits that logits differ in."""
+    """The likeliest of a part, in the order of their ids; of equals the first."""
     entry, mine = tl.program_id(0).to(tl.int64), tl.program_id(1)
     limit = tl.minimum(_limit(temperatures, top_ks, tl.load(slots + entry)), short).to(tl.int32)
     place = mine * part + tl.arange(0, part)
     there = place < size
     logit = tl.load(logits + entry * size + place, mask=there, other=float("-inf")).to(tl.float32)
-    order = order_of(logit) >> (32 - digits)
-    least = tl.zeros([1], tl.uint32)
-    for bit in range(digits):
-        raised = least | (tl.full([1], 1, tl.uint32) << (digits - 1 - bit))
-        reached = tl.sum((there & (order >= raised)).to(tl.int32), axis=0)
-        least = tl.where(reached >= limit, raised, least)
-    above = there & (order > least)
-    equal = there & (order == least)
-    room = limit - tl.sum(above.to(tl.int32), axis=0)
-    listed = above | (equal & (tl.cumsum(equal.to(tl.int32), axis=0) <= room))
+    listed = largest(order_of(logit), there, limit, digits)
     target = shortlist + (entry * tl.num_programs(1) + mine) * short + tl.cumsum(listed.to(tl.int32), axis=0) - 1
     tl.store(target, place, mask=listed)
 
@@ -114,7 +109,9 @@ def _choose(
     parts,
     part: tl.constexpr,
     short: tl.constexpr,
-    listed: tl.constexpr,
+    usual: tl.constexpr,
+    places: tl.constexpr,
+    digits: tl.constexpr,
     width: tl.constexpr,
 ):
     entry = tl.program_id(0).to(tl.int64)
@@ -123,10 +120,16 @@ def _choose(
     frame = tl.load(frames + entry)
     source, names = logits + entry * size, shortlist + entry * parts * short
     limit = _limit(temperatures, top_ks, slot)
-    if limit <= short:
-        token = _among(source, names, limit, size, row, heat, top_k, seed, frame, parts, part, short, listed)
+    if limit <= usual:
+        token = _among(
+            source, names, limit, size, row, heat, top_k, seed, frame, parts, part, short, usual, places, digits
+        )
+    elif limit <= short:
+        token = _among(
+            source, names, limit, size, row, heat, top_k, seed, frame, parts, part, short, short, places, digits
+        )
     else:
-        token = _among_all(source, size, row, heat, top_k, seed, frame, width)
+        token = _among_all(source, size, row, heat, top_k, seed, frame, digits, width)
     tl.store(chosen + entry, token)
 
 
@@ -144,20 +147,23 @@ def _among(
     parts,
     part: tl.constexpr,
     short: tl.constexpr,
-    listed: tl.constexpr,
+    read: tl.constexpr,
+    places: tl.constexpr,
+    digits: tl.constexpr,
 ):
-    """One slot's token from the lists of all parts, each `short` long; a part lists `limit` ids, or all it has."""
-    lane = tl.arange(0, listed)
-    filled = (lane // short < parts) & (lane % short < tl.minimum(limit, size - lane // short * part))
-    place = tl.load(names + lane, mask=filled, other=size)
+    """One slot's token from the lists of all parts, of each the first `read`; a part lists `limit`, or all it has."""
+    lane = tl.arange(0, places * read)
+    mine, rank = lane // read, lane % read
+    filled = (mine < parts) & (rank < tl.minimum(limit, size - mine * part))
+    place = tl.load(names + mine * short + rank, mask=filled, other=size)
     logit = tl.load(source + place, mask=filled, other=float("-inf")).to(tl.float32)
-    winner = choose(logit, place, size, row, heat, top_k, seed, frame)
+    winner = choose(logit, place, size, row, heat, top_k, seed, frame, digits)
     # Of logits that are no numbers any lane may win, also one with no id.
     return tl.minimum(tl.sum(tl.where(lane == winner, place, 0), axis=0), size - 1).to(tl.int64)
 
 
 @triton.jit
-def _among_all(source, size, row, heat, top_k, seed, frame, width: tl.constexpr):
+def _among_all(source, size, row, heat, top_k, seed, frame, digits: tl.constexpr, width: tl.constexpr):
     place = tl.arange(0, width)
     logit = tl.load(source + place, mask=place < size, other=float("-inf")).to(tl.float32)
-    return choose(logit, place, size, row, heat, top_k, seed, frame)
+    return choose(logit, place, size, row, heat, top_k, seed, frame, digits)

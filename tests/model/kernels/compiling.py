@@ -99,10 +99,10 @@ def main(capability: int) -> dict[str, str]:
     weight = {"weight": "*fp8e4nv", "scale": "*fp32"}
     found["linear"] = compiled(matmul._linear, capability, weight, rows=16, columns=32, depth=128)
     found["read"] = compiled(read._read, capability, {"source": "*i32", "sums": "*i32"}, 8, block=8192)
-    found["draw"] = compiled(sampling._draw, capability, {}, width=2048)
-    names, lists = {"shortlist": "*i32", "parts": "i32"}, {"part": 2048, "short": 64}
-    found["list"] = compiled(wide_sampling._list, capability, names, digits=16, **lists)
-    found["choose"] = compiled(wide_sampling._choose, capability, names, 16, listed=1024, width=32_768, **lists)
+    found["draw"] = compiled(sampling._draw, capability, {}, width=2048, digits=16)
+    names, lists = {"shortlist": "*i32", "parts": "i32"}, {"part": 2048, "short": 128, "digits": 16}
+    found["list"] = compiled(wide_sampling._list, capability, names, **lists)
+    found["choose"] = compiled(wide_sampling._choose, capability, names, 16, usual=32, places=16, width=32_768, **lists)
     return found | ends(capability)
 
 
