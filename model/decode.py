@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, cast
 
-import torch
 from torch import Tensor, nn
 
 from model import ops
@@ -20,8 +19,10 @@ if TYPE_CHECKING:
     from model.transformer import TransformerLayer
 
 
-def step(layers: Iterable[nn.Module], x: Tensor, rotary: Rotary, attention: StepAttention) -> Tensor:
-    """`x [B, D]`, one position of each slot, to the same, without a norm at the end.
+def step(
+    layers: Iterable[nn.Module], x: Tensor, rotary: Rotary, attention: StepAttention
+) -> tuple[Tensor, Tensor | None]:
+    """`x [B, D]`, one position of each slot, to the same and what is still to be added to it, with no norm at the end.
 
     For layers with RMS norms and a gated MLP.
     """
@@ -33,4 +34,4 @@ def step(layers: Iterable[nn.Module], x: Tensor, rotary: Rotary, attention: Step
         seen = attention.attend(index, layer.self_attn.project(normed), rotary)
         x, normed = ops.add_norm(x, layer.self_attn.out_proj(seen.flatten(1)), second)
         branch = layer.gating.linear_out(ops.silu_gate(layer.gating.linear_in(normed)))
-    return x if branch is None else torch.add(x, branch)
+    return x, branch

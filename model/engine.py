@@ -11,19 +11,22 @@ kind is nobody's: it fills up batches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from model import ops
 from model.conversation import Models
 from model.cuda_graphs import LOW_PRIORITY, StepGraphs, stream
 from model.forced_speech import ForcedSpeech
-from model.lm import LMState, Sampler
+from model.lm import LMState, Sampler, StepOutput
 from model.mimi.codec import MimiState
 from model.sampling import SlotSampling
 from model.streaming import WindowKind
@@ -34,6 +37,8 @@ Sound = npt.NDArray[np.int16]
 Ids = npt.NDArray[np.int64]
 
 _SCALE = 32_768.0
+_ALIGNED = 256
+"""Bytes: where a tensor begins for wide loads, and for kernels compiled for such."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,31 +59,45 @@ class _Buffers:
     """What a step of `batch` rows reads and writes, on the device, and its mirror in pinned memory."""
 
     def __init__(self, batch: int, rows: int, device: torch.device) -> None:
-        def pair(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-            here = torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")
-            return here, (torch.zeros(shape, dtype=dtype, device=device) if device.type == "cuda" else here)
-
-        self.slots_in, self.slots = pair((batch,), torch.long)
-        self.pcm_in, self.pcm = pair((batch, FRAME_SAMPLES), torch.int16)
-        self.forced_in, self.forced = pair((batch, rows), torch.long)
-        self.mask_in, self.mask = pair((batch, rows), torch.bool)
-        self.tokens_out, self.tokens = pair((batch, 2 * rows + 1), torch.long)
-        self.sound_out, self.sound = pair((batch, FRAME_SAMPLES), torch.int16)
+        sound = ((batch, FRAME_SAMPLES), torch.int16)
+        asked = ((batch,), torch.long), sound, ((batch, rows), torch.long), ((batch, rows), torch.bool)
+        told = ((batch, 2 * rows + 1), torch.long), sound
+        self._in, self._out = _Mirrored(asked, device), _Mirrored(told, device)
+        self.slots_in, self.pcm_in, self.forced_in, self.mask_in = self._in.here
+        self.slots, self.pcm, self.forced, self.mask = self._in.there
+        self.tokens_out, self.sound_out = self._out.here
+        self.tokens, self.sound = self._out.there
 
     def upload(self) -> None:
-        for here, there in (
-            (self.slots_in, self.slots),
-            (self.pcm_in, self.pcm),
-            (self.forced_in, self.forced),
-            (self.mask_in, self.mask),
-        ):
-            if here is not there:
-                there.copy_(here, non_blocking=True)
+        self._in.upload()
 
     def download(self) -> None:
-        for here, there in ((self.tokens_out, self.tokens), (self.sound_out, self.sound)):
-            if here is not there:
-                here.copy_(there, non_blocking=True)
+        self._out.download()
+
+
+class _Mirrored:
+    """Tensors that lie together on the host and on the device, so that one copy moves them all."""
+
+    def __init__(self, kinds: Sequence[tuple[tuple[int, ...], torch.dtype]], device: torch.device) -> None:
+        sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in kinds]
+        starts = [0, *accumulate(_ALIGNED * math.ceil(size / _ALIGNED) for size in sizes)]
+        self._here = torch.zeros(starts[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._there = torch.zeros_like(self._here, device=device) if device.type == "cuda" else self._here
+        self.here, self.there = (
+            [
+                whole[start : start + size].view(dtype).view(shape)
+                for start, size, (shape, dtype) in zip(starts[:-1], sizes, kinds, strict=True)
+            ]
+            for whole in (self._here, self._there)
+        )
+
+    def upload(self) -> None:
+        if self._here is not self._there:
+            self._there.copy_(self._here, non_blocking=True)
+
+    def download(self) -> None:
+        if self._here is not self._there:
+            self._here.copy_(self._there, non_blocking=True)
 
 
 class Stepper:
@@ -209,27 +228,45 @@ class Stepper:
         """The step over the static buffers of `batch`; nothing in it waits for the device."""
         models, buffers = self.models, self._buffers[batch]
         slots, config = buffers.slots, models.config
-        lm_slots = self._where[slots]
-        heard = (buffers.pcm.float() / _SCALE)[:, None]
-        codes = models.mimi.encode_step(self.codec, slots, heard, config.codebooks)[:, :, 0]
+        lm_slots, counter, heard = self._begin(buffers)
+        codes = models.mimi.encode_step(self.codec, slots, heard[:, None], config.codebooks)[:, :, 0]
         output = models.lm.step(
             self.state,
             lm_slots,
             codes,
             buffers.forced,
             buffers.mask,
-            sampler=_OfSlots(self.words, slots, self._counter[slots]),
+            sampler=_OfSlots(self.words, slots, counter),
             depformer_steps=config.codebooks,
         )
-        self._counter[slots] += 1
         agent = output.tokens[:, 1 : 1 + config.codebooks, None]
         said = models.mimi.decode_step(self.codec, slots, agent)[:, 0]
-        finite = torch.isfinite(output.trace.hidden).all(1) & torch.isfinite(output.trace.text_logits).all(1)
-        finite = finite & torch.isfinite(output.trace.audio_logits).flatten(1).all(1) & torch.isfinite(said).all(1)
         # Rows that fill up a batch are nobody's: they never have a past to read.
         self.state.kv.offsets[-1:].zero_()
-        column = self.state.cache.newest(lm_slots)
-        buffers.tokens.copy_(torch.cat((column, output.tokens, finite[:, None].long()), dim=1))
+        self._end(buffers, output, said)
+
+    def _begin(self, buffers: _Buffers) -> tuple[Tensor, Tensor, Tensor]:
+        """LM slots `[b]`, draws so far `[b]` and the callers' sound `[b, 1920]`, float32 within 1."""
+        if not ops.fused(buffers.slots):
+            return self._where[buffers.slots], self._counter[buffers.slots], buffers.pcm.float() / _SCALE
+        from model.kernels import frame
+
+        return frame.begin(buffers.slots, self._where, self._counter, buffers.pcm)
+
+    def _end(self, buffers: _Buffers, output: StepOutput, said: Tensor) -> None:
+        """Count the draws, and write what the host reads; `said [b, 1920]` is the agent's sound."""
+        results = (output.trace.hidden, output.trace.text_logits, output.trace.audio_logits)
+        if ops.fused(said):
+            from model.kernels import frame
+
+            outside = (buffers.tokens, buffers.sound)
+            frame.end(buffers.slots, self._counter, results, output.column, output.tokens, said, *outside)
+            return
+        self._counter[buffers.slots] += 1
+        finite = torch.isfinite(said).all(1)
+        for result in results:
+            finite = finite & torch.isfinite(result).flatten(1).all(1)
+        buffers.tokens.copy_(torch.cat((output.column, output.tokens, finite[:, None].long()), dim=1))
         buffers.sound.copy_((said * _SCALE).round().nan_to_num(0.0).clamp(-_SCALE, _SCALE - 1))
 
 

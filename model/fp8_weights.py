@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model import fp8
+from model import fp8, ops
 from model.depformer import StepAttention
 from model.lm import LM
 from model.transformer import Attention
@@ -30,7 +30,7 @@ class Fp8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., inputs]` to `[..., outputs]`, summed in float32, in the type of `x`."""
-        if x.is_cuda:
+        if ops.fused(x):
             from model.kernels import matmul
 
             flat = matmul.linear(x.reshape(-1, x.shape[-1]), self.weight, self.scale)

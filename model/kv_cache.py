@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from model import fp8
-from model.rotary import Rotary
+from model import fp8, ops
+from model.rotary import Rotary, frequencies
 from model.streaming import CachedAttention, KVCache
 
 KVType = Literal["float32", "bf16", "fp8"]
@@ -46,6 +46,23 @@ class SlotKV(KVCache):
     def step(self, positions: Tensor, slots: Tensor | None) -> StepAttention:
         """Attention for one position of each slot: `positions [B, 1]` of `slots [B]` (None: every slot, in order)."""
         return StepAttention(self, positions, slots)
+
+    def take(self, slots: Tensor, running: Tensor, max_period: float) -> tuple[StepAttention, Rotary]:
+        """Let each of `slots [B]` take its next position, and count it at once where `running [B]`.
+
+        Nothing but what is returned may go to these positions.
+        """
+        head_dim = self.keys.shape[-1]
+        if not ops.fused(self.offsets):
+            positions = self.positions(slots, 1)
+            self.advance(slots, running.long())
+            return self.step(positions, slots), Rotary(positions, head_dim, max_period)
+        from model.kernels import positions as kernels
+
+        turn = frequencies(head_dim, max_period, self.offsets.device)
+        taken = kernels.take(self.offsets, slots, running, turn, -self.window.first(0))
+        attention = StepAttention(self, taken.position[:, None], slots, taken.first)
+        return attention, Rotary.of(taken.cos, taken.sin)
 
     def reset(self, slots: Tensor) -> None:
         """Make `slots [B]` as good as new. Their memory stays as it is, and is not read."""
@@ -95,12 +112,13 @@ class _RingAttention(CachedAttention):
 class StepAttention:
     """One position of each slot of a batch, through the layers in turn."""
 
-    def __init__(self, cache: SlotKV, positions: Tensor, slots: Tensor | None) -> None:
+    def __init__(self, cache: SlotKV, positions: Tensor, slots: Tensor | None, first: Tensor | None = None) -> None:
+        """`first [B]`: the oldest position in sight of each, where it is known already."""
         self._cache = cache
         self.slots = torch.arange(cache.offsets.shape[0], device=positions.device) if slots is None else slots
         self.last = positions[:, 0]
-        self.first = cache.window.first(self.last).clamp(min=0)
-        self._plain = None if positions.is_cuda else _RingAttention(cache, positions, slots)
+        self.first = cache.window.first(self.last).clamp(min=0) if first is None else first
+        self._plain = None if ops.fused(positions) else _RingAttention(cache, positions, slots)
 
     def attend(self, layer: int, joined: Tensor, rotary: Rotary) -> Tensor:
         """Turn, store and attend: `joined [B, 3, heads, head_dim]`, query, key and value, to `[B, heads, head_dim]`."""

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from model import decode, ops
 from model.config import ZERO, LMConfig
 from model.depformer import Depformer
+from model.kv_cache import SlotKV
 from model.streaming import WindowKind
 from model.token_cache import TokenCache
 from model.transformer import RMSNorm, Transformer
+
+if TYPE_CHECKING:
+    from model.kernels.embedding import Tables
 
 
 class Sampler(Protocol):
@@ -76,6 +81,8 @@ class StepOutput:
     """`[b, R]`, or UNGENERATED where not valid."""
     valid: Tensor
     """`[b]`: false in a slot's first steps, which emit nothing."""
+    column: Tensor
+    """`[b, R]`, the column of the token grid that was decided."""
     trace: StepTrace
 
     @property
@@ -119,14 +126,27 @@ class LM(nn.Module):
         self.depformer_emb = nn.ModuleList(nn.Embedding(config.card + 1, depth.dim) for _ in range(depth.steps - 1))
         self.depformer_text_emb = nn.Embedding(config.text_card + 1, depth.dim)
         self.depformer = Depformer(depth)
+        self._tables: Tables | None = None
+        """Where the embeddings lie, for the kernel that sums them up."""
         self.linears = nn.ModuleList(nn.Linear(depth.dim, config.card, bias=False) for _ in range(depth.steps))
 
     def embed(self, codes: Tensor) -> Tensor:
         """Columns of ids `[B, R, T]` to what the transformer reads, `[B, T, D]`: the sum over the rows."""
+        if ops.fused(self.text_emb.weight):
+            return self._embed_fused(codes)
         total = _embed(self.emb[0], codes[:, 1])
         for row, table in enumerate(self.emb[1:], start=2):
             total = total + _embed(table, codes[:, row])
         return total + _embed(self.text_emb, codes[:, 0])
+
+    def _embed_fused(self, codes: Tensor) -> Tensor:
+        from model.kernels import embedding
+
+        weights = [*(cast(nn.Embedding, table).weight for table in self.emb), self.text_emb.weight]
+        if self._tables is None or not self._tables.are(weights):
+            self._tables = embedding.Tables(weights, [*range(1, self.config.rows), 0])
+        batch, rows, length = codes.shape
+        return embedding.embed(self._tables, codes.transpose(1, 2).reshape(-1, rows)).view(batch, length, -1)
 
     def forward(self, codes: Tensor) -> TeacherOutput:
         """Teacher forcing: what the model predicts for each of `codes [B, R, T]` from all before it.
@@ -200,10 +220,10 @@ class LM(nn.Module):
         """
         config = self.config
         steps = config.depformer.steps if depformer_steps is None else depformer_steps
-        given, mask = self._given(state, slots, user_codes, forced, forced_mask)
-        opened = state.cache.begin(slots, given, mask)
-        named = torch.arange(given.shape[0], device=given.device) if slots is None else slots
-        hidden = self._advance(state, slots, self.embed(opened.inputs[..., None]), opened.running.long())[:, 0]
+        offsets = state.cache.offset
+        named = torch.arange(offsets.shape[0], device=offsets.device) if slots is None else slots
+        opened = state.cache.begin(named, user_codes, forced, forced_mask)
+        hidden = self.read_column(state, named, opened.inputs, opened.running)
         text_logits = self.text_linear(hidden)
         chosen = [sampler(text_logits, 0, opened.offset, named)]
         text = torch.where(opened.given[:, 0], opened.target[:, 0], chosen[0])
@@ -215,28 +235,21 @@ class LM(nn.Module):
 
         audio_logits = self.walk(hidden, text, decide, steps, state.window)
         picked = torch.stack(chosen, dim=1)
-        tokens, valid = opened.finish(torch.cat((picked, opened.target[:, 1 + steps :]), dim=1))
-        return StepOutput(tokens, valid, StepTrace(opened.inputs, hidden, text_logits, audio_logits, picked))
+        decided = opened.finish(picked)
+        trace = StepTrace(opened.inputs, hidden, text_logits, audio_logits, picked)
+        return StepOutput(decided.frame, decided.valid, decided.column, trace)
 
-    def _given(
-        self,
-        state: LMState,
-        slots: Tensor | None,
-        user_codes: Tensor | None,
-        forced: Tensor | None,
-        forced_mask: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """All that is given to a step as ids and mask, both `[b, R]`."""
-        count = state.kv.offsets.shape[0] if slots is None else slots.shape[0]
-        given = torch.zeros((count, self.config.rows), dtype=torch.long, device=state.kv.offsets.device)
-        mask = torch.zeros_like(given, dtype=torch.bool)
-        if user_codes is not None:
-            given[:, -user_codes.shape[1] :] = user_codes
-            mask[:, -user_codes.shape[1] :].fill_(True)
-        if forced is not None and forced_mask is not None:
-            given = torch.where(forced_mask, forced, given)
-            mask = mask | forced_mask
-        return given, mask
+    def read_column(self, state: LMState, slots: Tensor, inputs: Tensor, running: Tensor) -> Tensor:
+        """Run the main transformer over `inputs [b, R]`, the next column of each of `slots [b]`: normalised, `[b, D]`.
+
+        Where not `running [b]`, the slot's next column takes this one's place.
+        """
+        column = self.embed(inputs[..., None])
+        if not isinstance(state.kv, SlotKV):
+            return self._advance(state, slots, column, running.long())[:, 0]
+        attention, rotary = state.kv.take(slots, running, self.config.transformer.max_period)
+        x, branch = decode.step(self.transformer.layers, column[:, 0], rotary, attention)
+        return ops.add_norm(x, branch, self.out_norm.alpha)[1]
 
     def _advance(self, state: LMState, slots: Tensor | None, embedded: Tensor, length: int | Tensor) -> Tensor:
         """Run the main transformer over `embedded [b, T, D]`, next in each slot's time: normalised `[b, T, D]`."""

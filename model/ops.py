@@ -1,7 +1,8 @@
 """Operations that a step does in one launch on a GPU, and in plain PyTorch elsewhere; the two agree up to rounding.
 
 Owns the choice, by where the tensors lie; with gradients the plain way is taken. Triton is imported only where there
-is a GPU.
+is a GPU. Whatever has both ways asks `fused`, so that tests can send a whole step the GPU's way, in Triton's
+interpreter.
 """
 
 from __future__ import annotations
@@ -13,9 +14,14 @@ from torch.nn import functional
 RMS_EPS = 1e-8
 
 
+def fused(x: Tensor) -> bool:
+    """Whether work on `x` is done by kernels of our own."""
+    return x.is_cuda and not torch.is_grad_enabled()
+
+
 def add_norm(x: Tensor, branch: Tensor | None, gain: Tensor) -> tuple[Tensor, Tensor]:
     """`x [N, D]` plus `branch [N, D]` (None: nothing), and its root-mean-square norm, in float32, times `gain`."""
-    if x.is_cuda and not torch.is_grad_enabled():
+    if fused(x):
         from model.kernels import layer
 
         return layer.add_norm(x, branch, gain, RMS_EPS)
@@ -27,7 +33,7 @@ def add_norm(x: Tensor, branch: Tensor | None, gain: Tensor) -> tuple[Tensor, Te
 
 def silu_gate(joined: Tensor) -> Tensor:
     """`[N, 2 W]` to `[N, W]`: the SiLU of the first half times the second."""
-    if joined.is_cuda and not torch.is_grad_enabled():
+    if fused(joined):
         from model.kernels import layer
 
         return layer.silu_gate(joined)

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
+
+
+@cache
+def frequencies(head_dim: int, max_period: float, device: torch.device) -> Tensor:
+    """Radians by which each pair of components turns from one position to the next, `[hd / 2]` float32."""
+    index = torch.arange(head_dim // 2, device=device, dtype=torch.float32)
+    return torch.exp(index * (-math.log(max_period) * 2 / head_dim))
 
 
 class Rotary:
@@ -15,10 +23,15 @@ class Rotary:
     """
 
     def __init__(self, positions: Tensor, head_dim: int, max_period: float) -> None:
-        index = torch.arange(head_dim // 2, device=positions.device, dtype=torch.float32)
-        frequency = torch.exp(index * (-math.log(max_period) * 2 / head_dim))
-        angle = (positions[..., None].float() * frequency)[:, None]
+        angle = (positions[..., None].float() * frequencies(head_dim, max_period, positions.device))[:, None]
         self.cos, self.sin = torch.cos(angle), torch.sin(angle)
+
+    @classmethod
+    def of(cls, cos: Tensor, sin: Tensor) -> Rotary:
+        """The rotation whose cosines and sines, `[B, hd / 2]` float32, are known: one position for each row."""
+        rotary = cls.__new__(cls)
+        rotary.cos, rotary.sin = cos[:, None, None], sin[:, None, None]
+        return rotary
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[B, H, T, hd]` to the same shape and type."""

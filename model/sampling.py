@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from model import ops
 from model.wire import Sampling
 
 _ROWS = 32
@@ -51,7 +52,7 @@ class SlotSampling:
     def __call__(self, logits: Tensor, row: int, frame: Tensor, slots: Tensor) -> Tensor:
         """`logits [b, V]` of `row` in each slot's `frame [b]` to ids `[b]`, with the settings of `slots [b]`."""
         heat, limit = (self.temperature, self.top_k) if row else (self.text_temperature, self.text_top_k)
-        if logits.is_cuda:
+        if ops.fused(logits):
             from model.kernels.sampling import draw
 
             return draw(logits, row, frame, slots, heat, limit, self.seed)

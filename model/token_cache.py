@@ -11,10 +11,17 @@ lag by one column, step n emits frame n - 1, from step `max_delay + 1` on.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
 import torch
 from torch import Tensor
 
+from model import ops
 from model.config import UNGENERATED, LMConfig
+
+if TYPE_CHECKING:
+    from model.kernels.token_grid import Grid
 
 
 class TokenCache:
@@ -40,11 +47,6 @@ class TokenCache:
         for state in (self.tokens, self.provided, self.offset):
             state[targets] = state[source].clone()
 
-    def newest(self, slots: Tensor) -> Tensor:
-        """The columns that the last steps of `slots [b]` decided, `[b, R]`."""
-        cells = (self.offset[slots] - 1) % self.tokens.shape[2]
-        return self.tokens[slots, :, cells]
-
     def place(self, slot: int, offset: int, decided: Tensor, ahead: Tensor, given: Tensor) -> None:
         """Put `slot` at `offset`, where it reads `decided [R]` next and has `ahead [R]` for the column after it.
 
@@ -66,12 +68,40 @@ class TokenCache:
             self.provided[target, :, here] = self.provided[source, :, there]
         self.offset[target] = offset
 
-    def begin(self, slots: Tensor | None, given: Tensor, mask: Tensor) -> OpenStep:
-        """Start a step of `slots [b]`, all different (None: every slot, in order).
+    def begin(
+        self,
+        slots: Tensor,
+        codes: Tensor | None = None,
+        forced: Tensor | None = None,
+        forced_mask: Tensor | None = None,
+    ) -> OpenStep:
+        """Start a step of `slots [b]`, all different. Nothing is stored before `OpenStep.finish`.
 
-        `given [b, R]` are ids, taken where `mask [b, R]` is true. Nothing is stored before `OpenStep.finish`.
+        `codes [b, K]` are given for the last K rows; `forced [b, R]`, where `forced_mask [b, R]` is true, before them.
         """
-        return OpenStep(self, slots, given, mask)
+        if ops.fused(self.offset):
+            return _FusedStep(self, slots, codes, forced, forced_mask)
+        return _PlainStep(self, slots, *self._given(slots.shape[0], codes, forced, forced_mask))
+
+    def _given(
+        self, count: int, codes: Tensor | None, forced: Tensor | None, forced_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """All that is given to a step as ids and mask, both `[b, R]`."""
+        given = torch.zeros((count, self.tokens.shape[1]), dtype=torch.long, device=self.tokens.device)
+        mask = torch.zeros_like(given, dtype=torch.bool)
+        if codes is not None:
+            given[:, -codes.shape[1] :] = codes
+            mask[:, -codes.shape[1] :].fill_(True)
+        if forced is not None and forced_mask is not None:
+            given = torch.where(forced_mask, forced, given)
+            mask = mask | forced_mask
+        return given, mask
+
+    def grid(self) -> Grid:
+        """The state as kernels take it."""
+        from model.kernels.token_grid import Grid
+
+        return Grid(self.tokens, self.provided, self.offset, self.delays, self.start_ids, self.max_delay)
 
     def extend(self, slot: int, frames: Tensor) -> Tensor:
         """Do what P steps with all of `frames [R, P]` given would do to `slot`, without the model's part.
@@ -116,19 +146,68 @@ class TokenCache:
         self.mark_given(slot, end)
 
 
-class OpenStep:
-    """One step of some slots, between what was given and what is chosen.
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What a step came to."""
 
-    inputs: `[b, R]`, the column the model reads; target: `[b, R]`, the column it decides, valid where `given
-    [b, R]`; running: `[b]`, false for a slot's step 0, whose results mean nothing.
-    """
+    column: Tensor
+    """`[b, R]`, the column decided."""
+    frame: Tensor
+    """`[b, R]`, the frame emitted, or UNGENERATED where there is none."""
+    valid: Tensor
+    """`[b]`: whether there is one."""
 
-    def __init__(self, cache: TokenCache, slots: Tensor | None, given: Tensor, mask: Tensor) -> None:
+
+class OpenStep(Protocol):
+    """One step of some slots, between what was given and what is chosen."""
+
+    inputs: Tensor
+    """`[b, R]`, the column the model reads."""
+    target: Tensor
+    """`[b, R]`, the column it decides, valid where `given`."""
+    given: Tensor
+    """`[b, R]`."""
+    offset: Tensor
+    """`[b]`, steps of each slot since its reset."""
+    running: Tensor
+    """`[b]`, false for a slot's step 0, whose results mean nothing."""
+
+    def finish(self, chosen: Tensor) -> Decided:
+        """Store `chosen [b, n]`, for the first n rows, where nothing was given, and let the slots' time go on."""
+        ...
+
+
+class _FusedStep:
+    """A step by kernels."""
+
+    def __init__(
+        self,
+        cache: TokenCache,
+        slots: Tensor,
+        codes: Tensor | None,
+        forced: Tensor | None,
+        forced_mask: Tensor | None,
+    ) -> None:
+        from model.kernels import token_grid
+
+        self._grid, self._slots = cache.grid(), slots
+        self._opened = opened = token_grid.open_step(self._grid, slots, codes, forced, forced_mask)
+        self.inputs, self.target, self.given = opened.inputs, opened.target, opened.given
+        self.offset, self.running = opened.offset, opened.running
+
+    def finish(self, chosen: Tensor) -> Decided:
+        from model.kernels import token_grid
+
+        return Decided(*token_grid.close_step(self._grid, self._slots, self._opened, chosen))
+
+
+class _PlainStep:
+    """A step in plain PyTorch: `given [b, R]` are ids, taken where `mask [b, R]` is true."""
+
+    def __init__(self, cache: TokenCache, slots: Tensor, given: Tensor, mask: Tensor) -> None:
         self._cache, self._slots = cache, slots
-        tokens, provided, offset = (
-            state if slots is None else state[slots] for state in (cache.tokens, cache.provided, cache.offset)
-        )
-        self.offset = offset
+        tokens, provided = cache.tokens[slots], cache.provided[slots]
+        self.offset = offset = cache.offset[slots]
         cells = self._cells(cache.delays)
         tokens = tokens.scatter(2, cells, torch.where(mask[..., None], given[..., None], tokens.gather(2, cells)))
         provided = provided.scatter(2, cells, mask[..., None] | provided.gather(2, cells))
@@ -146,23 +225,17 @@ class OpenStep:
         shape = (self.offset.shape[0], self._cache.delays.shape[0])
         return ((self.offset[:, None] + ahead) % self._cache.tokens.shape[2]).expand(shape)[..., None]
 
-    def finish(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Store `chosen [b, R]` where nothing was given, and let the slots' time go on.
-
-        Returns the frame emitted, `[b, R]`, and whether there is one, `[b]`; where not, its ids are UNGENERATED.
-        """
-        cache = self._cache
-        decided = torch.where(self.given, self.target, chosen)[..., None]
-        tokens = self._tokens.scatter(2, self._here, decided)
+    def finish(self, chosen: Tensor) -> Decided:
+        cache, count = self._cache, chosen.shape[1]
+        column = self.target.clone()
+        column[:, :count] = torch.where(self.given[:, :count], self.target[:, :count], chosen)
+        tokens = self._tokens.scatter(2, self._here, column[..., None])
         read = self._provided.gather(2, self._before) & ~self.running[:, None, None]
         provided = self._provided.scatter(2, self._before, read)
         valid = self.offset > cache.max_delay
         frame = tokens.gather(2, self._cells(cache.delays - cache.max_delay))[..., 0]
         frame = torch.where(valid[:, None], frame, UNGENERATED)
-        new = ((cache.tokens, tokens), (cache.provided, provided), (cache.offset, self.offset + 1))
-        for state, value in new:
-            if self._slots is None:
-                state.copy_(value)
-            else:
-                state[self._slots] = value
-        return frame, valid
+        cache.tokens[self._slots] = tokens
+        cache.provided[self._slots] = provided
+        cache.offset[self._slots] = self.offset + 1
+        return Decided(column, frame, valid)

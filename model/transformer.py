@@ -148,7 +148,8 @@ class Transformer(nn.Module):
                 attention = kv.begin(positions, slots)
         rotary = Rotary(positions, self.config.head_dim, self.config.max_period)
         if isinstance(attention, StepAttention):
-            return decode.step(self.layers, x[:, 0], rotary, attention)[:, None]
+            last, branch = decode.step(self.layers, x[:, 0], rotary, attention)
+            return (last if branch is None else last + branch)[:, None]
         for index, layer in enumerate(self.layers):
             x = layer(x, index, rotary, attention)
         return x

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from model import ops
 from model.config import TEXT_END_OF_PAD, TEXT_PAD
 from model.lm import Sampler
 
@@ -70,7 +71,16 @@ class WordQueue:
     def __call__(self, logits: Tensor, row: int, frame: Tensor, slots: Tensor) -> Tensor:
         """`logits [b, V]` to ids `[b]`, as a Sampler does; text (row 0) is subject to the queue."""
         sampled = self._sampler(logits, row, frame, slots)
-        return sampled if row else self._decide(sampled, frame > 0, slots)
+        if row:
+            return sampled
+        if not ops.fused(sampled):
+            return self._decide(sampled, frame > 0, slots)
+        from model.kernels import word_queue
+
+        queue = word_queue.Queue(
+            self._pieces, self._begins, self._starts, self._length, self._said, self._waited, self._last
+        )
+        return word_queue.decide(queue, sampled, frame, slots, START_FRAMES, PAUSE_FRAMES)
 
     def _decide(self, sampled: Tensor, running: Tensor, slots: Tensor) -> Tensor:
         """Replace `sampled [b]` where words are left, and remember. A slot not `running [b]` keeps its memory."""

@@ -69,14 +69,14 @@ def _parts(stepper: Stepper, slots: int) -> dict[str, Work]:
     columns = torch.ones((slots, config.rows, 1), dtype=torch.long, device=device)
     codes = columns[:, : config.codebooks]
     hidden = torch.randn((slots, config.transformer.dim), device=device, dtype=lm.text_emb.weight.dtype)
+    still = torch.zeros(slots, dtype=torch.bool, device=device)
     frame, text = torch.ones(slots, dtype=torch.long, device=device), columns[:, 0, 0]
 
     def encode() -> None:
         mimi.encode_step(stepper.codec, rows, sound, config.codebooks)
 
     def temporal() -> None:
-        out = lm.out_norm(lm.transformer(lm.embed(columns), kv=state.kv, slots=rows))
-        stepper.words(lm.text_linear(out)[:, 0], 0, frame, rows)
+        stepper.words(lm.text_linear(lm.read_column(state, rows, columns[..., 0], still)), 0, frame, rows)
 
     def depformer() -> None:
         lm.walk(

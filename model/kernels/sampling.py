@@ -1,7 +1,8 @@
 """A token for each slot in one launch, in Triton: noise, the k likeliest and the race of `model.sampling`.
 
 Owns the arithmetic alone; the same seed draws the same token as there, up to rounding in the last place of a score.
-The k-th largest logit is found bit by bit, from the highest: 32 counts in place of a sort.
+The k-th largest logit is found bit by bit, from the highest: a count for each bit in place of a sort. Of logits in
+bfloat16, as the published model's are, the upper half of the bits says all.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ MIX_1 = tl.constexpr(0xBF58476D1CE4E5B9)
 MIX_2 = tl.constexpr(0x94D049BB133111EB)
 """SplitMix64's constants (Steele, Lea and Flood 2014)."""
 ROWS = tl.constexpr(32)
+_WIDEST = 4096
+"""That one program draws from."""
 
 
 def draw(
@@ -23,8 +26,12 @@ def draw(
 ) -> Tensor:
     """`logits [b, V]` of `row` in each slot's `frame [b]` to ids `[b]`, with the settings `[S]` of `slots [b]`."""
     count, size = logits.shape
-    chosen = torch.empty(count, dtype=torch.long, device=logits.device)
     width = triton.next_power_of_2(size)
+    if width > _WIDEST:
+        from model.kernels import wide_sampling
+
+        return wide_sampling.draw(logits, row, frame, slots, temperature, top_k, seed)
+    chosen = torch.empty(count, dtype=torch.long, device=logits.device)
     _draw[(count,)](
         logits,
         frame,
@@ -36,9 +43,15 @@ def draw(
         size,
         row,
         width=width,
-        num_warps=16 if width > 4096 else 4,
+        digits=digits_of(logits),
+        num_warps=4,
     )
     return chosen
+
+
+def digits_of(logits: Tensor) -> int:
+    """Upper bits of a float32 that tell any of `logits` apart."""
+    return 16 if logits.dtype == torch.bfloat16 else 32
 
 
 @triton.jit
@@ -60,29 +73,60 @@ def _exponential(seed, frame, row, place):
 
 
 @triton.jit
-def _draw(logits, frames, slots, temperatures, top_ks, seeds, chosen, size, row, width: tl.constexpr):
+def order_of(logit):
+    """Bits of a float, so turned that they sort as unsigned numbers; -0 is 0."""
+    bits = tl.where(logit == 0, 0.0, logit).to(tl.int32, bitcast=True)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.uint32, bitcast=True) ^ 0x80000000
+
+
+@triton.jit
+def largest(order, there, limit, digits: tl.constexpr):
+    """Which of `order`, where `there`, are the `limit` largest, of equals the first. Its upper `digits` bits count."""
+    order = order >> (32 - digits)
+    least = tl.zeros([1], tl.uint32)
+    for bit in range(digits):
+        raised = least | (tl.full([1], 1, tl.uint32) << (digits - 1 - bit))
+        reached = tl.sum((there & (order >= raised)).to(tl.int32), axis=0)
+        least = tl.where(reached >= limit, raised, least)
+    above = there & (order > least)
+    equal = there & (order == least)
+    room = limit - tl.sum(above.to(tl.int32), axis=0)
+    return above | (equal & (tl.cumsum(equal.to(tl.int32), axis=0) <= room))
+
+
+@triton.jit
+def choose(logit, place, size, row, heat, top_k, seed, frame, digits: tl.constexpr = 32):
+    """One slot's token from `logit`, its logits in float32 at `place`, -inf from `size` on.
+
+    `digits`: 16 where they were bfloat16, which is faster. Returns where in `logit` it is.
+    """
+    likeliest = tl.argmax(logit, axis=0)
+    if heat > 0:
+        limit = tl.minimum(top_k, size).to(tl.int32)
+        kept = largest(order_of(logit), place < size, limit, digits)
+        score = logit / heat - tl.log(_exponential(seed, frame, row, place))
+        likeliest = tl.argmax(tl.where(kept, score, float("-inf")), axis=0)
+    return tl.minimum(likeliest, size - 1).to(tl.int64)
+
+
+@triton.jit
+def _draw(
+    logits,
+    frames,
+    slots,
+    temperatures,
+    top_ks,
+    seeds,
+    chosen,
+    size,
+    row,
+    width: tl.constexpr,
+    digits: tl.constexpr,
+):
     entry = tl.program_id(0)
     slot = tl.load(slots + entry)
     place = tl.arange(0, width)
-    there = place < size
-    logit = tl.load(logits + entry.to(tl.int64) * size + place, mask=there, other=float("-inf")).to(tl.float32)
-    heat = tl.load(temperatures + slot)
-    likeliest = tl.argmax(logit, axis=0)
-    if heat > 0:
-        limit = tl.minimum(tl.load(top_ks + slot), size).to(tl.int32)
-        # Bits of a float, so turned that they sort as unsigned numbers; -0 is 0.
-        bits = tl.where(logit == 0, 0.0, logit).to(tl.int32, bitcast=True)
-        order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.uint32, bitcast=True) ^ 0x80000000
-        least = tl.zeros([1], tl.uint32)
-        for bit in range(32):
-            raised = least | (tl.full([1], 1, tl.uint32) << (31 - bit))
-            reached = tl.sum((there & (order >= raised)).to(tl.int32), axis=0)
-            least = tl.where(reached >= limit, raised, least)
-        above = there & (order > least)
-        equal = (there & (order == least)).to(tl.int32)
-        room = limit - tl.sum(above.to(tl.int32), axis=0)
-        kept = above | ((equal > 0) & (tl.cumsum(equal, axis=0) <= room))
-        noise = _exponential(tl.load(seeds + slot), tl.load(frames + entry), row, place)
-        score = tl.where(kept, logit / heat - tl.log(noise), float("-inf"))
-        likeliest = tl.argmax(score, axis=0)
-    tl.store(chosen + entry, tl.minimum(likeliest, size - 1).to(tl.int64))
+    source = logits + entry.to(tl.int64) * size + place
+    logit = tl.load(source, mask=place < size, other=float("-inf")).to(tl.float32)
+    heat, top_k, seed = tl.load(temperatures + slot), tl.load(top_ks + slot), tl.load(seeds + slot)
+    tl.store(chosen + entry, choose(logit, place, size, row, heat, top_k, seed, tl.load(frames + entry), digits))

@@ -335,8 +335,8 @@ def test_half_precision_stays_near(lm: LM) -> None:
 
 def test_outputs_have_the_shapes_they_state(lm: LM) -> None:
     output = lm.step(lm.streaming(2), None, random_codes(1, 2, VOICE).T)
-    assert {field.name for field in fields(StepOutput)} == {"tokens", "valid", "trace"}
-    assert output.tokens.shape == (2, CONFIG.rows)
+    assert {field.name for field in fields(StepOutput)} == {"tokens", "valid", "column", "trace"}
+    assert output.tokens.shape == output.column.shape == (2, CONFIG.rows)
     assert output.text.shape == output.valid.shape == (2,)
     trace = output.trace
     assert trace.inputs.shape == trace.chosen.shape == (2, CONFIG.rows)

@@ -14,7 +14,19 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from model.kernels import attention, layer, matmul, read, sampling
+from model.kernels import (
+    attention,
+    embedding,
+    frame,
+    layer,
+    matmul,
+    positions,
+    read,
+    sampling,
+    token_grid,
+    wide_sampling,
+    word_queue,
+)
 
 _TYPES: dict[str, tuple[str, ...]] = {
     "*i64": ("slots", "firsts", "lasts", "positions", "frames", "top_ks", "seeds", "chosen")
@@ -35,7 +47,19 @@ _TYPES["i32"] = (
     "splits",
 )
 _TYPES["fp32"] = ("eps", "scale")
-_ODD = {"row", "count", "splits"}
+_ODD = {
+    "row",
+    "count",
+    "splits",
+    "rows",
+    "heard",
+    "picks",
+    "max_delay",
+    "length",
+    "start_frames",
+    "pause_frames",
+    "reach",
+}
 """Numbers that need not be multiples of 16."""
 _BF16 = "*bf16"
 
@@ -75,8 +99,40 @@ def main(capability: int) -> dict[str, str]:
     weight = {"weight": "*fp8e4nv", "scale": "*fp32"}
     found["linear"] = compiled(matmul._linear, capability, weight, rows=16, columns=32, depth=128)
     found["read"] = compiled(read._read, capability, {"source": "*i32", "sums": "*i32"}, 8, block=8192)
-    found["draw"] = compiled(sampling._draw, capability, {}, width=2048)
-    return found
+    found["draw"] = compiled(sampling._draw, capability, {}, width=2048, digits=16)
+    names, lists = {"shortlist": "*i32", "parts": "i32"}, {"part": 2048, "short": 128, "digits": 16}
+    found["list"] = compiled(wide_sampling._list, capability, names, **lists)
+    found["choose"] = compiled(wide_sampling._choose, capability, names, 16, usual=32, places=16, width=32_768, **lists)
+    return found | ends(capability)
+
+
+def ends(capability: int) -> dict[str, str]:
+    """The PTX of what a step does outside its layers."""
+    long = dict.fromkeys(("slots", "offsets", "delays", "ids", "inputs", "target", "offset_of", "chosen"), "*i64")
+    flags = dict.fromkeys(
+        ("provided", "mask", "given", "running", "valid", "forced_mask", "begin_flags", "starts"), "*u8"
+    )
+    state = ("tokens", "start_ids", "codes", "forced", "decided", "frame", "directory", "columns", "column", "position")
+    queue = ("pieces", "lengths", "said_of", "waited_of", "last_of", "sampled", "text", "first")
+    counts = ("lm_slots", "counters", "where", "counter")
+    types = long | flags | dict.fromkeys((*state, *queue, *counts), "*i64")
+    types |= dict.fromkeys(("rows", "cells", "heard", "picks", "max_delay", "codes_step", "codes_gap"), "i32")
+    types |= dict.fromkeys(
+        ("chosen_step", "chosen_gap", "length", "start_frames", "pause_frames", "half", "reach"), "i32"
+    )
+    types |= {"frequencies": "*fp32", "cos": "*fp32", "sin": "*fp32", "sound": "*fp32", "said": "*fp32", "pcm": "*i16"}
+    types |= dict.fromkeys(("samples", "first_size", "second_size", "third_size"), "i32")
+    wide = {"result": _BF16}
+    numbers = dict.fromkeys(("first", "second", "third"), _BF16)
+    return {
+        "open": compiled(token_grid._open, capability, types, 1, places=32, forces=True),
+        "close": compiled(token_grid._close, capability, types, 1, places=32),
+        "embed": compiled(embedding._embed, capability, types | wide, rows=17, block=1024, alignment=16),
+        "take": compiled(positions._take, capability, types, 1, width=64),
+        "decide": compiled(word_queue._decide, capability, types, 1, lanes=32),
+        "begin": compiled(frame._begin, capability, types, block=1024),
+        "end": compiled(frame._end, capability, types | numbers, 16, places=32, block=4096),
+    }
 
 
 if __name__ == "__main__":

@@ -3,8 +3,27 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _as_strict_as_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler refuses a range whose length is no power of two; the interpreter would not mind."""
+    if torch.cuda.is_available():
+        return
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    make = InterpreterBuilder.create_make_range
+
+    def checked(self: Any, kind: Any, start: int, stop: int) -> Any:
+        length = stop - start
+        assert length & (length - 1) == 0, f"a range of {length}, which is no power of two"
+        return make(self, kind, start, stop)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_make_range", checked)
