@@ -1,4 +1,4 @@
-"""One position of each slot through the main transformer's layers, in few launches: ten a layer on a GPU.
+"""One position of each slot through the main transformer's layers, in few launches: eight a layer on a GPU.
 
 Owns the order of one step's operations over `SlotKV`. The layers and their weights are those of `model.transformer`,
 whose own pass does the same for any number of positions; the two agree up to rounding.

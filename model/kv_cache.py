@@ -8,7 +8,7 @@ A slot is reset by its offset alone. What lies beyond it, an earlier call's keys
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch import Tensor
 from model import fp8, ops
 from model.rotary import Rotary, frequencies
 from model.streaming import CachedAttention, KVCache
+
+if TYPE_CHECKING:
+    from model.kernels.attention import Chunks
 
 KVType = Literal["float32", "bf16", "fp8"]
 DTYPES: dict[KVType, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp8": fp8.E4M3}
@@ -119,6 +122,7 @@ class StepAttention:
         self.last = positions[:, 0]
         self.first = cache.window.first(self.last).clamp(min=0) if first is None else first
         self._plain = None if ops.fused(positions) else _RingAttention(cache, positions, slots)
+        self._chunks: Chunks | None = None
 
     def attend(self, layer: int, joined: Tensor, rotary: Rotary) -> Tensor:
         """Turn, store and attend: `joined [B, 3, heads, head_dim]`, query, key and value, to `[B, heads, head_dim]`."""
@@ -134,5 +138,7 @@ class StepAttention:
             else (cache.key_scales[layer], cache.value_scales[layer])
         )
         ring = attention.Ring(cache.keys[layer], cache.values[layer], *scales)
-        query = attention.append(ring, joined, rotary.cos[:, 0, 0], rotary.sin[:, 0, 0], self.slots, self.last)
-        return attention.attend(ring, query, self.slots, self.first, self.last)
+        if self._chunks is None:
+            self._chunks = attention.chunks(ring, len(self.slots))
+        turn = rotary.cos[:, 0, 0], rotary.sin[:, 0, 0]
+        return attention.attend(ring, joined, *turn, self.slots, self.first, self.last, self._chunks)

@@ -28,6 +28,7 @@ from model.bench.floor import ReadOnly, nbytes, step_reads
 from model.bench.models import Size, Sizes, bytes_for, fill, random_models, sizes_of
 from model.engine import Stepper
 from model.fp8_weights import shrink
+from model.kernels import tiles
 from model.kv_cache import DTYPES, KVType
 
 DEFAULT_SLOTS = "1,8,16,32,64,96,128,150"
@@ -193,15 +194,22 @@ def _commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def _about(order: Order, device: torch.device) -> dict[str, Any]:
+def about_device(device: torch.device) -> dict[str, Any]:
+    """When, at which commit and on what something is measured."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "bench": "engine",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "torch": str(torch.__version__),
         "cuda": torch.version.cuda,
         "device_name": name,
+    }
+
+
+def _about(order: Order, device: torch.device) -> dict[str, Any]:
+    return {
+        "bench": "engine",
+        **about_device(device),
         **{key: value for key, value in asdict(order).items() if key not in ("slots", "seconds")},
     }
 
@@ -243,9 +251,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kv-dtype", choices=list(DTYPES), default="bf16")
     parser.add_argument("--weights-dtype", choices=["bf16", "fp8"], default="bf16")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each run of one configuration")
+    parser.add_argument("--tiles", type=Path, help="a file of what `model.bench.kernels --sweep` found, to be used")
     parser.add_argument("--json", action="store_true")
     options = vars(parser.parse_args(arguments))
-    json_output = cast(bool, options.pop("json"))
+    json_output, file = cast(bool, options.pop("json")), cast(Path | None, options.pop("tiles"))
+    if file is not None:
+        try:
+            tiles.load(file)
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
     return bench_engine(Order(**options), json_output=json_output)
 
 

@@ -113,7 +113,7 @@ def _randomise(module: nn.Module) -> None:
 def fill(stepper: Stepper, slots: int, frames: int) -> None:
     """Let the first `slots` stand after `frames` frames of talk, with the published settings of chance."""
     state = stepper.state
-    _fill_rings(state.kv.rings())
+    fill_rings(state.kv.rings())
     _set_front(state.kv.offsets, slots, frames)
     _set_front(state.cache.offset, slots, frames)
     state.cache.tokens.random_(0, min(stepper.models.config.card, stepper.models.config.text_card))
@@ -130,11 +130,12 @@ def _set_front(offsets: Tensor, slots: int, frames: int) -> None:
 
 def _fill_codec(codec: MimiState, slots: int, frames: int) -> None:
     for kv in (codec.encoder_kv, codec.decoder_kv):
-        _fill_rings(kv.rings())
+        fill_rings(kv.rings())
         kv.offsets[:slots] = 2 * frames
 
 
-def _fill_rings(rings: tuple[Tensor, ...]) -> None:
+def fill_rings(rings: tuple[Tensor, ...]) -> None:
+    """Random numbers into the rings of all layers; scales, which come after keys and values, get a likely one."""
     for ring in rings:
         for layer in ring:
             if layer.dtype == E4M3:

@@ -1,9 +1,9 @@
 """Attention of one query a slot over rings of keys and values, in Triton: each slot costs what it holds.
 
-Owns three kernels: `append` turns the queries and keys, and writes the keys and values where they belong; `split` lets
-one program attend one chunk of one slot's window for one head; `combine` joins the chunks. Knows no weights and no
-windows' rules: which positions a query sees comes in as numbers. Imported only where there is a GPU, and by the tests,
-which run it in Triton's interpreter. `model.kv_cache` has the same in plain PyTorch.
+Owns one kernel, which turns query and key, writes key and value where they belong, and attends. A program has one chunk
+of one slot's window for one head; whichever of them finishes last joins them. Knows no weights and no windows' rules:
+which positions a query sees comes in as numbers. Imported only where there is a GPU, and by the tests, which run it in
+Triton's interpreter. `model.kv_cache` has the same in plain PyTorch.
 
 b is the slots of a step, S all slots, H heads, C a ring's cells, hd a head's width. Position p lies in cell p mod C.
 """
@@ -17,13 +17,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from model.kernels.tiles import AttentionTile, attention_tile
+
 LARGEST = tl.constexpr(448.0)
 """The largest number of e4m3."""
 SMALLEST = tl.constexpr(1e-12)
 """Of a scale's numerator: a row of zeros has a scale too."""
 _LOG2_E = 1.4426950408889634
-_ROWS = 32
-"""Positions that a program reads at once."""
+_PLACES = 32
+"""Chunks that are joined at once, at least: one kernel serves chunks of any length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,54 +38,54 @@ class Ring:
     value_scales: Tensor | None = None
 
 
-def append(ring: Ring, joined: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
-    """Write `joined [b, 3, H, hd]`, query, key and value, at `positions [b]` of `slots [b]`.
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """Where the chunks of a step's windows meet; its layers use it in turn.
 
-    Returns the turned queries, `[b, H, hd]`. `cos` and `sin` are `[b, hd / 2]`, float32; neighbouring components turn
-    together.
+    seen `[b, H, chunks, hd]`, peaks and sums `[b, H, chunks]` in float32: each chunk's softmax; arrivals `[b, H]`: how
+    many are done, 0 between layers.
     """
-    count, _, heads, head_dim = joined.shape
-    keys, values = ring.keys, ring.values
-    if ring.key_scales is not None:
-        keys, values = keys.view(torch.uint8), values.view(torch.uint8)
-    query = joined.new_empty((count, heads, head_dim))
-    _append[(count, heads)](
-        joined,
-        cos,
-        sin,
-        slots,
-        positions,
-        query,
-        keys,
-        values,
-        keys if ring.key_scales is None else ring.key_scales,
-        values if ring.value_scales is None else ring.value_scales,
-        heads,
-        keys.shape[2],
-        half=head_dim // 2,
-        quantised=ring.key_scales is not None,
-        num_warps=1,
-    )
-    return query
+
+    tile: AttentionTile
+    seen: Tensor
+    peaks: Tensor
+    sums: Tensor
+    arrivals: Tensor
+
+
+def chunks(ring: Ring, count: int, tile: AttentionTile | None = None) -> Chunks:
+    """For `count` slots of a step."""
+    heads, capacity, head_dim = ring.keys.shape[1:]
+    tile = tile or attention_tile("bf16" if ring.key_scales is None else "fp8", count)
+    shape = (count, heads, triton.cdiv(capacity, tile.chunk))
+    device = ring.keys.device
+    peaks = torch.empty(shape, dtype=torch.float32, device=device)
+    seen = torch.empty((*shape, head_dim), dtype=torch.float32, device=device)
+    return Chunks(tile, seen, peaks, torch.empty_like(peaks), torch.zeros(shape[:2], dtype=torch.int32, device=device))
 
 
 def attend(
-    ring: Ring, query: Tensor, slots: Tensor, first: Tensor, last: Tensor, *, chunk: int | None = None
+    ring: Ring,
+    joined: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    slots: Tensor,
+    first: Tensor,
+    last: Tensor,
+    cut: Chunks,
 ) -> Tensor:
-    """What `query [b, H, hd]` sees of positions `first [b]` to `last [b]` of `slots [b]`: `[b, H, hd]`, of its type.
+    """Write `joined [b, 3, H, hd]`, query, key and value, at positions `last [b]` of `slots [b]`, and attend.
 
-    `chunk` positions, a multiple of 32, go to one program: by default fewer for a small batch, which would not fill
-    the GPU otherwise.
+    `cos` and `sin` are `[b, hd / 2]`, float32; neighbouring components turn together. Returns what the queries see of
+    positions `first [b]` to `last [b]`: `[b, H, hd]`, of the type of `joined`.
     """
-    count, heads, head_dim = query.shape
-    capacity = ring.keys.shape[2]
-    chunk = chunk or (128 if count <= 4 else 256 if count <= 16 else 512)
-    splits = triton.cdiv(capacity, chunk)
-    partial = torch.empty((count, heads, splits, head_dim), dtype=torch.float32, device=query.device)
-    peaks = torch.empty((count, heads, splits), dtype=torch.float32, device=query.device)
-    sums = torch.empty_like(peaks)
-    _split[(splits, heads, count)](
-        query,
+    count, _, heads, head_dim = joined.shape
+    width, splits, tile = triton.next_power_of_2(head_dim), cut.peaks.shape[2], cut.tile
+    result = joined.new_empty((count, heads, head_dim))
+    _attend[(splits, heads, count)](
+        joined,
+        cos,
+        sin,
         ring.keys,
         ring.values,
         ring.keys if ring.key_scales is None else ring.key_scales,
@@ -91,21 +93,23 @@ def attend(
         slots,
         first,
         last,
-        partial,
-        peaks,
-        sums,
+        cut.seen,
+        cut.peaks,
+        cut.sums,
+        cut.arrivals,
+        result,
         heads,
-        capacity,
+        ring.keys.shape[2],
+        tile.chunk,
         head_dim**-0.5 * _LOG2_E,
         head_dim=head_dim,
-        rows=_ROWS,
-        chunk=chunk,
+        width=width,
+        lanes=tile.lanes(width * ring.keys.element_size()),
+        steps=tile.steps,
+        stages=tile.stages,
+        places=max(_PLACES, triton.next_power_of_2(splits)),
         quantised=ring.key_scales is not None,
-        num_warps=4,
-    )
-    result = torch.empty_like(query)
-    _combine[(count * heads,)](
-        partial, peaks, sums, result, splits, head_dim=head_dim, places=triton.next_power_of_2(splits), num_warps=4
+        num_warps=tile.warps,
     )
     return result
 
@@ -123,65 +127,34 @@ def _e4m3(x):
 
 
 @triton.jit
-def _append(
+def _turned(source, turn, shift, component):
+    """A row, turned in neighbouring pairs, in float32 as it is in the row's type."""
+    own, other = tl.load(source + component).to(tl.float32), tl.load(source + (component ^ 1)).to(tl.float32)
+    other = tl.where(component % 2 == 0, -other, other)
+    return (own * turn + other * shift).to(source.dtype.element_ty).to(tl.float32)
+
+
+@triton.jit
+def _stored(new, ring, scales, cell, component, head_dim: tl.constexpr, quantised: tl.constexpr):
+    """Write a row to its cell. Returns it as it is read from there, and its scale."""
+    target = ring + cell * head_dim + component
+    if quantised:
+        scale = tl.maximum(tl.max(tl.abs(new), axis=0), SMALLEST) / LARGEST
+        limited = tl.minimum(tl.maximum(new / scale, -LARGEST), LARGEST)
+        small = _e4m3(tl.where(new == new, limited, new)).to(tl.float8e4nv, bitcast=True)
+        tl.store(scales + cell, scale)
+        tl.store(target, small)
+        return small.to(tl.float32), scale
+    plain = new.to(ring.dtype.element_ty)
+    tl.store(target, plain)
+    return plain.to(tl.float32), 1.0
+
+
+@triton.jit
+def _attend(
     joined,
     cos,
     sin,
-    slots,
-    positions,
-    query,
-    keys,
-    values,
-    key_scales,
-    value_scales,
-    heads,
-    capacity,
-    half: tl.constexpr,
-    quantised: tl.constexpr,
-):
-    row, head = tl.program_id(0), tl.program_id(1)
-    slot = tl.load(slots + row).to(tl.int64)
-    cell = (slot * heads + head) * capacity + tl.load(positions + row) % capacity
-    pair = tl.arange(0, half)
-    turn, shift = tl.load(cos + row * half + pair), tl.load(sin + row * half + pair)
-    even = 2 * pair
-    source = joined + (row * 3 * heads + head) * 2 * half + even
-    part = heads * 2 * half
-    narrow = joined.dtype.element_ty
-
-    a, b = tl.load(source).to(tl.float32), tl.load(source + 1).to(tl.float32)
-    target = query + (row * heads + head) * 2 * half + even
-    tl.store(target, (a * turn - b * shift).to(narrow))
-    tl.store(target + 1, (a * shift + b * turn).to(narrow))
-
-    a, b = tl.load(source + part).to(tl.float32), tl.load(source + part + 1).to(tl.float32)
-    turned_a = (a * turn - b * shift).to(narrow).to(tl.float32)
-    turned_b = (a * shift + b * turn).to(narrow).to(tl.float32)
-    _store(keys, key_scales, cell, even, turned_a, turned_b, half, quantised)
-    a, b = tl.load(source + 2 * part).to(tl.float32), tl.load(source + 2 * part + 1).to(tl.float32)
-    _store(values, value_scales, cell, even, a, b, half, quantised)
-
-
-@triton.jit
-def _store(ring, scales, cell, even, a, b, half: tl.constexpr, quantised: tl.constexpr):
-    """One head's row, whose even components are `a` and odd ones `b`."""
-    target = ring + cell * 2 * half + even
-    if quantised:
-        largest = tl.max(tl.maximum(tl.abs(a), tl.abs(b)), axis=0)
-        scale = tl.maximum(largest, SMALLEST) / LARGEST
-        tl.store(scales + cell, scale)
-        limit_a = tl.minimum(tl.maximum(a / scale, -LARGEST), LARGEST)
-        limit_b = tl.minimum(tl.maximum(b / scale, -LARGEST), LARGEST)
-        tl.store(target, _e4m3(tl.where(a == a, limit_a, a)))
-        tl.store(target + 1, _e4m3(tl.where(b == b, limit_b, b)))
-    else:
-        tl.store(target, a.to(ring.dtype.element_ty))
-        tl.store(target + 1, b.to(ring.dtype.element_ty))
-
-
-@triton.jit
-def _split(
-    query,
     keys,
     values,
     key_scales,
@@ -189,72 +162,182 @@ def _split(
     slots,
     firsts,
     lasts,
-    partial,
+    seen,
     peaks,
     sums,
+    arrivals,
+    result,
     heads,
     capacity,
+    chunk,
     scale,
     head_dim: tl.constexpr,
-    rows: tl.constexpr,
-    chunk: tl.constexpr,
+    width: tl.constexpr,
+    lanes: tl.constexpr,
+    steps: tl.constexpr,
+    stages: tl.constexpr,
+    places: tl.constexpr,
     quantised: tl.constexpr,
 ):
-    """Softmax over one chunk. Each of `rows` lanes runs one of its own, so the loop never waits across warps."""
     split, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    begin = tl.load(firsts + row) + split * chunk
-    count = tl.minimum(tl.load(lasts + row) - begin + 1, chunk).to(tl.int32)
-    place = (row * heads + head) * tl.num_programs(0) + split
-    if count <= 0:
-        tl.store(peaks + place, float("-inf"))
-        tl.store(sums + place, 0.0)
-        return
+    # A call would last five years before its positions no longer fit into 32 bits, which are divided much faster.
+    first, last = tl.load(firsts + row).to(tl.int32), tl.load(lasts + row).to(tl.int32)
     slot = tl.load(slots + row).to(tl.int64)
+    component = tl.arange(0, width)
+    if width != head_dim:
+        # The last component stands in for those beyond: done twice, it changes nothing. The query is 0 there.
+        component = tl.minimum(component, head_dim - 1)
+    pair = row * (head_dim // 2) + component // 2
+    turn, shift = tl.load(cos + pair), tl.load(sin + pair)
+    source = joined + (row * 3 * heads + head).to(tl.int64) * head_dim
+    asked = _turned(source, turn, shift, component) * scale
+    if width != head_dim:
+        asked = tl.where(tl.arange(0, width) < head_dim, asked, 0.0)
+    # All of these are on their way by now, so that they are waited for once.
+    begin = first + split * chunk
+    if begin > last:
+        return
+
+    used = (last - first) // chunk + 1
     base = (slot * heads + head) * capacity
-    start = (begin % capacity).to(tl.int32)
-    component = tl.arange(0, head_dim)
-    asked = tl.load(query + (row * heads + head) * head_dim + component).to(tl.float32) * scale
-    lane = tl.arange(0, rows)
-    peak = tl.full([rows], float("-inf"), tl.float32)
-    total = tl.zeros([rows], tl.float32)
-    seen = tl.zeros([rows, head_dim], tl.float32)
-    for offset in range(0, count, rows):
-        live = offset + lane < count
-        cell = start + offset + lane
-        cell = base + tl.where(cell >= capacity, cell - capacity, cell)
-        where = cell[:, None] * head_dim + component[None, :]
-        key = tl.load(keys + where, mask=live[:, None], other=0.0).to(tl.float32)
-        score = tl.sum(key * asked[None, :], axis=1)
-        if quantised:
-            score *= tl.load(key_scales + cell, mask=live, other=0.0)
-        score = tl.where(live, score, float("-inf"))
-        higher = tl.maximum(peak, score)
-        level = tl.where(higher == float("-inf"), 0.0, higher)
-        fade, weight = tl.exp2(peak - level), tl.exp2(score - level)
-        total = total * fade + weight
-        if quantised:
-            weight *= tl.load(value_scales + cell, mask=live, other=0.0)
-        value = tl.load(values + where, mask=live[:, None], other=0.0).to(tl.float32)
-        seen = seen * fade[:, None] + weight[:, None] * value
-        peak = higher
-    top = tl.max(peak, axis=0)
-    share = tl.exp2(peak - top)
-    tl.store(peaks + place, top)
-    tl.store(sums + place, tl.sum(total * share, axis=0))
-    tl.store(partial + place * head_dim + component, tl.sum(seen * share[:, None], axis=0))
+    start = begin % capacity
+    count = tl.minimum(last - begin, chunk)  # the newest is not read back
+    top, total, view = _window(
+        asked,
+        keys + base * head_dim,
+        values + base * head_dim,
+        key_scales + base,
+        value_scales + base,
+        start,
+        count,
+        capacity,
+        component,
+        head_dim,
+        width,
+        lanes,
+        steps,
+        stages,
+        quantised,
+    )
+    if split == used - 1:
+        top, total, view = _newest(
+            top,
+            total,
+            view,
+            asked,
+            source,
+            turn,
+            shift,
+            keys,
+            values,
+            key_scales,
+            value_scales,
+            base + last % capacity,
+            heads * head_dim,
+            component,
+            head_dim,
+            quantised,
+        )
+
+    place = (row * heads + head).to(tl.int64)
+    many = place * tl.num_programs(0)
+    tl.store(peaks + many + split, top)
+    tl.store(sums + many + split, total)
+    tl.store(seen + (many + split) * head_dim + component, view)
+    tl.debug_barrier()  # every thread's part is written before one of them counts it
+    if tl.atomic_add(arrivals + place, 1, sem="acq_rel") == used - 1:
+        tl.store(arrivals + place, 0)
+        view = _joined(seen, peaks, sums, many, used, component, head_dim, places)
+        tl.store(result + place * head_dim + component, view.to(result.dtype.element_ty))
 
 
 @triton.jit
-def _combine(partial, peaks, sums, result, splits, head_dim: tl.constexpr, places: tl.constexpr):
-    """Join the chunks of one head of one slot; chunks with nothing in sight have a sum of 0, and are not read."""
-    place = tl.program_id(0).to(tl.int64)
-    split, component = tl.arange(0, places), tl.arange(0, head_dim)
-    there = split < splits
-    total = tl.load(sums + place * splits + split, mask=there, other=0.0)
-    peak = tl.load(peaks + place * splits + split, mask=there, other=float("-inf"))
-    used = total != 0.0
-    share = tl.where(used, tl.exp2(peak - tl.max(peak, axis=0)), 0.0)
-    rows = (place * splits + split)[:, None] * head_dim + component[None, :]
-    seen = tl.load(partial + rows, mask=used[:, None], other=0.0)
-    joined = tl.sum(seen * share[:, None], axis=0) / tl.sum(total * share, axis=0)
-    tl.store(result + place * head_dim + component, joined.to(result.dtype.element_ty))
+def _window(
+    asked,
+    keys,
+    values,
+    key_scales,
+    value_scales,
+    start,
+    count,
+    capacity,
+    component,
+    head_dim: tl.constexpr,
+    width: tl.constexpr,
+    lanes: tl.constexpr,
+    steps: tl.constexpr,
+    stages: tl.constexpr,
+    quantised: tl.constexpr,
+):
+    """The softmax over `count` cells from `start` on: its peak, the sum of its weights, and the values so weighed.
+
+    Each lane runs one of its own over `steps` positions a turn, so that the loop never waits across warps.
+    """
+    ahead = tl.arange(0, steps)[:, None] * lanes + tl.arange(0, lanes)[None, :]
+    peak = tl.full([lanes], float("-inf"), tl.float32)
+    total = tl.zeros([lanes], tl.float32)
+    view = tl.zeros([lanes, width], tl.float32)
+    for offset in tl.range(0, count, steps * lanes, num_stages=stages):
+        # Beyond the last the last is read again, and weighs nothing.
+        cell = start + tl.minimum(offset + ahead, count - 1)
+        cell = tl.where(cell >= capacity, cell - capacity, cell)
+        where = cell[:, :, None] * head_dim + component[None, None, :]
+        key, value = tl.load(keys + where), tl.load(values + where)
+        score = tl.sum(key.to(tl.float32) * asked[None, None, :], axis=2)
+        if quantised:
+            score *= tl.load(key_scales + cell)
+        score = tl.where(offset + ahead < count, score, float("-inf"))
+        higher = tl.maximum(peak, tl.max(score, axis=0))
+        level = tl.where(higher == float("-inf"), 0.0, higher)
+        fade, weight = tl.exp2(peak - level), tl.exp2(score - level[None, :])
+        total = total * fade + tl.sum(weight, axis=0)
+        if quantised:
+            weight *= tl.load(value_scales + cell)
+        view = view * fade[:, None] + tl.sum(weight[:, :, None] * value.to(tl.float32), axis=0)
+        peak = higher
+    top = tl.max(peak, axis=0)
+    share = tl.exp2(peak - tl.where(top == float("-inf"), 0.0, top))
+    return top, tl.sum(total * share, axis=0), tl.sum(view * share[:, None], axis=0)
+
+
+@triton.jit
+def _newest(
+    top,
+    total,
+    view,
+    asked,
+    source,
+    turn,
+    shift,
+    keys,
+    values,
+    key_scales,
+    value_scales,
+    cell,
+    part,
+    component,
+    head_dim: tl.constexpr,
+    quantised: tl.constexpr,
+):
+    """Write the newest key and value to their cell, and add what is seen there. `part`: from query to key to value."""
+    new = _turned(source + part, turn, shift, component)
+    key, key_scale = _stored(new, keys, key_scales, cell, component, head_dim, quantised)
+    new = tl.load(source + 2 * part + component).to(tl.float32)
+    value, value_scale = _stored(new, values, value_scales, cell, component, head_dim, quantised)
+    score = tl.sum(key * asked, axis=0) * key_scale
+    higher = tl.maximum(top, score)
+    fade, weight = tl.exp2(top - higher), tl.exp2(score - higher)
+    return higher, total * fade + weight, view * fade + value * (weight * value_scale)
+
+
+@triton.jit
+def _joined(seen, peaks, sums, many, used, component, head_dim: tl.constexpr, places: tl.constexpr):
+    """What all chunks together see; read past the first cache, which other programs' writes do not reach."""
+    other = tl.arange(0, places)
+    there = other < used
+    peak = tl.load(peaks + many + other, mask=there, other=float("-inf"), cache_modifier=".cg")
+    total = tl.load(sums + many + other, mask=there, other=0.0, cache_modifier=".cg")
+    share = tl.exp2(peak - tl.max(peak, axis=0))
+    rows = (many + other)[:, None] * head_dim + component[None, :]
+    views = tl.load(seen + rows, mask=there[:, None], other=0.0, cache_modifier=".cg")
+    return tl.sum(views * share[:, None], axis=0) / tl.sum(total * share, axis=0)

@@ -10,15 +10,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from model.kernels.tiles import MatrixTile, matrix_tile
 
-def linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+
+def linear(x: Tensor, weight: Tensor, scale: Tensor, tile: MatrixTile | None = None) -> Tensor:
     """`x [M, K]` times `weight [N, K]` in e4m3, transposed, times `scale [N]`: `[M, N]` of the type of `x`."""
     (count, inner), outer = x.shape, weight.shape[0]
-    rows = min(64, max(16, triton.next_power_of_2(count)))
-    columns = 32 if count <= 64 else 128
+    tile = tile or matrix_tile(count)
+    rows = min(tile.rows, max(16, triton.next_power_of_2(count)))
     result = x.new_empty((count, outer))
-    grid = (triton.cdiv(outer, columns), triton.cdiv(count, rows))
-    _linear[grid](x, weight, scale, result, count, outer, inner, rows=rows, columns=columns, depth=128, num_warps=4)
+    _linear[(triton.cdiv(outer, tile.columns), triton.cdiv(count, rows))](
+        x,
+        weight,
+        scale,
+        result,
+        count,
+        outer,
+        inner,
+        rows=rows,
+        columns=tile.columns,
+        depth=tile.depth,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
     return result
 
 

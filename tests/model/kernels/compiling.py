@@ -23,15 +23,17 @@ from model.kernels import (
     positions,
     read,
     sampling,
+    tiles,
     token_grid,
     wide_sampling,
     word_queue,
 )
 
 _TYPES: dict[str, tuple[str, ...]] = {
-    "*i64": ("slots", "firsts", "lasts", "positions", "frames", "top_ks", "seeds", "chosen")
+    "*i32": ("arrivals",),
+    "*i64": ("slots", "firsts", "lasts", "frames", "top_ks", "seeds", "chosen"),
 }
-_TYPES["*fp32"] = ("partial", "peaks", "sums", "cos", "sin", "temperatures", "key_scales", "value_scales")
+_TYPES["*fp32"] = ("seen", "peaks", "sums", "cos", "sin", "temperatures", "key_scales", "value_scales")
 _TYPES["i32"] = (
     "heads",
     "capacity",
@@ -44,13 +46,13 @@ _TYPES["i32"] = (
     "gap",
     "size",
     "row",
-    "splits",
+    "chunk",
 )
 _TYPES["fp32"] = ("eps", "scale")
 _ODD = {
     "row",
     "count",
-    "splits",
+    "capacity",
     "rows",
     "heard",
     "picks",
@@ -87,13 +89,16 @@ def compiled(kernel: Any, capability: int, types: dict[str, str], warps: int = 4
 def main(capability: int) -> dict[str, str]:
     """The PTX of each kernel, by what it stores where that differs."""
     plain = dict.fromkeys(("key_scales", "value_scales"), _BF16)
-    small, byte = ({"keys": kind, "values": kind} for kind in ("*fp8e4nv", "*u8"))
+    small = dict.fromkeys(("keys", "values"), "*fp8e4nv")
     found = {}
-    for name, quantised, stored, written in (("bf16", False, plain, plain), ("fp8", True, small, byte)):
-        constants = {"head_dim": 128, "rows": 32, "chunk": 512, "quantised": quantised}
-        found[f"split {name}"] = compiled(attention._split, capability, stored, **constants)
-        found[f"append {name}"] = compiled(attention._append, capability, written, 1, half=64, quantised=quantised)
-    found["combine"] = compiled(attention._combine, capability, {}, head_dim=128, places=8)
+    for name, quantised, stored in (("bf16", False, plain), ("fp8", True, small)):
+        tile = tiles.attention_tile("fp8" if quantised else "bf16", 128)
+        for head_dim, width in ((128, 128), (20, 32)):
+            constants = {"head_dim": head_dim, "width": width, "lanes": tile.lanes(width if quantised else 2 * width)}
+            constants |= {"steps": tile.steps, "stages": tile.stages, "places": 32, "quantised": quantised}
+            found[f"attend {name} {head_dim}"] = compiled(
+                attention._attend, capability, stored, tile.warps, **constants
+            )
     found["add_norm"] = compiled(layer._add_norm, capability, {}, 8, width=4096, adds=True)
     found["silu_gate"] = compiled(layer._silu_gate, capability, {}, block=1024)
     weight = {"weight": "*fp8e4nv", "scale": "*fp32"}

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from model import fp8
 from model.kernels import attention
+from model.kernels.tiles import AttentionTile
 from model.kv_cache import DTYPES, KVType, SlotKV, StepAttention
 from model.rotary import Rotary
 from model.streaming import Window, WindowKind
@@ -19,10 +20,12 @@ CUT_OFF = {"float32": 2e-6, "bf16": 2e-2, "fp8": 2e-6}
 """The interpreter cuts bfloat16 off where a GPU and torch round; one position of many differs in its last place."""
 
 
-def cache_of(slots: int, context: int, stored: KVType, kind: WindowKind = "reference") -> SlotKV:
+def cache_of(
+    slots: int, context: int, stored: KVType, kind: WindowKind = "reference", head_dim: int = HEAD_DIM
+) -> SlotKV:
     """Full of NaN: whatever is read beyond what a slot holds shows."""
     window = Window(context, kind)
-    cache = SlotKV(layers=2, slots=slots, heads=HEADS, head_dim=HEAD_DIM, window=window, dtype=DTYPES[stored])
+    cache = SlotKV(layers=2, slots=slots, heads=HEADS, head_dim=head_dim, window=window, dtype=DTYPES[stored])
     for ring in (cache.keys, cache.values):
         ring.view(torch.uint8).fill_(0x7F) if stored == "fp8" else ring.fill_(float("nan"))
     return cache
@@ -32,7 +35,7 @@ def fill(cache: SlotKV, slot: int, length: int, seed: int = 0) -> None:
     """Let `slot` have seen `length` positions."""
     generator = torch.Generator().manual_seed(seed + 17 * slot)
     last = min(length, cache.window.capacity)
-    key, value = torch.randn(2, 1, HEADS, last, HEAD_DIM, generator=generator)
+    key, value = torch.randn(2, 1, HEADS, last, cache.keys.shape[-1], generator=generator)
     cells = torch.arange(length - last, length)[None] % cache.window.capacity
     for layer in range(2):
         cache.write(layer, torch.tensor([[slot]]), cells, key, value)
@@ -48,24 +51,32 @@ def ring_of(cache: SlotKV, layer: int) -> attention.Ring:
     return attention.Ring(keys, values, *scales)
 
 
-def step_of(count: int, seed: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(count, 3, HEADS, HEAD_DIM, generator=torch.Generator().manual_seed(seed)).to(dtype)
+def step_of(count: int, seed: int = 3, dtype: torch.dtype = torch.float32, head_dim: int = HEAD_DIM) -> Tensor:
+    return torch.randn(count, 3, HEADS, head_dim, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def both(cache: SlotKV, slots: Tensor, joined: Tensor, chunk: int = 32) -> tuple[Tensor, Tensor, attention.Ring]:
+def tile_of(chunk: int) -> AttentionTile:
+    return AttentionTile(chunk, warps=4, steps=4, stages=1)
+
+
+def both(
+    cache: SlotKV, slots: Tensor, joined: Tensor, tile: AttentionTile | int = 32
+) -> tuple[Tensor, Tensor, attention.Ring]:
     """A step by the kernels, on a copy of layer 1, and by the oracle, in place."""
     positions = cache.positions(slots, 1)
-    rotary = Rotary(positions, HEAD_DIM, 10_000.0)
+    rotary = Rotary(positions, joined.shape[-1], 10_000.0)
     ring, step = ring_of(cache, 1), cache.step(positions, slots)
-    seen = kernels(ring, joined, rotary, step, chunk)
+    cut = attention.chunks(ring, len(slots), tile_of(tile) if isinstance(tile, int) else tile)
+    seen = kernels(ring, joined, rotary, step, cut)
     return seen, step.attend(1, joined, rotary), ring
 
 
-def kernels(ring: attention.Ring, joined: Tensor, rotary: Rotary, step: StepAttention, chunk: int) -> Tensor:
+def kernels(ring: attention.Ring, joined: Tensor, rotary: Rotary, step: StepAttention, cut: attention.Chunks) -> Tensor:
     slots, first, last = (part.to(DEVICE) for part in (step.slots, step.first, step.last))
-    turn = rotary.cos[:, 0, 0].to(DEVICE), rotary.sin[:, 0, 0].to(DEVICE)
-    query = attention.append(ring, joined.to(DEVICE), *turn, slots, last)
-    return attention.attend(ring, query, slots, first, last, chunk=chunk).cpu()
+    cos, sin = rotary.cos[:, 0, 0].to(DEVICE), rotary.sin[:, 0, 0].to(DEVICE)
+    seen = attention.attend(ring, joined.to(DEVICE), cos, sin, slots, first, last, cut).cpu()
+    assert not cut.arrivals.any()
+    return seen
 
 
 def parts(ring: attention.Ring) -> tuple[Tensor | None, ...]:
@@ -95,7 +106,7 @@ def test_random_batches_of_half_precision(seed: int, stored: KVType) -> None:
     for slot in range(6):
         fill(cache, slot, int(torch.randint(0, 4 * context, (), generator=draw)), seed)
     slots = torch.randperm(6, generator=draw)[: 1 + seed * 2]
-    seen, expected, _ = both(cache, slots, step_of(len(slots), seed, torch.bfloat16), chunk=64)
+    seen, expected, _ = both(cache, slots, step_of(len(slots), seed, torch.bfloat16), 64)
     assert seen.dtype == torch.bfloat16
     torch.testing.assert_close(seen.float(), expected.float(), rtol=2**-6, atol=2**-6)
 
@@ -127,8 +138,8 @@ def test_the_kernel_rounds_to_e4m3_as_torch_does() -> None:
     cache = cache_of(64, 2, "fp8")
     ring, still = ring_of(cache, 0), torch.zeros(64, HEAD_DIM // 2)
     slots, zero = torch.arange(64), torch.zeros(64, dtype=torch.long)
-    here = [part.to(DEVICE) for part in (joined, still + 1, still)]
-    attention.append(ring, here[0], here[1], here[2], slots.to(DEVICE), zero.to(DEVICE))
+    row, cos, sin, slot, first = (part.to(DEVICE) for part in (joined, still + 1, still, slots, zero))
+    attention.attend(ring, row, cos, sin, slot, first, first, attention.chunks(ring, 64))
     expected, scale = fp8.quantise(rows)
     assert torch.equal(ring.values[:, 0, 0].cpu().view(torch.uint8), expected.view(torch.uint8))
     assert torch.equal(ring.keys[:, 1, 0].cpu().view(torch.uint8), expected.view(torch.uint8))
@@ -155,16 +166,88 @@ def test_how_the_window_is_cut_changes_nothing(chunk: int) -> None:
     torch.testing.assert_close(seen, expected, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("head_dim", [6, 20])
+@pytest.mark.parametrize("stored", STORED)
+def test_heads_whose_width_is_no_power_of_two(stored: KVType, head_dim: int) -> None:
+    cache = cache_of(3, 40, stored, head_dim=head_dim)
+    for slot, length in enumerate((0, 33, 90)):
+        fill(cache, slot, length)
+    seen, expected, ring = both(cache, torch.tensor([2, 0, 1]), step_of(3, head_dim=head_dim))
+    torch.testing.assert_close(seen, expected, rtol=0, atol=CUT_OFF[stored])
+    mine, theirs = ring.keys.float().cpu(), cache.keys[1].float()
+    torch.testing.assert_close(mine, theirs, rtol=CUT_OFF[stored], atol=1e-6, equal_nan=True)
+
+
+def test_layers_share_what_the_chunks_leave() -> None:
+    """Whatever a layer left there, the next one starts anew."""
+    cache = cache_of(2, 100, "float32")
+    fill(cache, 0, 90)
+    fill(cache, 1, 33)
+    slots, joined = torch.tensor([1, 0]), step_of(2)
+    positions = cache.positions(slots, 1)
+    rotary, step = Rotary(positions, HEAD_DIM, 10_000.0), cache.step(positions, slots)
+    rings = [ring_of(cache, layer) for layer in (0, 1)]
+    shared = attention.chunks(rings[0], 2, tile_of(32))
+    shared.seen.fill_(float("nan"))
+    shared.sums.fill_(float("nan"))
+    shared.peaks.fill_(float("nan"))
+    for layer, ring in enumerate(rings):
+        seen = kernels(ring, joined, rotary, step, shared)
+        torch.testing.assert_close(seen, step.attend(layer, joined, rotary), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 8, 2), (4, 2, 4), (8, 2, 3)])
+def test_no_tile_changes_what_is_seen(shape: tuple[int, int, int]) -> None:
+    """Of the second slot the newest position has a chunk to itself."""
+    cache = cache_of(2, 200, "fp8")
+    fill(cache, 0, 700)
+    fill(cache, 1, 96)
+    seen, expected, _ = both(cache, torch.tensor([1, 0]), step_of(2), AttentionTile(96, *shape))
+    torch.testing.assert_close(seen, expected, rtol=0, atol=2e-6)
+
+
+def test_rows_of_a_batch_that_fill_it_up_harm_nobody() -> None:
+    """They name one slot, which no call has, several times over."""
+    cache = cache_of(3, 40, "fp8")
+    for slot in range(3):
+        fill(cache, slot, 50 * slot)
+    ring = ring_of(cache, 1)
+    both_slots, joined = torch.tensor([1, 2, 0, 0, 0]), step_of(5)
+    positions = cache.positions(both_slots, 1)
+    rotary, step = Rotary(positions, HEAD_DIM, 10_000.0), cache.step(positions, both_slots)
+    padded = kernels(ring, joined, rotary, step, attention.chunks(ring, 5, tile_of(32)))
+    seen, _, alone = both(cache, both_slots[:2], joined[:2])
+    assert torch.equal(padded[:2], seen)
+    assert torch.equal(ring.values[1:].view(torch.uint8), alone.values[1:].view(torch.uint8))
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_outlying_channels_are_seen_as_the_oracle_sees_them(stored: KVType) -> None:
+    """A few channels many times the others, as language models have them, in queries, keys and values."""
+    cache = cache_of(2, 70, stored)
+    generator, loud = torch.Generator().manual_seed(8), torch.ones(HEAD_DIM)
+    loud[3], loud[10] = 40.0, -25.0
+    key, value = torch.randn(2, 2, HEADS, 70, HEAD_DIM, generator=generator) * loud
+    cache.write(1, torch.arange(2)[:, None], torch.arange(70)[None].expand(2, -1), key, value)
+    cache.offsets[:] = torch.tensor([70, 300])
+    joined = step_of(2) * loud
+    joined[:, 0, :, 10] /= 25.0
+    seen, expected, _ = both(cache, torch.arange(2), joined)
+    # Scores are some hundreds here, so that their rounding in float32 shows.
+    torch.testing.assert_close(seen, expected, rtol=2e-2 if stored == "bf16" else 1e-4, atol=1e-3)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("stored", STORED)
 def test_the_published_shape(stored: KVType) -> None:
     """Heads of 128, 3,000 positions, a ring that wrapped beside one that did not."""
-    cache = SlotKV(layers=1, slots=2, heads=4, head_dim=128, window=Window(3000), dtype=DTYPES[stored])
-    key, value = torch.randn(2, 2, 4, 3000, 128)
+    cache = SlotKV(layers=1, slots=2, heads=2, head_dim=128, window=Window(3000), dtype=DTYPES[stored])
+    key, value = torch.randn(2, 2, 2, 3000, 128)
     cache.write(0, torch.tensor([[0], [1]]), torch.arange(3000)[None].expand(2, -1), key, value)
     cache.offsets[:] = torch.tensor([7321, 2500])
-    positions, joined = cache.positions(None, 1), torch.randn(2, 3, 4, 128)
+    positions, joined = cache.positions(None, 1), torch.randn(2, 3, 2, 128)
     rotary, step = Rotary(positions, 128, 10_000.0), cache.step(positions, None)
-    seen = kernels(ring_of(cache, 0), joined, rotary, step, 512)
+    ring = ring_of(cache, 0)
+    seen = kernels(ring, joined, rotary, step, attention.chunks(ring, 2))
     expected = step.attend(0, joined, rotary)
     torch.testing.assert_close(seen, expected, rtol=0, atol=1e-3 if stored == "bf16" else 1e-5)

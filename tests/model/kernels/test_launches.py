@@ -17,10 +17,10 @@ from model.lm import LM
 from model.mimi.codec import Mimi
 from tests.model.kernels.launches import Launches, counting
 
-A_LAYER = 10
-OUTSIDE = 14
-"""Of the language model without its walk of the codebooks: embedding, positions, last norm, text head, its draw, words,
-and the two ends of the token grid; of the engine, the two ends of a step."""
+A_LAYER = 8
+OUTSIDE = 15
+"""Of the language model without its walk of the codebooks: embedding, positions, attention's counters, last norm, text
+head, its draw, words, and the two ends of the token grid; of the engine, the two ends of a step."""
 WHOLE = 500
 
 
