@@ -32,17 +32,21 @@ def ptx_for(capability: int, cache: Path) -> dict[str, str]:
 
 def test_every_kernel_compiles_for_hopper_and_reads_wide(tmp_path: Path) -> None:
     found = ptx_for(90, tmp_path)
-    assert len(found) == 19
+    assert len(found) == 31
     for name in ("split bf16", "split fp8", "combine", "add_norm", "silu_gate", "read", "embed", "end", "list"):
         # silu_gate's 1,024 values are 8 for each of 128 threads.
         assert WIDEST in found[name], name
     assert "cvt.rn.f16x2.e4m3x2" in found["split fp8"]
     assert "mma.sync" in found["linear"]
     assert "cp.async.cg.shared.global" in found["linear"]  # 16 bytes, too, while the last are multiplied
+    for name in ("codec product", "codec product thin", "codec product norm", "codec attend"):
+        assert "cp.async.cg.shared.global" in found[name], name
+        assert "mma" not in found[name], name  # full float32
+    assert "tf32" in found["codec product tf32"]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("capability", [89, 100, 120])
 def test_every_kernel_compiles_for_other_cards(capability: int, tmp_path: Path) -> None:
     """Ada, and Blackwell in both forms."""
-    assert len(ptx_for(capability, tmp_path)) == 19
+    assert len(ptx_for(capability, tmp_path)) == 31
