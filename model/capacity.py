@@ -21,7 +21,7 @@ SPARES = 1
 PROMPT_PART = 0.04
 """Of the device's free memory, for prompts."""
 WORKSPACE = {"cuda": 2 << 30, "cpu": 128 << 20}
-"""Bytes for libraries, activations and captured graphs."""
+"""Bytes for libraries, activations and captured graphs, and for the codec's weights as its step reads them."""
 SPEED_PART = 0.8
 """Part of 80 ms that a step of all slots may take, where the engine chooses their number."""
 GB = 1e9

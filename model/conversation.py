@@ -65,7 +65,10 @@ def load_models(folder: ModelFolder, device: torch.device | str = "cpu", *, fp8:
     lm = load_lm(folder.lm, config, dtype=dtype, device="cpu" if fp8 else device)
     if fp8:
         lm = shrink(lm, device)
-    return Models(lm, load_mimi(folder.mimi, folder.mimi_config(), device=device), tokenizer)
+    # No code depends on the decoder, and a telephone hears no difference.
+    fast = folder.published and torch.device(device).type == "cuda"
+    mimi = load_mimi(folder.mimi, folder.mimi_config(), device=device, decoder_tf32=fast)
+    return Models(lm, mimi, tokenizer)
 
 
 def load_voice(models: Models, path: Path) -> Voice:

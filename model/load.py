@@ -47,9 +47,12 @@ def load_lm(
     return load(on_meta(lambda: LM(config)), path, dtype=dtype, device=device)
 
 
-def load_mimi(path: Path, config: MimiConfig, *, device: torch.device | str = "cpu") -> Mimi:
+def load_mimi(
+    path: Path, config: MimiConfig, *, device: torch.device | str = "cpu", decoder_tf32: bool = False
+) -> Mimi:
     """The codec from a safetensors file, in float32, ready for inference. Raises WeightsError."""
-    return load(on_meta(lambda: Mimi(config)), path, dtype=torch.float32, device=device, aliases=MIMI_ALIASES)
+    mimi = on_meta(lambda: Mimi(config, decoder_tf32=decoder_tf32))
+    return load(mimi, path, dtype=torch.float32, device=device, aliases=MIMI_ALIASES)
 
 
 def load(

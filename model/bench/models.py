@@ -88,7 +88,7 @@ class RandomVocabulary(Tokenizer):
 def random_models(sizes: Sizes, device: torch.device) -> Models:
     """Networks with random weights, made where they are used."""
     lm = on_meta(lambda: LM(sizes.lm)).to(sizes.dtype).to_empty(device=device)
-    mimi = on_meta(lambda: Mimi(sizes.mimi)).to_empty(device=device)
+    mimi = on_meta(lambda: Mimi(sizes.mimi, decoder_tf32=sizes.dtype == torch.bfloat16)).to_empty(device=device)
     for module in (lm, mimi):
         _randomise(module)
         module.eval().requires_grad_(False)
@@ -151,6 +151,6 @@ def bytes_for(sizes: Sizes, kv_dtype: torch.dtype, slots: int, spares: int, weig
     main, codec = sizes.lm.transformer, sizes.mimi.transformer
     scales = 4 if kv_dtype == E4M3 else 0
     ring = 2 * main.layers * main.context * (main.dim * kv_dtype.itemsize + main.heads * scales)
-    # Both sides, in float32, and about as much in flight: the codec's rings are gathered in a step.
+    # Both sides, in float32; in flight, inputs of the codec's convolutions are about as much as one layer's rings.
     mimi = 2 * 2 * codec.layers * (codec.context + codec.step) * codec.dim * 4
     return weights + (slots + spares + 1) * ring + (slots + 1) * mimi + slots * mimi // codec.layers + _ROOM

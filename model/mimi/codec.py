@@ -13,6 +13,9 @@ model. B is the batch, n the number of 80 ms frames (1,920 samples), K codebooks
     decoder transformer   25 Hz    float32   as above; keys and values float32
     SEANet decoder        24 kHz   float32   as above
 
+A single frame on a GPU goes through `model.mimi.step`, in 125 launches where this takes 869 operations; it keeps full
+float32 by itself, and with `decoder_tf32` takes TF32 in all of the decoder's products.
+
 Streaming works on any slots, in any order, and touches no other. Nothing in a step waits for the device or depends
 on data in its shape, so that a step can be captured as a CUDA graph. Slot ids in a step are distinct, save those of
 a slot whose contents nobody needs (padding a batch to a fixed size).
@@ -22,6 +25,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -34,16 +38,28 @@ from model.mimi.seanet import SeanetDecoder, SeanetEncoder
 from model.streaming import KVCache, WindowKind
 from model.transformer import Transformer
 
+if TYPE_CHECKING:
+    from model.mimi.step import Decoder, Encoder
+
 
 class MimiState:
     """What `slots` streams carry from step to step, the encoder's side and the decoder's.
 
-    encoder_rows, decoder_rows: `[slots, floats]` of the convolutions; encoder_kv, decoder_kv: the transformers'.
+    encoder_rows, decoder_rows: `[slots, floats]` of the convolutions; encoder_kv, decoder_kv: the transformers'. step:
+    what single frames go through in place of the layers, where there is a GPU; captured graphs read its weights.
     """
 
-    def __init__(self, encoder_rows: Tensor, encoder_kv: KVCache, decoder_rows: Tensor, decoder_kv: KVCache) -> None:
+    def __init__(
+        self,
+        encoder_rows: Tensor,
+        encoder_kv: KVCache,
+        decoder_rows: Tensor,
+        decoder_kv: KVCache,
+        step: tuple[Encoder, Decoder] | None,
+    ) -> None:
         self.encoder_rows, self.encoder_kv = encoder_rows, encoder_kv
         self.decoder_rows, self.decoder_kv = decoder_rows, decoder_kv
+        self.step = step
 
     def reset(self, slot_ids: Tensor) -> None:
         """Make `slot_ids [b]` as good as new, on both sides."""
@@ -55,8 +71,8 @@ class MimiState:
 class Mimi(nn.Module):
     """The codec. Module and parameter names are those of the published checkpoint.
 
-    `decoder_tf32` leaves the decoder's products as the process has them (torch's default: TF32 in convolutions). That
-    is faster and not exact; no code depends on it.
+    `decoder_tf32` leaves the decoder's products as the process has them (torch's default: TF32 in convolutions), and
+    makes all of them TF32 in the step of a GPU. That is faster and not exact; no code depends on it.
     """
 
     def __init__(self, config: MimiConfig, *, decoder_tf32: bool = False) -> None:
@@ -75,6 +91,10 @@ class Mimi(nn.Module):
         self.decoder = SeanetDecoder(config.seanet)
         self.frame_size = math.prod(config.seanet.ratios) * stride
         """Samples of a frame."""
+        self.fused: bool | None = None
+        """Whether single frames take the few launches of `model.mimi.step`; None: where the weights are on a GPU."""
+        self._step: tuple[Encoder, Decoder] | None = None
+        self._step_of: object = None
 
     @torch.no_grad()
     def encode(self, pcm: Tensor, n_q: int | None = None) -> Tensor:
@@ -114,7 +134,22 @@ class Mimi(nn.Module):
             _transformer(self.encoder_transformer).cache(slots, window),
             torch.zeros(slots, decoder, dtype=weight.dtype, device=weight.device),
             _transformer(self.decoder_transformer).cache(slots, window),
+            self._prepared_step(),
         )
+
+    @torch.no_grad()
+    def _prepared_step(self) -> tuple[Encoder, Decoder] | None:
+        """The weights in the form that single frames need, made anew where they have changed."""
+        weight = next(self.parameters())
+        if not (weight.is_cuda if self.fused is None else self.fused):
+            return None
+        from model.mimi import step  # only here: it needs Triton
+
+        weights = [(tensor.data_ptr(), tensor._version) for tensor in (*self.parameters(), *self.buffers())]
+        now = (self.decoder_tf32, weights)
+        if self._step_of != now:
+            self._step, self._step_of = step.both_sides(self) if step.fits(self.config) else None, now
+        return self._step
 
     @torch.no_grad()
     def encode_step(self, state: MimiState, slot_ids: Tensor, pcm: Tensor, n_q: int | None = None) -> Tensor:
@@ -126,19 +161,24 @@ class Mimi(nn.Module):
             raise ValueError(f"sound of shape {tuple(pcm.shape)}, not [slots, 1, a multiple of {self.frame_size}]")
         _require_float(pcm)
         _require_slots(slot_ids, pcm)
+        n_q = self.config.active if n_q is None else n_q
+        if state.step is not None and pcm.shape[2] == self.frame_size and 1 <= n_q <= self.config.active:
+            return state.step[0](state, slot_ids, pcm, n_q)
         with full_float32():
             carry = Carry(state.encoder_rows.index_select(0, slot_ids))
             x = self.encoder(pcm, carry)
             x = _along_time(self.encoder_transformer, x, state.encoder_kv, slot_ids)
             latent = self.downsample["conv"](x, carry)
             state.encoder_rows.index_copy_(0, slot_ids, carry.successor())
-            return self.quantizer.encode(latent, self.config.active if n_q is None else n_q)
+            return self.quantizer.encode(latent, n_q)
 
     @torch.no_grad()
     def decode_step(self, state: MimiState, slot_ids: Tensor, codes: Tensor) -> Tensor:
         """The next columns of `slot_ids [b]`, codes `[b, K, n]`, to their sound `[b, 1, n * frame_size]`."""
         _require_codes(codes)
         _require_slots(slot_ids, codes)
+        if state.step is not None and codes.shape[2] == 1 and codes.shape[1] <= self.config.active:
+            return state.step[1](state, slot_ids, codes)
         with self._decoder_precision():
             carry = Carry(state.decoder_rows.index_select(0, slot_ids))
             x = self.upsample["convtr"](self.quantizer.decode(codes), carry)

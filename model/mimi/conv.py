@@ -51,13 +51,13 @@ class CausalConv1d(nn.Module):
         super().__init__()
         # One level deeper than needed: the published names of the weights have it.
         self.conv = nn.ModuleDict({"conv": nn.Conv1d(inputs, outputs, kernel, stride, bias=bias)})
-        self._inputs, self._stride, self._left = inputs, stride, kernel - stride
-        self._repeat_edge = repeat_edge and self._left > 0
+        self.inputs, self.stride, self.left = inputs, stride, kernel - stride
+        self.repeat_edge = repeat_edge and self.left > 0
 
     @property
     def carried(self) -> int:
         """Floats carried for each stream: the last inputs and, where needed, whether there were any."""
-        return self._inputs * self._left + int(self._repeat_edge)
+        return self.inputs * self.left + int(self.repeat_edge)
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         padded = self._padded(x) if carry is None else self._continued(x, carry)
@@ -65,54 +65,52 @@ class CausalConv1d(nn.Module):
         return result
 
     def _padded(self, x: Tensor) -> Tensor:
-        right = -x.shape[-1] % self._stride
-        return functional.pad(x, (self._left, right), mode="replicate" if self._repeat_edge else "constant")
+        right = -x.shape[-1] % self.stride
+        return functional.pad(x, (self.left, right), mode="replicate" if self.repeat_edge else "constant")
 
     def _continued(self, x: Tensor, carry: Carry) -> Tensor:
-        if self._left == 0:
+        if self.left == 0:
             return x
         begun = None
-        if self._repeat_edge:
+        if self.repeat_edge:
             begun = carry.take(1, 1)
             carry.put(torch.ones_like(begun))
-        last = carry.take(self._inputs, self._left)
+        last = carry.take(self.inputs, self.left)
         if begun is not None:
             last = torch.where(begun > 0, last, x[..., :1])
         joined = torch.cat((last, x), dim=-1)
-        carry.put(joined[..., -self._left :])
+        carry.put(joined[..., -self.left :])
         return joined
 
 
 class CausalConvTranspose1d(nn.Module):
     """`[B, inputs, T]` to `[B, outputs, stride * T]`.
 
-    The last `kernel - stride` outputs still lack what later inputs add to them: dropped at the end of a whole sound,
-    carried (without the bias, which would count twice) to the next chunk.
+    The last `kernel - stride` outputs still lack what later inputs add to them: at the end of a whole sound they are
+    dropped. A chunk leaves them to the next one, which is given the last input again.
     """
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, stride: int, *, groups: int = 1, bias: bool = True
     ) -> None:
         super().__init__()
-        self._over = kernel - stride
-        if not 0 < self._over <= stride:
+        if not 0 < kernel - stride <= stride:
             raise ValueError(f"a kernel of {kernel} reaches over more than one step of {stride}")
         inner = nn.ConvTranspose1d(inputs, outputs, kernel, stride, groups=groups, bias=bias)
         self.convtr = nn.ModuleDict({"convtr": inner})
-        self._outputs, self._stride, self._groups = outputs, stride, groups
+        self.inputs, self.stride, self._groups = inputs, stride, groups
 
     @property
     def carried(self) -> int:
-        """Floats carried for each stream: the outputs not yet complete."""
-        return self._outputs * self._over
+        """Floats carried for each stream: the last input."""
+        return self.inputs
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         inner = cast(nn.ConvTranspose1d, self.convtr["convtr"])
-        full = functional.conv_transpose1d(x, inner.weight, None, self._stride, groups=self._groups)
-        length = self._stride * x.shape[-1]
-        ready = full[..., :length]
+        length, skipped = self.stride * x.shape[-1], 0
         if carry is not None:
-            begun = ready[..., : self._over] + carry.take(self._outputs, self._over)
-            carry.put(full[..., length:])
-            ready = torch.cat((begun, ready[..., self._over :]), dim=-1)
-        return ready if inner.bias is None else ready + inner.bias[:, None]
+            last = carry.take(self.inputs, 1)
+            carry.put(x[..., -1:])
+            x, skipped = torch.cat((last, x), dim=-1), self.stride
+        full = functional.conv_transpose1d(x, inner.weight, inner.bias, self.stride, groups=self._groups)
+        return full[..., skipped : skipped + length]

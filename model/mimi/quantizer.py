@@ -45,6 +45,11 @@ class Codebook(nn.Module):
         self._half_squares = self._entries.square().sum(dim=1) / 2
         self._made_from = source
 
+    def table(self) -> tuple[Tensor, Tensor]:
+        """All entries `[bins, d]`, and half their squared lengths `[bins]`."""
+        self.prepare()
+        return self._entries, self._half_squares
+
     def nearest(self, x: Tensor) -> Tensor:
         """The entry closest to each of `x [M, d]`, the first of equals: `[M]`."""
         self.prepare()

@@ -28,6 +28,7 @@ from model.kernels import (
     wide_sampling,
     word_queue,
 )
+from tests.model.kernels.compiling_codec import codec_kernels
 
 _TYPES: dict[str, tuple[str, ...]] = {
     "*i32": ("arrivals",),
@@ -108,7 +109,7 @@ def main(capability: int) -> dict[str, str]:
     names, lists = {"shortlist": "*i32", "parts": "i32"}, {"part": 2048, "short": 128, "digits": 16}
     found["list"] = compiled(wide_sampling._list, capability, names, **lists)
     found["choose"] = compiled(wide_sampling._choose, capability, names, 16, usual=32, places=16, width=32_768, **lists)
-    return found | ends(capability)
+    return found | ends(capability) | codec_kernels(capability, compiled)
 
 
 def ends(capability: int) -> dict[str, str]:

@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 WIDEST = "ld.global.v4.b32"
 """A load of 16 bytes by each thread."""
+KERNELS = 30
 AHEAD = "cp.async.cg.shared.global"
 """The same into shared memory, while what came before is used."""
 
@@ -34,7 +35,7 @@ def ptx_for(capability: int, cache: Path) -> dict[str, str]:
 
 def test_every_kernel_compiles_for_hopper_and_reads_wide(tmp_path: Path) -> None:
     found = ptx_for(90, tmp_path)
-    assert len(found) == 18
+    assert len(found) == KERNELS
     for name in ("add_norm", "silu_gate", "read", "embed", "end", "list"):
         # silu_gate's 1,024 values are 8 for each of 128 threads.
         assert WIDEST in found[name], name
@@ -42,10 +43,14 @@ def test_every_kernel_compiles_for_hopper_and_reads_wide(tmp_path: Path) -> None
     assert "mma.sync" in found["linear"]
     for name in ("attend bf16 128", "attend fp8 128", "linear"):
         assert AHEAD in found[name], name
+    for name in ("codec product", "codec product thin", "codec product norm", "codec attend"):
+        assert AHEAD in found[name], name
+        assert "mma" not in found[name], name  # full float32
+    assert "tf32" in found["codec product tf32"]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("capability", [89, 100, 120])
 def test_every_kernel_compiles_for_other_cards(capability: int, tmp_path: Path) -> None:
     """Ada, and Blackwell in both forms."""
-    assert len(ptx_for(capability, tmp_path)) == 18
+    assert len(ptx_for(capability, tmp_path)) == KERNELS

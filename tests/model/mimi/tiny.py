@@ -29,10 +29,14 @@ CONFIG = MimiConfig(
 
 
 def random_mimi(seed: int = 0) -> Mimi:
+    return random_weights(CONFIG, seed)
+
+
+def random_weights(config: MimiConfig, seed: int = 0) -> Mimi:
     """Weights of such sizes that each stage matters to the codes and to the sound."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        mimi = Mimi(CONFIG)
+        mimi = Mimi(config)
         for name, parameter in mimi.named_parameters():
             if name.endswith("scale"):
                 torch.nn.init.uniform_(parameter, 0.2, 0.6)

@@ -1,0 +1,58 @@
+"""The codec's kernels as `compiling` takes them: at the published sizes, and at some that are no powers of two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from model.kernels import codec_attention, codec_codes, codec_product, codec_rows
+from model.kernels.codec_product import Precision
+
+_FLOATS = """
+source weight bias gain norm_gain norm_shift residual begun out active joined frequency keys values result rows
+workspace sound x projected rests entries half_squares scores
+"""
+_NUMBERS = """
+source_stride residual_stride out_stride active_stride column_stride factor_stride rows_stride workspace_stride
+sound_stride row_stride book_stride
+channels bins carried samples sound_at context book
+"""
+_TYPES = dict.fromkeys(_FLOATS.split(), "*fp32") | dict.fromkeys(_NUMBERS.split(), "i32")
+_TYPES |= {"offsets": "*i64", "codes": "*i64", "places": "*i32", "indices": "*i32"}
+_OPTIONS = dict.fromkeys(("bias", "gain", "norm", "residual", "edge", "plain", "elu"), False)
+
+
+def codec_kernels(capability: int, compiled: Callable[..., str]) -> dict[str, str]:
+    """The PTX of each kernel, of the product in its different forms."""
+
+    def product(
+        count: int, outer: int, inner: int, precision: Precision = "ieee", gelu: bool = False, **has: bool
+    ) -> str:
+        cut = codec_product.tile(count, outer, inner, precision)
+        options = {f"has_{name}": value for name, value in (_OPTIONS | {"plain": True} | has).items()}
+        sizes: dict[str, Any] = {"length": 2, "hop": inner, "head": 2 * inner, "channels": 24}
+        sizes |= {"rows": cut.rows, "columns": cut.columns, "shares": cut.shares, "depth": 32, "wide": 128}
+        sizes["factor_stride" if precision == "tf32" else "column_stride"] = 1
+        constants = {"gelu": gelu, "precision": precision, **options, **sizes}
+        return compiled(codec_product._product, capability, _TYPES, cut.warps, **constants)
+
+    found = {
+        "codec product": product(128 * 480, 128, 512, bias=True, elu=True, plain=False),
+        "codec product tf32": product(128 * 480, 128, 512, "tf32", bias=True, residual=True),
+        "codec product thin": product(1, 512, 2048, edge=True),
+        "codec product norm": product(256, 2048, 512, gelu=True, norm=True, gain=True),
+    }
+    sizes = {"head_dim": 64, "width": 64, "rows": 64, "full": False}
+    found["codec attend"] = compiled(codec_attention._attend, capability, _TYPES, **sizes)
+    sizes |= {"head_dim": 6, "width": 8, "full": True}
+    found["codec attend odd"] = compiled(codec_attention._attend, capability, _TYPES, **sizes)
+    found["codec begin"] = compiled(codec_rows._begin, capability, _TYPES, block=1024)
+    found["codec finish"] = compiled(codec_rows._finish, capability, _TYPES, step=2, block=1024)
+    found["codec double"] = compiled(codec_rows._double, capability, _TYPES, block=1024)
+    search = {"dim": 256, "blocks": 64, "places": 64, "rows": 16, "width": 32, "shares": 8, "depth": 32}
+    found["codec score"] = compiled(
+        codec_codes._score, capability, _TYPES | {"columns": "*fp32"}, 8, begins=False, **search
+    )
+    found["codec choose"] = compiled(codec_codes._choose, capability, _TYPES, 1, books=8, blocks=64, width=8, places=64)
+    found["codec sum"] = compiled(codec_codes._sum, capability, _TYPES, dim=256, width=256, books=8)
+    return found

@@ -1,0 +1,140 @@
+"""The codec's kernels one by one, in the forms and sizes that a tiny codec's step does not take."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model.kernels import codec_attention, codec_codes, codec_product
+from model.kernels.codec_product import Edge, Out, Tile, product, tile
+from model.mimi.quantizer import Codebook
+from model.rotary import Rotary
+from model.streaming import KVCache, Window, WindowKind
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+NEAR = 1e-5
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def near(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=NEAR, atol=NEAR)
+
+
+@pytest.mark.parametrize(("count", "outer", "inner"), [(1, 50, 300), (3, 40, 77), (70, 20, 130)])
+def test_a_linear_layer_with_all_that_goes_with_it(count: int, outer: int, inner: int) -> None:
+    x, weight, residual = draw(count, inner), draw(outer, inner, seed=1) / inner**0.5, draw(count, outer, seed=2)
+    gains, scale = (draw(inner, seed=3), draw(inner, seed=4)), draw(outer, seed=5)
+    plain, active = torch.empty_like(residual), torch.empty_like(residual)
+    out = Out(plain, active, bias=scale, gelu=True, gain=scale, residual=residual)
+    laid_out = weight if count == 3 else weight.T.contiguous().T
+    product(3 + x, laid_out, out, length=1, hop=inner, norm=gains)
+    normed = functional.layer_norm(3 + x, (inner,), *gains)
+    expected = residual + scale * functional.gelu(functional.linear(normed, weight, scale))
+    near(plain, expected)
+    near(active, functional.elu(expected))
+
+
+@pytest.mark.parametrize(("count", "outer", "inner"), [(2, 32, 300), (70, 64, 130)])
+def test_tf32_is_near(count: int, outer: int, inner: int) -> None:
+    x, weight = draw(count, inner), draw(outer, inner, seed=1) / inner**0.5
+    result = torch.empty(count, outer, device=DEVICE)
+    product(x, weight, Out(result), length=1, hop=inner, precision="tf32")
+    torch.testing.assert_close(result, functional.linear(x, weight), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("begun", [0.0, 1.0])
+def test_a_convolution_whose_first_input_is_repeated(begun: float) -> None:
+    """Kernel 4, stride 2, three channels; the flag lies in the same rows."""
+    rows = draw(2, 32)
+    rows[:, 20] = torch.tensor([begun, 1.0])
+    source, weight, result = rows[:, :18], draw(5, 12), torch.empty(2, 10, device=DEVICE)
+    product(source, weight, Out(result), length=2, hop=6, edge=Edge(rows[:, 20:], 6, 3))
+    before = torch.where(rows[:, 20:21] > 0, source[:, :6], source[:, 6:9].repeat(1, 2))
+    whole = torch.cat((before, source[:, 6:]), dim=1)
+    near(result, whole.unfold(1, 12, 6).matmul(weight.T).flatten(1))
+
+
+def test_near_zero_an_elu_is_exact() -> None:
+    """exp(x) - 1 would lose all digits there."""
+    x = -torch.logspace(-9, 1, 64, device=DEVICE)[:, None]
+    active = torch.empty_like(x)
+    product(x, torch.ones(1, 1, device=DEVICE), Out(elu=active), length=1, hop=1)
+    torch.testing.assert_close(active, functional.elu(x), rtol=1e-6, atol=0)
+
+
+def test_few_rows_share_out_their_sums_and_many_do_not() -> None:
+    assert tile(2, 1024, 8192) == Tile(rows=2, columns=16, shares=16, warps=16)
+    assert tile(256, 512, 2048) == Tile(rows=32, columns=32, shares=4, warps=8)
+    assert tile(128 * 480, 128, 512) == Tile(rows=128, columns=64, shares=1, warps=8)
+    assert tile(5, 3, 7).shares == 1
+    assert tile(256, 2048, 512, "tf32").shares == 1
+
+
+def test_every_tile_fits_into_shared_memory() -> None:
+    """227 KB of a Hopper's multiprocessor, for three times 32 of the factors."""
+    for count in (1, 2, 5, 16, 64, 256, 1920, 245_760):
+        for outer in (1, 3, 32, 64, 512, 4096):
+            for inner in (7, 32, 192, 8192):
+                cut = tile(count, outer, inner)
+                assert 3 * cut.shares * (cut.rows + cut.columns) * 4 * codec_product._DEPTH < 227_000
+                assert cut.warps <= 16
+
+
+@pytest.mark.parametrize("kind", ["reference", "full"])
+@pytest.mark.parametrize(("heads", "head_dim", "context"), [(2, 6, 7), (1, 16, 70)])
+def test_attention_sees_what_the_plain_one_sees(heads: int, head_dim: int, context: int, kind: WindowKind) -> None:
+    """Fresh, short, exactly full, just wrapped and long-lived slots, in one batch and in any order."""
+    lengths = [0, 2, context - context % 2, context + 1 + context % 2, 10 * context]
+    cache = KVCache(layers=1, slots=6, heads=heads, head_dim=head_dim, window=Window(context, kind, 2))
+    for ring in cache.rings():
+        ring.normal_()
+    cache.offsets[:5] = torch.tensor(lengths)
+    slots = torch.tensor([3, 1, 0, 4, 2])
+    joined = torch.randn(5, 2, 3, heads, head_dim)
+    offsets, keys, values = (part.to(DEVICE, copy=True) for part in (cache.offsets, cache.keys[0], cache.values[0]))
+    result = torch.empty(5, 2, heads, head_dim, device=DEVICE)
+    frequency = 10_000.0 ** (-torch.arange(head_dim // 2, device=DEVICE) * 2 / head_dim)
+    codec_attention.attend(joined.to(DEVICE), frequency, slots.to(DEVICE), offsets, keys, values, cache.window, result)
+
+    positions = cache.positions(slots, 2)
+    rotary = Rotary(positions, head_dim, 10_000.0)
+    query, key, value = joined.permute(2, 0, 3, 1, 4)
+    expected = cache.begin(positions, slots).attend(0, rotary(query), rotary(key), value)
+    torch.testing.assert_close(result.cpu(), expected.transpose(1, 2), rtol=0, atol=1e-4)
+    torch.testing.assert_close(keys.cpu(), cache.keys[0], rtol=0, atol=1e-4)
+    assert torch.equal(values.cpu(), cache.values[0])
+
+
+def book(bins: int, dim: int, seed: int) -> Codebook:
+    made = Codebook(bins, dim)
+    made.embedding_sum.copy_(torch.randn(bins, dim, generator=torch.Generator().manual_seed(seed)))
+    return made
+
+
+@pytest.mark.parametrize(("books", "count"), [(1, 3), (3, 20)])
+def test_the_search_finds_what_one_codebook_after_the_other_finds(books: int, count: int) -> None:
+    dim = 40
+    made = [book(150, dim, seed) for seed in range(books)]
+    entries, squares = (torch.stack(parts) for parts in zip(*(one.table() for one in made), strict=True))
+    projected = 2 * torch.randn(count, 2, dim, generator=torch.Generator().manual_seed(9))
+    columns = entries.transpose(1, 2).contiguous()
+    found = codec_codes.search(*(part.to(DEVICE) for part in (projected, entries, columns, squares))).cpu()
+    expected, rest = [made[0].nearest(projected[:, 0])], projected[:, 1]
+    for one in made[1:]:
+        expected.append(one.nearest(rest))
+        rest = rest - one.entries(expected[-1])
+    assert torch.equal(found, torch.stack(expected, dim=1))
+
+
+def test_of_equal_entries_the_first_is_found() -> None:
+    """In one block and in different ones."""
+    entries = torch.zeros(2, 150, 8, device=DEVICE)
+    entries[:, [140, 70, 75, 149]] = 1.0
+    columns, squares = entries.transpose(1, 2).contiguous(), entries.square().sum(2) / 2
+    found = codec_codes.search(torch.ones(2, 2, 8, device=DEVICE), entries, columns, squares)
+    assert found.tolist() == [[70, 70], [70, 70]]
