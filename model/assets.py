@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from model.clip import Clip, ClipError, load_clip
 from model.conversation import Models, check_prompt, role_ids
@@ -25,8 +25,18 @@ _CLIP_NAME = re.compile(r"\w[\w.-]*")
 _T = TypeVar("_T")
 
 
-class Assets:
-    """Prompts and clips for calls, from one thread beside theirs."""
+class Assets(Protocol):
+    """Prompts and clips as calls get them: by generators that yield False while they are not there yet."""
+
+    def prompt(self, voice: str, text: str) -> Generator[bool, None, Prompt]:
+        """The prompt of a voice and a role's text. Raises VoiceError, VoiceRefused, PromptTooLong."""
+
+    def clip(self, name: str) -> Generator[bool, None, Clip]:
+        """A clip by name. Raises ClipError."""
+
+
+class FileAssets:
+    """Implements `Assets` with one thread beside that of the calls."""
 
     def __init__(self, models: Models, voices: VoiceStore, find: Callable[[str], Clip]) -> None:
         """`find` gives a clip by name, and raises ClipError; from now on both are the thread's alone."""
@@ -35,16 +45,14 @@ class Assets:
         self._prompts: OrderedDict[tuple[VoiceKey, str], Prompt] = OrderedDict()
 
     def prompt(self, voice: str, text: str) -> Generator[bool, None, Prompt]:
-        """The prompt of a voice and a role's text. Raises VoiceError, VoiceRefused, PromptTooLong."""
         asked = time.monotonic()
         return (yield from self._beside(lambda: self._made(voice, text, asked)))
 
     def read(self, voice: str, text: str) -> Prompt:
-        """The same, waited for: before there are calls."""
+        """A prompt, waited for: before there are calls."""
         return self._thread.submit(self._made, voice, text, time.monotonic()).result()
 
     def clip(self, name: str) -> Generator[bool, None, Clip]:
-        """A clip by name. Raises ClipError."""
         return (yield from self._beside(lambda: self._find(name)))
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ import psutil
 import torch
 
 from model import fp8
-from model.assets import Assets, find_clip
+from model.assets import FileAssets, find_clip
 from model.capacity import (
     PROMPT_PART,
     SPARES,
@@ -66,7 +66,7 @@ class Started:
     costs: dict[int, float]
     """Seconds of a step by number of slots."""
     prompts: PromptCache
-    assets: Assets
+    assets: FileAssets
 
 
 def start(options: EngineOptions) -> Started:
@@ -110,7 +110,7 @@ def start(options: EngineOptions) -> Started:
     _read_once(stepper)
     phases.over("long passes")
     voices = VoiceStore(models, folder.voices, Path(options.recordings))
-    assets = Assets(models, voices, lambda name: find_clip(Path(options.personas), name))
+    assets = FileAssets(models, voices, lambda name: find_clip(Path(options.personas), name))
     prompts = PromptCache(stepper, int(PROMPT_PART * free))
     for voice, prompt in options.warm:
         warm(prompts, assets, voice, prompt)
@@ -265,7 +265,7 @@ def measure(stepper: Stepper) -> dict[int, float]:
     return costs
 
 
-def warm(prompts: PromptCache, assets: Assets, voice: str, prompt: str) -> None:
+def warm(prompts: PromptCache, assets: FileAssets, voice: str, prompt: str) -> None:
     """Read a persona's prompt before its first caller comes; one that cannot be is left for that call to tell."""
     try:
         made = assets.read(voice, prompt)

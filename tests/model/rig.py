@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model.assets import Assets
+from model.assets import FileAssets
 from model.calls import Calls
 from model.clip import Clip, ClipError
 from model.conversation import Models
@@ -51,7 +51,7 @@ class Rig:
         self.stepper = Stepper(models, slots, spares=spares, kv_dtype=torch.float32)
         self.scheduler = Scheduler(slots)
         self.prompts = PromptCache(self.stepper, 1 << 30)
-        self.assets = Assets(models, VoiceStore(models, folder.voices, Path("nowhere")), self._clip)
+        self.assets = FileAssets(models, VoiceStore(models, folder.voices, Path("nowhere")), self._clip)
         self.calls = Calls(
             self.stepper, self.scheduler, self.prompts, self.assets, self._tell, lambda: self.now, context
         )

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from model import voice_store
-from model.assets import Assets, find_clip
+from model.assets import FileAssets, find_clip
 from model.clip import Clip, ClipError, save_clip
 from model.conversation import Models, load_voice, role_ids
 from model.folder import ModelFolder
@@ -49,15 +49,15 @@ def recordings(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def assets(models: Models, tiny: ModelFolder, recordings: Path, tmp_path: Path) -> Iterator[Assets]:
+def assets(models: Models, tiny: ModelFolder, recordings: Path, tmp_path: Path) -> Iterator[FileAssets]:
     voices = VoiceStore(models, tiny.voices, recordings)
-    made = Assets(models, voices, lambda name: find_clip(tmp_path, name))
+    made = FileAssets(models, voices, lambda name: find_clip(tmp_path, name))
     yield made
     made.close()
 
 
 def test_a_prompt_is_its_voice_and_role_and_one_for_all_calls_that_want_the_same(
-    assets: Assets, models: Models, tiny: ModelFolder
+    assets: FileAssets, models: Models, tiny: ModelFolder
 ) -> None:
     prompt = waited(assets.prompt(VOICE, "you are kind"))
     voice = load_voice(models, tiny.voices / f"{VOICE}.pt")
@@ -75,7 +75,7 @@ def test_nobody_waits_within_the_generator_while_the_thread_works(models: Models
         assert go_on.wait(60)
         return Clip(name, torch.ones((9, 2), dtype=torch.long))
 
-    assets = Assets(models, VoiceStore(models, tiny.voices, Path("nowhere")), find)
+    assets = FileAssets(models, VoiceStore(models, tiny.voices, Path("nowhere")), find)
     first, second, third = assets.clip("a"), assets.clip("b"), assets.prompt(VOICE, "hello")
     assert [next(parts) for parts in (first, second, third)] == [False] * 3
     assert begun.wait(60)
@@ -88,7 +88,7 @@ def test_nobody_waits_within_the_generator_while_the_thread_works(models: Models
 
 
 def test_a_recording_is_looked_at_for_each_call_but_once_for_those_who_asked_before(
-    assets: Assets, recordings: Path, monkeypatch: pytest.MonkeyPatch
+    assets: FileAssets, recordings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[str] = []
 
@@ -118,12 +118,12 @@ def test_a_recording_is_looked_at_for_each_call_but_once_for_those_who_asked_bef
         waited(assets.prompt("ann-lee", "hello"))
 
 
-def test_a_prompt_that_is_too_long_is_refused_where_it_is_asked_for(assets: Assets) -> None:
+def test_a_prompt_that_is_too_long_is_refused_where_it_is_asked_for(assets: FileAssets) -> None:
     with pytest.raises(PromptTooLong, match="shorten the text"):
         waited(assets.prompt(VOICE, "the bank " * 200))
 
 
-def test_a_clip_is_found_in_any_personas_folder_of_clips_and_nowhere_else(assets: Assets, tmp_path: Path) -> None:
+def test_a_clip_is_found_in_any_personas_folder_of_clips_and_nowhere_else(assets: FileAssets, tmp_path: Path) -> None:
     clips = tmp_path / "bank" / "clips"
     clips.mkdir(parents=True)
     save_clip(clips / "notice-1.clip", Clip("hello", torch.ones((9, 4), dtype=torch.long)))
