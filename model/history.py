@@ -94,12 +94,14 @@ def refill(
     before, done = prompt.last[:, None], start
     while columns.end - 1 - done > _FEW:
         end = min(done + CHUNK - before.shape[1], columns.end - 1)
-        lm.read(state, lm_slot, torch.cat((before, columns.between(done, end)), dim=1).to(device))
+        with state.kv.holding(prompt.frames + done - start):
+            lm.read(state, lm_slot, torch.cat((before, columns.between(done, end)), dim=1).to(device))
         before, done = before[:, :0], end
         yield True
     if columns.end - 1 > done or before.shape[1]:
         rest = columns.between(done, columns.end - 1)
-        lm.read(state, lm_slot, torch.cat((before, rest), dim=1).to(device))
+        with state.kv.holding(prompt.frames + done - start):
+            lm.read(state, lm_slot, torch.cat((before, rest), dim=1).to(device))
 
 
 class TakenOver:

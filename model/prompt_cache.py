@@ -122,9 +122,11 @@ class PromptCache:
         stepper = self._stepper
         state, lm = stepper.state, stepper.models.lm
         stepper.reset_lm(lm_slot)
-        known = self._copy(prompt, lm_slot)
+        done = known = self._copy(prompt, lm_slot)
         for chunk in prompt.inputs(known):
-            lm.read(state, lm_slot, chunk.to(stepper.device))
+            with state.kv.holding(done):
+                lm.read(state, lm_slot, chunk.to(stepper.device))
+            done += chunk.shape[0] if chunk.is_floating_point() else chunk.shape[1]
             yield True
         device = stepper.device
         state.cache.place(
