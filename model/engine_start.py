@@ -91,6 +91,7 @@ def start(options: EngineOptions) -> Started:
     if device.type == "cpu" and not options.slots:
         slots = min(slots, CPU_SLOTS)
     models = load_models(folder, device, fp8=options.weights_dtype == "fp8")
+    keep_cores(device)
     phases.over("weights")
     stepper = _stepper(models, slots, dtype)
     phases.over("slots and graphs")
@@ -214,19 +215,28 @@ def engine_cores(cores: Sequence[int], visible: str) -> Sequence[int]:
 
 
 def prepare(device: torch.device) -> None:
-    """This process's garbage, threads, cores and stream."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    """This process's garbage, threads and stream."""
     # What is imported by now stays. A capture has the collector run before it: that takes 0.1 s for each of them with
     # torch's objects to walk, and next to nothing without.
     gc.collect()
     gc.freeze()
     if device.type == "cpu":
-        torch.set_num_threads(max(1, len(cores) // 2))
+        torch.set_num_threads(max(1, len(_cores()) // 2))
         return
     torch.set_num_threads(1)
     torch.cuda.set_stream(stream(device, HIGH_PRIORITY))
-    if own := engine_cores(cores, os.environ.get("CUDA_VISIBLE_DEVICES", "")):
+
+
+def keep_cores(device: torch.device) -> None:
+    """Let this process run on cores of its own, once the threads that read weights are done with all of them."""
+    cores = _cores()
+    if device.type == "cuda" and (own := engine_cores(cores, os.environ.get("CUDA_VISIBLE_DEVICES", ""))):
         os.sched_setaffinity(0, own)
+
+
+def _cores() -> list[int]:
+    """Those that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def free_memory(device: torch.device) -> int:
