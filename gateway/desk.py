@@ -66,7 +66,7 @@ class Desk:
         self.live = LiveFeed()
         self._pool = None if settings.embedded_echo else WorkerPool(settings)
         echo = EchoEngine(settings.embedded_echo_words)
-        self._engine: Engine = ResumingPool(self._pool) if self._pool is not None else echo
+        self._engine: Engine = ResumingPool(self._pool, settings.resume_within) if self._pool is not None else echo
         self._endpoints = EndpointStore(settings)
         self._lookup = CallerLookup(self._endpoints)
         self._calls: set[Call] = set()

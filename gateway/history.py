@@ -143,11 +143,12 @@ class SessionHistory:
     def resume(self) -> Resume:
         """How the session stands: every frame sent, and those among them that nobody answered.
 
-        Raises ValueError when more went unanswered than a history can hold, 10 s.
+        When more went unanswered than the caller's sound is kept for, 10 s, nobody will ever know what the older ones
+        were: they are passed over.
         """
+        if self.sent - self.answered > MAX_HISTORY_CALLER_FRAMES:
+            self.agent(self.sent - MAX_HISTORY_CALLER_FRAMES, b"")
         missed = self.sent - self.answered
-        if missed > MAX_HISTORY_CALLER_FRAMES:
-            raise ValueError(f"{missed} frames went unanswered; {MAX_HISTORY_CALLER_FRAMES} can be made up for")
         return Resume(
             cut=self._cut,
             frames=len(self._columns) // TOKENS_BYTES,

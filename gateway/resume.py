@@ -47,8 +47,9 @@ from model.wire import (
 MISSED_FRAMES = 3
 """Ticks without any answer, while answers are owed, after which a worker hangs."""
 RESUME_WITHIN = 8.0
-"""Seconds from the loss in which our own worker, started again, may take the call; callers wait no longer. With an
-attempt's time it stays below the 10 s of a caller's sound that a history holds."""
+"""Seconds from the loss in which our own worker, started again, may take the call, unless the settings say otherwise:
+callers hear silence meanwhile, and few hold on for longer. With an attempt's time it stays below the 10 s of a caller's
+sound that a history holds. An engine that loads 17 GB takes longer: see CALLPLEX_RESUME_WITHIN."""
 ATTEMPT_SECONDS = 1.5
 """For one attempt to open a session elsewhere; below the 2 s that a call waits for sound it is owed."""
 RETRY_SECONDS = 0.1
@@ -88,24 +89,34 @@ class Watch:
 class ResumingPool:
     """The pool as calls see it. Implements `gateway.engine.Engine`."""
 
-    def __init__(self, pool: WorkerPool) -> None:
+    def __init__(self, pool: WorkerPool, within: float | None = None) -> None:
+        """`within`: seconds that a lost call waits for a worker that takes it.
+
+        None: RESUME_WITHIN where a lost worker is started again by us, else not at all.
+        """
         self._pool = pool
         self._turns = Turns(AT_ONCE)
+        self._within = within if within is not None else RESUME_WITHIN if pool.restarts else 0.0
 
     async def open(self, request: SessionRequest) -> Session:
         session = await self._pool.open(request)
-        return ResumingSession(self._pool, self._turns, request, session) if session.resumable else session
+        if not session.resumable:
+            return session
+        return ResumingSession(self._pool, self._turns, self._within, request, session)
 
 
 class ResumingSession:
     """One call's. Implements `gateway.engine.Session`."""
 
-    def __init__(self, pool: WorkerPool, turns: Turns, request: SessionRequest, session: RemoteSession) -> None:
+    def __init__(
+        self, pool: WorkerPool, turns: Turns, within: float, request: SessionRequest, session: RemoteSession
+    ) -> None:
         self.engine = session.engine
         self.history = SessionHistory()
         self.history.say(request.greeting)
         self._pool = pool
         self._turns = turns
+        self._within = within
         self._request = request
         self._session = session
         self._watch = Watch()
@@ -120,6 +131,8 @@ class ResumingSession:
         """What the agent says with its next frame: said only once that frame is here."""
         self._answered = 0
         self._last_speech = 0
+        self._lost_at = 0
+        """The first frame that the worker lost last has not answered."""
         self._losses: deque[float] = deque(maxlen=MAX_LOSSES)
         self._reopening: asyncio.Task[WorkerChanged] | None = None
         self._news = asyncio.Event()
@@ -218,6 +231,7 @@ class ResumingSession:
         self._moving = True
         self._opening_from = None
         self._texts.clear()
+        self._lost_at = self.history.answered
         self._pool.lost_session(self._session.url, self._hung)
         now = self._now()
         self._losses.append(now)
@@ -226,7 +240,7 @@ class ResumingSession:
 
     async def _reopen(self, reason: str) -> WorkerChanged:
         """Open the session elsewhere. Raises EngineLost, with both reasons, if nobody takes it in time."""
-        until = self._now() + RESUME_WITHIN
+        until = self._now() + self._within
         while True:
             try:
                 async with self._turns.turn(self.history.sent - self._last_speech):
@@ -234,15 +248,12 @@ class ResumingSession:
             except EngineError as error:
                 self._opening_from = None
                 self._news.set()
-                if not self._pool.restarts or self._now() + RETRY_SECONDS > until:
+                if self._now() + RETRY_SECONDS > until:
                     raise EngineLost(f"{reason}; {error}") from None
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _attempt(self, reason: str) -> WorkerChanged:
-        try:
-            resume = self.history.resume()
-        except ValueError as error:
-            raise EngineLost(str(error)) from None
+        resume = self.history.resume()
         self._opening_from = resume.next_index
         self._unsent.clear()
         self._unsaid.clear()
@@ -254,7 +265,8 @@ class ResumingSession:
         except TimeoutError:
             raise EngineLost(f"no worker took the session within {ATTEMPT_SECONDS:.1f} s") from None
         await self._catch_up()
-        return WorkerChanged(resume.next_index, resume.missed, self._session.worker, reason)
+        missed = resume.next_index - self._lost_at
+        return WorkerChanged(resume.next_index, missed, self._session.worker, reason)
 
     async def _catch_up(self) -> None:
         """Hand the new worker what came while it was being opened."""

@@ -78,6 +78,13 @@ class Settings(BaseSettings):
     database_url: str = Field("", description="postgresql://... or sqlite:///FILE; empty: callplex.sqlite3 in DATA_DIR")
     personas: Path = Field(Path("personas"), description="folder of persona files and routing.yaml")
     workers: str = Field("local", description="`local`, or a comma list of ws:// or wss:// URLs")
+    resume_within: float | None = Field(
+        None,
+        ge=0,
+        le=60,
+        description="seconds a call whose worker is lost waits, in silence, for one that takes it;"
+        " empty: 8 for a local worker, which is started again, 0 for others",
+    )
     engine: Literal["rehearsal", "echo", "personaplex"] = Field("rehearsal", description="what a local worker runs")
     embedded_echo: bool = Field(False, description="answer with the echo engine inside the gateway; for load tests")
     embedded_echo_words: bool = Field(False, description="that engine makes up what both sides say, too")
@@ -122,7 +129,7 @@ class Settings(BaseSettings):
         data_keys(value.get_secret_value())
         return value
 
-    @field_validator("worker_tls_cert", "worker_tls_key", "weights_dir", mode="before")
+    @field_validator("worker_tls_cert", "worker_tls_key", "weights_dir", "resume_within", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return None if value == "" else value

@@ -8,42 +8,33 @@ sessions are numbers that are never used twice, so that nothing late reaches the
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from model import wire
-from model.barge_in import GIVES_WAY_AFTER, is_loud
-from model.clip import Clip, ClipError
-from model.conversation import check_prompt, role_ids
+from model.assets import Assets
+from model.call_speech import CallSpeech
+from model.codec_passes import CodecPasses
 from model.engine import Stepper, StepResult
 from model.engine_options import NAME, Context
 from model.history import FAST_FRAMES, Columns, TakenOver, kept_frames, refill
 from model.prompt import PromptTooLong
-from model.prompt_cache import Prompt, PromptCache, make_prompt
+from model.prompt_cache import Prompt, PromptCache
 from model.scheduler import Account, Frame, Refused, Scheduler
 from model.voice import VoiceError
-from model.voice_store import VoiceStore
 from model.voices import VoiceRefused
-from model.wire import AgentFrame, AgentText, Cut, Error, FromWorker, History, Played, Ready, SessionRequest
+from model.wire import AgentFrame, AgentText, Cut, Error, FromWorker, History, Play, Played, Ready, Say, SessionRequest
 
 log = logging.getLogger(__name__)
 
 Tell = Callable[[int, FromWorker], None]
 """Takes a session and what it is told."""
 
-_LOOK_AGAIN = 0.002
+_LOOK_AGAIN = 0.0005
 """Seconds until work that waits for a thread or the device is looked at again."""
 _STARVED = 8
 """After so many steps in a row, other work has a turn."""
-
-
-class _ToSay(NamedTuple):
-    """clip: its name, where `play` asked for it. kept: not let go when the caller speaks."""
-
-    clip: str
-    kept: bool
 
 
 @dataclass(slots=True)
@@ -51,6 +42,7 @@ class _Call:
     session: int
     slot: int
     request: SessionRequest
+    speech: CallSpeech
     prompt: Prompt | None = None
     columns: Columns = field(default_factory=Columns)
     """Since the cut."""
@@ -60,10 +52,6 @@ class _Call:
     early: list[tuple[int, bytes]] = field(default_factory=list)
     """Caller frames that came before it could speak."""
     renewing: bool = False
-    queued: deque[_ToSay] = field(default_factory=deque)
-    """What it is told to say, in order."""
-    over: int = 0
-    """Frames in a row in which the caller spoke over the agent's words."""
 
 
 class _CannotOpen(Exception):
@@ -72,22 +60,29 @@ class _CannotOpen(Exception):
 
 @dataclass(slots=True)
 class _Job:
-    """Work in parts, done between steps. rank: (0 before 1, least room first)."""
+    """Work in parts, done between steps. room: frames until the call has none left; None: somebody waits for it."""
 
     call: _Call
-    rank: tuple[int, int]
     parts: Generator[bool]
-    """Each says whether anything was done: nothing, where it waits for a thread."""
+    """Each says whether anything was done: nothing, where it waits for a thread, or for a pass it shares."""
+    room: int | None = None
 
 
-def _part(job: _Job) -> tuple[bool | None, str]:
-    """Do the job's next part: whether anything was done, None once all is, and why its call cannot be opened."""
+class _Part(NamedTuple):
+    """The part of a job that was done. did: None once all is. refusal: why its call cannot be opened."""
+
+    job: _Job
+    did: bool | None
+    refusal: str = ""
+
+
+def _part(job: _Job) -> _Part:
     try:
-        return next(job.parts), ""
+        return _Part(job, next(job.parts))
     except StopIteration:
-        return None, ""
+        return _Part(job, None)
     except _CannotOpen as refusal:
-        return None, str(refusal)
+        return _Part(job, None, str(refusal))
 
 
 class Calls:
@@ -98,18 +93,17 @@ class Calls:
         stepper: Stepper,
         scheduler: Scheduler,
         prompts: PromptCache,
-        voices: VoiceStore,
+        assets: Assets,
         tell: Tell,
-        clip: Callable[[str], Clip],
         clock: Callable[[], float],
         context: Context = "reprime",
     ) -> None:
-        """`clip` finds one by name, and raises ClipError. `clock` tells seconds."""
+        """`clock` tells seconds."""
         self.stepper, self.scheduler, self.prompts = stepper, scheduler, prompts
         self.cuts = self.faults = self.steps = 0
-        self._voices = voices
+        self._assets = assets
+        self._codec = CodecPasses(stepper)
         self._tell = tell
-        self._clip = clip
         self._now = clock
         self._reprimes = context == "reprime"
         self._window = stepper.models.config.transformer.context
@@ -129,9 +123,9 @@ class Calls:
         except Refused as refused:
             self._tell(session, Error("full", str(refused)))
             return
-        call = _Call(session, slot, request)
+        call = _Call(session, slot, request, CallSpeech(self.stepper.speech, self._assets, slot, request))
         self._calls[session] = self._by_slot[slot] = call
-        self._jobs.append(_Job(call, (0, session), self._opening(call, history)))
+        self._jobs.append(_Job(call, self._opening(call, history)))
 
     def frame(self, session: int, index: int, pcm: bytes) -> None:
         """The caller's 80 ms of a session; of one that has ended, nobody's."""
@@ -145,20 +139,16 @@ class Calls:
 
     def say(self, session: int, text: str) -> None:
         """The agent says this next, in words of its own timing."""
-        call = self._calls.get(session)
-        if call is not None:
-            self._say(call, text, kept=text in call.request.notice)
+        self._order(session, Say(text))
 
     def play(self, session: int, name: str) -> None:
         """A prepared clip, sound for sound."""
+        self._order(session, Play(name))
+
+    def _order(self, session: int, order: Say | Play) -> None:
         call = self._calls.get(session)
-        if call is None:
-            return
-        try:
-            self.stepper.speech.play(call.slot, self._clip(name))
-            call.queued.append(_ToSay(name, kept=True))
-        except (ClipError, ValueError) as error:
-            log.warning("call %s: the clip %r is not played: %s", call.request.call_id, name, error)
+        if call is not None and call.speech.take(order):
+            self._jobs.append(_Job(call, call.speech.carry_out()))
 
     def close(self, session: int) -> Account | None:
         """The call is over; its slot is wiped and free. Returns how it was served, if there was one."""
@@ -206,7 +196,7 @@ class Calls:
         for row, frame in enumerate(frames):
             call = self._by_slot[frame.slot]
             self._answer(call, frame.index, result, row)
-            self._give_way(call, frame.pcm)
+            call.speech.give_way(frame.pcm)
         self.scheduler.stepped(frames, self._now())
 
     def _answer(self, call: _Call, index: int, result: StepResult, row: int) -> None:
@@ -219,10 +209,10 @@ class Calls:
         piece = self.stepper.models.tokenizer.piece(tokens[0])
         if piece:
             self._tell(call.session, AgentText(index, piece))
-        said = self.stepper.speech.returned(call.slot, tokens)
+        clip = call.speech.returned(tokens)
         column = call.columns.append(result.columns[row])
         self._tell(call.session, AgentFrame(index, result.pcm[row].astype("<i2").tobytes(), column))
-        if said is not None and (clip := call.queued.popleft().clip):
+        if clip:
             self._tell(call.session, Played(index, clip))
         if self._reprimes and not call.renewing:
             self._watch_window(call)
@@ -234,20 +224,36 @@ class Calls:
     # Work between steps.
 
     def _advance_job(self) -> bool:
-        """One part of the most pressing job that can go on."""
-        for job in sorted(self._jobs, key=lambda job: job.rank):
-            with self.stepper.aside() as free:
-                if not free:
-                    return False
-                did, refusal = _part(job)
-            if did is None:
-                self._jobs.remove(job)
+        """The most pressing part of what can go on. False if nothing can."""
+        with self.stepper.aside() as free:
+            part = self._next_part() if free else None
+        if isinstance(part, _Part):
+            if part.did is None:
+                self._jobs.remove(part.job)
                 self.stepper.join()
-            if refusal:
-                self._end(job.call, Error("invalid", refusal))
-            if did is not False:
-                return True
-        return False
+            if part.refusal:
+                self._end(part.job.call, Error("invalid", part.refusal))
+        return part is not None
+
+    def _next_part(self) -> _Part | CodecPasses | None:
+        """Calls that wait to speak come first, in the order they came; what they share, once none can go on alone.
+
+        Only then those that get their past back, least room first. While anybody waits to speak, one that has room
+        does not begin a part: resumed together, all speak before any of them remembers more.
+        """
+        waiting = [job for job in self._jobs if job.room is None]
+        for job in waiting:
+            if (part := _part(job)).did is not False:
+                return part
+        if self._codec.work():
+            return self._codec
+        deep = [(job.room, job) for job in self._jobs if job.room is not None]
+        for _, job in sorted(deep, key=lambda each: each[0]):
+            if waiting and self._room(job.call) > self._margin:
+                continue
+            if (part := _part(job)).did is not False:
+                return part
+        return None
 
     def _opening(self, call: _Call, history: History) -> Generator[bool]:
         """From the request to a slot that speaks."""
@@ -256,11 +262,8 @@ class Calls:
         except (VoiceError, VoiceRefused, PromptTooLong, ValueError) as error:
             raise _CannotOpen(str(error)) from error
         request = call.request
-        if request.resume is None:
-            self._greet(call)
-        else:
-            for text in request.resume.queued:
-                self._say(call, text, kept=bool(request.notice))
+        yield from call.speech.begin() if request.resume is None else call.speech.go_on(request.resume.queued)
+        # By now the device has done all of it: no step will wait for what was begun for this call.
         call.live = True
         self._tell(call.session, Ready(NAME))
         if request.resume is not None and request.resume.missed:
@@ -272,19 +275,17 @@ class Calls:
 
     def _prepare(self, call: _Call, history: History) -> Generator[bool]:
         """Voice, prompt and history into the slot."""
-        request, resume, models = call.request, call.request.resume, self.stepper.models
-        voice = yield from self._voices.load(request.voice)
-        text_ids = role_ids(models, request.prompt)
-        check_prompt(models, voice, text_ids)
-        call.prompt = prompt = make_prompt(models.config, voice, text_ids)
+        request, resume, stepper = call.request, call.request.resume, self.stepper
+        call.prompt = prompt = yield from self._assets.prompt(request.voice, request.prompt)
         first = resume.next_index if resume else 0
-        self.stepper.set_slot(call.slot, request.sampling, prompt.frames + first)
+        stepper.set_slot(call.slot, request.sampling, prompt.frames + first)
         if resume is None:
-            yield from self.prompts.fill(prompt, self.stepper.lm_slot[call.slot])
+            yield from self.prompts.fill(prompt, stepper.lm_slot[call.slot])
             call.base = prompt.frames
         else:
-            taken = yield from TakenOver.of(self.stepper, call.slot, resume, history)
+            taken = yield from TakenOver.of(stepper.models.config, self._codec, call.slot, resume, history)
             yield from self._taking_over(call, prompt, taken)
+        yield True
 
     def _taking_over(self, call: _Call, prompt: Prompt, taken: TakenOver) -> Generator[bool]:
         """Speak again with the newest frames; the rest follows, if there is room for it."""
@@ -292,7 +293,7 @@ class Calls:
         room = self._window - 1 - prompt.frames - self._margin
         whole = max(columns.start, columns.end - room // 2 if columns.end - columns.start > room else columns.start)
         fast = max(whole, columns.end - FAST_FRAMES)
-        yield from taken.fill(self.stepper, self.prompts, prompt, call.slot, fast)
+        yield from taken.fill(self.stepper, self.prompts, self._codec, prompt, call.slot, fast)
         call.columns = columns
         call.base = prompt.frames - fast
         if fast > whole or whole > columns.start:
@@ -310,13 +311,16 @@ class Calls:
         kept = kept_frames(window, call.prompt.frames)
         life = window - 1 - call.prompt.frames - kept
         ahead = min(self._margin + call.slot % 8 * (window // 40), life // 2)
-        if call.columns.end + call.base >= window - 1 - ahead:
+        if self._room(call) <= ahead:
             self._renew(call, call.columns.end - kept)
+
+    def _room(self, call: _Call) -> int:
+        """Frames until the window pushes its prompt out."""
+        return self._window - 1 - call.columns.end - call.base
 
     def _renew(self, call: _Call, start: int) -> None:
         call.renewing = True
-        room = self._window - 1 - call.columns.end - call.base
-        self._jobs.append(_Job(call, (1, room), self._renewing(call, start)))
+        self._jobs.append(_Job(call, self._renewing(call, start), self._room(call)))
 
     def _renewing(self, call: _Call, start: int) -> Generator[bool]:
         """Fill a spare language memory with the prompt and the frames from `start` on, and put it in place."""
@@ -339,58 +343,3 @@ class Calls:
             call.columns.forget(start)
             self.cuts += 1
             self._tell(call.session, Cut(start))
-
-    # What it is told to say.
-
-    def _greet(self, call: _Call) -> None:
-        """The greeting: what a prepared clip says in its sound, the rest in words."""
-        request = call.request
-        before, clip, after = self._prepared(request)
-        if clip is not None:
-            try:
-                self._say(call, before, kept=True)
-                self.stepper.speech.play(call.slot, clip)
-                call.queued.append(_ToSay("", kept=True))
-                self._say(call, after)
-                return
-            except ValueError as error:
-                log.warning("call %s: the clip %r is not played: %s", request.call_id, request.clip, error)
-                after = clip.text + after
-        elif after.startswith(request.notice):
-            self._say(call, request.notice, kept=True)
-            after = after[len(request.notice) :]
-        self._say(call, after)
-
-    def _prepared(self, request: SessionRequest) -> tuple[str, Clip | None, str]:
-        """The greeting before the clip, the clip if there is one that says a part of it, and what follows."""
-        if not request.clip:
-            return "", None, request.greeting
-        try:
-            clip = self._clip(request.clip)
-        except ClipError as error:
-            log.info("call %s: the disclosure is said in the model's own sound: %s", request.call_id, error)
-            return "", None, request.greeting
-        before, found, after = request.greeting.partition(clip.text)
-        if not found or not clip.text:
-            log.warning("call %s: the clip %r says something else than the greeting", request.call_id, request.clip)
-            return "", None, request.greeting
-        return before, clip, after
-
-    def _say(self, call: _Call, text: str, kept: bool = False) -> None:
-        if not text.strip():
-            return
-        try:
-            self.stepper.speech.say(call.slot, text)
-            call.queued.append(_ToSay("", kept))
-        except ValueError as error:
-            log.warning("call %s: %r is not said: %s", call.request.call_id, text[:80], error)
-
-    def _give_way(self, call: _Call, pcm: bytes) -> None:
-        """Let words go that the caller speaks over, and the model answer; not those that must be heard."""
-        speech = self.stepper.speech
-        cuttable = call.queued and not call.queued[0].kept and speech.speaking(call.slot)
-        call.over = call.over + 1 if cuttable and is_loud(pcm) else 0
-        if call.over >= GIVES_WAY_AFTER:
-            speech.let_go(call.slot)
-            call.queued.popleft()
-            call.over = 0

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 HIGH_PRIORITY, LOW_PRIORITY = -1, 0
 """Of the stream that steps run on, and of the one for other work (CUDA C++ Programming Guide, "Stream Priorities")."""
-_WARM_UPS = 3
-"""Runs before a capture: libraries choose their kernels and workspaces in the first, Triton compiles."""
 
 
 class Graph:
@@ -39,8 +37,8 @@ class Graph:
         aside = aside or stream(device, HIGH_PRIORITY)
         aside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(aside):
-            for _ in range(_WARM_UPS):
-                work()
+            # Once: here libraries choose their kernels and workspaces, and Triton compiles.
+            work()
         aside.synchronize()
         # A tensor that the collector frees during a capture would be waited for, which a capture forbids.
         gc.collect()

@@ -17,6 +17,7 @@ import psutil
 import torch
 
 from model import fp8
+from model.assets import FileAssets, find_clip
 from model.capacity import (
     PROMPT_PART,
     SPARES,
@@ -28,24 +29,23 @@ from model.capacity import (
     slots_by_speed,
     weights_bytes,
 )
-from model.conversation import Models, check_prompt, load_models, role_ids
+from model.codec_passes import CodecPasses
+from model.conversation import Models, load_models
 from model.cuda_graphs import HIGH_PRIORITY, stream
 from model.engine import Stepper
 from model.engine_options import EngineOptions, EngineRefused
 from model.folder import ModelFolder
-from model.history import CODEC_PART
 from model.prompt import PromptTooLong
-from model.prompt_cache import CHUNK, PromptCache, make_prompt
+from model.prompt_cache import CHUNK, PromptCache
 from model.voice import VoiceError
 from model.voice_store import VoiceStore
 from model.voices import VoiceRefused
-from model.wire import FRAME_SAMPLES
 
 log = logging.getLogger(__name__)
 
 CPU_SLOTS = 4
 """A CPU is for trying: so many, unless told."""
-_RUNS = 3
+_RUNS = 2
 _LENGTHS = (1, 2, 24, 48, CHUNK)
 """Columns in a pass: one for each kernel that is chosen by their number."""
 _ENGINE_CORES = 2
@@ -66,11 +66,15 @@ class Started:
     costs: dict[int, float]
     """Seconds of a step by number of slots."""
     prompts: PromptCache
-    voices: VoiceStore
+    assets: FileAssets
 
 
 def start(options: EngineOptions) -> Started:
-    """Load, measure and warm. Raises EngineRefused, FolderInvalid, WeightsError, TokenizerError."""
+    """Load, measure and warm. Raises EngineRefused, FolderInvalid, WeightsError, TokenizerError.
+
+    The log says how long each phase took, from the process's beginning on.
+    """
+    phases = Phases(time.time() - psutil.Process().create_time())
     folder = ModelFolder(Path(options.weights))
     folder.require()
     device = usable_device(options.device)
@@ -78,6 +82,7 @@ def start(options: EngineOptions) -> Started:
         check_card(torch.cuda.get_device_capability(device), options)
     prepare(device)
     free = free_memory(device)
+    phases.over("device")
     dtype = kv_dtype(options, folder)
     fixed = _weights(options, folder) + WORKSPACE[device.type] + int(PROMPT_PART * free)
     item = kv_item(_NAMES[dtype], folder.lm_config().transformer.head_dim)
@@ -86,8 +91,12 @@ def start(options: EngineOptions) -> Started:
     if device.type == "cpu" and not options.slots:
         slots = min(slots, CPU_SLOTS)
     models = load_models(folder, device, fp8=options.weights_dtype == "fp8")
+    keep_cores(device)
+    phases.over("weights")
     stepper = _stepper(models, slots, dtype)
+    phases.over("slots and graphs")
     costs = measure(stepper)
+    phases.over("measuring")
     fitting = _fitting(options, device, costs)
     if fitting < slots:
         log.warning(
@@ -98,12 +107,34 @@ def start(options: EngineOptions) -> Started:
         _give_back(device)
         stepper = _stepper(models, fitting, dtype)
         costs = measure(stepper)
+        phases.over("fewer slots")
     _read_once(stepper)
+    phases.over("long passes")
     voices = VoiceStore(models, folder.voices, Path(options.recordings))
+    assets = FileAssets(models, voices, lambda name: find_clip(Path(options.personas), name))
     prompts = PromptCache(stepper, int(PROMPT_PART * free))
     for voice, prompt in options.warm:
-        warm(models, prompts, voices, voice, prompt)
-    return Started(stepper, fitting, costs, prompts, voices)
+        warm(prompts, assets, voice, prompt)
+    phases.over("prompts")
+    log.info("the engine took %s", phases)
+    return Started(stepper, fitting, costs, prompts, assets)
+
+
+class Phases:
+    """How long each phase of a start took. `packages`: seconds that it took before, to import what it needs."""
+
+    def __init__(self, packages: float) -> None:
+        self._took = {"packages": packages}
+        self._since = time.perf_counter()
+
+    def over(self, name: str) -> None:
+        """All since the last one was phase `name`."""
+        now = time.perf_counter()
+        self._took[name], self._since = now - self._since, now
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {took:.1f}" for name, took in self._took.items())
+        return f"{sum(self._took.values()):.1f} s to be ready: {parts}"
 
 
 def _weights(options: EngineOptions, folder: ModelFolder) -> int:
@@ -130,12 +161,9 @@ def _read_once(stepper: Stepper) -> None:
     """
     if stepper.device.type != "cuda":
         return
-    spare, config, mimi = stepper.spare_lm_slots[0], stepper.models.config, stepper.models.mimi
-    rows, nobody = config.rows, torch.tensor([stepper.slots], device=stepper.device)
+    spare, rows = stepper.spare_lm_slots[0], stepper.models.config.rows
     with stepper.aside():
-        sound = torch.zeros((1, 1, CODEC_PART * FRAME_SAMPLES), device=stepper.device)
-        codes = mimi.encode_step(stepper.codec, nobody, sound, config.codebooks)
-        mimi.decode_step(stepper.codec, nobody, codes)
+        CodecPasses(stepper).warm()
         for length in _LENGTHS:
             columns = torch.zeros((rows, length), dtype=torch.long, device=stepper.device)
             stepper.models.lm.read(stepper.state, spare, columns)
@@ -187,15 +215,28 @@ def engine_cores(cores: Sequence[int], visible: str) -> Sequence[int]:
 
 
 def prepare(device: torch.device) -> None:
-    """This process's threads, cores and stream."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    """This process's garbage, threads and stream."""
+    # What is imported by now stays. A capture has the collector run before it: that takes 0.1 s for each of them with
+    # torch's objects to walk, and next to nothing without.
+    gc.collect()
+    gc.freeze()
     if device.type == "cpu":
-        torch.set_num_threads(max(1, len(cores) // 2))
+        torch.set_num_threads(max(1, len(_cores()) // 2))
         return
     torch.set_num_threads(1)
     torch.cuda.set_stream(stream(device, HIGH_PRIORITY))
-    if own := engine_cores(cores, os.environ.get("CUDA_VISIBLE_DEVICES", "")):
+
+
+def keep_cores(device: torch.device) -> None:
+    """Let this process run on cores of its own, once the threads that read weights are done with all of them."""
+    cores = _cores()
+    if device.type == "cuda" and (own := engine_cores(cores, os.environ.get("CUDA_VISIBLE_DEVICES", ""))):
         os.sched_setaffinity(0, own)
+
+
+def _cores() -> list[int]:
+    """Those that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def free_memory(device: torch.device) -> int:
@@ -234,13 +275,11 @@ def measure(stepper: Stepper) -> dict[int, float]:
     return costs
 
 
-def warm(models: Models, prompts: PromptCache, voices: VoiceStore, voice: str, prompt: str) -> None:
+def warm(prompts: PromptCache, assets: FileAssets, voice: str, prompt: str) -> None:
     """Read a persona's prompt before its first caller comes; one that cannot be is left for that call to tell."""
     try:
-        loaded = voices.read(voice)
-        text_ids = role_ids(models, prompt)
-        check_prompt(models, loaded, text_ids)
+        made = assets.read(voice, prompt)
     except (VoiceError, VoiceRefused, PromptTooLong) as error:
         log.warning("a persona's prompt is not prepared: %s", error)
         return
-    prompts.warm(make_prompt(models.config, loaded, text_ids))
+    prompts.warm(made)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from model.codec_passes import CODEC_PART, CodecPasses
 from model.config import TEXT_PAD, LMConfig
 from model.engine import Stepper
 from model.prompt import SILENCE, SINE
@@ -27,8 +28,6 @@ FAST_FRAMES = 250
 """Frames with which a call taken over speaks again; the rest follows in the background. 20 s."""
 CODEC_FRAMES = 125
 """Frames of sound from which the codec is rebuilt: its window."""
-CODEC_PART = 25
-"""Frames of sound that go through the codec at once: what lies between its layers takes 0.5 MB for each."""
 _FEW = 2
 """Columns that are read within the pause between two steps."""
 
@@ -95,12 +94,14 @@ def refill(
     before, done = prompt.last[:, None], start
     while columns.end - 1 - done > _FEW:
         end = min(done + CHUNK - before.shape[1], columns.end - 1)
-        lm.read(state, lm_slot, torch.cat((before, columns.between(done, end)), dim=1).to(device))
+        with state.kv.holding(prompt.frames + done - start):
+            lm.read(state, lm_slot, torch.cat((before, columns.between(done, end)), dim=1).to(device))
         before, done = before[:, :0], end
         yield True
     if columns.end - 1 > done or before.shape[1]:
         rest = columns.between(done, columns.end - 1)
-        lm.read(state, lm_slot, torch.cat((before, rest), dim=1).to(device))
+        with state.kv.holding(prompt.frames + done - start):
+            lm.read(state, lm_slot, torch.cat((before, rest), dim=1).to(device))
 
 
 class TakenOver:
@@ -125,22 +126,21 @@ class TakenOver:
             self.given[1 : 1 + config.codebooks] = False
 
     @classmethod
-    def of(cls, stepper: Stepper, slot: int, resume: Resume, history: History) -> Generator[bool, None, TakenOver]:
+    def of(
+        cls, config: LMConfig, codec: CodecPasses, slot: int, resume: Resume, history: History
+    ) -> Generator[bool, None, TakenOver]:
         """Give the codec of fresh `slot` the caller's newest sound, in parts. Raises ValueError for an unfit history.
 
         Whoever iterates goes on when the device has done the part before: what is read back from it then is there.
         """
-        config = stepper.models.config
         columns = _repaired(config, Columns(resume.cut, history.columns))
-        slots, codes = torch.tensor([slot], device=stepper.device), []
+        codes = torch.zeros((config.codebooks, 0), dtype=torch.long)
         sound = torch.from_numpy(np.frombuffer(history.caller_pcm, "<i2").astype(np.float32) / 32_768.0)
         for part in torch.split(sound, CODEC_PART * FRAME_SAMPLES):
             if part.shape[0]:
-                heard = part.to(stepper.device)[None, None]
-                codes.append(stepper.models.mimi.encode_step(stepper.codec, slots, heard, config.codebooks)[0])
-                yield True
-        nothing = torch.zeros((config.codebooks, 0), dtype=torch.long)
-        return cls(config, resume, columns, torch.cat((nothing, *(part.cpu() for part in codes)), dim=1))
+                heard = yield from codec.hear(slot, part)
+                codes = torch.cat((codes, heard.cpu()), dim=1)
+        return cls(config, resume, columns, codes)
 
     def _put_caller(self, column: Tensor, codes: Tensor, at: int) -> None:
         """The caller's rows of the column of the frame whose codes are at place `at`, as far as they are known."""
@@ -150,7 +150,9 @@ class TakenOver:
             if 0 <= place < codes.shape[1]:
                 column[first + book] = codes[book, place]
 
-    def fill(self, stepper: Stepper, prompts: PromptCache, prompt: Prompt, slot: int, start: int) -> Generator[bool]:
+    def fill(
+        self, stepper: Stepper, prompts: PromptCache, codec: CodecPasses, prompt: Prompt, slot: int, start: int
+    ) -> Generator[bool]:
         """Leave fresh `slot` able to speak, knowing the prompt and the columns from frame `start` on."""
         lm_slot, columns = stepper.lm_slot[slot], self.columns
         yield from refill(stepper, prompts, prompt, lm_slot, columns, start)
@@ -161,11 +163,9 @@ class TakenOver:
         offset = prompt.frames + columns.end - start
         place = (last.to(device), self.ahead.to(device), self.given.to(device))
         stepper.state.cache.place(lm_slot, offset, *place)
-        slots, spoken = torch.tensor([slot], device=device), _agent_codes(self._config, columns, start)
-        for part in torch.split(spoken, CODEC_PART, dim=1):
+        for part in torch.split(_agent_codes(self._config, columns, start), CODEC_PART, dim=1):
             if part.shape[1]:
-                yield True
-                stepper.models.mimi.decode_step(stepper.codec, slots, part[None].to(device))
+                yield from codec.speak(slot, part)
 
 
 def _repaired(config: LMConfig, history: Columns) -> Columns:

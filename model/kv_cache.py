@@ -78,11 +78,11 @@ class SlotKV(KVCache):
             for layer in ring:
                 layer[slots] = torch.zeros_like(layer[slots])
 
-    def read(self, layer: int, slots: Tensor | None) -> tuple[Tensor, Tensor]:
-        keys, values = super().read(layer, slots)
+    def read(self, layer: int, slots: Tensor | None, cells: int | None = None) -> tuple[Tensor, Tensor]:
+        keys, values = super().read(layer, slots, cells)
         if self.key_scales is None or self.value_scales is None:
             return keys, values
-        scales = self.key_scales[layer], self.value_scales[layer]
+        scales = self.key_scales[layer, :, :, :cells], self.value_scales[layer, :, :, :cells]
         key_scale, value_scale = scales if slots is None else (scales[0][slots], scales[1][slots])
         return fp8.restore(keys, key_scale, torch.float32), fp8.restore(values, value_scale, torch.float32)
 
@@ -105,7 +105,7 @@ class _RingAttention(CachedAttention):
 
     def __init__(self, cache: SlotKV, positions: Tensor, slots: Tensor | None) -> None:
         super().__init__(cache, positions, slots)
-        self._dead = ~self.mask.any(dim=2)[..., None][:, :, : cache.window.capacity]
+        self._dead = ~self.mask.any(dim=2)[..., None][:, :, : self._count]
 
     def _read(self, layer: int) -> tuple[Tensor, Tensor]:
         keys, values = super()._read(layer)

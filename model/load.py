@@ -1,4 +1,4 @@
-"""Checkpoints into modules: by memory map, without a copy, and strictly.
+"""Checkpoints into modules: strictly, and without a copy on the host where they are used there.
 
 Owns what a checkpoint must hold and how its faults are told. Knows modules only by their keys and shapes.
 """
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from model.config import LMConfig, MimiConfig
 from model.lm import LM
 from model.mimi.codec import Mimi
+from model.staging import StagingError, read_tensors
 
 _M = TypeVar("_M", bound=nn.Module)
 _NAMED = 8
@@ -66,17 +67,20 @@ def load(
     """Give `module`, made on the meta device, the tensors of a safetensors file, and return it.
 
     Every tensor must be there, none may be left over and all must have the module's shape. Floating ones are cast
-    to `dtype`; where that and the device are the file's own, memory stays mapped to the file. `aliases` maps endings
-    of older names to present ones. Raises WeightsError.
+    to `dtype`; on a CPU, where that is the file's own, memory stays mapped to the file. `aliases` maps endings of older
+    names to present ones. Raises WeightsError.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    device = torch.device(device)
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt") as file:
             names = _renamed(path, list(file.keys()), aliases or {})
             found = {new: tuple(file.get_slice(old).get_shape()) for new, old in names.items()}
             _check(path, expected, found)
-            tensors = {new: _cast(file.get_tensor(old), dtype) for new, old in names.items()}
-    except (SafetensorError, OSError) as error:
+            mapped = device.type == "cpu"
+            stored = {old: file.get_tensor(old) for old in names.values()} if mapped else read_tensors(path, device)
+            tensors = {new: _cast(stored[old], dtype) for new, old in names.items()}
+    except (SafetensorError, StagingError, OSError) as error:
         raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
     module.load_state_dict(tensors, strict=True, assign=True)
     return module.eval().requires_grad_(False)

@@ -10,6 +10,8 @@ cut into passes. Therefore steps, chunks and a whole prefill agree.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -19,6 +21,8 @@ from torch.nn import functional
 
 WindowKind = Literal["reference", "full"]
 _P = TypeVar("_P", int, Tensor)
+_CELLS = 256
+"""Cells of a ring that is not full are read in multiples of this: temporary memory has few sizes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,8 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> None:
         self.window = window
+        self.readable = window.capacity
+        """Cells that long passes read of each ring."""
         shape = (layers, slots, heads, window.capacity, head_dim)
         self.offsets = torch.zeros(slots, dtype=torch.long, device=device)
         self._allocate(shape, dtype, device)
@@ -93,6 +99,18 @@ class KVCache:
         """Attention for one pass over consecutive `positions [B, T]` of `slots [B]` (None: every slot, in order)."""
         return CachedAttention(self, positions, slots)
 
+    @contextmanager
+    def holding(self, positions: int) -> Iterator[None]:
+        """Within, long passes read no more cells than `positions` take: no slot of theirs has written more before.
+
+        The host knows, where a slot is filled from its beginning; whole rings are gigabytes in all layers together.
+        """
+        self.readable = min(self.window.capacity, -(-positions // _CELLS) * _CELLS)
+        try:
+            yield
+        finally:
+            self.readable = self.window.capacity
+
     def advance(self, slots: Tensor | None, length: int | Tensor) -> None:
         """Count `length` more positions, one number for all or `[B]`, once a pass over them is done."""
         if slots is None:
@@ -106,9 +124,12 @@ class KVCache:
         self.keys.index_fill_(1, slots, 0.0)
         self.values.index_fill_(1, slots, 0.0)
 
-    def read(self, layer: int, slots: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer as they lie, `[B, heads, capacity, head_dim]`, for `slots [B]` (None: all)."""
-        keys, values = self.keys[layer], self.values[layer]
+    def read(self, layer: int, slots: Tensor | None, cells: int | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer as they lie, `[B, heads, cells, head_dim]`, for `slots [B]` (None: all).
+
+        `cells`: so many of the first; None: all.
+        """
+        keys, values = self.keys[layer, :, :, :cells], self.values[layer, :, :, :cells]
         return (keys, values) if slots is None else (keys[slots], values[slots])
 
     def write(self, layer: int, rows: Tensor, cells: Tensor, key: Tensor, value: Tensor) -> None:
@@ -154,7 +175,8 @@ class CachedAttention:
         self._rows = batch[:, None]
         self._cells = positions[:, -window.capacity :] % window.capacity
         newest = positions[:, :1] - 1 if self._long else positions[:, -1:]
-        cells = torch.arange(window.capacity, device=positions.device)
+        self._count = cache.readable if self._long else window.capacity
+        cells = torch.arange(self._count, device=positions.device)
         held = newest - (newest - cells) % window.capacity
         if self._long:
             held = torch.cat((held, positions), dim=1)
@@ -176,7 +198,7 @@ class CachedAttention:
         return functional.scaled_dot_product_attention(query, keys, values, attn_mask=self.mask)
 
     def _read(self, layer: int) -> tuple[Tensor, Tensor]:
-        return self._cache.read(layer, self._slots)
+        return self._cache.read(layer, self._slots, self._count)
 
     def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
         length = self._cells.shape[1]

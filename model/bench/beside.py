@@ -5,18 +5,24 @@ Owns what each is made of and when it begins. The engine's own parts do it: prom
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import torch
 
-from model.bench.drive import SOUND, Callers, Latency, Timed
+from model.bench.drive import SOUND, Callers, Latency, Timed, wait_until
+from model.calls import Calls
+from model.clip import Clip, ClipError
 from model.engine import Stepper
-from model.history import FAST_FRAMES, Columns, kept_frames, refill
+from model.history import CODEC_FRAMES, FAST_FRAMES, Columns, kept_frames, refill
 from model.prompt_cache import Prompt, PromptCache, make_prompt
-from model.wire import TOKENS_BYTES
+from model.scheduler import Scheduler
+from model.wire import TOKENS_BYTES, AgentFrame, FromWorker, History, Resume, SessionRequest
 
 PROMPT_FRAMES = 300
+RESUMED = 64
+"""Calls resumed at once, or as many as there are."""
 _PAUSES = 12
 """Frames of silence in a prompt, around the text."""
 _FIRST = 1.0
@@ -28,7 +34,8 @@ class Beside:
     """Milliseconds that each piece of work took until its slot could speak (or had spoken), and the others' latency."""
 
     took: tuple[float, ...]
-    others: Latency
+    others: Latency | None
+    """None where there are none."""
 
 
 class BesideCalls:
@@ -58,6 +65,7 @@ class BesideCalls:
             found[name] = self._run(jobs)
         jobs = [self._repriming(known, deep, slot % self._slots) for slot in range(max(1, int(self._seconds - _FIRST)))]
         found["reprime_each_second"] = self._run(jobs)
+        found["resume_all"] = Beside(self._resume_all(known, min(FAST_FRAMES, deep)), None)
         return found
 
     @property
@@ -69,6 +77,35 @@ class BesideCalls:
             job.at = _FIRST + index
         others = Callers(self._stepper, self._slots, self._costs).run(self._seconds, jobs)
         return Beside(tuple(job.took for job in jobs if job.took is not None), others)
+
+    def _resume_all(self, prompt: Prompt, frames: int) -> tuple[float, ...]:
+        """As after another worker's end: calls resumed at once by the engine itself, until each has spoken.
+
+        What the callers' slots held is lost.
+        """
+        count, spoke = min(RESUMED, self._slots), dict[int, float]()
+
+        def tell(session: int, message: FromWorker) -> None:
+            if isinstance(message, AgentFrame):
+                spoke.setdefault(session, 1000 * (time.perf_counter() - begun))
+
+        scheduler = Scheduler(count, largest=max(self._costs), costs=self._costs)
+        calls = Calls(self._stepper, scheduler, self._prompts, _Known(prompt), tell, time.perf_counter)
+        heard = min(frames, CODEC_FRAMES)
+        asked = SessionRequest("resumed", resume=Resume(0, frames, heard, 0))
+        history = History(self._history(frames).data(0), SOUND * heard)
+        for session in range(count):
+            self._stepper.reset(session)
+        begun = time.perf_counter()
+        for session in range(count):
+            calls.open(session, asked, history)
+            calls.frame(session, frames, SOUND)
+        while len(spoke) < count:
+            if not calls.work() and (wake := calls.wake_at()) is not None:
+                wait_until(wake)
+        for session in range(count):
+            self._stepper.reset(session)
+        return tuple(spoke.values())
 
     def _prompt(self) -> Prompt:
         """Another prompt each time, of 300 frames where the window allows."""
@@ -103,6 +140,21 @@ class BesideCalls:
             stepper.point(slot, stepper.point(slot, self._spare))
 
         return Timed(0.0, fill, swap)
+
+
+class _Known:
+    """Implements `model.assets.Assets`: one prompt, which is there."""
+
+    def __init__(self, prompt: Prompt) -> None:
+        self._prompt = prompt
+
+    def prompt(self, voice: str, text: str) -> Generator[bool, None, Prompt]:
+        yield False
+        return self._prompt
+
+    def clip(self, name: str) -> Generator[bool, None, Clip]:
+        yield False
+        raise ClipError("the benchmark has no clips")
 
 
 def _speak(stepper: Stepper, slot: int) -> None:

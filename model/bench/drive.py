@@ -125,7 +125,7 @@ class Callers:
                     break
                 if waiting:
                     moments.append(now + _LOOK_AGAIN)
-                _wait_until(min(moments))
+                wait_until(min(moments))
         for slot in range(self._slots):
             scheduler.close(slot)
         return latency(took, steps)
@@ -155,7 +155,8 @@ class Callers:
         return True
 
 
-def _wait_until(moment: float) -> None:
+def wait_until(moment: float) -> None:
+    """Sleep, and at the end spin, until a moment of `time.perf_counter`."""
     left = moment - time.perf_counter()
     if left > _SPIN:
         time.sleep(left - _SPIN)

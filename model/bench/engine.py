@@ -227,10 +227,10 @@ def _line(found: Configuration) -> str:
     ]
     for name, one in found.beside.items():
         took = sorted(one.took)
-        lines.append(
-            f"  {name}: {took[len(took) // 2]:.1f} ms (median of {len(took)}); "
-            f"others {one.others.p50:.2f} / {one.others.p99:.2f} ms, {one.others.misses} late"
-        )
+        line = f"  {name}: {took[len(took) // 2]:.1f} ms (median of {len(took)}), {took[-1]:.1f} the longest"
+        if (others := one.others) is not None:
+            line += f"; others {others.p50:.2f} / {others.p99:.2f} ms, {others.misses} late"
+        lines.append(line)
     return "\n".join(lines)
 
 

@@ -50,10 +50,13 @@ def test_frames_that_nobody_answered_are_counted() -> None:
     assert history.content().columns == b"".join(column(index) for index in range(20))
 
 
-def test_more_missed_frames_than_a_history_holds_cannot_be_made_up_for() -> None:
-    assert talked(frames=200, missed=125).resume().missed == 125
-    with pytest.raises(ValueError, match="126 frames went unanswered"):
-        talked(frames=200, missed=126).resume()
+def test_of_more_missed_frames_than_sound_is_kept_for_the_oldest_are_passed_over() -> None:
+    assert talked(frames=200, missed=125).resume() == wire.Resume(0, frames=200, caller_frames=125, missed=125)
+    history = talked(frames=200, missed=128)
+    assert history.resume() == wire.Resume(0, frames=203, caller_frames=125, missed=125)
+    assert history.content().columns == b"".join(column(index) for index in range(200)) + NO_COLUMN * 3
+    history.agent(203, column(203))
+    assert history.answered == 204
 
 
 def test_a_cut_forgets_what_came_before_it() -> None:

@@ -18,6 +18,7 @@ from gateway.pool import WorkerPool
 from gateway.resume import RESUME_WITHIN, ResumingPool, Watch
 from gateway.settings import load_settings
 from gateway.worker_client import RemoteSession
+from model import wire
 from model.wire import SessionRequest
 from tests.gateway.token_workers import Caller, busy, idle, pool_of, token_worker, two_workers, worker_process
 
@@ -179,6 +180,39 @@ async def test_our_own_worker_started_again_takes_its_calls_back(monkeypatch: py
         assert 2 <= change.missed < RESUME_WITHIN / 0.08
     finally:
         await pool.stop()
+
+
+@pytest.mark.long
+async def test_a_call_that_waited_for_longer_than_its_sound_is_kept_goes_on_without_what_was_said() -> None:
+    command = (sys.executable, "-m", "tests.token_worker", "--exit-with-parent")
+    pool = WorkerPool(load_settings(), command=command)
+    await pool.start()
+    try:
+        assert pool.local is not None
+        assert pool.local.pid is not None
+        kill = partial(os.kill, pool.local.pid, signal.SIGKILL)
+        async with asyncio.timeout(60):
+            caller = await Caller(pace=FAST, actions={20: kill}).call(ResumingPool(pool, within=40), 2_000)
+        assert not caller.lost
+        assert [frame.index for frame in caller.frames] == list(range(2_000))
+        (change,) = caller.changes
+        assert change.missed > 125, "at this pace 0.5 s are as long as 10"
+        assert change.missed <= len(caller.missed)
+        assert caller.missed[-1] < 1_999
+    finally:
+        await pool.stop()
+
+
+async def test_a_call_waits_for_a_worker_that_others_start_again_where_it_is_told_to() -> None:
+    async with token_worker() as only, pool_of(only, within=40) as pool:
+        kill = partial(only.signal, signal.SIGKILL)
+        calling = asyncio.create_task(Caller(actions={3: kill}).call(pool, 60))
+        address = only.url.removeprefix("ws://").removesuffix(wire.PATH)
+        await only.process.wait()
+        async with token_worker("--listen", address):
+            caller = await calling
+        caller.check()
+        assert len(caller.changes) == 1
 
 
 async def test_a_session_that_breaks_every_worker_is_let_go() -> None:

@@ -65,13 +65,13 @@ async def worker_process(module: str, *options: str) -> AsyncIterator[WorkerProc
 
 
 @asynccontextmanager
-async def pool_of(*workers: WorkerProcess) -> AsyncIterator[ResumingPool]:
+async def pool_of(*workers: WorkerProcess, within: float | None = None) -> AsyncIterator[ResumingPool]:
     """The pool over these workers; those first in the list get the first sessions."""
     pool = WorkerPool(load_settings(workers=",".join(worker.url for worker in workers)))
     await pool.start()
     try:
         async with asyncio.timeout(60):
-            yield ResumingPool(pool)
+            yield ResumingPool(pool, within)
     finally:
         await pool.stop()
 

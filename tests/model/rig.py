@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from model.assets import FileAssets
 from model.calls import Calls
 from model.clip import Clip, ClipError
 from model.conversation import Models
@@ -43,18 +45,22 @@ class Rig:
         self.now = 0.0
         self.told: dict[int, list[FromWorker]] = defaultdict(list)
         self.clips: dict[str, Clip] = {}
+        self.reading = threading.Event()
+        """While it is not set, clips are being read."""
+        self.reading.set()
         self.stepper = Stepper(models, slots, spares=spares, kv_dtype=torch.float32)
         self.scheduler = Scheduler(slots)
         self.prompts = PromptCache(self.stepper, 1 << 30)
-        self.voices = VoiceStore(models, folder.voices, Path("nowhere"))
+        self.assets = FileAssets(models, VoiceStore(models, folder.voices, Path("nowhere")), self._clip)
         self.calls = Calls(
-            self.stepper, self.scheduler, self.prompts, self.voices, self._tell, self._clip, lambda: self.now, context
+            self.stepper, self.scheduler, self.prompts, self.assets, self._tell, lambda: self.now, context
         )
 
     def _tell(self, session: int, message: FromWorker) -> None:
         self.told[session].append(message)
 
     def _clip(self, name: str) -> Clip:
+        assert self.reading.wait(60)
         if name not in self.clips:
             raise ClipError(f"there is no clip {name}")
         return self.clips[name]

@@ -56,13 +56,50 @@ def test_a_clip_is_played_code_for_code_and_one_that_is_not_there_harms_nobody(
     rig.clips["disclosure"] = Clip("recorded", torch.cat((torch.full((1, 6), 3), codes)))
     rig.open(1, request())
     rig.calls.play(1, "absent")
+    rig.settle()
     assert "the clip 'absent' is not played: there is no clip absent" in caplog.text
     rig.calls.play(1, "disclosure")
+    rig.settle()
     rig.speak(1, 0, 8)
     columns = [[int.from_bytes(c[i : i + 2], "little") for i in range(0, 34, 2)] for c in rig.columns(1)]
     assert [column[1] for column in columns[:6]] == codes[0].tolist()
     assert [column[2:9] for column in columns[1:7]] == codes[1:].T.tolist()
     assert [message for message in rig.told[1] if isinstance(message, Played)] == [Played(6, "disclosure")]
+
+
+def test_while_a_clip_is_read_steps_go_on_and_what_is_asked_for_next_waits_its_turn(rig: Rig) -> None:
+    rig.clips["first"], rig.clips["last"] = (Clip(name, torch.full((9, 3), 5)) for name in ("first", "last"))
+    rig.open(1, request())
+    rig.reading.clear()
+    rig.calls.play(1, "first")
+    rig.calls.say(1, "thank you")
+    rig.calls.play(1, "last")
+    queued = rig.calls._calls[1].speech.queued
+    for index in range(3):
+        rig.calls.frame(1, index, caller_pcm(0, index))
+        rig.now += FRAME
+        for _ in range(4):
+            rig.calls.work()
+    assert [frame.index for frame in rig.frames(1)] == [0, 1, 2]
+    assert not queued
+    rig.reading.set()
+    rig.settle()
+    assert [each.clip for each in queued] == ["first", "", "last"]
+    rig.calls.say(1, "hello")
+    assert len(queued) == 4, "nothing waits any more: it is queued at once"
+
+
+def test_a_call_that_hangs_up_while_a_clip_is_read_leaves_nothing_behind(rig: Rig) -> None:
+    rig.clips["first"] = Clip("first", torch.full((9, 3), 5))
+    rig.open(1, request())
+    rig.reading.clear()
+    rig.calls.play(1, "first")
+    rig.calls.work()
+    rig.calls.close(1)
+    rig.reading.set()
+    assert rig.calls.wake_at() is None
+    assert is_ready(rig.open(2, request()))
+    assert not rig.stepper.speech.busy(rig.calls._calls[2].slot)
 
 
 def test_a_prepared_clip_takes_the_place_of_its_words_in_the_greeting(rig: Rig, models: Models) -> None:
@@ -113,7 +150,7 @@ def test_words_the_caller_speaks_over_are_let_go_but_not_those_that_must_be_hear
     assert "thank" in cut
     assert LONG not in cut
     assert not free.stepper.speech.busy(0)
-    assert free.calls._calls[1].queued == deque()
+    assert free.calls._calls[1].speech.queued == deque()
     bound.open(1, request(greeting=LONG, notice=LONG))
     for index in range(120):
         bound.calls.frame(1, index, caller_pcm(0, index, level=3000))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import weakref
 from collections.abc import Sequence
 
@@ -41,13 +42,18 @@ def test_slots_that_would_be_late_are_given_back_and_it_says_so(
         return stepper
 
     monkeypatch.setattr(engine_start, "_stepper", remembered)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         started = start(EngineOptions(str(tiny.path), device="cpu"))
     assert started.slots == started.stepper.slots == 2
     assert started.stepper.state.kv.keys.shape[1] == 2 + SPARES + 1
     assert max(started.costs) == 2
     assert [each() for each in made] == [None, started.stepper], "the larger one is gone, with its memory"
     assert "steps are on time for 2: the rest is given back; --slots 2 saves that time" in caplog.text
+    phases = "packages", "device", "weights", "slots and graphs", "measuring", "fewer slots", "long passes", "prompts"
+    (line,) = (record.getMessage() for record in caplog.records if "to be ready" in record.getMessage())
+    assert re.fullmatch(
+        r"the engine took [\d.]+ s to be ready: " + ", ".join(rf"{name} [\d.]+" for name in phases), line
+    )
 
 
 def test_weights_in_8_bits_are_an_option_of_the_engine(tiny: ModelFolder) -> None:

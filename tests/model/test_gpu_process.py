@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from model import gpu_process
-from model.engine_options import EngineOptions, EngineState
+from model.engine_options import EngineOptions, EngineRefused, EngineState
 from model.engine_wire import CONTROL
 from model.ring import Channel, make_channel
 
@@ -24,7 +24,9 @@ def channel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Channel]:
     monkeypatch.setattr(gpu_process, "end_with_worker", lambda channel: None)  # it would end the tests' process
     ours.put(CONTROL, EngineOptions("weights").to_json().encode())
     monkeypatch.setattr(sys, "argv", ["gpu_process", json.dumps(asdict(ends))])
+    interval = sys.getswitchinterval()
     yield ours
+    sys.setswitchinterval(interval)
     ours.close()
 
 
@@ -79,3 +81,17 @@ def test_a_real_error_of_the_device_is_known_as_one() -> None:
     """In a process of its own: no later number of it could be trusted."""
     done = subprocess.run([sys.executable, "-c", OUT_OF_RANGE], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "True", done.stderr
+
+
+def test_a_busy_thread_gives_the_interpreter_back_before_a_step_is_late(
+    channel: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[float] = []
+
+    def start(options: EngineOptions) -> None:
+        found.append(sys.getswitchinterval())
+        raise EngineRefused("seen enough")
+
+    monkeypatch.setattr(gpu_process, "start", start)
+    assert gpu_process.main() == 1
+    assert found[0] <= 1e-4

@@ -89,6 +89,8 @@ def test_the_callers_sound_is_heard_again_in_parts_between_which_others_step(
     models: Models, tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("model.history.CODEC_PART", 4)
+    monkeypatch.setattr("model.history.CHUNK", 5)
+    monkeypatch.setattr("model.streaming._CELLS", 1)
     first, second = Rig(models, tiny), Rig(models, tiny)
     first.open(1, request())
     first.speak(1, 0, 12)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import fp8
+from model import fp8, streaming
 from model.kv_cache import DTYPES, KVType, SlotKV
 from model.lm import LM, LMState
 from model.streaming import Window, WindowKind
@@ -77,6 +77,33 @@ def test_a_prompt_saved_or_copied_is_the_prompt(lm: LM, stored: KVType) -> None:
     caller = random_codes(3, 20, VOICE)
     said = [step_user(lm, state, slot, caller) for slot in range(4)]
     assert all(torch.equal(said[0], other) for other in said[1:])
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_what_lies_beyond_the_cells_a_slot_holds_is_not_even_looked_at(
+    lm: LM, stored: KVType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "_CELLS", 1)
+    whole, part = lm.streaming(1, kv_dtype=DTYPES[stored]), lm.streaming(1, kv_dtype=DTYPES[stored])
+    read, most = SlotKV.read, list[int]()
+
+    def watched(kv: SlotKV, layer: int, slots: Tensor | None, cells: int | None = None) -> tuple[Tensor, Tensor]:
+        most.append(CONTEXT if cells is None else cells)
+        return read(kv, layer, slots, cells)
+
+    frames, done = random_codes(1, CONTEXT + 6), 0
+    for length in (4, 3, 2, CONTEXT - 3):
+        chunk = frames[:, done : done + length]
+        lm.read(whole, 0, chunk)
+        with monkeypatch.context() as patch, part.kv.holding(done):
+            patch.setattr(SlotKV, "read", watched)
+            lm.read(part, 0, chunk)
+        assert set(most) == {min(done, CONTEXT)}
+        most.clear()
+        done += length
+    for one, other in zip(whole.kv.rings(), part.kv.rings(), strict=True):
+        torch.testing.assert_close(one.float(), other.float(), rtol=0.0, atol=1e-5)
+    assert part.kv.readable == CONTEXT
 
 
 @pytest.mark.parametrize("stored", STORED)

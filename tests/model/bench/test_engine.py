@@ -36,8 +36,11 @@ def test_work_beside_the_calls_is_measured(capsys: pytest.CaptureFixture[str]) -
     order = engine.Order("tiny", "cpu", (2,), "bf16", "fp8", seconds=3.0)
     assert engine.bench_engine(order, json_output=True) == 0
     (found,) = json.loads(capsys.readouterr().out)["configurations"]
-    kinds = {"open_from_cache", "uncached_prompt", "resume_fast", "resume_deep", "reprime_each_second"}
+    kinds = {"open_from_cache", "uncached_prompt", "resume_fast", "resume_deep", "reprime_each_second", "resume_all"}
     assert set(found["beside"]) == kinds
+    resumed = found["beside"].pop("resume_all")
+    assert len(resumed["took"]) == 2
+    assert resumed["others"] is None
     assert all(len(one["took"]) == 2 and one["others"]["frames"] > 20 for one in found["beside"].values())
 
 
