@@ -333,15 +333,23 @@ def bench_engine_command(
     kv_dtype: Annotated[_KVType, typer.Option(help="How keys and values are stored.")] = _KVType.BF16,
     weights_dtype: Annotated[_WeightsType, typer.Option(help="How matrices are stored.")] = _WeightsType.BF16,
     seconds: Annotated[float, typer.Option(min=1, help="Of each run of one configuration.")] = 4.0,
+    steady: Annotated[float, typer.Option(min=0, help="Seconds of the run at random phases, if not those.")] = 0.0,
+    beside: Annotated[str, typer.Option(help="Slots measured with work beside the calls: all, none, 64,128.")] = "all",
     json_output: Json = False,
 ) -> None:
     """The duplex model's engine with random weights and full windows: what a device holds, and what bounds it."""
     with told():
-        from model.bench.engine import Order, bench_engine, slots_of
+        from model.bench.engine import Order, bench_engine, beside_of, slots_of
 
         try:
             counts = slots_of(slots)
         except ValueError:
             raise typer.BadParameter(f"{slots!r} is not a list such as 1,8,64", param_hint="--slots") from None
-        order = Order(size.value, device.value, counts, kv_dtype.value, weights_dtype.value, seconds)
+        try:
+            among = beside_of(beside)
+        except ValueError:
+            raise typer.BadParameter(f"{beside!r} is not all, none or 64,128", param_hint="--beside") from None
+        order = Order(
+            size.value, device.value, counts, kv_dtype.value, weights_dtype.value, seconds, beside=among, steady=steady
+        )
         raise typer.Exit(bench_engine(order, json_output=json_output))

@@ -43,7 +43,11 @@ class CannotMeasure(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be measured. seconds: of each run of one configuration."""
+    """What is to be measured. seconds: of each run of one configuration.
+
+    beside: the configurations measured with work beside the calls, None for all. steady: seconds of the run at random
+    phases, 0 for as long as the others.
+    """
 
     size: Size
     device: str
@@ -51,7 +55,8 @@ class Order:
     kv_dtype: KVType
     weights_dtype: Literal["bf16", "fp8"] = "bf16"
     seconds: float = 10.0
-    beside: bool = True
+    beside: tuple[int, ...] | None = None
+    steady: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +163,9 @@ def _measure(
     launches = stepper.launches(slots)
     if launches is None:
         launches = sum(part.launches or 0 for part in parts.values())
-    phases = Callers(stepper, slots, costs).run(order.seconds)
-    beside = BesideCalls(stepper, slots, costs, order.seconds).measure() if order.beside else {}
+    phases = Callers(stepper, slots, costs).run(order.steady or order.seconds)
+    wanted = order.beside is None or slots in order.beside
+    beside = BesideCalls(stepper, slots, costs, order.seconds).measure() if wanted else {}
     fill(stepper, slots, min(_SHORT, context // 4))
     short = lockstep(stepper, slots, order.seconds / 4)
     return Configuration(
@@ -242,6 +248,11 @@ def slots_of(text: str) -> tuple[int, ...]:
     return slots
 
 
+def beside_of(text: str) -> tuple[int, ...] | None:
+    """`all`, `none`, or `64,128`: which configurations are measured with work beside the calls. Raises ValueError."""
+    return {"all": None, "none": ()}[text] if text in ("all", "none") else slots_of(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The same without `callplex`, for a machine that has only the model's packages."""
     parser = argparse.ArgumentParser(prog="python -m model.bench.engine")
@@ -251,6 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kv-dtype", choices=list(DTYPES), default="bf16")
     parser.add_argument("--weights-dtype", choices=["bf16", "fp8"], default="bf16")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each run of one configuration")
+    parser.add_argument("--steady", type=float, default=0.0, help="seconds of the run at random phases instead")
+    parser.add_argument("--beside", type=beside_of, help="64,128: only these with work beside the calls; or none")
     parser.add_argument("--tiles", type=Path, help="a file of what `model.bench.kernels --sweep` found, to be used")
     parser.add_argument("--json", action="store_true")
     options = vars(parser.parse_args(arguments))

@@ -16,7 +16,7 @@ from model.fp8 import E4M3
 
 
 def test_a_small_sweep_measures_everything(capsys: pytest.CaptureFixture[str]) -> None:
-    order = engine.Order("tiny", "cpu", (2,), "fp8", seconds=0.5, beside=False)
+    order = engine.Order("tiny", "cpu", (2,), "fp8", seconds=0.5, beside=(1,))
     assert engine.bench_engine(order, json_output=True) == 0
     shown = json.loads(capsys.readouterr().out)
     assert {"date", "torch", "device_name", "kv_dtype", "weights_dtype", "size", "commit"} <= shown.keys()
@@ -27,8 +27,17 @@ def test_a_small_sweep_measures_everything(capsys: pytest.CaptureFixture[str]) -
     assert set(found["parts"]) == {"encode", "temporal", "depformer", "decode"}
     assert all(part["milliseconds"] > 0 and part["launches"] > 0 for part in found["parts"].values())
     assert found["ratio"] > 1
+    assert found["beside"] == {}
     for name in ("lockstep", "random_phases", "lockstep_10s"):
         assert 0 < found[name]["p50"] <= found[name]["p99"] <= found[name]["p999"] <= found[name]["max"]
+
+
+def test_which_configurations_have_work_beside_the_calls() -> None:
+    assert engine.beside_of("all") is None
+    assert engine.beside_of("none") == ()
+    assert engine.beside_of("64,128") == (64, 128)
+    with pytest.raises(ValueError, match="1 or more"):
+        engine.beside_of("0")
 
 
 @pytest.mark.long
