@@ -32,6 +32,8 @@ _TILES = (
 """Rows, columns and warps, from the one that reads least to the one that spreads most."""
 _SIDES = 320
 """Rows and columns of all shares of a tile: their factors lie in shared memory, 32 of each, twice or three times."""
+_FEWEST = 2
+"""Rows of the smallest tile, one slot's of a transformer; from 3 rows on it has 16. Every other tile is compiled."""
 _SMALL = 1024
 """Products of a tile whose shares tensor cores can take."""
 _LONG = 2048
@@ -61,7 +63,7 @@ def tile(count: int, outer: int, inner: int, precision: Precision = "ieee") -> T
     fitting = [entry for entry in _TILES if entry[1] < 2 * max(outer, 16)]
     enough = (entry for entry in fitting if 4 * _programs(count, outer, entry) >= 3 * _PROCESSORS)
     entry = next(enough, fitting[-1])
-    rows, columns = min(entry[0], triton.next_power_of_2(count)), entry[1]
+    rows, columns = (_FEWEST if count <= _FEWEST else min(entry[0], max(16, triton.next_power_of_2(count)))), entry[1]
     warps, shares = max(1, entry[2] * rows // entry[0]), 1
     if precision == "tf32" and rows * columns > _SMALL:
         return Tile(rows, columns, shares, warps)
@@ -146,23 +148,19 @@ def product(
         outer,
         inner,
         _NORM_EPS,
-        length=length,
-        hop=hop,
-        head=0 if edge is None else edge.head,
-        channels=1 if edge is None else edge.channels,
-        has_bias=out.bias is not None,
-        has_gain=out.gain is not None,
+        length,
+        hop,
+        0 if edge is None else edge.head,
+        1 if edge is None else edge.channels,
+        *(int(part is not None) for part in (out.bias, out.gain, out.residual, out.plain, out.elu)),
+        int(out.gelu),
         has_norm=norm is not None,
-        has_residual=out.residual is not None,
         has_edge=edge is not None,
-        has_plain=out.plain is not None,
-        has_elu=out.elu is not None,
-        gelu=out.gelu,
         rows=cut.rows,
         columns=cut.columns,
         shares=cut.shares,
         depth=16 if inner < _DEPTH else _DEPTH,
-        wide=max(_DEPTH, min(triton.next_power_of_2(inner), _WIDE * cut.warps // cut.rows)),
+        wide=max(_DEPTH, min(triton.next_power_of_2(inner), _WIDE * cut.warps // cut.rows)) if norm else 1,
         precision=precision,
         num_warps=cut.warps,
         num_stages=3,
@@ -193,7 +191,7 @@ def _moments(left, there, inner, eps, rows: tl.constexpr, wide: tl.constexpr):
 
 
 @triton.jit
-def _inside(place, fresh, begin, head: tl.constexpr, channels: tl.constexpr):
+def _inside(place, fresh, begin, head, channels):
     """Where to read in a row that begins at `begin`: of a `fresh` stream, the chunk's first input before the chunk."""
     return tl.where(fresh & (begin + place < head), head + place % channels - begin, place)
 
@@ -228,18 +226,19 @@ def _zeros(rows: tl.constexpr, columns: tl.constexpr, shares: tl.constexpr):
 
 
 @triton.jit
-def _finished(total, bias, gain, column, known, has_bias: tl.constexpr, has_gain: tl.constexpr, gelu: tl.constexpr):
+def _finished(total, bias, gain, column, known, has_bias, has_gain, gelu):
     """Products with their bias, GELU (exact) and gain."""
-    if has_bias:
-        total += tl.load(bias + column, mask=known, other=0.0)[None, :]
-    if gelu:
+    total += tl.load(bias + column, mask=known & (has_bias != 0), other=0.0)[None, :]
+    if gelu != 0:
         total = total * 0.5 * (1.0 + tl.erf(total * 0.7071067811865476))
-    if has_gain:
-        total *= tl.load(gain + column, mask=known, other=0.0)[None, :]
-    return total
+    return total * tl.load(gain + column, mask=known & (has_gain != 0), other=1.0)[None, :]
 
 
-@triton.jit(do_not_specialize=["count"])
+# What varies from layer to layer and costs nothing is asked while it runs: every kernel less is a second's start less.
+_ASKED = ["count", "length", "head", "channels", "has_bias", "has_gain", "has_residual", "has_plain", "has_elu", "gelu"]
+
+
+@triton.jit(do_not_specialize=_ASKED)
 def _product(
     source,
     weight,
@@ -261,18 +260,18 @@ def _product(
     outer,
     inner,
     eps,
-    length: tl.constexpr,
-    hop: tl.constexpr,
-    head: tl.constexpr,
-    channels: tl.constexpr,
-    has_bias: tl.constexpr,
-    has_gain: tl.constexpr,
+    length,
+    hop,
+    head,
+    channels,
+    has_bias,
+    has_gain,
+    has_residual,
+    has_plain,
+    has_elu,
+    gelu,
     has_norm: tl.constexpr,
-    has_residual: tl.constexpr,
     has_edge: tl.constexpr,
-    has_plain: tl.constexpr,
-    has_elu: tl.constexpr,
-    gelu: tl.constexpr,
     rows: tl.constexpr,
     columns: tl.constexpr,
     shares: tl.constexpr,
@@ -312,9 +311,7 @@ def _product(
     total = _finished(total, bias, gain, column, known, has_bias, has_gain, gelu)
     kept = there[:, None] & known[None, :]
     within = (time * outer)[:, None] + column[None, :]
-    if has_residual:
-        total += tl.load(residual + (stream * residual_stride)[:, None] + within, mask=kept, other=0.0)
-    if has_plain:
-        tl.store(out + (stream * out_stride)[:, None] + within, total, mask=kept)
-    if has_elu:
-        tl.store(active + (stream * active_stride)[:, None] + within, _elu(total), mask=kept)
+    added = kept & (has_residual != 0)
+    total += tl.load(residual + (stream * residual_stride)[:, None] + within, mask=added, other=0.0)
+    tl.store(out + (stream * out_stride)[:, None] + within, total, mask=kept & (has_plain != 0))
+    tl.store(active + (stream * active_stride)[:, None] + within, _elu(total), mask=kept & (has_elu != 0))

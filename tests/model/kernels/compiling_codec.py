@@ -14,33 +14,31 @@ workspace sound x projected rests entries half_squares scores
 """
 _NUMBERS = """
 source_stride residual_stride out_stride active_stride column_stride factor_stride rows_stride workspace_stride
-sound_stride row_stride book_stride
+sound_stride row_stride book_stride length hop head
 channels bins carried samples sound_at context book
 """
 _TYPES = dict.fromkeys(_FLOATS.split(), "*fp32") | dict.fromkeys(_NUMBERS.split(), "i32")
 _TYPES |= {"offsets": "*i64", "codes": "*i64", "places": "*i32", "indices": "*i32"}
-_OPTIONS = dict.fromkeys(("bias", "gain", "norm", "residual", "edge", "plain", "elu"), False)
 
 
 def codec_kernels(capability: int, compiled: Callable[..., str]) -> dict[str, str]:
     """The PTX of each kernel, of the product in its different forms."""
 
     def product(
-        count: int, outer: int, inner: int, precision: Precision = "ieee", gelu: bool = False, **has: bool
+        count: int, outer: int, inner: int, precision: Precision = "ieee", norm: bool = False, edge: bool = False
     ) -> str:
         cut = codec_product.tile(count, outer, inner, precision)
-        options = {f"has_{name}": value for name, value in (_OPTIONS | {"plain": True} | has).items()}
-        sizes: dict[str, Any] = {"length": 2, "hop": inner, "head": 2 * inner, "channels": 24}
-        sizes |= {"rows": cut.rows, "columns": cut.columns, "shares": cut.shares, "depth": 32, "wide": 128}
+        sizes: dict[str, Any] = {"rows": cut.rows, "columns": cut.columns, "shares": cut.shares}
         sizes["factor_stride" if precision == "tf32" else "column_stride"] = 1
-        constants = {"gelu": gelu, "precision": precision, **options, **sizes}
-        return compiled(codec_product._product, capability, _TYPES, cut.warps, **constants)
+        options = {"has_norm": norm, "has_edge": edge, "depth": 32, "wide": 128, "precision": precision}
+        types = _TYPES | dict.fromkeys(codec_product._ASKED, "i32")
+        return compiled(codec_product._product, capability, types, cut.warps, **sizes, **options)
 
     found = {
-        "codec product": product(128 * 480, 128, 512, bias=True, elu=True, plain=False),
-        "codec product tf32": product(128 * 480, 128, 512, "tf32", bias=True, residual=True),
+        "codec product": product(128 * 480, 128, 512),
+        "codec product tf32": product(128 * 480, 128, 512, "tf32"),
         "codec product thin": product(1, 512, 2048, edge=True),
-        "codec product norm": product(256, 2048, 512, gelu=True, norm=True, gain=True),
+        "codec product norm": product(256, 2048, 512, norm=True),
     }
     sizes = {"head_dim": 64, "width": 64, "rows": 64, "full": False}
     found["codec attend"] = compiled(codec_attention._attend, capability, _TYPES, **sizes)

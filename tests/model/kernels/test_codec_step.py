@@ -23,6 +23,8 @@ CONFIG = MimiConfig(
     active=4,
 )
 """No width is a power of two, and the smallest frame that has every layer: 12 samples."""
+LARGE = ((20, False), (128, False), (128, True))
+"""Batches of the published codec that take its larger tiles, each compiled for some seconds."""
 BATCHES = ([4], [1, 4, 0], [5, 0, 2, 4, 1], [4, 1], [4])
 
 
@@ -139,9 +141,11 @@ def test_a_frame_of_the_published_codec_takes_125_launches(monkeypatch: pytest.M
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: the interpreter would take minutes")
-@pytest.mark.parametrize("batch", [1, 3, 20, 128])
+@pytest.mark.parametrize(
+    ("batch", "tf32"), [(1, False), (1, True), *(pytest.param(*case, marks=pytest.mark.long) for case in LARGE)]
+)
 @torch.no_grad()
-def test_the_published_sizes(batch: int) -> None:
+def test_the_published_sizes(batch: int, tf32: bool) -> None:
     """Every tile that the published layers take; each code once more, but where two entries are as near."""
     mimi = on_meta(lambda: Mimi(mimi_full())).to_empty(device=DEVICE).eval().requires_grad_(False)
     for name, tensor in mimi.state_dict(keep_vars=True).items():
@@ -154,6 +158,7 @@ def test_the_published_sizes(batch: int) -> None:
             tensor.normal_(std=tensor[0].numel() ** -0.5)
     results = []
     for mimi.fused in (True, False):
+        mimi.decoder_tf32 = tf32 and mimi.fused
         state, slots = mimi.streaming(batch + 1), torch.arange(batch, 0, -1, device=DEVICE)
         for time in range(3):
             pcm, codes = (part.to(DEVICE) for part in frame(mimi, time, batch))
@@ -161,6 +166,6 @@ def test_the_published_sizes(batch: int) -> None:
         results.append((heard, said, state))
     (heard, said, one), (codes_there, sound_there, other) = results
     assert (heard == codes_there).float().mean() > 0.98
-    assert (said - sound_there).abs().max() < 1e-3 * sound_there.abs().max()
+    assert (said - sound_there).abs().max() < (3e-2 if tf32 else 1e-3) * sound_there.abs().max()
     difference = (one.encoder_kv.keys - other.encoder_kv.keys).abs().max()
     assert difference < 1e-3 * other.encoder_kv.keys.abs().max()
