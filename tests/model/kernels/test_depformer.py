@@ -162,7 +162,7 @@ class Asked:
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="the interpreter runs one program after another")
-@pytest.mark.parametrize("count", [1, 16, 40, 130])
+@pytest.mark.parametrize("count", [1, 40, 130])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_many_programs_wait_for_each_other_every_time(count: int, dtype: torch.dtype) -> None:
     """A race would show as another result in some run; captured in a graph it walks the same, too."""
