@@ -16,11 +16,10 @@ from model.lm import LM, Chance
 from model.sampling import SlotSampling, choose, exponential
 from model.streaming import WindowKind
 from model.wire import Sampling
-from tests.model.tiny import CONFIG, ODD, VOICE, random_codes, random_lm
+from tests.model.tiny import CONFIG, FEW, ODD, VOICE, random_codes, random_lm
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 WIDE = replace(CONFIG, depformer=DepformerConfig(dim=256, heads=4, layers=3, hidden=352, steps=16), card=512)
-FEW = replace(CONFIG, depformer=DepformerConfig(dim=16, heads=2, layers=1, hidden=24, steps=4))
 STEPS = 4
 Walked = tuple[Tensor, Tensor]
 
