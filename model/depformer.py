@@ -41,12 +41,15 @@ class StepAttention(nn.Module):
         self.parts = (self.in_parts, self.out_parts)
         del self.in_proj_weight, self.out_proj
 
+    def whole(self, step: int) -> tuple[Tensor, Tensor]:
+        """One step's part of each weight, `[3 D, D]` and `[D, D]`, where they have not been split."""
+        width = self.in_proj_weight.shape[-1]
+        into, out = self.in_proj_weight.view(self._steps, -1, width), self.out_proj.weight.view(self._steps, -1, width)
+        return into[step], out[step]
+
     def project(self, step: int, x: Tensor) -> Tensor:
         """`[N, D]` to query, key and value, `[N, 3, H, 1, D / H]`."""
-        if self.parts is None:
-            joined = functional.linear(x, self.in_proj_weight.view(self._steps, -1, x.shape[-1])[step])
-        else:
-            joined = self.parts[0][step](x)
+        joined = functional.linear(x, self.whole(step)[0]) if self.parts is None else self.parts[0][step](x)
         return joined.view(x.shape[0], 3, self._heads, 1, -1)
 
     def combine(self, step: int, seen: Tensor) -> Tensor:
@@ -54,8 +57,7 @@ class StepAttention(nn.Module):
         if self.parts is not None:
             combined: Tensor = self.parts[1][step](seen.flatten(1))
             return combined
-        weight = self.out_proj.weight
-        return functional.linear(seen.flatten(1), weight.view(self._steps, -1, weight.shape[-1])[step])
+        return functional.linear(seen.flatten(1), self.whole(step)[1])
 
 
 class DepformerLayer(nn.Module):

@@ -26,7 +26,7 @@ from model import ops
 from model.conversation import Models
 from model.cuda_graphs import LOW_PRIORITY, StepGraphs, stream
 from model.forced_speech import ForcedSpeech
-from model.lm import LMState, Sampler, StepOutput
+from model.lm import Chance, LMState, OpenSampler, Sampler, StepOutput
 from model.mimi.codec import MimiState
 from model.sampling import SlotSampling
 from model.streaming import WindowKind
@@ -275,6 +275,9 @@ class _OfSlots:
 
     def __init__(self, sampler: Sampler, slots: Tensor, counter: Tensor) -> None:
         self._sampler, self._slots, self._counter = sampler, slots, counter
+
+    def chance(self, frame: Tensor, slots: Tensor) -> Chance | None:
+        return self._sampler.chance(self._counter, self._slots) if isinstance(self._sampler, OpenSampler) else None
 
     def __call__(self, logits: Tensor, row: int, frame: Tensor, slots: Tensor) -> Tensor:
         return self._sampler(logits, row, self._counter, self._slots)

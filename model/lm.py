@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from model import decode, ops
 from model.config import ZERO, LMConfig
 from model.depformer import Depformer
+from model.depformer_walk import DepformerWalk
 from model.kv_cache import SlotKV
 from model.streaming import WindowKind
 from model.token_cache import TokenCache
@@ -35,6 +36,31 @@ class Sampler(Protocol):
         `frame [b]` counts each slot's steps since its reset, `slots [b]` names them. Reads nothing back from the
         device.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Chance:
+    """How audio tokens are drawn, as `SlotSampling` does it: settings of all slots, and which count for each row."""
+
+    temperature: Tensor
+    """`[S]`."""
+    top_k: Tensor
+    """`[S]`."""
+    seed: Tensor
+    """`[S]`."""
+    frame: Tensor
+    """`[b]`."""
+    slots: Tensor
+    """`[b]`."""
+
+
+@runtime_checkable
+class OpenSampler(Protocol):
+    """A Sampler that tells how it chooses, so that audio tokens can be drawn where their logits are made."""
+
+    def chance(self, frame: Tensor, slots: Tensor) -> Chance | None:
+        """For the rows 1 and on; None where only calls can choose."""
         ...
 
 
@@ -98,6 +124,8 @@ class LMState:
         self.window = window
         self.kv = lm.transformer.cache(slots, window, kv_dtype)
         self.cache = TokenCache(lm.config, slots, self.kv.offsets.device)
+        self.walk = DepformerWalk(lm, window) if self.kv.offsets.is_cuda else None
+        """In place of `LM.walk`, where the sampler is open and the batch suits it."""
 
     def reset(self, slots: Tensor) -> None:
         """Make `slots [b]` as good as new."""
@@ -225,19 +253,42 @@ class LM(nn.Module):
         opened = state.cache.begin(named, user_codes, forced, forced_mask)
         hidden = self.read_column(state, named, opened.inputs, opened.running)
         text_logits = self.text_linear(hidden)
-        chosen = [sampler(text_logits, 0, opened.offset, named)]
-        text = torch.where(opened.given[:, 0], opened.target[:, 0], chosen[0])
-
-        def decide(step: int, logits: Tensor) -> Tensor:
-            row = step + 1
-            chosen.append(sampler(logits, row, opened.offset, named))
-            return torch.where(opened.given[:, row], opened.target[:, row], chosen[row])
-
-        audio_logits = self.walk(hidden, text, decide, steps, state.window)
-        picked = torch.stack(chosen, dim=1)
+        text = sampler(text_logits, 0, opened.offset, named)
+        audio_logits, picked = self.choose_audio(
+            state, hidden, text, opened.given, opened.target, sampler, opened.offset, named, steps
+        )
         decided = opened.finish(picked)
         trace = StepTrace(opened.inputs, hidden, text_logits, audio_logits, picked)
         return StepOutput(decided.frame, decided.valid, decided.column, trace)
+
+    def choose_audio(
+        self,
+        state: LMState,
+        hidden: Tensor,
+        text: Tensor,
+        given: Tensor,
+        told: Tensor,
+        sampler: Sampler,
+        frame: Tensor,
+        slots: Tensor,
+        steps: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Walk the codebooks from `hidden [b, D]` and the `text [b]` chosen.
+
+        Returns logits, `[b, steps, card]`, and all ids chosen, `[b, 1 + steps]`. Where `given [b, R]` is true the next
+        step is told the id in `told [b, R]` instead.
+        """
+        chance = sampler.chance(frame, slots) if isinstance(sampler, OpenSampler) else None
+        if state.walk is not None and chance is not None and state.walk.takes(hidden.shape[0]):
+            return state.walk(hidden, text, given, told, chance, steps)
+        chosen = [text]
+
+        def decide(step: int, logits: Tensor) -> Tensor:
+            chosen.append(sampler(logits, step + 1, frame, slots))
+            return torch.where(given[:, step + 1], told[:, step + 1], chosen[-1])
+
+        logits = self.walk(hidden, torch.where(given[:, 0], told[:, 0], text), decide, steps, state.window)
+        return logits, torch.stack(chosen, dim=1)
 
     def read_column(self, state: LMState, slots: Tensor, inputs: Tensor, running: Tensor) -> Tensor:
         """Run the main transformer over `inputs [b, R]`, the next column of each of `slots [b]`: normalised, `[b, D]`.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from model import ops
+from model.lm import Chance
 from model.wire import Sampling
 
 _ROWS = 32
@@ -48,6 +49,10 @@ class SlotSampling:
         self.top_k[slot] = sampling.top_k
         self.text_top_k[slot] = sampling.text_top_k
         self.seed[slot] = sampling.seed
+
+    def chance(self, frame: Tensor, slots: Tensor) -> Chance:
+        """What audio tokens are drawn by."""
+        return Chance(self.temperature, self.top_k, self.seed, frame, slots)
 
     def __call__(self, logits: Tensor, row: int, frame: Tensor, slots: Tensor) -> Tensor:
         """`logits [b, V]` of `row` in each slot's `frame [b]` to ids `[b]`, with the settings of `slots [b]`."""

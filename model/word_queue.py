@@ -18,7 +18,7 @@ from torch import Tensor
 
 from model import ops
 from model.config import TEXT_END_OF_PAD, TEXT_PAD
-from model.lm import Sampler
+from model.lm import Chance, OpenSampler, Sampler
 
 START_FRAMES = 6
 """Padding before the first word ends by then: 0.48 s."""
@@ -67,6 +67,10 @@ class WordQueue:
         self.stop(slot)
         self._waited[slot] = 0
         self._last[slot] = TEXT_PAD
+
+    def chance(self, frame: Tensor, slots: Tensor) -> Chance | None:
+        """Audio is not subject to the queue."""
+        return self._sampler.chance(frame, slots) if isinstance(self._sampler, OpenSampler) else None
 
     def __call__(self, logits: Tensor, row: int, frame: Tensor, slots: Tensor) -> Tensor:
         """`logits [b, V]` to ids `[b]`, as a Sampler does; text (row 0) is subject to the queue."""

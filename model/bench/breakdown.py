@@ -69,6 +69,7 @@ def _parts(stepper: Stepper, slots: int) -> dict[str, Work]:
     columns = torch.ones((slots, config.rows, 1), dtype=torch.long, device=device)
     codes = columns[:, : config.codebooks]
     hidden = torch.randn((slots, config.transformer.dim), device=device, dtype=lm.text_emb.weight.dtype)
+    given = torch.zeros((slots, config.rows), dtype=torch.bool, device=device)
     still = torch.zeros(slots, dtype=torch.bool, device=device)
     frame, text = torch.ones(slots, dtype=torch.long, device=device), columns[:, 0, 0]
 
@@ -79,13 +80,7 @@ def _parts(stepper: Stepper, slots: int) -> dict[str, Work]:
         stepper.words(lm.text_linear(lm.read_column(state, rows, columns[..., 0], still)), 0, frame, rows)
 
     def depformer() -> None:
-        lm.walk(
-            hidden,
-            text,
-            lambda step, logits: stepper.words(logits, step + 1, frame, rows),
-            config.codebooks,
-            state.window,
-        )
+        lm.choose_audio(state, hidden, text, given, columns[..., 0], stepper.words, frame, rows, config.codebooks)
 
     def decode() -> None:
         mimi.decode_step(stepper.codec, rows, codes)

@@ -26,6 +26,7 @@ from model.bench.breakdown import Part, breakdown, measure
 from model.bench.drive import Callers, Latency, lockstep
 from model.bench.floor import ReadOnly, nbytes, step_reads
 from model.bench.models import Size, Sizes, bytes_for, fill, random_models, sizes_of
+from model.depformer_walk import load_tiles
 from model.engine import Stepper
 from model.fp8_weights import shrink
 from model.kernels import tiles
@@ -265,12 +266,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steady", type=float, default=0.0, help="seconds of the run at random phases instead")
     parser.add_argument("--beside", type=beside_of, help="64,128: only these with work beside the calls; or none")
     parser.add_argument("--tiles", type=Path, help="a file of what `model.bench.kernels --sweep` found, to be used")
+    parser.add_argument("--walk-tiles", type=Path, help="a file of what `model.bench.walk` found, to be used")
     parser.add_argument("--json", action="store_true")
     options = vars(parser.parse_args(arguments))
-    json_output, file = cast(bool, options.pop("json")), cast(Path | None, options.pop("tiles"))
-    if file is not None:
+    json_output = cast(bool, options.pop("json"))
+    for load, file in ((tiles.load, options.pop("tiles")), (load_tiles, options.pop("walk_tiles"))):
         try:
-            tiles.load(file)
+            if file is not None:
+                load(file)
         except (OSError, ValueError) as error:
             parser.error(str(error))
     return bench_engine(Order(**options), json_output=json_output)

@@ -90,13 +90,13 @@ def random_models(sizes: Sizes, device: torch.device) -> Models:
     lm = on_meta(lambda: LM(sizes.lm)).to(sizes.dtype).to_empty(device=device)
     mimi = on_meta(lambda: Mimi(sizes.mimi, decoder_tf32=sizes.dtype == torch.bfloat16)).to_empty(device=device)
     for module in (lm, mimi):
-        _randomise(module)
+        randomise(module)
         module.eval().requires_grad_(False)
     return Models(lm, mimi, RandomVocabulary(sizes.lm.text_card))
 
 
 @torch.no_grad()
-def _randomise(module: nn.Module) -> None:
+def randomise(module: nn.Module) -> None:
     for name, tensor in module.state_dict(keep_vars=True).items():
         last = name.rpartition(".")[2]
         if last in ("cluster_usage", "_initialized", "alpha") or (tensor.ndim == 1 and last == "weight"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,10 @@ CONFIG = LMConfig(
     card=50,
     delays=(0, *(0, 1, 1, 1, 1, 1, 1, 1) * 2),
 )
+ODD = replace(CONFIG, depformer=DepformerConfig(dim=36, heads=3, layers=2, hidden=27, steps=16), card=21)
+"""Nothing of the depformer is a power of two, nor a multiple of a tile's sides."""
+FEW = replace(CONFIG, depformer=DepformerConfig(dim=16, heads=2, layers=1, hidden=24, steps=4))
+"""As little of a depformer as has steps and a window."""
 VOICE = CONFIG.codebooks
 
 

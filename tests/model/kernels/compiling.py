@@ -10,12 +10,16 @@ import sys
 import warnings
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from model import depformer_walk
+from model.config import personaplex_7b
 from model.kernels import (
     attention,
+    depformer,
     embedding,
     frame,
     layer,
@@ -29,6 +33,7 @@ from model.kernels import (
     word_queue,
 )
 from tests.model.kernels.compiling_codec import codec_kernels
+from tests.model.tiny import ODD
 
 _TYPES: dict[str, tuple[str, ...]] = {
     "*i32": ("arrivals",),
@@ -62,6 +67,9 @@ _ODD = {
     "start_frames",
     "pause_frames",
     "reach",
+    "pitch",
+    "steps",
+    "first",
 }
 """Numbers that need not be multiples of 16."""
 _BF16 = "*bf16"
@@ -105,6 +113,11 @@ def main(capability: int) -> dict[str, str]:
     weight = {"weight": "*fp8e4nv", "scale": "*fp32"}
     found["linear"] = compiled(matmul._linear, capability, weight, rows=16, columns=32, depth=128)
     found["read"] = compiled(read._read, capability, {"source": "*i32", "sums": "*i32"}, 8, block=8192)
+    walk = depformer_walk.constants(personaplex_7b(), depformer_walk.Form(torch.bfloat16), 1, 8)
+    found["walk"] = compiled(depformer.walk, capability, _WALK, depformer_walk.WARPS, **walk)
+    tiny = dict.fromkeys((name for name, kind in _WALK.items() if kind == _BF16), "*fp32")
+    odd = depformer_walk.constants(ODD, depformer_walk.Form(torch.float32, scaled=True, aligned=False), 1, 8)
+    found["walk tiny"] = compiled(depformer.walk, capability, _WALK | tiny, depformer_walk.WARPS, **odd)
     found["draw"] = compiled(sampling._draw, capability, {}, width=2048, digits=16)
     names, lists = {"shortlist": "*i32", "parts": "i32"}, {"part": 2048, "short": 128, "digits": 16}
     found["list"] = compiled(wide_sampling._list, capability, names, **lists)
@@ -139,6 +152,11 @@ def ends(capability: int) -> dict[str, str]:
         "begin": compiled(frame._begin, capability, types, block=1024),
         "end": compiled(frame._end, capability, types | numbers, 16, places=32, block=4096),
     }
+
+
+_WALK = dict.fromkeys(("hidden", "inputs", "stream", "normed", "joined", "seen", "gated", "logits"), _BF16)
+_WALK |= dict.fromkeys(("table", "scales", "text", "told"), "*i64")
+_WALK |= {"given": "*u8", "squares": "*fp32", "counter": "*i32", "pitch": "i32", "steps": "i32", "first": "i32"}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 WIDEST = "ld.global.v4.b32"
 """A load of 16 bytes by each thread."""
-KERNELS = 30
+KERNELS = 32
 AHEAD = "cp.async.cg.shared.global"
 """The same into shared memory, while what came before is used."""
 
@@ -36,6 +36,7 @@ def ptx_for(capability: int, cache: Path) -> dict[str, str]:
 def test_every_kernel_compiles_for_hopper_and_reads_wide(tmp_path: Path) -> None:
     found = ptx_for(90, tmp_path)
     assert len(found) == KERNELS
+    check_walk(found["walk"])
     for name in ("add_norm", "silu_gate", "read", "embed", "end", "list"):
         # silu_gate's 1,024 values are 8 for each of 128 threads.
         assert WIDEST in found[name], name
@@ -47,6 +48,12 @@ def test_every_kernel_compiles_for_hopper_and_reads_wide(tmp_path: Path) -> None
         assert AHEAD in found[name], name
         assert "mma" not in found[name], name  # full float32
     assert "tf32" in found["codec product tf32"]
+
+
+def check_walk(ptx: str) -> None:
+    """Weights come 16 bytes at a time, and to the cache before; programs that wait see what the others stored."""
+    for part in ("cp.async.cg.shared.global", "mma.sync", "prefetch.global.L2", ".release.", ".acquire."):
+        assert part in ptx, part
 
 
 @pytest.mark.long

@@ -1,0 +1,58 @@
+"""What the programs of one launch need to work together, in Triton: a barrier, and hints of what is read next.
+
+Owns the barrier's counter's meaning. All programs must be on the device at once: a launch that waits here asks for a
+cooperative grid, which the driver refuses where it does not fit. In the interpreter, where programs run one after
+another, there is one program and nothing to wait for.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LINE = tl.constexpr(128)
+"""Bytes that the second-level cache takes at once."""
+
+
+@triton.jit
+def sign_of(counter):
+    """The sign that `arrive` and `wait` begin with. `counter` is one int32, of any value: it need never be reset."""
+    return tl.load(counter, volatile=True)
+
+
+@triton.jit
+def arrive(counter):
+    """Tell that this program's part is stored.
+
+    All but the first program add 1, the first what is left to 2^31: the sign turns when the last has arrived.
+    """
+    programs = tl.num_programs(0)
+    if programs > 1:
+        share = tl.where(tl.program_id(0) == 0, 0x7FFFFFFF - (programs - 2), 1)
+        tl.debug_barrier()  # all threads have stored
+        tl.atomic_add(counter, share, sem="release", scope="gpu")
+
+
+@triton.jit
+def wait(counter, sign):
+    """Until all programs have arrived: what they stored can be read then. Returns the sign for the next time."""
+    if tl.num_programs(0) > 1:
+        while (tl.atomic_add(counter, 0, sem="acquire", scope="gpu") ^ sign) >= 0:
+            pass
+        tl.debug_barrier()  # no thread reads before the one that looked
+    return ~sign
+
+
+@triton.jit
+def prefetch(address, size, lines: tl.constexpr):
+    """Ask for `size` bytes from `address`, a number, to be brought to the second-level cache: each program its share.
+
+    Not for the interpreter, which knows no assembly.
+    """
+    part: tl.constexpr = lines * LINE
+    place = tl.arange(0, lines) * LINE
+    for start in range(tl.program_id(0) * part, size, tl.num_programs(0) * part):
+        line = address + tl.minimum(start + place, size - 1).to(tl.int64)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [line], dtype=tl.int32, is_pure=False, pack=1
+        )
