@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from model.config import LMConfig, MimiConfig
 from model.engine_options import EngineRefused
-from model.scheduler import FRAME
+from model.scheduler import FRAME, pace
 
 MOST_SLOTS = 256
 """More were never asked of one device; memory and speed end it before."""
@@ -23,7 +23,7 @@ PROMPT_PART = 0.04
 WORKSPACE = {"cuda": 2 << 30, "cpu": 128 << 20}
 """Bytes for libraries, activations and captured graphs, and for the codec's weights as its step reads them."""
 SPEED_PART = 0.8
-"""Part of 80 ms that a step of all slots may take, where the engine chooses their number."""
+"""Part of the time that steps may take, where the engine chooses the number of slots."""
 GB = 1e9
 
 
@@ -67,13 +67,14 @@ def slots_by_memory(asked: int, free: int, fixed: int, slot: int, spares: int) -
 
 
 def slots_by_speed(asked: int, costs: Mapping[int, float]) -> int:
-    """Slots whose step fits into a frame, from what steps of so many slots took.
+    """Slots whose frames are answered in time at whatever phases they come, from what steps of so many slots took.
 
-    What is asked for may take the whole of it; else some is left. Raises EngineRefused if not one slot fits, or not
-    those asked for.
+    What is asked for may take all of the device's time; else some is left. Raises EngineRefused if not one slot fits,
+    or not those asked for.
     """
-    limit = FRAME if asked else SPEED_PART * FRAME
-    fitting = max((count for count, seconds in costs.items() if seconds <= limit), default=0)
+    limit = 1.0 if asked else SPEED_PART
+    paces = {count: pace(count, costs) for count in costs}
+    fitting = max((count for count, one in paces.items() if one.answer <= FRAME and one.busy <= limit), default=0)
     if not fitting:
         count, seconds = min(costs.items())
         raise EngineRefused(
@@ -81,9 +82,11 @@ def slots_by_speed(asked: int, costs: Mapping[int, float]) -> int:
             f" {1000 * FRAME:.0f} ms: it is too slow for the model"
         )
     if asked and max(costs) > fitting:
+        most = paces[max(costs)]
         raise EngineRefused(
-            f"a step of {max(costs)} slots takes {1000 * costs[max(costs)]:.0f} ms on this device and a frame is"
-            f" {1000 * FRAME:.0f} ms; start it with --slots {fitting}"
+            f"a step of {max(costs)} slots takes {1000 * costs[max(costs)]:.0f} ms on this device: so many calls would"
+            f" take {100 * most.busy:.0f} % of its time, and an answer up to {1000 * most.answer:.0f} ms of a frame's"
+            f" {1000 * FRAME:.0f}; start it with --slots {fitting}"
         )
     return fitting
 

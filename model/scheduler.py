@@ -5,18 +5,21 @@ network, no tokens and no device.
 
 A frame is 80 ms. Its 16 ticks are 5 ms apart, and a step begins on one: all frames that wait then are stepped
 together. How many ticks are used follows from what a step costs: one call has all sixteen, so that it waits
-little; many calls share a few, so that each step reads the weights for as many as possible. A call whose frames come
-when too many others' do waits a few ticks more in every frame, so that steps do not burst.
+little; many calls share a few, so that each step reads the weights for as many as possible, but never so few that a
+frame which has just missed its tick could not be answered in time. A call whose frames come when too many others' do
+waits a few ticks more in every frame, as far as its deadline allows, so that steps do not burst.
 
     frame arrives ──> queue of its slot ──> due at the next tick in use, held a little ──> step ──> account
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from model.metrics import Histogram
 
@@ -28,6 +31,8 @@ LONGEST_HOLD = FRAME / 2
 """A frame is never held longer than this to spread the load."""
 BUSY = 0.6
 """Part of the time that steps may take when the number of ticks in use is chosen."""
+LATEST = 0.9 * FRAME
+"""Seconds in which ticks and holds let a frame be answered: what comes between two steps has the rest."""
 WATCHED = 2.0
 """Seconds over which late frames are counted for admission."""
 LATE_PART = 0.01
@@ -37,11 +42,53 @@ PAUSE = 5.0
 """Seconds without admission after frames ran late."""
 LATE_CALLS = (0, 1, 2, 5, 10, 25, 50, 100, 250)
 """Bounds of the histogram of calls by their late frames."""
+_FULLER = 1.25
+"""A step at a tick that many callers come to, by the mean."""
 _ROUNDING = 1e-9
+_NUMBERS = (16, 8, 4, 2, 1)
+"""Of ticks that may be in use."""
 
 
 class Refused(Exception):
     """No call is taken now; the message says why."""
+
+
+class Pace(NamedTuple):
+    """How a number of calls is stepped."""
+
+    ticks: int
+    answer: float
+    """Seconds to the answer of a frame that has just missed a tick."""
+    busy: float
+    """Part of the time that steps take."""
+
+
+def pace(calls: int, costs: Mapping[int, float]) -> Pace:
+    """As many ticks as leave the device time to breathe, of those that answer in time; else the least work that does.
+
+    Where no number of ticks does, the soonest that can be kept up. `costs` as for `cost_of`.
+    """
+    paces = []
+    for ticks in _NUMBERS:
+        cost = cost_of(costs, math.ceil(calls / ticks))
+        paces.append(Pace(ticks, FRAME / ticks + cost, min(ticks, calls) * cost / FRAME))
+    timely = [one for one in paces if one.answer <= LATEST and one.busy <= 1]
+    calm = [one for one in timely if one.busy <= BUSY]
+    if calm:
+        return calm[0]
+    if timely:
+        return min(timely, key=lambda one: one.busy)
+    return min(paces, key=lambda one: (max(1.0, one.busy), one.answer))
+
+
+def cost_of(costs: Mapping[int, float], count: int) -> float:
+    """Seconds of a step of `count` slots, from `costs` by number of slots in rising order: as the next larger one
+    measured, or in proportion to the largest."""
+    measured, seconds = count, 0.0
+    for measured, seconds in costs.items():
+        if measured >= count:
+            return seconds
+    return seconds * count / measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +142,8 @@ class Scheduler:
         self._costs = dict(sorted((costs or {}).items()))
         self._free = list(range(slots - 1, -1, -1))
         self._open: dict[int, _Slot] = {}
+        self._pace_of = functools.cache(lambda calls: pace(max(1, calls), self._costs))
+        self._pace = self._pace_of(0)
         self._recent: deque[tuple[float, int, int]] = deque()
         self._recent_frames = self._recent_late = 0
         self._paused_until = -math.inf
@@ -121,12 +170,14 @@ class Scheduler:
             raise Refused(reason)
         slot = self._free.pop()
         self._open[slot] = _Slot(next_index)
+        self._pace = self._pace_of(self.active)
         return slot
 
     def close(self, slot: int) -> Account:
         """The call is over; what waits of it is forgotten. Returns how it was served."""
         closed = self._open.pop(slot)
         self._free.append(slot)
+        self._pace = self._pace_of(self.active)
         if closed.account.frames:
             self.late_calls.observe(closed.account.late)
         return closed.account
@@ -145,7 +196,7 @@ class Scheduler:
         state.next_in = index + 1
         if state.hold is None:
             state.hold = self._choose_hold(now)
-        state.phase = (self._tick_after(now) + self._held(state)) % FRAME
+        state.phase = (self._tick_after(now) + self._held(state, now)) % FRAME
 
     def due(self, now: float) -> list[Frame]:
         """The frames to step now, at most one a slot, those that wait longest first. They leave their queues."""
@@ -192,35 +243,24 @@ class Scheduler:
     def account(self, slot: int) -> Account:
         return self._open[slot].account
 
-    def ticks(self, calls: int) -> int:
-        """Ticks in use for so many calls: as many as leave the device time to breathe."""
-        used = TICKS
-        while used > 1 and used * self.cost(math.ceil(calls / used)) > BUSY * FRAME:
-            used //= 2
-        return used
-
-    def cost(self, count: int) -> float:
-        """Seconds of a step of `count` slots: as the next larger one measured, or in proportion to the largest."""
-        for measured, seconds in self._costs.items():
-            if measured >= count:
-                return seconds
-        if not self._costs:
-            return 0.0
-        measured, seconds = next(reversed(self._costs.items()))
-        return seconds * count / measured
-
     def _due(self, state: _Slot) -> float:
         """When the first waiting frame is due. One that waited behind another is held no longer."""
         frame = state.waiting[0]
-        return self._tick_after(frame.arrived) + self._held(state)
+        return self._tick_after(frame.arrived) + self._held(state, frame.arrived)
 
-    def _held(self, state: _Slot) -> float:
-        """A whole number of the ticks now in use: the hold was chosen when others may have been."""
+    def _held(self, state: _Slot, arrived: float) -> float:
+        """A whole number of the ticks now in use, within the deadline: others may have been when it was chosen."""
         spacing = self._spacing()
-        return math.floor((state.hold or 0.0) / spacing + _ROUNDING) * spacing
+        held = min(state.hold or 0.0, max(0.0, self._most_hold(arrived)))
+        return math.floor(held / spacing + _ROUNDING) * spacing
+
+    def _most_hold(self, arrived: float) -> float:
+        """Seconds that a frame can wait beyond its tick and still be answered in time, by a step fuller than most."""
+        cost = cost_of(self._costs, math.ceil(_FULLER * self.active / self._pace.ticks))
+        return LATEST - cost - (self._tick_after(arrived) - arrived)
 
     def _spacing(self) -> float:
-        return FRAME / self.ticks(max(1, self.active))
+        return FRAME / self._pace.ticks
 
     def _tick_after(self, moment: float) -> float:
         spacing = self._spacing()
@@ -232,12 +272,12 @@ class Scheduler:
 
     def _choose_hold(self, now: float) -> float:
         """How long a new call's frames wait beyond their tick: until the first that has room."""
-        used = self.ticks(max(1, self.active))
-        spacing, first = FRAME / used, self._tick_after(now)
-        room = max(math.ceil(self.active / used), self._most_within(BUSY * spacing))
+        spacing, first = self._spacing(), self._tick_after(now)
+        longest = min(LONGEST_HOLD, self._most_hold(now))
+        room = max(math.ceil(self.active / self._pace.ticks), self._most_within(BUSY * spacing))
         others = [state for state in self._open.values() if state.hold is not None]
         counts = []
-        for held in range(int(LONGEST_HOLD / spacing) + 1):
+        for held in range(max(0, math.floor(longest / spacing + _ROUNDING)) + 1):
             phase = (first + held * spacing) % FRAME
             count = sum(1 for state in others if _apart(state.phase, phase) < spacing / 2)
             if count < room:

@@ -48,21 +48,22 @@ BATCHES = (4, 16, 48)
 """The most slots for which each entry of the attention's tables but the last is meant."""
 ROWS = (16, 64)
 """The most rows of activations for which each entry of the products' table but the last is meant."""
+# As `--sweep` found them on an H200 (deploy/benchmarks.md). In bfloat16 four steps a turn cost three times two.
 _attention: dict[Stored, list[AttentionTile]] = {
     "fp8": [
-        AttentionTile(160, 4, 2, 4),
-        AttentionTile(256, 4, 2, 4),
-        AttentionTile(512, 4, 4, 3),
-        AttentionTile(512, 4, 4, 3),
+        AttentionTile(128, 2, 4, 3),
+        AttentionTile(512, 4, 2, 3),
+        AttentionTile(1024, 4, 2, 3),
+        AttentionTile(1024, 4, 2, 3),
     ],
     "bf16": [
-        AttentionTile(128, 4, 2, 4),
+        AttentionTile(160, 4, 2, 3),
         AttentionTile(256, 4, 2, 4),
-        AttentionTile(512, 4, 4, 3),
-        AttentionTile(512, 4, 4, 3),
+        AttentionTile(1024, 4, 2, 3),
+        AttentionTile(1024, 4, 2, 4),
     ],
 }
-_matrix = [MatrixTile(16, 32, 256, 4, 4), MatrixTile(64, 32, 128, 4, 4), MatrixTile(64, 128, 128, 8, 3)]
+_matrix = [MatrixTile(16, 32, 128, 4, 6), MatrixTile(64, 32, 128, 4, 3), MatrixTile(128, 64, 128, 8, 3)]
 
 
 def attention_tile(stored: Stored, slots: int) -> AttentionTile:

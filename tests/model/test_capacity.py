@@ -39,8 +39,10 @@ def test_speed_leaves_room_unless_a_number_was_asked_for() -> None:
 
 
 def test_what_is_too_slow_is_refused_with_the_reason() -> None:
-    with pytest.raises(EngineRefused, match=r"a step of 64 slots takes 90 ms .* start it with --slots 32"):
-        slots_by_speed(64, {1: 0.01, 32: 0.05, 64: 0.09})
+    with pytest.raises(EngineRefused, match=r"a step of 64 slots takes 90 ms .* 112 % of its time.* with --slots 32"):
+        slots_by_speed(64, {1: 0.01, 16: 0.03, 32: 0.05, 64: 0.09})
+    with pytest.raises(EngineRefused, match=r"62 % .* up to 130 ms of a frame's 80; start it with --slots 16"):
+        slots_by_speed(32, {1: 0.01, 8: 0.03, 16: 0.045, 32: 0.05})
     with pytest.raises(EngineRefused, match=r"a step of 1 call takes 900 ms .* too slow for the model"):
         slots_by_speed(0, {1: 0.9})
 
