@@ -26,6 +26,7 @@ from model.bench.breakdown import Part, breakdown, measure
 from model.bench.drive import Callers, Latency, lockstep
 from model.bench.floor import ReadOnly, nbytes, step_reads
 from model.bench.models import Size, Sizes, bytes_for, fill, random_models, sizes_of
+from model.capacity import batch_sizes
 from model.depformer_walk import load_tiles
 from model.engine import Stepper
 from model.fp8_weights import shrink
@@ -33,6 +34,8 @@ from model.kernels import tiles
 from model.kv_cache import DTYPES, KVType
 
 DEFAULT_SLOTS = "1,8,16,32,64,96,128,150"
+_FEW = 5
+"""Steps that tell what a step costs."""
 _SHORT = 125
 """Frames of a call of ten seconds."""
 Say = Callable[[str], None]
@@ -127,17 +130,20 @@ def _sweep(order: Order, device: torch.device, say: Say) -> tuple[list[Configura
     if not fitting:
         raise CannotMeasure(f"nothing fits: {skipped[min(skipped)]}")
     kv_dtype = DTYPES[order.kv_dtype]
-    stepper = Stepper(models, fitting[-1] + 1, kv_dtype=kv_dtype, batches=sorted({1, *fitting}))
-    costs: dict[int, float] = {}
+    batches = sorted(set(fitting).union(*(batch_sizes(slots) for slots in fitting)))
+    stepper = Stepper(models, fitting[-1] + 1, kv_dtype=kv_dtype, batches=batches)
+    frames = 3 * sizes.lm.transformer.context
+    fill(stepper, fitting[-1], frames)
+    costs = {batch: lockstep(stepper, batch, 0.0, least=_FEW).p50 / 1000 for batch in batches}
+    say("a step takes " + ", ".join(f"{batch}: {1000 * cost:.1f}" for batch, cost in costs.items()) + " ms")
     found = []
-    for slots in sorted({1, *fitting}):
-        fill(stepper, slots, 3 * sizes.lm.transformer.context)
-        full = lockstep(stepper, slots, order.seconds)
-        costs[slots] = full.p50 / 1000
-        if slots in fitting:
-            needed = bytes_for(sizes, kv_dtype, slots, 1, weights)
-            found.append(_measure(order, stepper, slots, full, costs, needed))
-            say(_line(found[-1]))
+    for slots in fitting:
+        fill(stepper, slots, frames)
+        needed = bytes_for(sizes, kv_dtype, slots, 1, weights)
+        # What an engine for so many calls has measured, so that its frames are grouped as there.
+        own = {batch: costs[batch] for batch in batch_sizes(slots)}
+        found.append(_measure(order, stepper, slots, own, needed))
+        say(_line(found[-1]))
     return found, skipped
 
 
@@ -154,10 +160,9 @@ def _too_large(order: Order, sizes: Sizes, weights: int, free: int) -> dict[int,
     return reasons
 
 
-def _measure(
-    order: Order, stepper: Stepper, slots: int, full: Latency, costs: dict[int, float], needed: int
-) -> Configuration:
+def _measure(order: Order, stepper: Stepper, slots: int, costs: dict[int, float], needed: int) -> Configuration:
     context = stepper.models.config.transformer.context
+    full = lockstep(stepper, slots, order.seconds)
     parts = breakdown(stepper, slots)
     reads = step_reads(stepper, slots)
     read_ms = measure(ReadOnly(reads), stepper.device).milliseconds
