@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from model import fp8
+from model import fp8, toolchain
 from model.assets import FileAssets, find_clip
 from model.capacity import (
     PROMPT_PART,
@@ -80,6 +80,7 @@ def start(options: EngineOptions) -> Started:
     device = usable_device(options.device)
     if device.type == "cuda":
         check_card(torch.cuda.get_device_capability(device), options)
+        check_toolchain()
     prepare(device)
     free = free_memory(device)
     phases.over("device")
@@ -199,6 +200,12 @@ def check_card(capability: tuple[int, int], options: EngineOptions) -> None:
             f"this card has compute capability {capability[0]}.{capability[1]}, and {flags} needs 8.9 or later (Ada,"
             " Hopper); leave it out"
         )
+
+
+def check_toolchain() -> None:
+    """Raises EngineRefused where kernels could not be launched."""
+    if (lack := toolchain.lacks()) is not None:
+        raise EngineRefused(f"{lack.what}; get it with: {lack.fix}")
 
 
 def engine_cores(cores: Sequence[int], visible: str) -> Sequence[int]:

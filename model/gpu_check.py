@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar, get_args
 
+from model import toolchain
 from model.capacity import PROMPT_PART, SPARES, WORKSPACE, kv_item, slot_bytes, weights_bytes
 from model.engine_options import KVDtype, WeightsDtype
 from model.folder import FolderInvalid, ModelFolder
@@ -236,6 +237,13 @@ def read_torch() -> Torch | None:
     return Torch(str(torch.__version__), torch.version.cuda or "", archs, bool(torch.cuda.is_available()))
 
 
+def toolchain_finding(lack: toolchain.Lack | None) -> Finding:
+    """Whether the engine's kernels can be compiled and launched."""
+    if lack is not None:
+        return Finding("compiler", False, lack.what, lack.fix)
+    return Finding("compiler", True, "Triton, a C compiler and Python's headers are there")
+
+
 def weight_findings(path: Path | None) -> Iterator[Finding]:
     """Whether the weights are there and whole. `path` None: nobody said where, and the engine takes ./weights."""
     fix = "callplex weights download"
@@ -291,6 +299,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cards, torch = read_cards(), read_torch()
     demand, smallest = _demands(options.weights, options.calls, options.kv_dtype, options.weights_dtype)
     findings = [*judge(cards, torch, demand, smallest), *weight_findings(options.weights)]
+    if cards:
+        findings.append(toolchain_finding(toolchain.lacks()))
     healthy = all(finding.ok or finding.warning for finding in findings)
     if options.json:
         shown = {"ok": healthy, "cards": [asdict(card) for card in cards], "torch": asdict(torch) if torch else None}

@@ -21,8 +21,10 @@ from model.gpu_check import (
     parse_cards,
     read_cards,
     runs_on,
+    toolchain_finding,
     weight_findings,
 )
+from model.toolchain import Lack
 from model.weights import RECORD
 from tests.model.tiny_folder import make_folder
 
@@ -187,3 +189,9 @@ def test_weights_that_are_not_there_or_were_cut(tmp_path: Path, monkeypatch: pyt
     (cut,) = weight_findings(folder.path)
     assert "is of another size than the one downloaded" in cut.detail
     assert cut.fix == f"rm {folder.lm} && callplex weights download"
+
+
+def test_what_the_kernels_need_beside_the_card_is_told() -> None:
+    assert toolchain_finding(None).ok
+    told = toolchain_finding(Lack("there is no C compiler", "apt-get install gcc"))
+    assert (told.name, told.ok, told.fix) == ("compiler", False, "apt-get install gcc")
