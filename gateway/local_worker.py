@@ -17,8 +17,8 @@ from gateway.engine import EngineLost
 
 log = logging.getLogger(__name__)
 
-START_TIMEOUT = 120.0
-"""Seconds the child has to load its engine and listen."""
+START_TIMEOUT = 300.0
+"""Seconds the child has to load its engine and listen: 17 GB from a slow disk, kernels compiled the first time."""
 STOP_TIMEOUT = 5.0
 """Seconds the child has to end after SIGTERM before it is killed."""
 BACKOFF_FIRST, BACKOFF_LAST = 0.5, 30.0
