@@ -1,13 +1,12 @@
-"""The codec's passes over sound and codes of calls taken over, of several calls together.
+"""The codec's passes over sound and codes of calls taken over, of one call or of several.
 
-Owns who waits for one and which are done at once. A pass over two seconds costs a GPU little and the thread that
-launches it a few milliseconds, for one call as for eight: that is why calls resumed together share theirs. Knows no
-sessions and no history.
+Owns the sizes of such passes. A pass over two seconds costs a GPU little and the thread that launches it a few
+milliseconds, for one call as for many. Knows no sessions and no history.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,58 +21,30 @@ _SIZES = (1, 8)
 """Calls in a pass on a GPU, which is filled up with nobody's: for a size never seen before, libraries choose anew."""
 
 
-@dataclass(eq=False, slots=True)
-class _Wish:
-    """A pass that the call in `slot` waits for. given: `[samples]` to be heard, or `[8, n]` codes to be spoken."""
+@dataclass(frozen=True, eq=False, slots=True)
+class CodecWork:
+    """What the call in `slot` hears, `[samples]` float32 of whole frames, or speaks, codes `[8, n]`. On the CPU."""
 
     slot: int
     given: Tensor
-    result: Tensor | None = None
-
-    @property
-    def kind(self) -> torch.Size:
-        return self.given.shape
 
 
 class CodecPasses:
-    """Generators wait for their pass, yielding False; when none of them can go on, `work` does the next."""
+    """Such passes of one engine. Implements `model.shared_passes.Passes`."""
 
     def __init__(self, stepper: Stepper, *, padded: bool | None = None) -> None:
         """`padded`: whether passes have one of a few sizes; None: on a GPU."""
         self._stepper = stepper
         self._padded = stepper.device.type == "cuda" if padded is None else padded
-        self._wishes: list[_Wish] = []
 
-    def hear(self, slot: int, sound: Tensor) -> Generator[bool, None, Tensor]:
-        """The caller's next sound in `slot`, `[samples]` float32 of whole frames: its codes `[8, n]`, on the device."""
-        return self._wait(_Wish(slot, sound))
+    def kind(self, work: CodecWork) -> Hashable:
+        return work.given.shape
 
-    def speak(self, slot: int, codes: Tensor) -> Generator[bool, None, Tensor]:
-        """The agent's next `codes [8, n]` in `slot`: their sound, `[1, samples]` on the device."""
-        return self._wait(_Wish(slot, codes))
-
-    def _wait(self, wish: _Wish) -> Generator[bool, None, Tensor]:
-        self._wishes.append(wish)
-        try:
-            while wish.result is None:
-                yield False
-            return wish.result
-        finally:
-            if wish in self._wishes:
-                self._wishes.remove(wish)  # its call has hung up
-
-    def work(self) -> bool:
-        """Begin the pass of who has waited longest, together with all that wait for one alike. False if nobody does."""
-        if not self._wishes:
-            return False
-        kind = self._wishes[0].kind
-        alike = [wish for wish in self._wishes if wish.kind == kind][: _SIZES[-1]]
-        for wish, result in zip(
-            alike, self._pass([wish.slot for wish in alike], [w.given for w in alike]), strict=False
-        ):
-            wish.result = result
-            self._wishes.remove(wish)
-        return True
+    def do(self, works: Sequence[CodecWork]) -> Sequence[Tensor]:
+        """One pass for the first eight of `works`: for each its codes `[8, n]` or sound `[1, samples]`."""
+        works = works[: _SIZES[-1]]
+        results = self._pass([work.slot for work in works], [work.given for work in works])
+        return list(results[: len(works)])
 
     def warm(self) -> None:
         """Do what will be done for calls once for nobody, in every size."""
