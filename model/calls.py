@@ -37,7 +37,7 @@ _LOOK_AGAIN = 0.0005
 """Seconds until work that waits for a thread or the device is looked at again."""
 _STARVED = 8
 """After so many steps in a row, other work has a turn; the sooner, the more calls wait to speak."""
-_TOGETHER = 8
+_TOGETHER = 16
 """Calls whose parts between passes, which are short, are done in one turn."""
 
 

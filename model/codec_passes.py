@@ -6,7 +6,7 @@ milliseconds, for one call as for many. Knows no sessions and no history.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,9 @@ from model.wire import FRAME_SAMPLES
 
 CODEC_PART = 25
 """Frames of sound of one call that go through the codec at once: what lies between its layers takes 0.5 MB for each."""
-_SIZES = (1, 8)
+_LENGTHS = (CODEC_PART, 5, 1)
+"""Frames of one call in a pass on a GPU: what is left of a short call is no one size more."""
+_SIZES = (1, 8, 16)
 """Calls in a pass on a GPU, which is filled up with nobody's: for a size never seen before, libraries choose anew."""
 
 
@@ -37,11 +39,19 @@ class CodecPasses:
         self._stepper = stepper
         self._padded = stepper.device.type == "cuda" if padded is None else padded
 
+    def parts(self, given: Tensor) -> Iterator[Tensor]:
+        """Sound or codes of one call, as `CodecWork` has them, cut into what goes through the codec at once."""
+        unit = FRAME_SAMPLES if given.is_floating_point() else 1
+        while frames := given.shape[-1] // unit:
+            length = next(length for length in _LENGTHS if length <= frames) if self._padded else CODEC_PART
+            yield given[..., : length * unit]
+            given = given[..., length * unit :]
+
     def kind(self, work: CodecWork) -> Hashable:
         return work.given.shape
 
     def do(self, works: Sequence[CodecWork]) -> Sequence[Tensor]:
-        """One pass for the first eight of `works`: for each its codes `[8, n]` or sound `[1, samples]`."""
+        """One pass for the first sixteen of `works`: for each its codes `[8, n]` or sound `[1, samples]`."""
         works = works[: _SIZES[-1]]
         results = self._pass([work.slot for work in works], [work.given for work in works])
         return list(results[: len(works)])
@@ -49,10 +59,16 @@ class CodecPasses:
     def warm(self) -> None:
         """Do what will be done for calls once for nobody, in every size."""
         books = self._stepper.models.config.codebooks
-        for size in _SIZES if self._padded else _SIZES[:1]:
+        for size in self._sizes if self._padded else _SIZES[:1]:
             nobody = [self._stepper.slots] * size
-            self._pass(nobody, [torch.zeros(CODEC_PART * FRAME_SAMPLES)] * size)
-            self._pass(nobody, [torch.zeros((books, CODEC_PART), dtype=torch.long)] * size)
+            for length in _LENGTHS if self._padded else _LENGTHS[:1]:
+                self._pass(nobody, [torch.zeros(length * FRAME_SAMPLES)] * size)
+                self._pass(nobody, [torch.zeros((books, length), dtype=torch.long)] * size)
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        """Those that the engine's calls can come to."""
+        return _SIZES[: 1 + sum(size < self._stepper.slots for size in _SIZES)]
 
     def _pass(self, slots: list[int], given: list[Tensor]) -> Tensor:
         """Of `given`, all alike, codes `[b, 8, n]` or sound `[b, 1, samples]`; what fills up the pass comes last."""

@@ -20,8 +20,10 @@ CHUNK = 256
 """Columns that are read at once, so that a step of the calls never waits longer than for these."""
 _LENGTHS = (4, 32, 128, CHUNK)
 """Columns in a pass on a GPU. Reading 128 costs it no more than reading the weights."""
-_SIZES = (1, 2, 4, 8)
-"""Calls in a pass. With eight of 256 columns a GPU is as busy as it gets; more would only make others wait."""
+_SIZES = (1, 2, 4, 8, 16)
+"""Calls in a pass."""
+_COLUMNS = 2_048
+"""Of all calls in a pass. With so many a GPU is as busy as it gets; more would only make others wait."""
 _CELLS = 8_192
 """Of all rings that a pass reads, so that it fits into the memory that is kept for activations."""
 
@@ -80,8 +82,9 @@ class LongReads:
         nobody, config = self._stepper.lm_slot[-1], self._stepper.models.config
         for length in _LENGTHS:
             ids = torch.zeros((config.rows, length), dtype=torch.long)
-            for size in _SIZES:
-                self.do([Read(nobody, ids, 0)] * size)
+            for size in _SIZES[: 1 + sum(size < self._stepper.slots for size in _SIZES)]:
+                if size * length <= _COLUMNS:
+                    self.do([Read(nobody, ids, 0)] * size)
             self.do([Read(nobody, torch.zeros((length, config.transformer.dim)), 0)])
         self._stepper.reset_lm(nobody)
 
@@ -94,8 +97,8 @@ class LongReads:
     def _fitting(self, works: Sequence[Read]) -> int:
         """How many of `works`, all of a kind, one pass takes: at least one."""
         length, capacity = self._length(works[0]), self._stepper.state.kv.window.capacity
-        count, held = 1, works[0].held
-        for work in works[1 : _SIZES[-1]]:
+        count, held, most = 1, works[0].held, min(_SIZES[-1], _COLUMNS // length)
+        for work in works[1:most]:
             held = max(held, work.held)
             if (count + 1) * (min(held, capacity) + length) > _CELLS:
                 break

@@ -12,6 +12,7 @@ from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from model.codec_passes import CodecPasses, CodecWork
@@ -87,15 +88,23 @@ class Share:
         self._shared, self._turn = shared, turn
 
     def hear(self, slot: int, sound: Tensor) -> Generator[bool, None, Tensor]:
-        """The caller's next sound in `slot`, `[samples]` float32 of whole frames: its codes `[8, n]`, on the device."""
-        return self._codec(CodecWork(slot, sound))
+        """The caller's next sound in `slot`, `[samples]` float32 of whole frames, not none: its codes `[8, n]`.
 
-    def speak(self, slot: int, codes: Tensor) -> Generator[bool, None, Tensor]:
-        """The agent's next `codes [8, n]` in `slot`: their sound, `[1, samples]` on the device."""
-        return self._codec(CodecWork(slot, codes))
+        In parts, and on the CPU: whoever iterates goes on when the device has done the part before.
+        """
+        codes = []
+        for part in self._shared.codec.parts(sound):
+            heard = yield from self._codec(slot, part)
+            codes.append(heard.cpu())
+        return torch.cat(codes, dim=1)
 
-    def _codec(self, work: CodecWork) -> Generator[bool, None, Tensor]:
-        result = yield from self._shared.wait(self._turn, self._shared.codec, work)
+    def speak(self, slot: int, codes: Tensor) -> Generator[bool]:
+        """The agent's next `codes [8, n]` in `slot`, in parts. Nobody hears the sound; the codec remembers it."""
+        for part in self._shared.codec.parts(codes):
+            yield from self._codec(slot, part)
+
+    def _codec(self, slot: int, part: Tensor) -> Generator[bool, None, Tensor]:
+        result = yield from self._shared.wait(self._turn, self._shared.codec, CodecWork(slot, part))
         assert result is not None
         return result
 
