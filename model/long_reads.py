@@ -84,8 +84,8 @@ class LongReads:
             ids = torch.zeros((config.rows, length), dtype=torch.long)
             for size in _SIZES[: 1 + sum(size < self._stepper.slots for size in _SIZES)]:
                 if size * length <= _COLUMNS:
-                    self.do([Read(nobody, ids, 0)] * size)
-            self.do([Read(nobody, torch.zeros((length, config.transformer.dim)), 0)])
+                    self.do([Read(nobody, ids, CHUNK)] * size)
+            self.do([Read(nobody, torch.zeros((length, config.transformer.dim)), CHUNK)])
         self._stepper.reset_lm(nobody)
 
     def _length(self, work: Read) -> int:

@@ -94,7 +94,7 @@ def take(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["cells", "places"])
 def _recall(
     ring_keys,
     ring_values,
@@ -151,7 +151,7 @@ def _keep(new, ring, scales, cell, component, there, head_dim: tl.constexpr, qua
         tl.store(target, new.to(ring.dtype.element_ty), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "places"])
 def _take(
     joined,
     cos,

@@ -65,6 +65,8 @@ _ODD = {
     "picks",
     "max_delay",
     "length",
+    "cells",
+    "places",
     "start_frames",
     "pause_frames",
     "reach",
