@@ -19,6 +19,8 @@ CODEC_PART = 25
 """Frames of sound of one call that go through the codec at once: what lies between its layers takes 0.5 MB for each."""
 _LENGTHS = (CODEC_PART, 5, 1)
 """Frames of one call in a pass on a GPU: what is left of a short call is no one size more."""
+_MANY = 32
+"""An engine with more slots has the memory for the largest passes: some 2 MB a frame while they last."""
 _SIZES = (1, 8, 16)
 """Calls in a pass on a GPU, which is filled up with nobody's: for a size never seen before, libraries choose anew."""
 
@@ -51,8 +53,8 @@ class CodecPasses:
         return work.given.shape
 
     def do(self, works: Sequence[CodecWork]) -> Sequence[Tensor]:
-        """One pass for the first sixteen of `works`: for each its codes `[8, n]` or sound `[1, samples]`."""
-        works = works[: _SIZES[-1]]
+        """One pass for the first of `works`: for each its codes `[8, n]` or sound `[1, samples]`."""
+        works = works[: self._sizes[-1]]
         results = self._pass([work.slot for work in works], [work.given for work in works])
         return list(results[: len(works)])
 
@@ -67,8 +69,7 @@ class CodecPasses:
 
     @property
     def _sizes(self) -> tuple[int, ...]:
-        """Those that the engine's calls can come to."""
-        return _SIZES[: 1 + sum(size < self._stepper.slots for size in _SIZES)]
+        return _SIZES if self._stepper.slots > _MANY else _SIZES[:-1]
 
     def _pass(self, slots: list[int], given: list[Tensor]) -> Tensor:
         """Of `given`, all alike, codes `[b, 8, n]` or sound `[b, 1, samples]`; what fills up the pass comes last."""

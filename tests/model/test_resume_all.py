@@ -129,7 +129,6 @@ def test_eight_calls_read_their_past_in_one_pass_and_go_on_as_they_would_have(
 def test_the_first_speak_while_the_others_are_still_prepared(
     first: Rig, models: Models, tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model.codec_passes._SIZES", (1, CALLS))
     monkeypatch.setattr("model.long_reads._SIZES", (1, CALLS))
     calls = 2 * CALLS + 1
     second = taken_over(first, Rig(models, tiny, slots=calls), calls)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from model import warming
 from model.codec_passes import CodecPasses
 from model.conversation import Models
 from model.engine import Stepper
 from model.long_reads import LongReads, Read
 from model.shared_passes import SharedPasses
-from model.warming import warm_long_passes
 from model.wire import FRAME_SAMPLES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -80,10 +80,8 @@ def test_each_call_of_a_pass_gets_what_it_would_alone(models: Models, padded: bo
     assert same(memory(together, 3), before)
 
 
-def test_calls_with_other_lengths_have_a_pass_of_their_own_in_turn_and_none_has_more_than_eight(
-    models: Models, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("model.codec_passes._SIZES", (1, 8))
+def test_calls_with_other_lengths_have_a_pass_of_their_own_in_turn_and_none_has_more_than_eight(models: Models) -> None:
+    """On an engine of few slots."""
     stepper = Stepper(models, 11)
     passes = passes_of(stepper)
     short = passes.share(1).hear(10, sound(0, 1))
@@ -125,7 +123,7 @@ def test_what_is_done_for_nobody_beforehand_leaves_the_slots_as_they_were(models
     stepper, fresh = Stepper(models, 2), Stepper(models, 2)
     CodecPasses(stepper, padded=True).warm()
     LongReads(stepper, padded=True).warm()
-    warm_long_passes(stepper)
+    warming._copy_once(stepper)
     assert all(same(memory(stepper, slot), memory(fresh, slot)) for slot in (0, 1))
     assert not stepper.state.kv.offsets.any()
     assert all(same(read_of(stepper, slot), read_of(fresh, slot)) for slot in (0, 1))
@@ -198,9 +196,16 @@ def capacity_of(stepper: Stepper) -> int:
     return stepper.state.kv.window.capacity
 
 
-def test_who_came_first_is_served_to_the_end_first(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_of_many_slots_lets_sixteen_hear_together(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.codec_passes._MANY", 16)
+    passes = passes_of(Stepper(models, 17))
+    waiting = [passes.share(slot).hear(slot, sound(slot, 1)) for slot in range(17)]
+    assert not any(next(parts) for parts in waiting)
+    assert [passes.work() for _ in range(3)] == [True, True, False]
+
+
+def test_who_came_first_is_served_to_the_end_first(models: Models) -> None:
     """Whatever the others have waited for in the meantime."""
-    monkeypatch.setattr("model.codec_passes._SIZES", (1, 8))
     stepper = Stepper(models, 9)
     passes = passes_of(stepper)
     ended: list[int] = []

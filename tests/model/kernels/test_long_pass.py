@@ -111,7 +111,7 @@ def small() -> Models:
         return random_models(replace(sizes, lm=replace(sizes.lm, transformer=main)), DEVICE)
 
 
-@pytest.mark.parametrize("kv_dtype", ["float32", pytest.param("fp8", marks=pytest.mark.long)])
+@pytest.mark.parametrize("kv_dtype", ["float32", "fp8"])
 def test_reads_by_kernels_leave_what_plain_ones_leave(
     small: Models, kv_dtype: KVType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +122,7 @@ def test_reads_by_kernels_leave_what_plain_ones_leave(
         reads, held = LongReads(stepper, padded=True), 0
         with monkeypatch.context() as patch:
             patch.setattr(ops, "fused", lambda x, fused=fused: fused)
-            for length in (3, 20):
+            for length in (3, 4):
                 ids = [
                     torch.randint(0, 40, (rows, length), generator=torch.Generator().manual_seed(10 * held + slot))
                     for slot in range(3)
@@ -133,7 +133,7 @@ def test_reads_by_kernels_leave_what_plain_ones_leave(
     plain, fused_kv = (stepper.state.kv for stepper in steppers)
     for mine, theirs in zip(fused_kv.rings(), plain.rings(), strict=True):
         # A number next to the middle between two of 8 bits may fall to either side: one step is an eighth at most.
-        a, b = mine[:, :3, :, :23].float(), theirs[:, :3, :, :23].float()
+        a, b = mine[:, :3, :, :7].float(), theirs[:, :3, :, :7].float()
         torch.testing.assert_close(a, b, rtol=0.13 if mine.dtype == fp8.E4M3 else 1e-4, atol=1e-4)
 
 
