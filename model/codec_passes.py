@@ -18,7 +18,7 @@ from model.wire import FRAME_SAMPLES
 CODEC_PART = 25
 """Frames of sound of one call that go through the codec at once: what lies between its layers takes 0.5 MB for each."""
 _LENGTHS = (CODEC_PART, 5, 1)
-"""Frames of one call in a pass on a GPU: what is left of a short call is no one size more."""
+"""Frames of one call in a pass on a GPU: whatever is left of a short call makes no new size."""
 _MANY = 32
 """An engine with more slots has the memory for the largest passes: some 2 MB a frame while they last."""
 _SIZES = (1, 8, 16)

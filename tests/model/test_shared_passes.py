@@ -64,9 +64,10 @@ def test_each_call_of_a_pass_gets_what_it_would_alone(models: Models, padded: bo
         waiting = {parts: place for place, parts in enumerate((*heard, *spoken))}
         while waiting:
             for parts, place in list(waiting.items()):
-                if (codes_of := result(parts)) is not None:
-                    given[place % 3] = codes_of if place < 3 else given[place % 3]
+                if (ids := result(parts)) is not None:
                     del waiting[parts]
+                    if place < 3:
+                        given[place] = ids
             count += passes.work()
         assert count == 2 * (frames if padded else 1), "as many of each kind as for one call"
         for slot, ids in zip((0, 2, 1), given, strict=True):
