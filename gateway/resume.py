@@ -8,7 +8,7 @@ A session's way out of its worker:
 
     lost         its connection breaks, or it says `draining`: at once. It owes frames and answers none
                  for three ticks of the call's clock, 240 ms: it hangs
-    waiting      for its turn: a few sessions are opened at a time, those whose line was silent longest last
+    waiting      for its turn: some sessions are opened at a time, those whose line was silent longest last
     opening      on another worker, with all that is known by then. Caller frames that come from here on
                  are for that worker; all before, unanswered, are missed
     going on     the worker answers what came meanwhile, a little late; the line gives that delay back in
@@ -53,8 +53,9 @@ sound that a history holds. An engine that loads 17 GB takes longer: see CALLPLE
 ATTEMPT_SECONDS = 1.5
 """For one attempt to open a session elsewhere; below the 2 s that a call waits for sound it is owed."""
 RETRY_SECONDS = 0.1
-AT_ONCE = 8
-"""Sessions that are opened anew at a time: enough to keep a worker busy, and no stampede."""
+AT_ONCE = 32
+"""Sessions that are opened anew at a time. A worker prepares sixteen together; while it does, the next sixteen come.
+All at once would be no sooner, and the last would have most to catch up with: what was said since it was asked for."""
 MAX_LOSSES, LOSSES_WITHIN = 3, 10.0
 """A session lost this often in so many seconds is what breaks the workers."""
 _SILENCE = bytes(FRAME_BYTES)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 from model import wire
@@ -22,6 +23,7 @@ from model.history import FAST_FRAMES, Columns, TakenOver, kept_frames, refill
 from model.prompt import PromptTooLong
 from model.prompt_cache import Prompt, PromptCache
 from model.scheduler import Account, Frame, Refused, Scheduler
+from model.shared_passes import Share, SharedPasses
 from model.voice import VoiceError
 from model.voices import VoiceRefused
 from model.wire import AgentFrame, AgentText, Cut, Error, FromWorker, History, Play, Played, Ready, Say, SessionRequest
@@ -34,7 +36,9 @@ Tell = Callable[[int, FromWorker], None]
 _LOOK_AGAIN = 0.0005
 """Seconds until work that waits for a thread or the device is looked at again."""
 _STARVED = 8
-"""After so many steps in a row, other work has a turn."""
+"""After so many steps in a row, other work has a turn; the sooner, the more calls wait to speak."""
+_TOGETHER = 16
+"""Calls whose parts between passes, which are short, are done in one turn."""
 
 
 @dataclass(slots=True)
@@ -43,6 +47,7 @@ class _Call:
     slot: int
     request: SessionRequest
     speech: CallSpeech
+    share: Share
     prompt: Prompt | None = None
     columns: Columns = field(default_factory=Columns)
     """Since the cut."""
@@ -102,7 +107,8 @@ class Calls:
         self.stepper, self.scheduler, self.prompts = stepper, scheduler, prompts
         self.cuts = self.faults = self.steps = 0
         self._assets = assets
-        self._codec = CodecPasses(stepper)
+        self._passes = SharedPasses(CodecPasses(stepper), prompts.reads)
+        self._opened = 0
         self._tell = tell
         self._now = clock
         self._reprimes = context == "reprime"
@@ -123,7 +129,9 @@ class Calls:
         except Refused as refused:
             self._tell(session, Error("full", str(refused)))
             return
-        call = _Call(session, slot, request, CallSpeech(self.stepper.speech, self._assets, slot, request))
+        self._opened += 1
+        speech = CallSpeech(self.stepper.speech, self._assets, slot, request)
+        call = _Call(session, slot, request, speech, self._passes.share(self._opened))
         self._calls[session] = self._by_slot[slot] = call
         self._jobs.append(_Job(call, self._opening(call, history)))
 
@@ -172,7 +180,8 @@ class Calls:
     def work(self) -> bool:
         """One step of the slots that are due, or one part of other work. False if there was nothing to do."""
         frames = self.scheduler.due(self._now())
-        if frames and self._steps_in_a_row < _STARVED:
+        waiting = sum(job.room is None for job in self._jobs)
+        if frames and self._steps_in_a_row < max(1, _STARVED // max(1, waiting)):
             self._steps_in_a_row += 1
             self._step(frames)
             return True
@@ -226,33 +235,31 @@ class Calls:
     def _advance_job(self) -> bool:
         """The most pressing part of what can go on. False if nothing can."""
         with self.stepper.aside() as free:
-            part = self._next_part() if free else None
-        if isinstance(part, _Part):
+            parts = self._next_parts() if free else None
+        for part in parts or ():
             if part.did is None:
                 self._jobs.remove(part.job)
                 self.stepper.join()
             if part.refusal:
                 self._end(part.job.call, Error("invalid", part.refusal))
-        return part is not None
+        return parts is not None
 
-    def _next_part(self) -> _Part | CodecPasses | None:
+    def _next_parts(self) -> list[_Part] | None:
         """Calls that wait to speak come first, in the order they came; what they share, once none can go on alone.
 
         Only then those that get their past back, least room first. While anybody waits to speak, one that has room
-        does not begin a part: resumed together, all speak before any of them remembers more.
+        does not begin a part: resumed together, all speak before any of them remembers more. None: nothing was done.
         """
         waiting = [job for job in self._jobs if job.room is None]
-        for job in waiting:
-            if (part := _part(job)).did is not False:
-                return part
-        if self._codec.work():
-            return self._codec
+        parts = list(islice((part for job in waiting if (part := _part(job)).did is not False), _TOGETHER))
+        if parts or self._passes.work():
+            return parts
         deep = [(job.room, job) for job in self._jobs if job.room is not None]
         for _, job in sorted(deep, key=lambda each: each[0]):
             if waiting and self._room(job.call) > self._margin:
                 continue
             if (part := _part(job)).did is not False:
-                return part
+                return [part]
         return None
 
     def _opening(self, call: _Call, history: History) -> Generator[bool]:
@@ -280,10 +287,10 @@ class Calls:
         first = resume.next_index if resume else 0
         stepper.set_slot(call.slot, request.sampling, prompt.frames + first)
         if resume is None:
-            yield from self.prompts.fill(prompt, stepper.lm_slot[call.slot])
+            yield from self.prompts.fill(prompt, stepper.lm_slot[call.slot], call.share)
             call.base = prompt.frames
         else:
-            taken = yield from TakenOver.of(stepper.models.config, self._codec, call.slot, resume, history)
+            taken = yield from TakenOver.of(stepper.models.config, call.share, call.slot, resume, history)
             yield from self._taking_over(call, prompt, taken)
         yield True
 
@@ -293,7 +300,7 @@ class Calls:
         room = self._window - 1 - prompt.frames - self._margin
         whole = max(columns.start, columns.end - room // 2 if columns.end - columns.start > room else columns.start)
         fast = max(whole, columns.end - FAST_FRAMES)
-        yield from taken.fill(self.stepper, self.prompts, self._codec, prompt, call.slot, fast)
+        yield from taken.fill(self.stepper, self.prompts, call.share, prompt, call.slot, fast)
         call.columns = columns
         call.base = prompt.frames - fast
         if fast > whole or whole > columns.start:
@@ -329,7 +336,7 @@ class Calls:
             yield False
         stepper, spare = self.stepper, self._spares.pop()
         try:
-            yield from refill(stepper, self.prompts, call.prompt, spare, call.columns, start)
+            yield from refill(self.prompts, call.prompt, spare, call.columns, start)
             base = call.prompt.frames - start
             end = call.columns.end
             stepper.state.cache.move(stepper.lm_slot[call.slot], end + call.base, spare, end + base)

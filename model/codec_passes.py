@@ -1,13 +1,12 @@
-"""The codec's passes over sound and codes of calls taken over, of several calls together.
+"""The codec's passes over sound and codes of calls taken over, of one call or of several.
 
-Owns who waits for one and which are done at once. A pass over two seconds costs a GPU little and the thread that
-launches it a few milliseconds, for one call as for eight: that is why calls resumed together share theirs. Knows no
-sessions and no history.
+Owns the sizes of such passes. A pass over two seconds costs a GPU little and the thread that launches it a few
+milliseconds, for one call as for many. Knows no sessions and no history.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,70 +17,59 @@ from model.wire import FRAME_SAMPLES
 
 CODEC_PART = 25
 """Frames of sound of one call that go through the codec at once: what lies between its layers takes 0.5 MB for each."""
-_SIZES = (1, 8)
+_LENGTHS = (CODEC_PART, 5, 1)
+"""Frames of one call in a pass on a GPU: whatever is left of a short call makes no new size."""
+_MANY = 32
+"""An engine with more slots has the memory for the largest passes: some 2 MB a frame while they last."""
+_SIZES = (1, 8, 16)
 """Calls in a pass on a GPU, which is filled up with nobody's: for a size never seen before, libraries choose anew."""
 
 
-@dataclass(eq=False, slots=True)
-class _Wish:
-    """A pass that the call in `slot` waits for. given: `[samples]` to be heard, or `[8, n]` codes to be spoken."""
+@dataclass(frozen=True, eq=False, slots=True)
+class CodecWork:
+    """What the call in `slot` hears, `[samples]` float32 of whole frames, or speaks, codes `[8, n]`. On the CPU."""
 
     slot: int
     given: Tensor
-    result: Tensor | None = None
-
-    @property
-    def kind(self) -> torch.Size:
-        return self.given.shape
 
 
 class CodecPasses:
-    """Generators wait for their pass, yielding False; when none of them can go on, `work` does the next."""
+    """Such passes of one engine. Implements `model.shared_passes.Passes`."""
 
     def __init__(self, stepper: Stepper, *, padded: bool | None = None) -> None:
         """`padded`: whether passes have one of a few sizes; None: on a GPU."""
         self._stepper = stepper
         self._padded = stepper.device.type == "cuda" if padded is None else padded
-        self._wishes: list[_Wish] = []
 
-    def hear(self, slot: int, sound: Tensor) -> Generator[bool, None, Tensor]:
-        """The caller's next sound in `slot`, `[samples]` float32 of whole frames: its codes `[8, n]`, on the device."""
-        return self._wait(_Wish(slot, sound))
+    def parts(self, given: Tensor) -> Iterator[Tensor]:
+        """Sound or codes of one call, as `CodecWork` has them, cut into what goes through the codec at once."""
+        unit = FRAME_SAMPLES if given.is_floating_point() else 1
+        while frames := given.shape[-1] // unit:
+            length = next(length for length in _LENGTHS if length <= frames) if self._padded else CODEC_PART
+            yield given[..., : length * unit]
+            given = given[..., length * unit :]
 
-    def speak(self, slot: int, codes: Tensor) -> Generator[bool, None, Tensor]:
-        """The agent's next `codes [8, n]` in `slot`: their sound, `[1, samples]` on the device."""
-        return self._wait(_Wish(slot, codes))
+    def kind(self, work: CodecWork) -> Hashable:
+        return work.given.shape
 
-    def _wait(self, wish: _Wish) -> Generator[bool, None, Tensor]:
-        self._wishes.append(wish)
-        try:
-            while wish.result is None:
-                yield False
-            return wish.result
-        finally:
-            if wish in self._wishes:
-                self._wishes.remove(wish)  # its call has hung up
-
-    def work(self) -> bool:
-        """Begin the pass of who has waited longest, together with all that wait for one alike. False if nobody does."""
-        if not self._wishes:
-            return False
-        kind = self._wishes[0].kind
-        alike = [wish for wish in self._wishes if wish.kind == kind][: _SIZES[-1]]
-        for wish, result in zip(
-            alike, self._pass([wish.slot for wish in alike], [w.given for w in alike]), strict=False
-        ):
-            wish.result = result
-            self._wishes.remove(wish)
-        return True
+    def do(self, works: Sequence[CodecWork]) -> Sequence[Tensor]:
+        """One pass for the first of `works`: for each its codes `[8, n]` or sound `[1, samples]`."""
+        works = works[: self._sizes[-1]]
+        results = self._pass([work.slot for work in works], [work.given for work in works])
+        return list(results[: len(works)])
 
     def warm(self) -> None:
         """Do what will be done for calls once for nobody, in every size."""
         books = self._stepper.models.config.codebooks
-        for size in _SIZES if self._padded else _SIZES[:1]:
+        for size in self._sizes if self._padded else _SIZES[:1]:
             nobody = [self._stepper.slots] * size
-            self._pass(nobody, [torch.zeros(CODEC_PART * FRAME_SAMPLES)] * size)
-            self._pass(nobody, [torch.zeros((books, CODEC_PART), dtype=torch.long)] * size)
+            for length in _LENGTHS if self._padded else _LENGTHS[:1]:
+                self._pass(nobody, [torch.zeros(length * FRAME_SAMPLES)] * size)
+                self._pass(nobody, [torch.zeros((books, length), dtype=torch.long)] * size)
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return _SIZES if self._stepper.slots > _MANY else _SIZES[:-1]
 
     def _pass(self, slots: list[int], given: list[Tensor]) -> Tensor:
         """Of `given`, all alike, codes `[b, 8, n]` or sound `[b, 1, samples]`; what fills up the pass comes last."""

@@ -29,25 +29,23 @@ from model.capacity import (
     slots_by_speed,
     weights_bytes,
 )
-from model.codec_passes import CodecPasses
 from model.conversation import Models, load_models
 from model.cuda_graphs import HIGH_PRIORITY, stream
 from model.engine import Stepper
 from model.engine_options import EngineOptions, EngineRefused
 from model.folder import ModelFolder
 from model.prompt import PromptTooLong
-from model.prompt_cache import CHUNK, PromptCache
+from model.prompt_cache import PromptCache
 from model.voice import VoiceError
 from model.voice_store import VoiceStore
 from model.voices import VoiceRefused
+from model.warming import warm_long_passes
 
 log = logging.getLogger(__name__)
 
 CPU_SLOTS = 4
 """A CPU is for trying: so many, unless told."""
 _RUNS = 2
-_LENGTHS = (1, 2, 24, 48, CHUNK)
-"""Columns in a pass: one for each kernel that is chosen by their number."""
 _ENGINE_CORES = 2
 """Cores that the engine keeps to itself on a machine with a GPU: one that launches, one of the driver's."""
 _ENOUGH_CORES = 6
@@ -109,7 +107,7 @@ def start(options: EngineOptions) -> Started:
         stepper = _stepper(models, fitting, dtype)
         costs = measure(stepper)
         phases.over("fewer slots")
-    _read_once(stepper)
+    warm_long_passes(stepper)
     phases.over("long passes")
     voices = VoiceStore(models, folder.voices, Path(options.recordings))
     assets = FileAssets(models, voices, lambda name: find_clip(Path(options.personas), name))
@@ -153,23 +151,6 @@ def _give_back(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def _read_once(stepper: Stepper) -> None:
-    """Read columns and hear sound of the sizes that prompts and histories come in.
-
-    What is compiled or chosen for a size when it first comes would make calls wait. Only on a GPU.
-    """
-    if stepper.device.type != "cuda":
-        return
-    spare, rows = stepper.spare_lm_slots[0], stepper.models.config.rows
-    with stepper.aside():
-        CodecPasses(stepper).warm()
-        for length in _LENGTHS:
-            columns = torch.zeros((rows, length), dtype=torch.long, device=stepper.device)
-            stepper.models.lm.read(stepper.state, spare, columns)
-        stepper.reset_lm(spare)
-    stepper.join()
 
 
 def _fitting(options: EngineOptions, device: torch.device, costs: dict[int, float]) -> int:

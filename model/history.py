@@ -17,15 +17,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.codec_passes import CODEC_PART, CodecPasses
 from model.config import TEXT_PAD, LMConfig
 from model.engine import Stepper
+from model.long_reads import CHUNK, Read
 from model.prompt import SILENCE, SINE
-from model.prompt_cache import CHUNK, Prompt, PromptCache
-from model.wire import FRAME_SAMPLES, NO_TOKEN, TOKENS_BYTES, History, Resume
+from model.prompt_cache import Prompt, PromptCache
+from model.shared_passes import Share
+from model.wire import NO_TOKEN, TOKENS_BYTES, History, Resume
 
-FAST_FRAMES = 250
-"""Frames with which a call taken over speaks again; the rest follows in the background. 20 s."""
+FAST_FRAMES = 125
+"""Frames with which a call taken over speaks again; the rest follows in the background. 10 s: with twice as much, of 64
+calls resumed at once the last would wait a quarter of a second longer."""
 CODEC_FRAMES = 125
 """Frames of sound from which the codec is rebuilt: its window."""
 _FEW = 2
@@ -79,29 +81,27 @@ def kept_frames(context: int, prompt: int) -> int:
 
 
 def refill(
-    stepper: Stepper, prompts: PromptCache, prompt: Prompt, lm_slot: int, columns: Columns, start: int
+    prompts: PromptCache, prompt: Prompt, lm_slot: int, columns: Columns, start: int, share: Share | None = None
 ) -> Generator[bool]:
     """Leave `lm_slot` where steps through `prompt` and the columns from frame `start` on would, in parts.
 
     Columns that are added meanwhile are read, too: after the last part all are, but for the newest, which the next step
-    reads. The token grid is left to the caller of this.
+    reads. The token grid is left to the caller of this. With a `share` it is done in passes with others.
     """
-    yield from prompts.fill(prompt, lm_slot)
+    yield from prompts.fill(prompt, lm_slot, share)
     if columns.end == start:
         return
-    state, lm, device = stepper.state, stepper.models.lm, stepper.device
-    # Nothing is copied to the device behind a pass that has begun: the copy, and with it every call, would wait for it.
     before, done = prompt.last[:, None], start
+
+    def read(end: int) -> Read:
+        return Read(lm_slot, torch.cat((before, columns.between(done, end)), dim=1), prompt.frames + done - start)
+
     while columns.end - 1 - done > _FEW:
         end = min(done + CHUNK - before.shape[1], columns.end - 1)
-        with state.kv.holding(prompt.frames + done - start):
-            lm.read(state, lm_slot, torch.cat((before, columns.between(done, end)), dim=1).to(device))
+        yield from prompts.reads.alone(read(end)) if share is None else share.read(read(end))
         before, done = before[:, :0], end
-        yield True
     if columns.end - 1 > done or before.shape[1]:
-        rest = columns.between(done, columns.end - 1)
-        with state.kv.holding(prompt.frames + done - start):
-            lm.read(state, lm_slot, torch.cat((before, rest), dim=1).to(device))
+        prompts.reads.do([read(columns.end - 1)])
 
 
 class TakenOver:
@@ -127,19 +127,14 @@ class TakenOver:
 
     @classmethod
     def of(
-        cls, config: LMConfig, codec: CodecPasses, slot: int, resume: Resume, history: History
+        cls, config: LMConfig, share: Share, slot: int, resume: Resume, history: History
     ) -> Generator[bool, None, TakenOver]:
-        """Give the codec of fresh `slot` the caller's newest sound, in parts. Raises ValueError for an unfit history.
-
-        Whoever iterates goes on when the device has done the part before: what is read back from it then is there.
-        """
+        """Give the codec of fresh `slot` the caller's newest sound. Raises ValueError for an unfit history."""
         columns = _repaired(config, Columns(resume.cut, history.columns))
         codes = torch.zeros((config.codebooks, 0), dtype=torch.long)
         sound = torch.from_numpy(np.frombuffer(history.caller_pcm, "<i2").astype(np.float32) / 32_768.0)
-        for part in torch.split(sound, CODEC_PART * FRAME_SAMPLES):
-            if part.shape[0]:
-                heard = yield from codec.hear(slot, part)
-                codes = torch.cat((codes, heard.cpu()), dim=1)
+        if sound.shape[0]:
+            codes = yield from share.hear(slot, sound)
         return cls(config, resume, columns, codes)
 
     def _put_caller(self, column: Tensor, codes: Tensor, at: int) -> None:
@@ -151,11 +146,11 @@ class TakenOver:
                 column[first + book] = codes[book, place]
 
     def fill(
-        self, stepper: Stepper, prompts: PromptCache, codec: CodecPasses, prompt: Prompt, slot: int, start: int
+        self, stepper: Stepper, prompts: PromptCache, share: Share, prompt: Prompt, slot: int, start: int
     ) -> Generator[bool]:
         """Leave fresh `slot` able to speak, knowing the prompt and the columns from frame `start` on."""
         lm_slot, columns = stepper.lm_slot[slot], self.columns
-        yield from refill(stepper, prompts, prompt, lm_slot, columns, start)
+        yield from refill(prompts, prompt, lm_slot, columns, start, share)
         if columns.end == start:
             return
         device = stepper.device
@@ -163,9 +158,9 @@ class TakenOver:
         offset = prompt.frames + columns.end - start
         place = (last.to(device), self.ahead.to(device), self.given.to(device))
         stepper.state.cache.place(lm_slot, offset, *place)
-        for part in torch.split(_agent_codes(self._config, columns, start), CODEC_PART, dim=1):
-            if part.shape[1]:
-                yield from codec.speak(slot, part)
+        codes = _agent_codes(self._config, columns, start)
+        if codes.shape[1]:
+            yield from share.speak(slot, codes)
 
 
 def _repaired(config: LMConfig, history: Columns) -> Columns:

@@ -325,9 +325,19 @@ class LM(nn.Module):
 
         `inputs` are columns of the grid, `[R, T]` ids, or what they are summed up to, `[T, D]` floats.
         """
+        if inputs.numel():
+            self.read_together(state, torch.tensor([slot], device=state.kv.offsets.device), inputs[None])
+
+    @torch.no_grad()
+    def read_together(self, state: LMState, slots: Tensor, inputs: Tensor, lengths: Tensor | None = None) -> None:
+        """The same for `slots [B]` in one pass: `[B, R, T]` ids, or `[B, T, D]` floats.
+
+        `lengths [B]`: how many of their T columns count, None: all. What follows them must not reach around the ring to
+        positions still in sight. One slot may be named several times if nobody needs what it holds.
+        """
         weight = self.text_emb.weight
-        given = inputs.to(weight.device, weight.dtype)[None] if inputs.is_floating_point() else self.embed(inputs[None])
-        self._run(state, slot, given, given.shape[1])
+        given = inputs.to(weight.device, weight.dtype) if inputs.is_floating_point() else self.embed(inputs)
+        self._advance(state, slots, given, given.shape[1] if lengths is None else lengths)
 
     @torch.no_grad()
     def replay_voice(

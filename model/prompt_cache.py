@@ -20,13 +20,13 @@ from torch import Tensor
 from model.config import LMConfig
 from model.conversation import Voice
 from model.engine import Stepper
+from model.long_reads import CHUNK, LongReads, Read
 from model.prompt import prompt_frames, role_frames
+from model.shared_passes import Share
 from model.streaming import SavedKV
 from model.token_cache import TokenCache
 from model.voice import VoiceReplay
 
-CHUNK = 256
-"""Frames that are read at once, so that a step of the calls never waits longer than for these."""
 _WORTH = 0.25
 """A prompt is kept if at least this part of it was not known before, and another's beginning used if it is more."""
 
@@ -105,9 +105,12 @@ class PromptCache:
 
     def __init__(self, stepper: Stepper, most_bytes: int) -> None:
         self.hits = self.misses = 0
+        self.reads = LongReads(stepper)
         self._stepper = stepper
         self._most = most_bytes
         self._kept: OrderedDict[str, tuple[Prompt, SavedKV]] = OrderedDict()
+        self._coming: list[Prompt] = []
+        """Being read for calls that share passes."""
 
     @property
     def nbytes(self) -> int:
@@ -117,17 +120,40 @@ class PromptCache:
     def __contains__(self, prompt: Prompt) -> bool:
         return prompt.key in self._kept
 
-    def fill(self, prompt: Prompt, lm_slot: int) -> Generator[bool]:
-        """Leave fresh `lm_slot` after `prompt`, in parts: whoever iterates may step calls in between."""
+    def fill(self, prompt: Prompt, lm_slot: int, share: Share | None = None) -> Generator[bool]:
+        """Leave fresh `lm_slot` after `prompt`, in parts: whoever iterates may step calls in between.
+
+        With a `share` it is read in passes with others; of those that begin alike one is read first. Else alone.
+        """
+        if share is None:
+            yield from self._fill(prompt, lm_slot, None)
+            return
+        yield from self._after_alike(prompt)
+        self._coming.append(prompt)
+        try:
+            yield from self._fill(prompt, lm_slot, share)
+        finally:
+            self._coming = [other for other in self._coming if other is not prompt]
+
+    def _after_alike(self, prompt: Prompt) -> Generator[bool]:
+        """Wait while another is read that spares this one more than what is kept."""
+        while True:
+            known = self._known(prompt)[1]
+            ahead = [other for other in self._coming if prompt.shared(other) > known]
+            if not ahead:
+                return
+            while any(one is other for one in ahead for other in self._coming):
+                yield False
+
+    def _fill(self, prompt: Prompt, lm_slot: int, share: Share | None) -> Generator[bool]:
         stepper = self._stepper
-        state, lm = stepper.state, stepper.models.lm
+        state = stepper.state
         stepper.reset_lm(lm_slot)
         done = known = self._copy(prompt, lm_slot)
         for chunk in prompt.inputs(known):
-            with state.kv.holding(done):
-                lm.read(state, lm_slot, chunk.to(stepper.device))
-            done += chunk.shape[0] if chunk.is_floating_point() else chunk.shape[1]
-            yield True
+            read = Read(lm_slot, chunk, done)
+            yield from self.reads.alone(read) if share is None else share.read(read)
+            done += read.length
         device = stepper.device
         state.cache.place(
             lm_slot, prompt.frames, prompt.last.to(device), prompt.ahead.to(device), prompt.given.to(device)
@@ -147,20 +173,26 @@ class PromptCache:
 
     def _copy(self, prompt: Prompt, lm_slot: int) -> int:
         """Take over what is known of the prompt's beginning: so many positions."""
-        best, most = "", 0
-        if prompt.key in self._kept:
-            best, most = prompt.key, prompt.positions
+        best, most = self._known(prompt)
+        if best == prompt.key:
             self.hits += 1
         else:
             self.misses += 1
-            for key, (other, _) in self._kept.items():
-                alike = prompt.shared(other)
-                if alike > max(most, _WORTH * prompt.positions):
-                    best, most = key, alike
         if most:
             self._kept.move_to_end(best)
             self._stepper.state.kv.load(lm_slot, self._kept[best][1], most)
         return most
+
+    def _known(self, prompt: Prompt) -> tuple[str, int]:
+        """The kept prompt that begins most like it, and how many positions are alike; empty and 0 if not worth it."""
+        if prompt.key in self._kept:
+            return prompt.key, prompt.positions
+        best, most = "", 0
+        for key, (other, _) in self._kept.items():
+            alike = prompt.shared(other)
+            if alike > max(most, _WORTH * prompt.positions):
+                best, most = key, alike
+        return best, most
 
     def _keep(self, prompt: Prompt, saved: SavedKV) -> None:
         if saved.nbytes > self._most:

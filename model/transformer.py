@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model import decode
+from model import decode, long_pass, ops
 from model.config import TransformerConfig
 from model.kv_cache import SlotKV, StepAttention
 from model.ops import RMS_EPS
@@ -142,6 +142,9 @@ class Transformer(nn.Module):
         else:
             if positions is None:
                 positions = kv.positions(slots, length)
+            if isinstance(kv, SlotKV) and length > 1 and ops.fused(x):
+                turn = Rotary(positions, self.config.head_dim, self.config.max_period)
+                return long_pass.read(self.layers, x, long_pass.LongAttention(kv, positions, slots, turn))
             if isinstance(kv, SlotKV) and length == 1:
                 attention = kv.step(positions, slots)
             else:

@@ -125,7 +125,7 @@ class BesideCalls:
         stepper, slot = self._stepper, self._slots
 
         def fill() -> Generator[bool]:
-            yield from refill(stepper, self._prompts, prompt, stepper.lm_slot[slot], self._history(frames), 0)
+            yield from refill(self._prompts, prompt, stepper.lm_slot[slot], self._history(frames), 0)
 
         return Timed(0.0, fill, lambda: _speak(stepper, slot))
 
@@ -134,7 +134,7 @@ class BesideCalls:
         stepper = self._stepper
 
         def fill() -> Generator[bool]:
-            yield from refill(stepper, self._prompts, prompt, self._spare, self._history(frames), 0)
+            yield from refill(self._prompts, prompt, self._spare, self._history(frames), 0)
 
         def swap() -> None:
             stepper.point(slot, stepper.point(slot, self._spare))

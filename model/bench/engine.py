@@ -32,6 +32,7 @@ from model.engine import Stepper
 from model.fp8_weights import shrink
 from model.kernels import tiles
 from model.kv_cache import DTYPES, KVType
+from model.warming import warm_long_passes
 
 DEFAULT_SLOTS = "1,8,16,32,64,96,128,150"
 _FEW = 5
@@ -132,6 +133,7 @@ def _sweep(order: Order, device: torch.device, say: Say) -> tuple[list[Configura
     kv_dtype = DTYPES[order.kv_dtype]
     batches = sorted(set(fitting).union(*(batch_sizes(slots) for slots in fitting)))
     stepper = Stepper(models, fitting[-1] + 1, kv_dtype=kv_dtype, batches=batches)
+    warm_long_passes(stepper)
     frames = 3 * sizes.lm.transformer.context
     fill(stepper, fitting[-1], frames)
     costs = {batch: lockstep(stepper, batch, 0.0, least=_FEW).p50 / 1000 for batch in batches}

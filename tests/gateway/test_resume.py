@@ -15,11 +15,11 @@ import pytest
 from gateway import local_worker
 from gateway.engine import EngineLost
 from gateway.pool import WorkerPool
-from gateway.resume import RESUME_WITHIN, ResumingPool, Watch
+from gateway.resume import AT_ONCE, RESUME_WITHIN, ResumingPool, Watch
 from gateway.settings import load_settings
 from gateway.worker_client import RemoteSession
 from model import wire
-from model.wire import SessionRequest
+from model.wire import History, SessionRequest
 from tests.gateway.token_workers import Caller, busy, idle, pool_of, token_worker, two_workers, worker_process
 
 pytestmark = pytest.mark.anyio
@@ -234,14 +234,27 @@ async def test_a_call_that_ends_while_it_is_being_resumed_leaves_nothing_behind(
         await idle(second)
 
 
-async def test_sessions_lost_together_speak_again_within_a_second() -> None:
+async def test_sessions_lost_together_speak_again_within_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     async with two_workers() as (first, second, pool):
         callers = [Caller(seed) for seed in range(64)]
         callers[0].actions[10] = partial(first.signal, signal.SIGKILL)
+        opening, most, open_one = 0, 0, pool._pool.open
+
+        async def counted(request: SessionRequest, *history: History) -> RemoteSession:
+            nonlocal opening, most
+            opening += request.resume is not None
+            most = max(most, opening)
+            try:
+                return await open_one(request, *history)
+            finally:
+                opening -= request.resume is not None
+
+        monkeypatch.setattr(pool._pool, "open", counted)
         await asyncio.gather(*(caller.call(pool, 26) for caller in callers))
         for caller in callers:
             caller.check()
             assert [change.worker.endswith(second.name_ends) for change in caller.changes] == [True]
+        assert most == AT_ONCE, "as many as a worker prepares together, and as many again"
         gaps = sorted(caller.gap() for caller in callers)
         assert gaps[-1] < 1.0
 

@@ -88,7 +88,7 @@ def test_a_call_taken_over_goes_on_token_for_token_as_the_unbroken_one(
 def test_the_callers_sound_is_heard_again_in_parts_between_which_others_step(
     models: Models, tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model.history.CODEC_PART", 4)
+    monkeypatch.setattr("model.codec_passes.CODEC_PART", 4)
     monkeypatch.setattr("model.history.CHUNK", 5)
     monkeypatch.setattr("model.streaming._CELLS", 1)
     first, second = Rig(models, tiny), Rig(models, tiny)

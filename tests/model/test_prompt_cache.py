@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from model.codec_passes import CodecPasses
 from model.conversation import Models, Voice, load_voice, role_ids
 from model.engine import Stepper
 from model.folder import ModelFolder
 from model.prompt_cache import Prompt, PromptCache, make_prompt
+from model.shared_passes import SharedPasses
 from tests.model.device import DEVICE
 from tests.model.tiny_folder import VOICE
 
@@ -106,3 +108,38 @@ def test_the_least_recently_used_prompt_goes_when_memory_is_full(models: Models,
     tiny = PromptCache(stepper, one.nbytes - 1)
     filled(stepper, tiny, prompts[0])
     assert tiny.nbytes == 0
+
+
+def test_of_prompts_that_begin_alike_one_is_read_before_the_others_even_where_calls_share_passes(
+    models: Models, voice: Voice
+) -> None:
+    stepper = Stepper(models, 4)
+    cache = PromptCache(stepper, 1 << 30)
+    passes = SharedPasses(CodecPasses(stepper), cache.reads)
+    texts = "you are a kind teacher", "you are a kind teacher", "you are a kind host", ""
+    prompts = [prompt_of(models, voice, text) for text in texts]
+    filling = [cache.fill(prompt, slot, passes.share(slot)) for slot, prompt in enumerate(prompts)]
+    while filling:
+        filling = [parts for parts in filling if next(parts, None) is False]
+        passes.work()
+    assert (cache.hits, cache.misses) == (1, 3)
+    for slot, prompt in enumerate(prompts):
+        alone = Stepper(models, 1)
+        held = stepper.state.kv.keys[:, slot, :, : prompt.positions]
+        expected = filled(alone, PromptCache(alone, 1 << 30), prompt)
+        torch.testing.assert_close(held, expected[0], rtol=0, atol=2e-5)
+
+
+def test_a_prompt_whose_reader_hangs_up_is_read_by_the_next(models: Models, voice: Voice) -> None:
+    stepper = Stepper(models, 2)
+    cache = PromptCache(stepper, 1 << 30)
+    passes = SharedPasses(CodecPasses(stepper), cache.reads)
+    prompt = prompt_of(models, voice, "you are a kind teacher")
+    gone, there = (cache.fill(prompt, slot, passes.share(slot)) for slot in (0, 1))
+    assert [next(gone), next(there)] == [False, False]
+    assert len(passes._wishes) == 1
+    gone.close()
+    while next(there, None) is False:
+        passes.work()
+    assert prompt in cache
+    assert int(stepper.state.cache.offset[1]) == prompt.frames

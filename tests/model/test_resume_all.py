@@ -1,16 +1,21 @@
-"""Many calls taken over at once: all speak before any of them remembers more, and they share the codec's passes."""
+"""Many calls taken over at once: they share passes, the first speak before the last can, all before any knows more."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+import torch
 from torch import Tensor
 
 from model.conversation import Models
 from model.folder import ModelFolder
+from model.lm import LMState
 from model.mimi.codec import MimiState
+from model.scheduler import FRAME, Frame
 from model.wire import FRAME_SAMPLES, Ready
 from tests.model.rig import Rig, caller_pcm, request
 
@@ -22,22 +27,48 @@ FAST = 6
 
 
 @pytest.fixture
-def second(models: Models, tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> Rig:
-    """A worker that has just been handed eight calls of another, each of 20 frames."""
-    monkeypatch.setattr("model.calls.FAST_FRAMES", FAST)
-    first, second = Rig(models, tiny, slots=1), Rig(models, tiny, slots=CALLS)
-    first.open(1, request())
-    first.speak(1, 0, FRAMES)
+def first(models: Models, tiny: ModelFolder) -> Rig:
+    """A worker with one call, of 20 frames."""
+    rig = Rig(models, tiny, slots=1)
+    rig.open(1, request())
+    rig.speak(1, 0, FRAMES)
+    return rig
+
+
+def taken_over(first: Rig, second: Rig, calls: int) -> Rig:
+    """`second` has just been handed so many calls like the one of `first`."""
     resume, history = first.history(1, 0)
-    for session in range(CALLS):
+    for session in range(calls):
         second.calls.open(session, request(f"c{session}", resume=replace(resume)), history)
         second.calls.frame(session, FRAMES, caller_pcm(0, FRAMES))
     return second
 
 
+@pytest.fixture
+def second(first: Rig, models: Models, tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    """A worker that has just been handed eight calls, whose past is longer than what they speak again with."""
+    monkeypatch.setattr("model.calls.FAST_FRAMES", FAST)
+    return taken_over(first, Rig(models, tiny, slots=CALLS), CALLS)
+
+
 def ready(rig: Rig) -> int:
     """Calls that speak."""
     return sum(isinstance(one, Ready) for told in rig.told.values() for one in told)
+
+
+@contextmanager
+def read_passes(rig: Rig) -> Iterator[list[tuple[list[int], int]]]:
+    """Of each pass of the language model's over more than a step: the LM slots, and how many columns."""
+    lm, seen = rig.stepper.models.lm, list[tuple[list[int], int]]()
+    read = lm.read_together
+
+    def watched(state: LMState, lm_slots: Tensor, inputs: Tensor, lengths: Tensor | None) -> None:
+        seen.append((lm_slots.tolist(), inputs.shape[1 if inputs.is_floating_point() else 2]))
+        read(state, lm_slots, inputs, lengths)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm, "read_together", watched)
+        yield seen
 
 
 def prepare_all(rig: Rig) -> None:
@@ -56,16 +87,10 @@ def until_all_are_ready(rig: Rig) -> None:
 
 def test_all_speak_before_any_remembers_more_than_its_newest_frames(second: Rig) -> None:
     deep: list[int] = []
-    read = second.stepper.models.lm.read
-
-    def watched(state: object, lm_slot: int, inputs: Tensor) -> None:
-        if lm_slot not in second.stepper.lm_slot[:CALLS]:
-            deep.append(ready(second))
-        read(state, lm_slot, inputs)  # type: ignore[arg-type]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(second.stepper.models.lm, "read", watched)
-        second.settle()
+    with read_passes(second) as seen:
+        while second.calls.work() or second._jump():
+            deep += [ready(second) for lm_slots, _ in seen if lm_slots[0] not in second.stepper.lm_slot[:CALLS]]
+            seen.clear()
     assert len(deep) >= CALLS, "each got the rest of its past"
     assert set(deep) == {CALLS}
     assert [len(second.frames(session)) for session in range(CALLS)] == [1] * CALLS
@@ -73,6 +98,82 @@ def test_all_speak_before_any_remembers_more_than_its_newest_frames(second: Rig)
     prompt = second.calls._calls[0].prompt
     assert prompt is not None
     assert offsets == [prompt.frames + FRAMES + 1] * CALLS
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["as long as it is", "filled up as on a GPU"])
+def test_eight_calls_read_their_past_in_one_pass_and_go_on_as_they_would_have(
+    first: Rig, models: Models, tiny: ModelFolder, padded: bool
+) -> None:
+    second = Rig(models, tiny, slots=CALLS)
+    passes = second.calls._passes
+    passes.reads._padded = passes.codec._padded = padded
+    taken_over(first, second, CALLS)
+    with read_passes(second) as seen:
+        prepare_all(second)
+        until_all_are_ready(second)
+    prompt = second.calls._calls[0].prompt
+    assert prompt is not None
+    of_prompt, of_pasts = [rows for rows, _ in seen if len(rows) == 1], [each for each in seen if len(each[0]) > 1]
+    assert len(of_prompt) == len(list(prompt.inputs(0))), "which all of them have, and one reads"
+    assert of_pasts == [(second.stepper.lm_slot[:CALLS], 32 if padded else FRAMES)]
+    for rig in (first, second):
+        for index in range(FRAMES, FRAMES + 6):
+            for session in rig.calls._calls:
+                rig.calls.frame(session, index, caller_pcm(0, index))
+            rig.settle()
+            rig.now += FRAME
+    for session in range(CALLS):
+        assert second.columns(session) == first.columns(1)[FRAMES:]
+
+
+def test_the_first_speak_while_the_others_are_still_prepared(
+    first: Rig, models: Models, tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.long_reads._SIZES", (1, CALLS))
+    calls = 2 * CALLS + 1
+    second = taken_over(first, Rig(models, tiny, slots=calls), calls)
+    prepare_all(second)
+    passes = 0
+    spoke: list[int] = []
+    work = second.calls._passes.work
+
+    def counted() -> bool:
+        nonlocal passes
+        passes += (did := work())
+        return did
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(second.calls._passes, "work", counted)
+        while len(spoke) < calls:
+            second.settle(once=True)
+            second.now += 0.01
+            spoke += [passes] * (sum(bool(second.frames(session)) for session in range(calls)) - len(spoke))
+    # Each eight take three: they hear, read and speak. One of the next eight's may come before a tick lets them step.
+    assert spoke[CALLS - 1] <= passes - 5
+    assert spoke[2 * CALLS - 1] <= passes - 2
+
+
+def test_the_more_calls_wait_to_speak_the_fewer_steps_come_between_their_parts(
+    first: Rig, models: Models, tiny: ModelFolder
+) -> None:
+    def steps_in_a_row(calls: int) -> int:
+        second = taken_over(first, Rig(models, tiny, slots=calls + 1), calls)
+        second.calls._steps_in_a_row = 0
+        prepare_all(second)
+        count = 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(second.scheduler, "due", lambda now: [Frame(0, 0, b"", 0.0)])
+            patch.setattr(second.calls, "_step", lambda frames: None)
+            patch.setattr(second.calls, "_advance_job", lambda: pytest.fail("its turn"))
+            while count < 100:
+                try:
+                    second.calls.work()
+                except pytest.fail.Exception:
+                    return count
+                count += 1
+        return count
+
+    assert [steps_in_a_row(calls) for calls in (1, 2, 8)] == [8, 4, 1]
 
 
 def test_eight_calls_take_as_many_passes_of_the_codec_as_one(second: Rig) -> None:
@@ -89,7 +190,8 @@ def test_eight_calls_take_as_many_passes_of_the_codec_as_one(second: Rig) -> Non
         patch.setattr(mimi, "encode_step", watched)
         prepare_all(second)
         until_all_are_ready(second)
-    assert rows == [CALLS]
+    parts = list(second.calls._passes.codec.parts(torch.zeros(FRAMES * FRAME_SAMPLES)))
+    assert rows == [CALLS] * len(parts)
     heard = second.stepper.codec.encoder_kv.offsets
     for session, call in second.calls._calls.items():
         assert heard[call.slot] == 2 * (FRAMES + len(second.frames(session))), "of what a caller said, nothing twice"

@@ -23,6 +23,7 @@ from model.kernels import (
     embedding,
     frame,
     layer,
+    long_attention,
     matmul,
     positions,
     read,
@@ -64,6 +65,8 @@ _ODD = {
     "picks",
     "max_delay",
     "length",
+    "cells",
+    "places",
     "start_frames",
     "pause_frames",
     "reach",
@@ -122,7 +125,24 @@ def main(capability: int) -> dict[str, str]:
     names, lists = {"shortlist": "*i32", "parts": "i32"}, {"part": 2048, "short": 128, "digits": 16}
     found["list"] = compiled(wide_sampling._list, capability, names, **lists)
     found["choose"] = compiled(wide_sampling._choose, capability, names, 16, usual=32, places=16, width=32_768, **lists)
-    return found | ends(capability) | codec_kernels(capability, compiled)
+    return found | long_passes(capability) | ends(capability) | codec_kernels(capability, compiled)
+
+
+def long_passes(capability: int) -> dict[str, str]:
+    """The PTX of what lies around the attention of a long pass."""
+    found = {}
+    types = dict.fromkeys(("begins", "firsts"), "*i64") | dict.fromkeys(("cells", "places", "length"), "i32")
+    for name, ring, scales in (("bf16", _BF16, _BF16), ("fp8", "*fp8e4nv", "*fp32")):
+        stored = types | dict.fromkeys(("ring_keys", "ring_values"), ring)
+        stored |= dict.fromkeys(("key_scales", "value_scales"), scales)
+        for head_dim, width in ((128, 128), (20, 32)):
+            constants = {"head_dim": head_dim, "width": width, "quantised": name == "fp8"}
+            block = 4096 // width
+            found[f"recall {name} {head_dim}"] = compiled(
+                long_attention._recall, capability, stored, block=block, **constants
+            )
+            found[f"take long {name} {head_dim}"] = compiled(long_attention._take, capability, stored, 1, **constants)
+    return found
 
 
 def ends(capability: int) -> dict[str, str]:
