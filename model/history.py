@@ -25,9 +25,8 @@ from model.prompt_cache import Prompt, PromptCache
 from model.shared_passes import Share
 from model.wire import NO_TOKEN, TOKENS_BYTES, History, Resume
 
-FAST_FRAMES = 125
-"""Frames with which a call taken over speaks again; the rest follows in the background. 10 s: with twice as much, of 64
-calls resumed at once the last would wait a quarter of a second longer."""
+FAST_FRAMES = 250
+"""Frames with which a call taken over speaks again; the rest follows in the background."""
 CODEC_FRAMES = 125
 """Frames of sound from which the codec is rebuilt: its window."""
 _FEW = 2
