@@ -155,12 +155,8 @@ class DepformerWalk:
             steps,
             self._first,
         )
-        return (
-            logits,
-            chosen,
-            arguments,
-            {**compiled_for, "num_warps": WARPS, "launch_cooperative_grid": hidden.is_cuda},
-        )
+        options: dict[str, object] = {**compiled_for, "num_warps": WARPS, "launch_cooperative_grid": hidden.is_cuda}
+        return logits, chosen, arguments, options
 
 
 def constants(config: LMConfig, form: Form, count: int, steps: int) -> dict[str, int | float | bool]:
