@@ -22,13 +22,14 @@ help:
 demo: $(VENV)/.demo
 	$(VENV)/bin/callplex demo
 
-# Tests mostly wait for calls, so that lint and types cost no time beside them.
+# Tests mostly wait, for calls or for one core, so that lint and types cost little time beside them.
 test: $(VENV)/.test
 	@sh deploy/install_sip_peers.sh
 	@$(MAKE) --no-print-directory -j2 lint unit
 
+# Two at a time; those of one file follow each other, and share what it made.
 unit: $(VENV)/.test
-	$(PYTHON) -m pytest -m "not long"
+	$(PYTHON) -m pytest -n 2 --dist loadfile -m "not long"
 
 test-sip: $(VENV)/.test
 	@sh deploy/install_sip_peers.sh

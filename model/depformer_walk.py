@@ -101,7 +101,6 @@ class DepformerWalk:
             interpreted=not first.is_cuda,
         )
         self.programs = torch.cuda.get_device_properties(first.device).multi_processor_count if first.is_cuda else 1
-
         """On the device at once, as many as it has multiprocessors."""
 
     def takes(self, count: int) -> bool:
@@ -156,12 +155,8 @@ class DepformerWalk:
             steps,
             self._first,
         )
-        return (
-            logits,
-            chosen,
-            arguments,
-            {**compiled_for, "num_warps": WARPS, "launch_cooperative_grid": hidden.is_cuda},
-        )
+        options: dict[str, object] = {**compiled_for, "num_warps": WARPS, "launch_cooperative_grid": hidden.is_cuda}
+        return logits, chosen, arguments, options
 
 
 def constants(config: LMConfig, form: Form, count: int, steps: int) -> dict[str, int | float | bool]:
@@ -194,7 +189,7 @@ def constants(config: LMConfig, form: Form, count: int, steps: int) -> dict[str,
 
 
 def load_tiles(path: Path) -> None:
-    """Take the tiles from a file that `model.bench.walk` wrote. Raises ValueError where it holds none."""
+    """Take the tiles from a file that `model.bench.walk` wrote. Raises ValueError where it holds none, OSError."""
     try:
         read = json.loads(path.read_text())
         tiles = {int(largest): None if sides is None else Tiles(*map(int, sides)) for largest, sides in read.items()}

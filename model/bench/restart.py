@@ -174,9 +174,15 @@ def make_weights(order: Order) -> None:
 
 
 def _write_sizes(path: Path, sizes: Sizes) -> None:
-    """The sizes as a checkpoint's JSON has them; an MLP's width stands there as that of its ungated form."""
-    main, depth, codec = sizes.lm.transformer, sizes.lm.depformer, sizes.mimi.transformer
-    language = {
+    """The sizes as a checkpoint's JSON has them."""
+    (path / "lm.json").write_text(json.dumps({"config": _language(sizes)}))
+    (path / "mimi.json").write_text(json.dumps({"config": _sound(sizes)}))
+
+
+def _language(sizes: Sizes) -> dict[str, object]:
+    """An MLP's width stands here as that of its ungated form."""
+    main, depth = sizes.lm.transformer, sizes.lm.depformer
+    return {
         "dim": main.dim,
         "num_heads": main.heads,
         "num_layers": main.layers,
@@ -192,8 +198,11 @@ def _write_sizes(path: Path, sizes: Sizes) -> None:
         "card": sizes.lm.card,
         "delays": sizes.lm.delays,
     }
-    seanet, quantizer = sizes.mimi.seanet, sizes.mimi.quantizer
-    sound = {
+
+
+def _sound(sizes: Sizes) -> dict[str, object]:
+    seanet, transformer, quantizer = sizes.mimi.seanet, sizes.mimi.transformer, sizes.mimi.quantizer
+    return {
         "seanet": {
             "dimension": seanet.dimension,
             "n_filters": seanet.filters,
@@ -205,12 +214,12 @@ def _write_sizes(path: Path, sizes: Sizes) -> None:
             "channels": seanet.channels,
         },
         "transformer": {
-            "d_model": codec.dim,
-            "num_heads": codec.heads,
-            "num_layers": codec.layers,
-            "context": codec.context,
-            "max_period": codec.max_period,
-            "dim_feedforward": codec.hidden,
+            "d_model": transformer.dim,
+            "num_heads": transformer.heads,
+            "num_layers": transformer.layers,
+            "context": transformer.context,
+            "max_period": transformer.max_period,
+            "dim_feedforward": transformer.hidden,
         },
         "quantizer": {
             "dimension": quantizer.dimension,
@@ -219,8 +228,6 @@ def _write_sizes(path: Path, sizes: Sizes) -> None:
             "input_dimension": quantizer.input_dimension,
         },
     }
-    (path / "lm.json").write_text(json.dumps({"config": language}))
-    (path / "mimi.json").write_text(json.dumps({"config": sound}))
 
 
 def _train_vocabulary(path: Path, size: int) -> None:

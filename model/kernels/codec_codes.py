@@ -30,6 +30,26 @@ def search(projected: Tensor, entries: Tensor, columns: Tensor, half_squares: Te
     `entries [Q, E, d]`; `columns [Q, d, E]`, the same, as a product reads them fastest; `half_squares [Q, E]`, half
     their squared lengths.
     """
+    books, count = entries.shape[0], projected.shape[0]
+    scores, indices = _scored(projected, entries, columns, half_squares)
+    blocks = scores.shape[2]
+    codes = torch.empty((count, books), dtype=torch.int64, device=projected.device)
+    _choose[(count,)](
+        scores,
+        indices,
+        codes,
+        count,
+        books=books,
+        blocks=blocks,
+        width=triton.next_power_of_2(books),
+        places=triton.next_power_of_2(blocks),
+        num_warps=1,
+    )
+    return codes
+
+
+def _scored(projected: Tensor, entries: Tensor, columns: Tensor, half_squares: Tensor) -> tuple[Tensor, Tensor]:
+    """The best score of each block of entries, and whose it is: `[Q, b, blocks]` each."""
     books, bins, dim = entries.shape
     count = projected.shape[0]
     blocks = triton.cdiv(bins, _ENTRIES)
@@ -60,19 +80,7 @@ def search(projected: Tensor, entries: Tensor, columns: Tensor, half_squares: Te
             depth=_DEPTH,
             num_warps=8,
         )
-    codes = torch.empty((count, books), dtype=torch.int64, device=projected.device)
-    _choose[(count,)](
-        scores,
-        indices,
-        codes,
-        count,
-        books=books,
-        blocks=blocks,
-        width=triton.next_power_of_2(books),
-        places=triton.next_power_of_2(blocks),
-        num_warps=1,
-    )
-    return codes
+    return scores, indices
 
 
 def sums(codes: Tensor, entries: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def short(models: Models) -> Models:
     narrow = replace(config, transformer=replace(config.transformer, context=WINDOW))
     lm = LM(narrow)
     lm.load_state_dict(models.lm.state_dict())
-    return replace(models, lm=lm.eval().requires_grad_(False))
+    return replace(models, lm=lm.eval().requires_grad_(False).to(models.device))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,8 @@ def brief(models: Models, tmp_path_factory: pytest.TempPathFactory) -> ModelFold
     folder = ModelFolder(tmp_path_factory.mktemp("brief"))
     folder.voices.mkdir()
     codes = torch.randint(0, 2048, (4, 8), generator=torch.Generator().manual_seed(2))
-    embeddings, cache = models.lm.record_voice(torch.tensor(voice_frames(codes.tolist())).T)
+    frames = torch.tensor(voice_frames(codes.tolist()), device=models.device).T
+    embeddings, cache = (part.cpu() for part in models.lm.record_voice(frames))
     torch.save({"embeddings": embeddings[:, None, None], "cache": cache[None]}, folder.voices / f"{VOICE}.pt")
     return folder
 

@@ -32,6 +32,7 @@ class Frame:
         self.hidden = torch.randn(count, config.transformer.dim, generator=draw).to(lm.text_emb.weight.dtype)
         self.text = torch.randint(0, config.text_card, (count,), generator=draw)
         self.told = torch.randint(-1, config.card, (count, config.rows), generator=draw)
+        self.told[:, 0] = torch.randint(-1, config.text_card, (count,), generator=draw)
         self.given = torch.rand(count, config.rows, generator=draw) < (0.4 if forced else 0.0)
         slots = torch.randperm(count + 2, generator=draw)[:count]
         heats, top_k = torch.full((count + 2,), heat), torch.randint(1, 9, (count + 2,), generator=draw)
