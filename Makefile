@@ -2,6 +2,7 @@
 # make test       lint, types and tests (a few minutes)
 # make test-sip   SIP against sipp, baresip and kamailio (installed with apt when run by root)
 # make test-long  what takes longer: soak, chaos, load
+# make test-gpu   the engine's kernels, graphs and calls on this machine's NVIDIA card
 #
 # The tests need torch. PyPI's build for Linux carries CUDA (gigabytes); this one does not:
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test
@@ -14,10 +15,10 @@ PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip -qq --disable-pip-version-check
 PINS := pyproject.toml deploy/constraints.txt deploy/requirements-speech.txt
 
-.PHONY: help demo test unit test-sip test-long lint clean
+.PHONY: help demo test unit test-sip test-long test-gpu lint clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -4
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/callplex demo
@@ -37,6 +38,12 @@ test-sip: $(VENV)/.test
 
 test-long: $(VENV)/.test
 	$(PYTHON) -m pytest -m long
+
+# Where there is no card the same tests run elsewhere, or are skipped.
+test-gpu: $(VENV)/.test
+	CALLPLEX_TEST_DEVICE=cuda $(PYTHON) -m pytest -m "not long" tests/model/kernels \
+	  $(addprefix tests/model/test_,$(addsuffix .py,calls captured_step engine gpu_process history personaplex prompt_cache \
+	  resume_all shared_passes))
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
