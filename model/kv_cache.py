@@ -95,6 +95,12 @@ class SlotKV(KVCache):
             ring[layer].view(torch.uint8)[rows, :, cells] = small.view(torch.uint8)
             scales[layer][rows, :, cells] = scale
 
+    def layer(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Keys, values and the scales of both of one layer: `[slots, heads, capacity, ...]`, None unless FP8."""
+        if self.key_scales is None or self.value_scales is None:
+            return self.keys[layer], self.values[layer], None, None
+        return self.keys[layer], self.values[layer], self.key_scales[layer], self.value_scales[layer]
+
     def rings(self) -> tuple[Tensor, ...]:
         rings = (self.keys, self.values, self.key_scales, self.value_scales)
         return tuple(ring for ring in rings if ring is not None)
@@ -132,12 +138,7 @@ class StepAttention:
         from model.kernels import attention
 
         cache = self._cache
-        scales = (
-            (None, None)
-            if cache.key_scales is None or cache.value_scales is None
-            else (cache.key_scales[layer], cache.value_scales[layer])
-        )
-        ring = attention.Ring(cache.keys[layer], cache.values[layer], *scales)
+        ring = attention.Ring(*cache.layer(layer))
         if self._chunks is None:
             self._chunks = attention.chunks(ring, len(self.slots))
         turn = rotary.cos[:, 0, 0], rotary.sin[:, 0, 0]

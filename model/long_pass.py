@@ -51,12 +51,7 @@ class LongAttention:
             self._both = joined.new_empty(shape), joined.new_empty(shape)
             self._mask = joined.new_zeros(self._seen.shape).masked_fill_(~self._seen, float("-inf"))
         keys, values = self._both
-        scales = (
-            (None, None)
-            if cache.key_scales is None or cache.value_scales is None
-            else (cache.key_scales[layer], cache.value_scales[layer])
-        )
-        ring = attention.Ring(cache.keys[layer], cache.values[layer], *scales)
+        ring = attention.Ring(*cache.layer(layer))
         query = joined.new_empty((batch, length, heads, head_dim))
         long_attention.recall(ring, self._slots, self._first, self._begin, keys, values, self._cells)
         turn = rotary.cos[:, 0], rotary.sin[:, 0]

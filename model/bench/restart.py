@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import io
 import json
 import os
 import signal
@@ -20,13 +19,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
-import sentencepiece
 import torch
 from safetensors.torch import save_file
 
 from model import wire
 from model.bench.drive import SOUND
 from model.bench.models import Size, Sizes, random_models, sizes_of
+from model.bench.vocabulary import train_vocabulary
 from model.engine_options import EngineOptions, KVDtype
 from model.folder import ModelFolder
 from model.personaplex import PersonaplexEngine, PersonaplexSession
@@ -162,7 +161,7 @@ def make_weights(order: Order) -> None:
     models = random_models(sizes, torch.device(order.device))
     if order.size != "full":
         _write_sizes(folder.path, sizes)
-    _train_vocabulary(folder.tokenizer, sizes.lm.text_card)
+    train_vocabulary(folder.tokenizer, [PROMPT] * 4, sizes.lm.text_card, _PIECES)
     main = sizes.lm.transformer
     voice = {
         "embeddings": torch.randn((main.context // _VOICE_PART, 1, 1, main.dim)),
@@ -228,25 +227,6 @@ def _sound(sizes: Sizes) -> dict[str, object]:
             "input_dimension": quantizer.input_dimension,
         },
     }
-
-
-def _train_vocabulary(path: Path, size: int) -> None:
-    """A SentencePiece model of `size` pieces with the published special ids: 0 end of padding, 3 padding."""
-    written = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([PROMPT] * 4),
-        model_writer=written,
-        model_type="bpe",
-        vocab_size=size,
-        character_coverage=1.0,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=3,
-        user_defined_symbols=[f"<{number}>" for number in range(size - _PIECES)],
-        minloglevel=2,
-    )
-    path.write_bytes(written.getvalue())
 
 
 def _shown(found: Found) -> str:

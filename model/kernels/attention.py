@@ -37,6 +37,12 @@ class Ring:
     key_scales: Tensor | None = None
     value_scales: Tensor | None = None
 
+    @property
+    def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Keys, values and the scales of both, as kernels take them: where there are none, what is not read."""
+        key_scales = self.keys if self.key_scales is None else self.key_scales
+        return self.keys, self.values, key_scales, self.values if self.value_scales is None else self.value_scales
+
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
@@ -86,10 +92,7 @@ def attend(
         joined,
         cos,
         sin,
-        ring.keys,
-        ring.values,
-        ring.keys if ring.key_scales is None else ring.key_scales,
-        ring.values if ring.value_scales is None else ring.value_scales,
+        *ring.arguments,
         slots,
         first,
         last,

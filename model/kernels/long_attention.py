@@ -31,10 +31,7 @@ def recall(ring: Ring, slots: Tensor, first: Tensor, begin: Tensor, keys: Tensor
     width = triton.next_power_of_2(head_dim)
     block = max(1, _TILE // width)
     _recall[(triton.cdiv(cells, block), heads, len(slots))](
-        ring.keys,
-        ring.values,
-        ring.keys if ring.key_scales is None else ring.key_scales,
-        ring.values if ring.value_scales is None else ring.value_scales,
+        *ring.arguments,
         slots,
         first,
         begin,
@@ -74,10 +71,7 @@ def take(
         joined,
         cos,
         sin,
-        ring.keys,
-        ring.values,
-        ring.keys if ring.key_scales is None else ring.key_scales,
-        ring.values if ring.value_scales is None else ring.value_scales,
+        *ring.arguments,
         slots,
         begin,
         query,

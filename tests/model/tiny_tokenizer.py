@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
-import sentencepiece
+from model.bench.vocabulary import train_vocabulary
 
 _TEXT = """
 hello and thank you for calling us at the bank
@@ -19,19 +18,4 @@ _MOST = 160
 
 def train(path: Path, size: int) -> Path:
     """Write a model of `size` pieces, 30 at least, to `path`; those the text cannot give stand for nothing."""
-    written = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(_TEXT.strip().splitlines() * 4),
-        model_writer=written,
-        model_type="bpe",
-        vocab_size=size,
-        character_coverage=1.0,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=3,
-        user_defined_symbols=[f"<{n}>" for n in range(size - _MOST)],
-        minloglevel=2,
-    )
-    path.write_bytes(written.getvalue())
-    return path
+    return train_vocabulary(path, _TEXT.strip().splitlines() * 4, size, _MOST)
