@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import socket
 import subprocess
@@ -14,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from gateway.bench.ports import free_ports
 
 needs_baresip = pytest.mark.skipif(
     shutil.which("baresip") is None, reason="baresip is not installed: apt-get install baresip-core"
@@ -121,9 +120,7 @@ def telephone(
 ) -> Iterator[Telephone]:
     """A telephone of `user`; `options` are its account's."""
     folder.mkdir(parents=True)
-    # baresip takes the port after its SIP port for TLS.
-    sip = next(port for port in iter(lambda: free_ports(1)[0], 0) if _is_free(port + 1))
-    control = next(port for port in iter(lambda: free_ports(1)[0], 0) if port not in (sip, sip + 1))
+    sip, _, control = next(ports for ports in iter(_ports, None) if all(map(_is_free, ports)))
     (folder / "config").write_text(
         CONFIG.format(
             listen=f"127.0.0.1:{sip}",
@@ -153,9 +150,21 @@ def telephone(
             process.wait()
 
 
+def _ports() -> tuple[int, int, int]:
+    """For SIP, for TLS, which baresip takes at the next, and for control. Below those that the system gives to clients:
+    connections of tests that run beside would take them meanwhile."""
+    first = random.randrange(10_000, 32_000, 4)
+    return first, first + 1, first + 2
+
+
 def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
+    try:
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            with socket.socket(socket.AF_INET, kind) as probe:
+                probe.bind(("127.0.0.1", port))
+    except OSError:
+        return False
+    return True
 
 
 def _connect(port: int, alive: Callable[[], bool], folder: Path) -> socket.socket:
