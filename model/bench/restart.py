@@ -44,7 +44,10 @@ _PIECES = 60
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be measured. seconds: of talk before the kill."""
+    """What is to be measured. seconds: of talk before the kill; history: that calls have behind them when it comes.
+
+    Where that is more, what was said is said to have been said again and again.
+    """
 
     weights: Path
     size: Size = "full"
@@ -52,6 +55,7 @@ class Order:
     slots: int = 64
     kv_dtype: KVDtype = "auto"
     seconds: float = 4.0
+    history: float = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,11 @@ class _Caller:
                 break
         return 1000 * (time.perf_counter() - begun)
 
+    def lengthen(self, frames: int) -> None:
+        """Let what is kept of it be of so many frames, if it is of fewer."""
+        while len(self.columns) < frames:
+            self.columns += self.columns[: frames - len(self.columns)]
+
     async def talk(self, start: float, frames: int) -> list[float]:
         """Frames every 80 ms from `start` on (of `time.perf_counter`)."""
         took = []
@@ -128,10 +137,7 @@ async def measure(order: Order) -> Found:
     ready = time.perf_counter()
     callers = [_Caller(SessionRequest(f"call-{number}", prompt=PROMPT, voice=VOICE)) for number in range(order.slots)]
     opened = await asyncio.gather(*(caller.begin(engine) for caller in callers))
-    start = time.perf_counter()
-    frames = round(order.seconds / FRAME)
-    spread = (caller.talk(start + FRAME * number / order.slots, frames) for number, caller in enumerate(callers))
-    talked = await asyncio.gather(*spread)
+    talked = await _talk(callers, order.seconds)
     assert engine.pid is not None
     os.kill(engine.pid, signal.SIGKILL)
     killed = time.perf_counter()
@@ -139,17 +145,26 @@ async def measure(order: Order) -> Found:
     await engine.stop()
     second = PersonaplexEngine(options)
     await second.start()
-    again = time.perf_counter()
+    back = time.perf_counter()
+    for caller in callers:
+        caller.lengthen(round(order.history / FRAME))
     resumed = await asyncio.gather(*(caller.begin(second) for caller in callers))
     await second.stop()
     return Found(
         weights_seconds=made - begun,
         first_start_seconds=ready - made,
-        restart_seconds=again - killed,
+        restart_seconds=back - killed,
         opened_ms=sorted(opened),
-        talk_ms=sorted(one for each in talked for one in each),
+        talk_ms=sorted(talked),
         resumed_ms=sorted(resumed),
     )
+
+
+async def _talk(callers: Sequence[_Caller], seconds: float) -> list[float]:
+    """All at once, each at a phase of its own: milliseconds of every frame."""
+    start, frames = time.perf_counter(), round(seconds / FRAME)
+    spread = (caller.talk(start + FRAME * number / len(callers), frames) for number, caller in enumerate(callers))
+    return [took for each in await asyncio.gather(*spread) for took in each]
 
 
 def make_weights(order: Order) -> None:
@@ -256,6 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--kv-dtype", choices=get_args(KVDtype), default="auto")
     parser.add_argument("--seconds", type=float, default=4.0, help="of talk before the kill")
+    parser.add_argument("--history", type=float, default=20.0, help="seconds that calls have behind them, at least")
     parser.add_argument("--weights", type=Path, help="folder for the random weights; without it, one that is deleted")
     parser.add_argument("--json", action="store_true")
     options = vars(parser.parse_args(arguments))

@@ -84,7 +84,7 @@ def test_each_call_of_a_pass_gets_what_it_would_alone(models: Models, padded: bo
 def test_calls_with_other_lengths_have_a_pass_of_their_own_in_turn_and_none_has_more_than_eight(models: Models) -> None:
     """On an engine of few slots."""
     stepper = Stepper(models, 11)
-    passes = passes_of(stepper)
+    passes = passes_of(stepper, padded=False)
     short = passes.share(1).hear(10, sound(0, 1))
     long = [passes.share(2 + slot).hear(slot, sound(slot, 2)) for slot in range(10)]
     for parts in (*long[:2], short, *long[2:]):
@@ -178,7 +178,7 @@ def test_what_fills_a_pass_up_never_reaches_around_the_ring(models: Models) -> N
 
 def test_no_more_calls_read_together_than_memory_is_kept_for(models: Models) -> None:
     stepper = Stepper(models, 9, kv_dtype=torch.float32)
-    passes = passes_of(stepper)
+    passes = passes_of(stepper, padded=False)
     capacity = capacity_of(stepper)
     for held, columns_in_all, most in ((0, 99, 9), (0, 9, 3), (capacity, 99, 2)):
         with pytest.MonkeyPatch.context() as patch:
