@@ -16,13 +16,13 @@ from model.engine import Stepper
 from model.wire import FRAME_SAMPLES
 
 CODEC_PART = 25
-"""Frames of sound of one call that go through the codec at once: what lies between its layers takes 0.5 MB for each."""
+"""Frames of sound of one call that go through the codec at once: what lies between its layers takes 2.5 MB for each."""
 _LENGTHS = (CODEC_PART, 5, 1)
 """Frames of one call in a pass on a GPU: whatever is left of a short call makes no new size."""
 _MANY = 32
-"""An engine with more slots has the memory for the largest passes: some 2 MB a frame while they last."""
+"""An engine with more slots has the memory for the largest passes: some 2.5 MB a frame while they last."""
 _SIZES = (1, 8, 16)
-"""Calls in a pass on a GPU, which is filled up with nobody's: for a size never seen before, libraries choose anew."""
+"""Calls in a pass on a GPU, which is filled up with nobody's: a size never seen before might need a kernel compiled."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
