@@ -193,6 +193,24 @@ class Mimi(nn.Module):
             state.decoder_rows.index_copy_(0, slot_ids, carry.successor())
             return result
 
+    @torch.no_grad()
+    def remember(self, state: MimiState, slot_ids: Tensor, codes: Tensor) -> None:
+        """As `decode_step`, for sound that nobody hears: what is decoded next is the same after both.
+
+        The transformer remembers hundreds of positions and the convolutions few, so that these take the last ones only.
+        """
+        _require_codes(codes)
+        _require_slots(slot_ids, codes)
+        if state.step is not None and self._few(codes.shape[2], codes.shape[1]):
+            state.step[1].remember(state, slot_ids, codes)
+            return
+        with self._decoder_precision():
+            carry = Carry(state.decoder_rows.index_select(0, slot_ids))
+            x = self.upsample["convtr"](self.quantizer.decode(codes), carry)
+            x = _along_time(self.decoder_transformer, x, state.decoder_kv, slot_ids)
+            self.decoder(x[..., -self.decoder.reach :], carry)
+            state.decoder_rows.index_copy_(0, slot_ids, carry.successor())
+
 
 def _transformer(holder: nn.ModuleDict) -> Transformer:
     transformer = holder["transformer"]

@@ -166,6 +166,7 @@ class Decoder:
         assert isinstance(up, CausalConvTranspose1d)
         self._up = cast(Tensor, up.convtr["convtr"].weight)
         self._carried, self._frame = up.carried, mimi.frame_size
+        self._reach = -(-mimi.decoder.reach // codec_attention.STEP)
         self._precision: Precision = "tf32" if mimi.decoder_tf32 else "ieee"
         self._layers = Layers(_transformer(mimi.decoder_transformer), self._precision)
         self._convolutions = seanet(mimi.decoder, self._precision)
@@ -186,8 +187,16 @@ class Decoder:
 
     def __call__(self, state: MimiState, slots: Tensor, codes: Tensor) -> Tensor:
         """`codes [b, K, n]` of `slots [b]` to sound `[b, 1, n * frame]`."""
+        return self._decoded(state, slots, codes, codes.shape[2])
+
+    def remember(self, state: MimiState, slots: Tensor, codes: Tensor) -> None:
+        """The same for sound that nobody hears."""
+        self._decoded(state, slots, codes, min(codes.shape[2], self._reach))
+
+    def _decoded(self, state: MimiState, slots: Tensor, codes: Tensor, last: int) -> Tensor:
+        """The sound of the `last` frames, through whose convolutions no others go."""
         count, frames, width = slots.shape[0], codes.shape[2], self._projection.shape[0]
-        convolutions, places = self._decoding(frames)
+        convolutions, places = self._decoding(last)
         rows = state.decoder_rows[:, self._carried :]
         space = rows.new_empty(count, places.width)
         codec_rows.begin(rows, slots, places.before, space, None, 0)
@@ -196,8 +205,13 @@ class Decoder:
         product(entries, self._projection, Out(latent), length=1, hop=entries.shape[1], precision=self._precision)
         x = rows.new_empty(count, frames * codec_attention.STEP * width)
         codec_rows.double(latent.view(count, frames, width), self._up, state.decoder_rows, slots, x)
-        self._layers(x, state.decoder_kv, slots, convolutions.first(space))
-        sound = rows.new_empty(count, frames * self._frame)
+        chunk = convolutions.first(space)
+        if last == frames:
+            self._layers(x, state.decoder_kv, slots, chunk)
+        else:
+            self._layers(x, state.decoder_kv, slots, whole := torch.empty_like(x))
+            chunk.copy_(whole[:, -chunk.shape[1] :])
+        sound = rows.new_empty(count, last * self._frame)
         convolutions(space, sound)
         step = frames * codec_attention.STEP
         codec_rows.finish(rows, slots, places.after, space, state.decoder_kv.offsets, step)

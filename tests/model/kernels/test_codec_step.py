@@ -92,6 +92,18 @@ def test_frames_at_once_come_between_single_frames(window: WindowKind) -> None:
         close(one, other)
 
 
+def test_what_is_remembered_by_the_kernels_was_decoded_by_the_plain_pass() -> None:
+    """More frames than the convolutions reach back, as many, and fewer."""
+    mine, theirs = pair(WIDE)
+    one, other = mine.streaming(2), theirs.streaming(2)
+    slots = torch.tensor([1])
+    for frames in (6, 5, 1):
+        _, codes = frame(theirs, frames, 1, frames)
+        mine.remember(one, slots.to(DEVICE), codes.to(DEVICE))
+        theirs.decode_step(other, slots, codes)
+    close(one, other)
+
+
 @pytest.mark.parametrize("frames", [1, 2])
 def test_rows_that_fill_up_a_batch_leave_the_others_alone(frames: int) -> None:
     """They name nobody's slot more than once."""
