@@ -206,11 +206,10 @@ class Decoder:
         x = rows.new_empty(count, frames * codec_attention.STEP * width)
         codec_rows.double(latent.view(count, frames, width), self._up, state.decoder_rows, slots, x)
         chunk = convolutions.first(space)
-        if last == frames:
-            self._layers(x, state.decoder_kv, slots, chunk)
-        else:
-            self._layers(x, state.decoder_kv, slots, whole := torch.empty_like(x))
-            chunk.copy_(whole[:, -chunk.shape[1] :])
+        made = chunk if last == frames else torch.empty_like(x)
+        self._layers(x, state.decoder_kv, slots, made)
+        if made is not chunk:
+            chunk.copy_(made[:, -chunk.shape[1] :])
         sound = rows.new_empty(count, last * self._frame)
         convolutions(space, sound)
         step = frames * codec_attention.STEP
