@@ -17,8 +17,10 @@ from model.wire import FRAME_SAMPLES
 
 CODEC_PART = 25
 """Frames of sound of one call that go through the codec at once: what lies between its layers takes 2 MB for each."""
-_LENGTHS = (CODEC_PART, 5, 1)
-"""Frames of one call in a pass on a GPU: whatever is left of a short call makes no new size."""
+_HEARD = (CODEC_PART, 5, 1)
+"""Frames of sound of one call in a pass on a GPU: whatever is left of a short call makes no new size."""
+_SPOKEN = (5 * CODEC_PART, *_HEARD)
+"""Frames of codes: most of them go through a transformer only, and take 0.3 MB each."""
 _MANY = 32
 """An engine with more slots has the memory for the largest passes: some 2 MB a frame while they last."""
 _SIZES = (1, 8, 16)
@@ -43,9 +45,9 @@ class CodecPasses:
 
     def parts(self, given: Tensor) -> Iterator[Tensor]:
         """Sound or codes of one call, as `CodecWork` has them, cut into what goes through the codec at once."""
-        unit = FRAME_SAMPLES if given.is_floating_point() else 1
+        unit, lengths = (FRAME_SAMPLES, _HEARD) if given.is_floating_point() else (1, _SPOKEN)
         while frames := given.shape[-1] // unit:
-            length = next(length for length in _LENGTHS if length <= frames) if self._padded else CODEC_PART
+            length = next(length for length in lengths if length <= frames) if self._padded else CODEC_PART
             yield given[..., : length * unit]
             given = given[..., length * unit :]
 
@@ -63,8 +65,9 @@ class CodecPasses:
         books = self._stepper.models.config.codebooks
         for size in self._sizes if self._padded else _SIZES[:1]:
             nobody = [self._stepper.slots] * size
-            for length in _LENGTHS if self._padded else _LENGTHS[:1]:
+            for length in _HEARD if self._padded else _HEARD[:1]:
                 self._pass(nobody, [torch.zeros(length * FRAME_SAMPLES)] * size)
+            for length in _SPOKEN if self._padded else _HEARD[:1]:
                 self._pass(nobody, [torch.zeros((books, length), dtype=torch.long)] * size)
 
     @property
