@@ -16,18 +16,20 @@ from model.engine import Stepper
 from model.wire import FRAME_SAMPLES
 
 CODEC_PART = 25
-"""Frames of sound of one call that go through the codec at once: what lies between its layers takes 0.5 MB for each."""
-_LENGTHS = (CODEC_PART, 5, 1)
-"""Frames of one call in a pass on a GPU: whatever is left of a short call makes no new size."""
+"""Frames of sound of one call that go through the codec at once: what lies between its layers takes 2 MB for each."""
+_HEARD = (CODEC_PART, 5, 1)
+"""Frames of sound of one call in a pass on a GPU: whatever is left of a short call makes no new size."""
+_SPOKEN = (5 * CODEC_PART, *_HEARD)
+"""Frames of codes: most of them go through a transformer only, and take 0.3 MB each."""
 _MANY = 32
 """An engine with more slots has the memory for the largest passes: some 2 MB a frame while they last."""
 _SIZES = (1, 8, 16)
-"""Calls in a pass on a GPU, which is filled up with nobody's: for a size never seen before, libraries choose anew."""
+"""Calls in a pass on a GPU, which is filled up with nobody's: a size never seen before might need a kernel compiled."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class CodecWork:
-    """What the call in `slot` hears, `[samples]` float32 of whole frames, or speaks, codes `[8, n]`. On the CPU."""
+    """What the call in `slot` hears, `[samples]` float32 of whole frames, or has spoken, codes `[8, n]`. On the CPU."""
 
     slot: int
     given: Tensor
@@ -43,36 +45,37 @@ class CodecPasses:
 
     def parts(self, given: Tensor) -> Iterator[Tensor]:
         """Sound or codes of one call, as `CodecWork` has them, cut into what goes through the codec at once."""
-        unit = FRAME_SAMPLES if given.is_floating_point() else 1
+        unit, lengths = (FRAME_SAMPLES, _HEARD) if given.is_floating_point() else (1, _SPOKEN)
         while frames := given.shape[-1] // unit:
-            length = next(length for length in _LENGTHS if length <= frames) if self._padded else CODEC_PART
+            length = next(length for length in lengths if length <= frames) if self._padded else CODEC_PART
             yield given[..., : length * unit]
             given = given[..., length * unit :]
 
     def kind(self, work: CodecWork) -> Hashable:
         return work.given.shape
 
-    def do(self, works: Sequence[CodecWork]) -> Sequence[Tensor]:
-        """One pass for the first of `works`: for each its codes `[8, n]` or sound `[1, samples]`."""
+    def do(self, works: Sequence[CodecWork]) -> Sequence[Tensor | None]:
+        """One pass for the first of `works`: for each codes `[8, n]` of what it hears, None for what it has spoken."""
         works = works[: self._sizes[-1]]
         results = self._pass([work.slot for work in works], [work.given for work in works])
-        return list(results[: len(works)])
+        return [None] * len(works) if results is None else list(results[: len(works)])
 
     def warm(self) -> None:
         """Do what will be done for calls once for nobody, in every size."""
         books = self._stepper.models.config.codebooks
         for size in self._sizes if self._padded else _SIZES[:1]:
             nobody = [self._stepper.slots] * size
-            for length in _LENGTHS if self._padded else _LENGTHS[:1]:
+            for length in _HEARD if self._padded else _HEARD[:1]:
                 self._pass(nobody, [torch.zeros(length * FRAME_SAMPLES)] * size)
+            for length in _SPOKEN if self._padded else _HEARD[:1]:
                 self._pass(nobody, [torch.zeros((books, length), dtype=torch.long)] * size)
 
     @property
     def _sizes(self) -> tuple[int, ...]:
         return _SIZES if self._stepper.slots > _MANY else _SIZES[:-1]
 
-    def _pass(self, slots: list[int], given: list[Tensor]) -> Tensor:
-        """Of `given`, all alike, codes `[b, 8, n]` or sound `[b, 1, samples]`; what fills up the pass comes last."""
+    def _pass(self, slots: list[int], given: list[Tensor]) -> Tensor | None:
+        """Of `given`, all alike, codes `[b, 8, n]` if it is sound; what fills up the pass comes last."""
         stepper = self._stepper
         mimi, codec, device = stepper.models.mimi, stepper.codec, stepper.device
         missing = next(size for size in _SIZES if size >= len(slots)) - len(slots) if self._padded else 0
@@ -80,4 +83,5 @@ class CodecPasses:
         batch = torch.stack([*given, *[torch.zeros_like(given[0])] * missing]).to(device)
         if batch.is_floating_point():
             return mimi.encode_step(codec, rows, batch[:, None], stepper.models.config.codebooks)
-        return mimi.decode_step(codec, rows, batch)
+        mimi.remember(codec, rows, batch)
+        return None

@@ -94,19 +94,15 @@ class Share:
         """
         codes = []
         for part in self._shared.codec.parts(sound):
-            heard = yield from self._codec(slot, part)
+            heard = yield from self._shared.wait(self._turn, self._shared.codec, CodecWork(slot, part))
+            assert heard is not None
             codes.append(heard.cpu())
         return torch.cat(codes, dim=1)
 
     def speak(self, slot: int, codes: Tensor) -> Generator[bool]:
         """The agent's next `codes [8, n]` in `slot`, in parts. Nobody hears the sound; the codec remembers it."""
         for part in self._shared.codec.parts(codes):
-            yield from self._codec(slot, part)
-
-    def _codec(self, slot: int, part: Tensor) -> Generator[bool, None, Tensor]:
-        result = yield from self._shared.wait(self._turn, self._shared.codec, CodecWork(slot, part))
-        assert result is not None
-        return result
+            yield from self._shared.wait(self._turn, self._shared.codec, CodecWork(slot, part))
 
     def read(self, read: Read) -> Generator[bool]:
         """Let a language memory read its next columns."""

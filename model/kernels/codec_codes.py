@@ -192,7 +192,7 @@ def _choose(
     tl.store(codes + row * books + book, code.to(tl.int64), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row_stride", "book_stride"])
 def _sum(
     codes,
     entries,

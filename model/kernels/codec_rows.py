@@ -52,20 +52,20 @@ def finish(rows: Tensor, slots: Tensor, places: Tensor, workspace: Tensor, offse
         rows.stride(0),
         workspace.stride(0),
         carried,
-        step=step,
+        step,
         block=_BLOCK,
         num_warps=4,
     )
 
 
 def double(x: Tensor, weight: Tensor, rows: Tensor, slots: Tensor, result: Tensor) -> None:
-    """One position `x [b, C]` to two, `result [b, 2, C]`, with `weight [C, 4]`; `rows [S, C]` is the one before it.
+    """Each of `x [b, n, C]` to two positions, `result [b, 2 n C]`, with `weight [C, 4]`.
 
-    It takes that one's place.
+    `rows [S, C]` of `slots [b]` are the ones before the first; the last ones take their place.
     """
-    count, channels = x.shape
-    _double[(count, triton.cdiv(channels, _BLOCK))](
-        x, weight, rows, slots, result, rows.stride(0), channels, block=_BLOCK, num_warps=4
+    count, length, channels = x.shape
+    _double[(count, triton.cdiv(channels, _BLOCK), length)](
+        x, weight, rows, slots, result, rows.stride(0), channels, length, block=_BLOCK, num_warps=4
     )
 
 
@@ -95,7 +95,7 @@ def _begin(
     tl.store(workspace + row * workspace_stride + target, value, mask=old | new)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["step"])
 def _finish(
     rows,
     slots,
@@ -105,7 +105,7 @@ def _finish(
     rows_stride,
     workspace_stride,
     carried,
-    step: tl.constexpr,
+    step,
     block: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -119,16 +119,20 @@ def _finish(
         tl.store(offsets + slot, tl.load(offsets + slot) + step)
 
 
-@triton.jit
-def _double(x, weight, rows, slots, result, rows_stride, channels, block: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots + row).to(tl.int64)
+@triton.jit(do_not_specialize=["length"])
+def _double(x, weight, rows, slots, result, rows_stride, channels, length, block: tl.constexpr):
+    row, time = tl.program_id(0).to(tl.int64), tl.program_id(2)
     channel = tl.program_id(1) * block + tl.arange(0, block)
     there = channel < channels
-    now = tl.load(x + row * channels + channel, mask=there, other=0.0)
-    before = tl.load(rows + slot * rows_stride + channel, mask=there, other=0.0)
-    tl.store(rows + slot * rows_stride + channel, now, mask=there)
+    source = x + (row * length + time) * channels + channel
+    now = tl.load(source, mask=there, other=0.0)
+    before = tl.load(source - channels, mask=there & (time > 0), other=0.0)
+    if time == 0:  # alone with what is carried: another program might overwrite it too early
+        carried = rows + tl.load(slots + row).to(tl.int64) * rows_stride + channel
+        before = tl.load(carried, mask=there, other=0.0)
+        tl.store(carried, tl.load(source + (length - 1) * channels, mask=there, other=0.0), mask=there)
+    target = result + (row * length + time) * 2 * channels + channel
     for turn in tl.static_range(2):
         fresh = tl.load(weight + channel * 4 + turn, mask=there, other=0.0)
         late = tl.load(weight + channel * 4 + 2 + turn, mask=there, other=0.0)
-        tl.store(result + row * 2 * channels + turn * channels + channel, now * fresh + before * late, mask=there)
+        tl.store(target + turn * channels, now * fresh + before * late, mask=there)

@@ -13,8 +13,9 @@ model. B is the batch, n the number of 80 ms frames (1,920 samples), K codebooks
     decoder transformer   25 Hz    float32   as above; keys and values float32
     SEANet decoder        24 kHz   float32   as above
 
-A single frame on a GPU goes through `model.mimi.step`, in 125 launches where this takes 869 operations; it keeps full
-float32 by itself, and with `decoder_tf32` takes TF32 in all of the decoder's products.
+On a GPU frames go through `model.mimi.step`: one of each slot in 125 launches where this takes 869 operations, several
+in 130. It keeps full float32 by itself, and with `decoder_tf32` takes TF32 in all of the decoder's products. More
+frames at once than a window shows, 125, take the way through the layers there too.
 
 Streaming works on any slots, in any order, and touches no other. Nothing in a step waits for the device or depends
 on data in its shape, so that a step can be captured as a CUDA graph. Slot ids in a step are distinct, save those of
@@ -46,7 +47,7 @@ class MimiState:
     """What `slots` streams carry from step to step, the encoder's side and the decoder's.
 
     encoder_rows, decoder_rows: `[slots, floats]` of the convolutions; encoder_kv, decoder_kv: the transformers'. step:
-    what single frames go through in place of the layers, where there is a GPU; captured graphs read its weights.
+    what frames go through in place of the layers, where there is a GPU; captured graphs read its weights.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Mimi(nn.Module):
         self.frame_size = math.prod(config.seanet.ratios) * stride
         """Samples of a frame."""
         self.fused: bool | None = None
-        """Whether single frames take the few launches of `model.mimi.step`; None: where the weights are on a GPU."""
+        """Whether frames take the few launches of `model.mimi.step`; None: where the weights are on a GPU."""
         self._step: tuple[Encoder, Decoder] | None = None
         self._step_of: object = None
 
@@ -139,7 +140,7 @@ class Mimi(nn.Module):
 
     @torch.no_grad()
     def _prepared_step(self) -> tuple[Encoder, Decoder] | None:
-        """The weights in the form that single frames need, made anew where they have changed."""
+        """The weights in the form that the kernels need, made anew where they have changed."""
         weight = next(self.parameters())
         if not (weight.is_cuda if self.fused is None else self.fused):
             return None
@@ -150,6 +151,11 @@ class Mimi(nn.Module):
         if self._step_of != now:
             self._step, self._step_of = step.both_sides(self) if step.fits(self.config) else None, now
         return self._step
+
+    def _few(self, frames: int, books: int) -> bool:
+        """Whether kernels take so many frames of so many codebooks: a window shows all of their positions at once."""
+        shown = frames * self.config.resample_stride <= self.config.transformer.context
+        return shown and 1 <= books <= self.config.active
 
     @torch.no_grad()
     def encode_step(self, state: MimiState, slot_ids: Tensor, pcm: Tensor, n_q: int | None = None) -> Tensor:
@@ -162,7 +168,7 @@ class Mimi(nn.Module):
         _require_float(pcm)
         _require_slots(slot_ids, pcm)
         n_q = self.config.active if n_q is None else n_q
-        if state.step is not None and pcm.shape[2] == self.frame_size and 1 <= n_q <= self.config.active:
+        if state.step is not None and self._few(pcm.shape[2] // self.frame_size, n_q):
             return state.step[0](state, slot_ids, pcm, n_q)
         with full_float32():
             carry = Carry(state.encoder_rows.index_select(0, slot_ids))
@@ -177,7 +183,7 @@ class Mimi(nn.Module):
         """The next columns of `slot_ids [b]`, codes `[b, K, n]`, to their sound `[b, 1, n * frame_size]`."""
         _require_codes(codes)
         _require_slots(slot_ids, codes)
-        if state.step is not None and codes.shape[2] == 1 and codes.shape[1] <= self.config.active:
+        if state.step is not None and self._few(codes.shape[2], codes.shape[1]):
             return state.step[1](state, slot_ids, codes)
         with self._decoder_precision():
             carry = Carry(state.decoder_rows.index_select(0, slot_ids))
@@ -186,6 +192,24 @@ class Mimi(nn.Module):
             result: Tensor = self.decoder(x, carry)
             state.decoder_rows.index_copy_(0, slot_ids, carry.successor())
             return result
+
+    @torch.no_grad()
+    def remember(self, state: MimiState, slot_ids: Tensor, codes: Tensor) -> None:
+        """As `decode_step`, for sound that nobody hears: what is decoded next is the same after both.
+
+        The transformer remembers hundreds of positions and the convolutions few, so that these take the last ones only.
+        """
+        _require_codes(codes)
+        _require_slots(slot_ids, codes)
+        if state.step is not None and self._few(codes.shape[2], codes.shape[1]):
+            state.step[1].remember(state, slot_ids, codes)
+            return
+        with self._decoder_precision():
+            carry = Carry(state.decoder_rows.index_select(0, slot_ids))
+            x = self.upsample["convtr"](self.quantizer.decode(codes), carry)
+            x = _along_time(self.decoder_transformer, x, state.decoder_kv, slot_ids)
+            self.decoder(x[..., -self.decoder.reach :], carry)
+            state.decoder_rows.index_copy_(0, slot_ids, carry.successor())
 
 
 def _transformer(holder: nn.ModuleDict) -> Transformer:

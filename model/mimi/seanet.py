@@ -71,6 +71,20 @@ class SeanetDecoder(nn.Module):
     def carried(self) -> int:
         return carried(self.model)
 
+    @property
+    def reach(self) -> int:
+        """How many of the last positions all that it carries depends on: eight in the published decoder.
+
+        Counted from its end: the inputs of a layer that it carries, or that those needed of the next layer depend on.
+        """
+        needed = 0
+        for layer in reversed(self.model):
+            if isinstance(layer, CausalConvTranspose1d):
+                needed = -(-needed // layer.stride) + 1
+            elif isinstance(layer, ResidualBlock | CausalConv1d):
+                needed += sum(part.left for part in layer.modules() if isinstance(part, CausalConv1d))
+        return needed
+
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         return run(self.model, x, carry)
 

@@ -1,38 +1,35 @@
-"""One frame of each slot through the codec in few launches, for a GPU: five a transformer layer, one a convolution.
+"""The next frames of each slot through the codec in few launches, for a GPU: five a transformer layer, one a
+convolution.
 
-Owns the weights in the form that the kernels multiply with, the workspace in which convolutions find their inputs, and
-the order of a step. The layers are those of `model.mimi.codec`, whose own pass does the same for any number of frames
-over the same memory; the two agree up to rounding. Imported only where there is a GPU, and by tests.
+Owns the order of a step of one frame, and of a pass over several, and all weights as the kernels read them. The layers
+are those of `model.mimi.codec`, whose own pass does the same for any number of frames over the same memory; the two
+agree up to rounding. Imported only where there is a GPU, and by tests.
 
-What it owns comes to 0.25 GB at the published sizes, and the workspace to 1.8 MB a slot of the batch.
+What it owns comes to 0.25 GB at the published sizes, and the workspace to 1.8 MB a slot of the batch and frame.
 
-Time runs before channels here. A slot's row of the workspace holds, for each convolution, what it carries and then its
-chunk, without a gap; whoever makes the chunk writes it there, ELU applied. b is the slots of a step, D the width.
+b is the slots of a step, n its frames, D the width, T = 2 n positions, H heads, hd a head's width.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from model.config import MimiConfig
-from model.kernels import codec_attention, codec_codes, codec_rows
+from model.kernels import codec_attention, codec_chunk, codec_codes, codec_rows
 from model.kernels.codec_product import Edge, Out, Precision, product
 from model.mimi.conv import CausalConv1d, CausalConvTranspose1d
 from model.mimi.quantizer import SplitQuantizer
-from model.mimi.seanet import ResidualBlock, SeanetDecoder, SeanetEncoder
+from model.mimi.stages import Convolutions, Places, Stage, Workspace, convolution, factors, seanet
 from model.streaming import KVCache
 from model.transformer import LayerScale, Transformer, TransformerLayer
 
 if TYPE_CHECKING:
     from model.mimi.codec import Mimi, MimiState
-
-_ALIGNED = 16
-"""Parts of a workspace begin at multiples of so many floats, for wide loads."""
 
 
 def fits(config: MimiConfig) -> bool:
@@ -44,257 +41,179 @@ def fits(config: MimiConfig) -> bool:
     return known and steps and codes and config.seanet.channels == 1
 
 
-class Workspace:
-    """Where the floats of a slot's row lie, before a step and after it; parts are added in the order of the carry.
-
-    width: floats of a row, once all parts are there.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._before: list[int] = []
-        self._after: list[int] = []
-        self.width = 0
-
-    def flag(self) -> int:
-        """A float that is 1 after every step."""
-        at = self._room(1)
-        self._before.append(at)
-        self._after.append(-1)
-        return at
-
-    def part(self, channels: int, head: int, length: int) -> int:
-        """`length` inputs of `channels` after `head` carried ones, the last of which are carried on."""
-        at = self._room((head + length) * channels)
-        for channel in range(channels):  # carried channel by channel
-            self._before += [at + time * channels + channel for time in range(head)]
-            self._after += [at + (length + time) * channels + channel for time in range(head)]
-        return at
-
-    def tables(self) -> tuple[Tensor, Tensor]:
-        """Where each carried float lies, before and after: `[N]` each."""
-        both = (torch.tensor(table, dtype=torch.int32, device=self._device) for table in (self._before, self._after))
-        before, after = both
-        return before, after
-
-    def _room(self, floats: int) -> int:
-        at, self.width = self.width, self.width + floats
-        self.width += -self.width % _ALIGNED
-        return at
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One convolution as a product over overlapping rows.
-
-    weight `[N, K]`, bias `[N]`; `length` rows of a chunk begin `hop` floats apart. at: its input in the workspace, None
-    where nothing is carried; head: carried floats before the chunk, whose size is in floats too. elu: it takes the ELU
-    of what is made for it; skips: what is made for it is also added to what the stage that `adds` makes.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-    length: int
-    hop: int
-    at: int | None
-    head: int
-    size: int
-    elu: bool
-    skips: bool = False
-    adds: bool = False
-
-
-class Convolutions:
-    """SEANet's encoder or decoder, over chunks of `length` positions, in products of a `precision`."""
-
-    def __init__(
-        self, seanet: SeanetEncoder | SeanetDecoder, length: int, workspace: Workspace, precision: Precision
-    ) -> None:
-        self.stages: list[Stage] = []
-        self._precision = precision
-        elu = False
-        for layer in seanet.model:
-            if isinstance(layer, nn.ELU):
-                elu = True
-            elif isinstance(layer, ResidualBlock):
-                first, second = layer.block[1], layer.block[3]
-                assert isinstance(first, CausalConv1d) and isinstance(second, CausalConv1d)  # noqa: PT018
-                self.stages.append(convolution(first, length, workspace, precision, elu=True, skips=True))
-                self.stages.append(convolution(second, length, workspace, precision, elu=True, adds=True))
-            else:
-                if isinstance(layer, CausalConv1d):
-                    self.stages.append(convolution(layer, length, workspace, precision, elu=elu))
-                    length //= layer.stride
-                else:
-                    assert isinstance(layer, CausalConvTranspose1d)
-                    self.stages.append(transposed(layer, length, workspace, precision, elu=elu))
-                    length *= layer.stride
-                elu = False
-
-    @property
-    def begin(self) -> int:
-        """Where the first chunk belongs."""
-        stage = self.stages[0]
-        assert stage.at is not None
-        return stage.at + stage.head
-
-    def first(self, space: Tensor) -> Tensor:
-        """The first chunk, `[b, floats]`."""
-        return space[:, self.begin : self.begin + self.stages[0].size]
-
-    def __call__(self, space: Tensor, last: Tensor) -> None:
-        """From the first chunk, and all that is carried, to `last [b, floats]`."""
-        skip: Tensor | None = None
-        source = self._input(space, self.stages[0])
-        for stage, following in zip(self.stages, [*self.stages[1:], None], strict=True):
-            out, then = Out(last), None
-            if following is not None:
-                then = self._input(space, following)
-                out = Out(*self._outputs(then[:, following.head :], following))
-            out = replace(out, bias=stage.bias, residual=skip if stage.adds else None)
-            product(source, stage.weight, out, length=stage.length, hop=stage.hop, precision=self._precision)
-            if following is not None and following.skips:
-                skip = out.plain
-            if then is not None:
-                source = then
-
-    @staticmethod
-    def _outputs(chunk: Tensor, stage: Stage) -> tuple[Tensor | None, Tensor | None]:
-        """Where what is made for `stage`, whose `chunk` it becomes, goes as it is, and where its ELU goes."""
-        if not stage.elu:
-            return chunk, None
-        return (torch.empty(chunk.shape, device=chunk.device) if stage.skips else None), chunk
-
-    @staticmethod
-    def _input(space: Tensor, stage: Stage) -> Tensor:
-        floats = stage.head + stage.size
-        if stage.at is None:
-            return space.new_empty(space.shape[0], floats)
-        return space[:, stage.at : stage.at + floats]
-
-
 class Layers:
-    """A transformer of the codec over the two positions of a frame."""
+    """A transformer of the codec over the next positions of each slot, two a frame."""
 
     def __init__(self, transformer: Transformer, precision: Precision) -> None:
         config = transformer.config
         self._layers = [cast(TransformerLayer, layer) for layer in transformer.layers]
         self._weights = [[factors(weight, precision) for weight in _linear(layer)] for layer in self._layers]
         self._precision = precision
-        self._heads, self._hidden = config.heads, config.hidden
+        self._heads, self._width, self._hidden = config.heads, config.dim, config.hidden
         index = torch.arange(config.head_dim // 2, dtype=torch.float32, device=next(transformer.parameters()).device)
         self._frequency = torch.exp(index * (-math.log(config.max_period) * 2 / config.head_dim))
 
     def __call__(self, x: Tensor, kv: KVCache, slots: Tensor, last: Tensor) -> None:
-        """`x [b, 2 D]`, the next positions of `slots [b]`, to `last [b, 2 D]`. The slots' time does not go on."""
-        count, width = x.shape[0], x.shape[1] // 2
+        """`x [b, T D]`, the next T positions of `slots [b]`, to `last [b, T D]`. The slots' time does not go on."""
+        count, length, head_dim = x.shape[0], x.shape[1] // self._width, self._width // self._heads
+        turn = None
+        if length > codec_attention.STEP:
+            turn = codec_chunk.turns(slots, kv.offsets, self._frequency, length)
+        # What is not stored before the pass ends has to be kept for so long.
+        joined = x.new_empty(1 if turn is None else len(self._layers), count, length, 3, self._heads, head_dim)
         for index, (layer, weights) in enumerate(zip(self._layers, self._weights, strict=True)):
             joining, leaving, widening, narrowing = weights
-            joined = x.new_empty(count, 6 * width)
-            self._multiply(x, joining, Out(joined), layer.norm1)
-            seen = x.new_empty(count, 2 * width)
-            codec_attention.attend(
-                joined.view(count, 2, 3, self._heads, -1),
-                self._frequency,
-                slots,
-                kv.offsets,
-                kv.keys[index],
-                kv.values[index],
-                kv.window,
-                seen.view(count, 2, self._heads, -1),
-            )
+            own = joined[index % len(joined)]
+            self._multiply(x, joining, Out(own.flatten(1)), length, layer.norm1)
+            seen = x.new_empty(count, length * self._width)
+            self._attend(index, own, turn, kv, slots, seen)
             middle = torch.empty_like(seen)
             out = Out(middle, gain=_scale(layer.layer_scale_1), residual=x)
-            self._multiply(seen, leaving, out)
-            inner = x.new_empty(count, 2 * self._hidden)
-            self._multiply(middle, widening, Out(inner, gelu=True), layer.norm2)
+            self._multiply(seen, leaving, out, length)
+            inner = x.new_empty(count, length * self._hidden)
+            self._multiply(middle, widening, Out(inner, gelu=True), length, layer.norm2)
             x = last if index + 1 == len(self._layers) else torch.empty_like(middle)
             out = Out(x, gain=_scale(layer.layer_scale_2), residual=middle)
-            self._multiply(inner, narrowing, out)
+            self._multiply(inner, narrowing, out, length)
+        if turn is not None:
+            codec_chunk.store(joined, turn, slots, kv.offsets, kv.keys, kv.values)
 
-    def _multiply(self, x: Tensor, weight: Tensor, out: Out, norm: nn.Module | None = None) -> None:
+    def _attend(
+        self, index: int, joined: Tensor, turn: codec_chunk.Turn | None, kv: KVCache, slots: Tensor, seen: Tensor
+    ) -> None:
+        """Of one layer: `joined [b, T, 3, H, hd]` to `seen [b, T D]`."""
+        memory, result = (slots, kv.offsets, kv.keys[index], kv.values[index], kv.window), seen.view_as(joined[:, :, 0])
+        if turn is None:
+            codec_attention.attend(joined, self._frequency, *memory, result)
+        else:
+            codec_chunk.attend(joined, turn, *memory, result, self._precision)
+
+    def _multiply(self, x: Tensor, weight: Tensor, out: Out, length: int, norm: nn.Module | None = None) -> None:
         gains = None
         if norm is not None:
             assert isinstance(norm, nn.LayerNorm)
             gains = (norm.weight, norm.bias)
-        product(x, weight, out, length=2, hop=weight.shape[1], norm=gains, precision=self._precision)
+        product(x, weight, out, length=length, hop=weight.shape[1], norm=gains, precision=self._precision)
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoding:
+    """How an encoder's chunks of one length lie in their workspace: its convolutions' inputs, and what is carried.
+
+    flag: where it says whether a stream has begun; down: what halves the rate.
+    """
+
+    convolutions: Convolutions
+    flag: int
+    down: Stage
+    places: Places
 
 
 class Encoder:
-    """A frame of sound to its codes. Products are full float32: a code must not flip."""
+    """Frames of sound to their codes. Products are full float32: a code must not flip."""
 
     def __init__(self, mimi: Mimi, entries: Tensor, half_squares: Tensor) -> None:
         """`entries [Q, E, d]`, of the codebooks in use, and half their squared lengths `[Q, E]`."""
-        config = mimi.config
-        workspace = Workspace(next(mimi.parameters()).device)
-        self._convolutions = Convolutions(mimi.encoder, mimi.frame_size, workspace, "ieee")
+        self._frame = mimi.frame_size
+        self._convolutions = seanet(mimi.encoder, "ieee")
         self._layers = Layers(_transformer(mimi.encoder_transformer), "ieee")
         down = mimi.downsample["conv"]
         assert isinstance(down, CausalConv1d)
-        self._flag = workspace.flag()
-        self._down = convolution(down, config.resample_stride, workspace, "ieee")
-        self._before, self._after = workspace.tables()
-        self._width, self._channels = workspace.width, down.inputs
+        self._down = convolution(down, "ieee")
         sides = (mimi.quantizer.rvq_first, mimi.quantizer.rvq_rest)
         self._projection = factors(torch.cat([side.input_proj.weight[:, :, 0] for side in sides]), "ieee")
         self._entries, self._half_squares = entries, half_squares
         self._columns = entries.transpose(1, 2).contiguous()
+        self._encodings: dict[int, _Encoding] = {}
+        self._encoding(1)  # now: no table may be made while a step is captured
+
+    def _encoding(self, frames: int) -> _Encoding:
+        """Of chunks of so many frames."""
+        if frames not in self._encodings:
+            workspace = Workspace(self._projection.device)
+            convolutions = Convolutions(self._convolutions, frames * self._frame, workspace, "ieee")
+            flag, down = workspace.flag(), self._down.over(frames * codec_attention.STEP, workspace)
+            self._encodings[frames] = _Encoding(convolutions, flag, down, workspace.places())
+        return self._encodings[frames]
 
     def __call__(self, state: MimiState, slots: Tensor, pcm: Tensor, n_q: int) -> Tensor:
-        """`pcm [b, 1, frame]` of `slots [b]` to codes `[b, n_q, 1]`."""
-        count, down, width = slots.shape[0], self._down, self._channels
-        space = pcm.new_empty(count, self._width)
-        codec_rows.begin(state.encoder_rows, slots, self._before, space, pcm[:, 0], self._convolutions.begin)
-        x = pcm.new_empty(count, 2 * width)
-        self._convolutions(space, x)
-        assert down.at is not None
-        source = space[:, down.at : down.at + down.head + down.size]
-        self._layers(x, state.encoder_kv, slots, source[:, down.head :])
-        latent = pcm.new_empty(count, width)
-        edge = Edge(space[:, self._flag :], down.head, width)
-        product(source, down.weight, Out(latent), length=down.length, hop=down.hop, edge=edge)
-        codec_rows.finish(state.encoder_rows, slots, self._after, space, state.encoder_kv.offsets, codec_attention.STEP)
-        projected = pcm.new_empty(count, self._projection.shape[0])
-        product(latent, self._projection, Out(projected), length=1, hop=width)
+        """`pcm [b, 1, n * frame]` of `slots [b]` to codes `[b, n_q, n]`."""
+        count, frames, width = slots.shape[0], pcm.shape[2] // self._frame, self._down.channels
+        encoding, rows, kv = self._encoding(frames), state.encoder_rows, state.encoder_kv
+        down, places = encoding.down, encoding.places
+        space = pcm.new_empty(count, places.width)
+        codec_rows.begin(rows, slots, places.before, space, pcm[:, 0], encoding.convolutions.begin)
+        x = pcm.new_empty(count, down.size)
+        encoding.convolutions(space, x)
+        source = down.chunk(space)
+        self._layers(x, kv, slots, source[:, down.head :])
+        latent = pcm.new_empty(count, frames * width)
+        edge = Edge(space[:, encoding.flag :], down.head, width)
+        product(source, self._down.weight, Out(latent), length=frames, hop=down.hop, edge=edge)
+        codec_rows.finish(rows, slots, places.after, space, kv.offsets, frames * codec_attention.STEP)
+        projected = pcm.new_empty(count * frames, self._projection.shape[0])
+        product(latent.view(-1, width), self._projection, Out(projected), length=1, hop=width)
         books = (self._entries[:n_q], self._columns[:n_q], self._half_squares[:n_q])
-        return codec_codes.search(projected.view(count, 2, -1), *books)[:, :, None]
+        codes = codec_codes.search(projected.view(count * frames, 2, -1), *books)
+        return codes.view(count, frames, n_q).transpose(1, 2)
 
 
 class Decoder:
-    """A column of codes to its frame of sound, in products of TF32 where the codec is made so."""
+    """Columns of codes to their frames of sound, in products of TF32 where the codec is made so."""
 
     def __init__(self, mimi: Mimi, entries: Tensor) -> None:
-        config = mimi.config
-        workspace = Workspace(next(mimi.parameters()).device)
         up = mimi.upsample["convtr"]
         assert isinstance(up, CausalConvTranspose1d)
         self._up = cast(Tensor, up.convtr["convtr"].weight)
-        self._carried = up.carried
+        self._carried, self._frame = up.carried, mimi.frame_size
+        self._reach = -(-mimi.decoder.reach // codec_attention.STEP)
         self._precision: Precision = "tf32" if mimi.decoder_tf32 else "ieee"
         self._layers = Layers(_transformer(mimi.decoder_transformer), self._precision)
-        self._convolutions = Convolutions(mimi.decoder, config.resample_stride, workspace, self._precision)
-        self._before, self._after = workspace.tables()
-        self._width, self._frame = workspace.width, mimi.frame_size
+        self._convolutions = seanet(mimi.decoder, self._precision)
         sides = (mimi.quantizer.rvq_first, mimi.quantizer.rvq_rest)
         joined = torch.cat([side.output_proj.weight[:, :, 0] for side in sides], dim=1)
         self._projection = factors(joined, self._precision)
         self._entries = entries
+        self._decodings: dict[int, tuple[Convolutions, Places]] = {}
+        self._decoding(1)
+
+    def _decoding(self, frames: int) -> tuple[Convolutions, Places]:
+        """How chunks of so many frames lie in their workspace."""
+        if frames not in self._decodings:
+            workspace, length = Workspace(self._projection.device), frames * codec_attention.STEP
+            convolutions = Convolutions(self._convolutions, length, workspace, self._precision)
+            self._decodings[frames] = convolutions, workspace.places()
+        return self._decodings[frames]
 
     def __call__(self, state: MimiState, slots: Tensor, codes: Tensor) -> Tensor:
-        """`codes [b, K, 1]` of `slots [b]` to sound `[b, 1, frame]`."""
-        count, width = slots.shape[0], self._projection.shape[0]
+        """`codes [b, K, n]` of `slots [b]` to sound `[b, 1, n * frame]`."""
+        return self._decoded(state, slots, codes, codes.shape[2])
+
+    def remember(self, state: MimiState, slots: Tensor, codes: Tensor) -> None:
+        """The same for sound that nobody hears."""
+        self._decoded(state, slots, codes, min(codes.shape[2], self._reach))
+
+    def _decoded(self, state: MimiState, slots: Tensor, codes: Tensor, last: int) -> Tensor:
+        """The sound of the `last` frames, through whose convolutions no others go."""
+        count, frames, width = slots.shape[0], codes.shape[2], self._projection.shape[0]
+        convolutions, places = self._decoding(last)
         rows = state.decoder_rows[:, self._carried :]
-        space = rows.new_empty(count, self._width)
-        codec_rows.begin(rows, slots, self._before, space, None, 0)
-        entries = codec_codes.sums(codes[:, :, 0], self._entries).flatten(1)
-        latent = rows.new_empty(count, width)
+        space = rows.new_empty(count, places.width)
+        codec_rows.begin(rows, slots, places.before, space, None, 0)
+        entries = codec_codes.sums(codes.transpose(1, 2).flatten(0, 1), self._entries).flatten(1)
+        latent = rows.new_empty(count * frames, width)
         product(entries, self._projection, Out(latent), length=1, hop=entries.shape[1], precision=self._precision)
-        x = rows.new_empty(count, 2 * width)
-        codec_rows.double(latent, self._up, state.decoder_rows, slots, x)
-        self._layers(x, state.decoder_kv, slots, self._convolutions.first(space))
-        sound = rows.new_empty(count, self._frame)
-        self._convolutions(space, sound)
-        codec_rows.finish(rows, slots, self._after, space, state.decoder_kv.offsets, codec_attention.STEP)
+        x = rows.new_empty(count, frames * codec_attention.STEP * width)
+        codec_rows.double(latent.view(count, frames, width), self._up, state.decoder_rows, slots, x)
+        chunk = convolutions.first(space)
+        made = chunk if last == frames else torch.empty_like(x)
+        self._layers(x, state.decoder_kv, slots, made)
+        if made is not chunk:
+            chunk.copy_(made[:, -chunk.shape[1] :])
+        sound = rows.new_empty(count, last * self._frame)
+        convolutions(space, sound)
+        step = frames * codec_attention.STEP
+        codec_rows.finish(rows, slots, places.after, space, state.decoder_kv.offsets, step)
         return sound[:, None]
 
 
@@ -304,67 +223,11 @@ def both_sides(mimi: Mimi) -> tuple[Encoder, Decoder]:
     return Encoder(mimi, entries, half_squares), Decoder(mimi, entries)
 
 
-def convolution(
-    layer: CausalConv1d,
-    length: int,
-    workspace: Workspace,
-    precision: Precision,
-    *,
-    elu: bool = False,
-    skips: bool = False,
-    adds: bool = False,
-) -> Stage:
-    """`layer` over chunks of `length` inputs."""
-    inner, channels = layer.conv["conv"], layer.inputs
-    assert isinstance(inner, nn.Conv1d)
-    return Stage(
-        weight=factors(inner.weight.transpose(1, 2).flatten(1), precision),
-        bias=inner.bias,
-        length=length // layer.stride,
-        hop=layer.stride * channels,
-        at=workspace.part(channels, layer.left, length) if layer.left else None,
-        head=layer.left * channels,
-        size=length * channels,
-        elu=elu,
-        skips=skips,
-        adds=adds,
-    )
-
-
-def transposed(
-    layer: CausalConvTranspose1d, length: int, workspace: Workspace, precision: Precision, *, elu: bool = False
-) -> Stage:
-    """`layer` over chunks of `length` inputs: all that two neighbouring inputs add to the second one's outputs."""
-    inner, channels, stride = layer.convtr["convtr"], layer.inputs, layer.stride
-    assert isinstance(inner, nn.ConvTranspose1d)
-    kernel = inner.weight.new_zeros(channels, inner.out_channels, 2 * stride)
-    kernel[..., : inner.weight.shape[2]] = inner.weight
-    taps = kernel.view(channels, -1, 2, stride).flip(2)  # the input before reaches over by the kernel's second half
-    return Stage(
-        weight=factors(taps.permute(3, 1, 2, 0).flatten(2).flatten(0, 1), precision),
-        bias=None if inner.bias is None else inner.bias.repeat(stride),
-        length=length,
-        hop=channels,
-        at=workspace.part(channels, 1, length),
-        head=channels,
-        size=length * channels,
-        elu=elu,
-    )
-
-
 def codebooks(quantizer: SplitQuantizer, count: int) -> tuple[Tensor, Tensor]:
     """The first `count` codebooks side by side: entries `[count, E, d]`, half their squared lengths `[count, E]`."""
     books = (quantizer.rvq_first.codebooks + quantizer.rvq_rest.codebooks)[:count]
     tables = [book.table() for book in books]
     return torch.stack([entries for entries, _ in tables]), torch.stack([squares for _, squares in tables])
-
-
-def factors(weight: Tensor, precision: Precision) -> Tensor:
-    """`weight [N, K]`, so laid out in memory that the kernel reads it fastest.
-
-    FMA units take neighbouring columns from shared memory at once, tensor cores neighbouring factors.
-    """
-    return weight.contiguous() if precision == "tf32" else weight.T.contiguous().T
 
 
 def _linear(layer: TransformerLayer) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -81,6 +81,14 @@ def test_each_call_of_a_pass_gets_what_it_would_alone(models: Models, padded: bo
     assert same(memory(together, 3), before)
 
 
+def test_a_past_is_cut_into_the_few_lengths_that_passes_have(models: Models) -> None:
+    """What was spoken into longer ones than what is heard."""
+    passes = CodecPasses(Stepper(models, 1), padded=True)
+    heard, spoken = passes.parts(sound(0, 132)), passes.parts(codes(0, 157))
+    assert [part.shape[-1] // FRAME_SAMPLES for part in heard] == [25] * 5 + [5, 1, 1]
+    assert [part.shape[-1] for part in spoken] == [125, 25, 5, 1, 1]
+
+
 def test_calls_with_other_lengths_have_a_pass_of_their_own_in_turn_and_none_has_more_than_eight(models: Models) -> None:
     """On an engine of few slots."""
     stepper = Stepper(models, 11)

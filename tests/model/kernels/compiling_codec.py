@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from model.kernels import codec_attention, codec_codes, codec_product, codec_rows
+from model.kernels import codec_attention, codec_chunk, codec_codes, codec_product, codec_rows
 from model.kernels.codec_product import Precision
 
 _FLOATS = """
 source weight bias gain norm_gain norm_shift residual begun out active joined frequency keys values result rows
-workspace sound x projected rests entries half_squares scores
+workspace sound x cos sin projected rests entries half_squares scores
 """
 _NUMBERS = """
 source_stride residual_stride out_stride active_stride column_stride factor_stride rows_stride workspace_stride
 sound_stride row_stride book_stride length hop head
-channels bins carried samples sound_at context book
+channels bins carried samples sound_at context book step half layer_stride
 """
 _TYPES = dict.fromkeys(_FLOATS.split(), "*fp32") | dict.fromkeys(_NUMBERS.split(), "i32")
 _TYPES |= {"offsets": "*i64", "codes": "*i64", "places": "*i32", "indices": "*i32"}
@@ -44,8 +44,13 @@ def codec_kernels(capability: int, compiled: Callable[..., str]) -> dict[str, st
     found["codec attend"] = compiled(codec_attention._attend, capability, _TYPES, **sizes)
     sizes |= {"head_dim": 6, "width": 8, "full": True}
     found["codec attend odd"] = compiled(codec_attention._attend, capability, _TYPES, **sizes)
+    sizes = {"head_dim": 64, "width": 64, "full": False, "queries": codec_chunk._QUERIES, "places": codec_chunk._KEYS}
+    for name, precision in (("chunk", "ieee"), ("chunk tf32", "tf32")):
+        found[f"codec {name}"] = compiled(codec_chunk._attend, capability, _TYPES, **sizes, precision=precision)
+    found["codec turns"] = compiled(codec_chunk._turns, capability, _TYPES, 1, block=16, width=32)
+    found["codec store"] = compiled(codec_chunk._store, capability, _TYPES, head_dim=64, width=64, block=16)
     found["codec begin"] = compiled(codec_rows._begin, capability, _TYPES, block=1024)
-    found["codec finish"] = compiled(codec_rows._finish, capability, _TYPES, step=2, block=1024)
+    found["codec finish"] = compiled(codec_rows._finish, capability, _TYPES, block=1024)
     found["codec double"] = compiled(codec_rows._double, capability, _TYPES, block=1024)
     search = {"dim": 256, "blocks": 64, "places": 64, "rows": 16, "width": 32, "shares": 8, "depth": 32}
     found["codec score"] = compiled(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.kernels import codec_attention, codec_codes, codec_product
+from model.kernels import codec_attention, codec_chunk, codec_codes, codec_product, codec_rows
 from model.kernels.codec_product import Edge, Out, Tile, product, tile
 from model.mimi.quantizer import Codebook
 from model.rotary import Rotary
@@ -108,6 +108,65 @@ def test_attention_sees_what_the_plain_one_sees(heads: int, head_dim: int, conte
     torch.testing.assert_close(result.cpu(), expected.transpose(1, 2), rtol=0, atol=1e-4)
     torch.testing.assert_close(keys.cpu(), cache.keys[0], rtol=0, atol=1e-4)
     assert torch.equal(values.cpu(), cache.values[0])
+
+
+@pytest.mark.parametrize("kind", ["reference", "full"])
+@pytest.mark.parametrize(("heads", "head_dim", "context", "length"), [(2, 6, 7, 7), (2, 6, 70, 4), (1, 16, 131, 130)])
+def test_new_positions_see_the_ring_and_themselves(
+    heads: int, head_dim: int, context: int, length: int, kind: WindowKind
+) -> None:
+    """More new positions than a program takes queries or keys, slots of all ages; then all layers are stored."""
+    lengths = [0, 2, context - context % 2, context + 1 + context % 2, 10 * context]
+    cache = KVCache(layers=2, slots=6, heads=heads, head_dim=head_dim, window=Window(context, kind, 2))
+    for ring in cache.rings():
+        ring.normal_()
+    cache.offsets[:5] = torch.tensor(lengths)
+    slots = torch.tensor([3, 1, 0, 4, 2])
+    joined = torch.randn(2, 5, length, 3, heads, head_dim)
+    offsets, keys, values = (part.to(DEVICE, copy=True) for part in (cache.offsets, cache.keys, cache.values))
+    result = torch.empty(2, 5, length, heads, head_dim, device=DEVICE)
+    frequency = 10_000.0 ** (-torch.arange(head_dim // 2, device=DEVICE) * 2 / head_dim)
+    given, new = slots.to(DEVICE), joined.to(DEVICE)
+    turn = codec_chunk.turns(given, offsets, frequency, length)
+    for layer in range(2):
+        memory = offsets, keys[layer], values[layer], cache.window
+        codec_chunk.attend(new[layer], turn, given, *memory, result[layer])
+    codec_chunk.store(new, turn, given, offsets, keys, values)
+
+    positions = cache.positions(slots, length)
+    rotary, pass_ = Rotary(positions, head_dim, 10_000.0), cache.begin(positions, slots)
+    for layer in range(2):
+        query, key, value = joined[layer].permute(2, 0, 3, 1, 4)
+        expected = pass_.attend(layer, rotary(query), rotary(key), value)
+        torch.testing.assert_close(result[layer].cpu(), expected.transpose(1, 2), rtol=0, atol=1e-4)
+    torch.testing.assert_close(keys.cpu(), cache.keys, rtol=0, atol=1e-4)
+    assert torch.equal(values.cpu(), cache.values)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: the interpreter rounds nothing")
+def test_a_pass_in_tf32_is_near() -> None:
+    cache = KVCache(layers=1, slots=2, heads=2, head_dim=64, window=Window(250, "reference", 2), device=DEVICE)
+    joined, slots = draw(1, 50, 3, 2, 64), torch.ones(1, dtype=torch.long, device=DEVICE)
+    turn = codec_chunk.turns(slots, cache.offsets, draw(32).abs(), 50)
+    results = []
+    for precision in ("ieee", "tf32"):
+        results.append(torch.empty(1, 50, 2, 64, device=DEVICE))
+        memory = cache.offsets, cache.keys[0], cache.values[0], cache.window
+        codec_chunk.attend(joined, turn, slots, *memory, results[-1], precision)
+    torch.testing.assert_close(*results, rtol=0, atol=1e-2)
+    assert not torch.equal(*results)
+
+
+def test_positions_are_doubled_with_the_one_before_each() -> None:
+    x, weight, rows = draw(2, 3, 40), draw(40, 1, 4, seed=1), draw(3, 64, seed=2)
+    slots, result = torch.tensor([2, 0], device=DEVICE), torch.empty(2, 6 * 40, device=DEVICE)
+    before, after = rows[slots, :40], rows.clone()
+    after[slots, :40] = x[:, -1]
+    codec_rows.double(x, weight, rows, slots, result)
+    joined = torch.cat((before[:, None], x), dim=1).transpose(1, 2)
+    whole = functional.conv_transpose1d(joined, weight, stride=2, groups=40)[..., 2:8]
+    near(result, whole.transpose(1, 2).flatten(1))
+    assert torch.equal(rows, after)
 
 
 def book(bins: int, dim: int, seed: int) -> Codebook:

@@ -1,6 +1,8 @@
-"""Single frames through the codec's kernels against its plain pass, over the same memory."""
+"""Frames through the codec's kernels, one or several at once, against its plain pass over the same memory."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 from model.config import MimiConfig, QuantizerConfig, SeanetConfig, TransformerConfig, mimi_full
 from model.load import on_meta
 from model.mimi.codec import Mimi, MimiState
+from model.streaming import WindowKind
 from tests.model.kernels.launches import counting
 from tests.model.mimi.tiny import random_weights
 
@@ -23,8 +26,10 @@ CONFIG = MimiConfig(
     active=4,
 )
 """No width is a power of two, and the smallest frame that has every layer: 12 samples."""
-LARGE = ((20, False), (128, False), (128, True))
-"""Batches of the published codec that take its larger tiles, each compiled for some seconds."""
+WIDE = replace(CONFIG, transformer=replace(CONFIG.transformer, context=13))
+"""Six frames fit into its window."""
+LARGE = ((20, 1, False), (128, 1, False), (128, 1, True), (16, 25, False), (16, 25, True))
+"""Batches, frames of each and TF32: what takes the published codec's larger tiles, each compiled for some seconds."""
 BATCHES = ([4], [1, 4, 0], [5, 0, 2, 4, 1], [4, 1], [4])
 
 
@@ -35,11 +40,11 @@ def pair(config: MimiConfig = CONFIG) -> tuple[Mimi, Mimi]:
     return mine.to(DEVICE), theirs
 
 
-def frame(mimi: Mimi, seed: int, count: int) -> tuple[Tensor, Tensor]:
-    """Sound `[count, 1, samples]`, and codes `[count, active, 1]`, markers among them."""
+def frame(mimi: Mimi, seed: int, count: int, frames: int = 1) -> tuple[Tensor, Tensor]:
+    """Sound `[count, 1, samples]`, and codes `[count, active, frames]`, markers among them."""
     draw, config = torch.Generator().manual_seed(seed), mimi.config
-    codes = torch.randint(-2, config.quantizer.bins + 2, (count, config.active, 1), generator=draw)
-    return 0.3 * torch.randn(count, 1, mimi.frame_size, generator=draw), codes
+    codes = torch.randint(-2, config.quantizer.bins + 2, (count, config.active, frames), generator=draw)
+    return 0.3 * torch.randn(count, 1, frames * mimi.frame_size, generator=draw), codes
 
 
 def step(mimi: Mimi, state: MimiState, batch: list[int], pcm: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,26 +78,38 @@ def test_frames_by_the_kernels_are_those_of_the_plain_pass() -> None:
         close(one, other)
 
 
-def test_frames_at_once_may_come_between_frames_by_the_kernels() -> None:
-    """As when a call is resumed: its past goes through the plain pass, over the same memory."""
-    mine, theirs = pair()
+@pytest.mark.parametrize("window", ["reference", pytest.param("full", marks=pytest.mark.long)])
+def test_frames_at_once_come_between_single_frames(window: WindowKind) -> None:
+    """As when calls are resumed: fresh streams, begun ones, some whose window is full; seven frames are too many."""
+    mine, theirs = pair(WIDE)
+    one, other = mine.streaming(3, window), theirs.streaming(3, window)
+    for time, (batch, frames) in enumerate([([2, 0], 3), ([0], 1), ([1, 0], 6), ([0], 7), ([0], 2)]):
+        pcm, codes = frame(theirs, time, len(batch), frames)
+        heard, said = step(mine, one, batch, pcm, codes)
+        codes_there, sound_there = step(theirs, other, batch, pcm, codes)
+        assert torch.equal(heard, codes_there), time
+        torch.testing.assert_close(said, sound_there, rtol=0, atol=NEAR)
+        close(one, other)
+
+
+def test_what_is_remembered_by_the_kernels_was_decoded_by_the_plain_pass() -> None:
+    """More frames than the convolutions reach back, as many, and fewer."""
+    mine, theirs = pair(WIDE)
     one, other = mine.streaming(2), theirs.streaming(2)
     slots = torch.tensor([1])
-    for time, frames in enumerate((3, 1, 2)):
-        (pcm, codes), count = frame(theirs, time, frames), frames
-        pcm, codes = pcm.view(1, 1, -1), codes.transpose(0, 2).transpose(0, 1).reshape(1, -1, count)
-        heard = mine.encode_step(one, slots.to(DEVICE), pcm.to(DEVICE)).cpu()
-        assert torch.equal(heard, theirs.encode_step(other, slots, pcm))
-        said = mine.decode_step(one, slots.to(DEVICE), codes.to(DEVICE)).cpu()
-        torch.testing.assert_close(said, theirs.decode_step(other, slots, codes), rtol=0, atol=NEAR)
+    for frames in (6, 5, 1):
+        _, codes = frame(theirs, frames, 1, frames)
+        mine.remember(one, slots.to(DEVICE), codes.to(DEVICE))
+        theirs.decode_step(other, slots, codes)
     close(one, other)
 
 
-def test_rows_that_fill_up_a_batch_leave_the_others_alone() -> None:
+@pytest.mark.parametrize("frames", [1, 2])
+def test_rows_that_fill_up_a_batch_leave_the_others_alone(frames: int) -> None:
     """They name nobody's slot more than once."""
     mine, theirs = pair()
     one, other = mine.streaming(3), theirs.streaming(3)
-    pcm, codes = frame(theirs, 0, 3)
+    pcm, codes = frame(theirs, 0, 3, frames)
     heard, said = step(mine, one, [1, 2, 2], pcm, codes)
     codes_there, sound_there = step(theirs, other, [1], pcm[:1], codes[:1])
     assert torch.equal(heard[:1], codes_there)
@@ -103,7 +120,7 @@ def test_rows_that_fill_up_a_batch_leave_the_others_alone() -> None:
 
 def test_fewer_codebooks_are_the_first_ones() -> None:
     mine, theirs = pair()
-    pcm, codes = frame(theirs, 0, 2)
+    pcm, codes = frame(theirs, 0, 2, frames=2)
     slots = torch.tensor([1, 0])
     for count in (1, CONFIG.active + 1):
         one, other = mine.streaming(2), theirs.streaming(2)
@@ -126,26 +143,35 @@ def test_weights_that_changed_are_seen_by_the_next_streams() -> None:
     torch.testing.assert_close(said, sound_there, rtol=0, atol=NEAR)
 
 
-def test_a_frame_of_the_published_codec_takes_125_launches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the meta device, where nothing is computed. Before there were kernels it took 869."""
+@pytest.mark.parametrize(("frames", "launches"), [(1, (66, 59, 59)), (25, (68, 62, 63))])
+def test_a_frame_of_the_published_codec_takes_125_launches(
+    monkeypatch: pytest.MonkeyPatch, frames: int, launches: tuple[int, int, int]
+) -> None:
+    """And two seconds 130. On the meta device, where nothing is computed. Before there were kernels they took 869."""
     mimi = on_meta(lambda: Mimi(mimi_full()))
     mimi.fused = True
     state, slots = mimi.streaming(4), torch.empty(3, dtype=torch.long, device="meta")
-    pcm = torch.empty(3, 1, mimi.frame_size, device="meta")
-    with counting(monkeypatch) as encode:
-        codes = mimi.encode_step(state, slots, pcm)
-    with counting(monkeypatch) as decode:
-        said = mimi.decode_step(state, slots, codes)
-    assert (codes.shape, codes.dtype, said.shape) == ((3, 8, 1), torch.int64, pcm.shape)
-    assert (encode.count, decode.count) == (66, 59), encode.by_name + decode.by_name
+    pcm = torch.empty(3, 1, frames * mimi.frame_size, device="meta")
+    given = torch.empty(3, 8, frames, dtype=torch.long, device="meta")
+    for _ in range(2):  # the first time for the tables that a size needs
+        with counting(monkeypatch) as encode:
+            codes = mimi.encode_step(state, slots, pcm)
+        with counting(monkeypatch) as decode:
+            sound = mimi.decode_step(state, slots, given)
+        with counting(monkeypatch) as remember:
+            mimi.remember(state, slots, given)
+    assert (codes.shape, codes.dtype, sound.shape) == ((3, 8, frames), torch.int64, pcm.shape)
+    found = (encode, decode, remember)
+    assert tuple(one.count for one in found) == launches, [one.by_name for one in found]
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: the interpreter would take minutes")
 @pytest.mark.parametrize(
-    ("batch", "tf32"), [(1, False), (1, True), *(pytest.param(*case, marks=pytest.mark.long) for case in LARGE)]
+    ("batch", "frames", "tf32"),
+    [(1, 1, False), (1, 1, True), (1, 25, True), *(pytest.param(*case, marks=pytest.mark.long) for case in LARGE)],
 )
 @torch.no_grad()
-def test_the_published_sizes(batch: int, tf32: bool) -> None:
+def test_the_published_sizes(batch: int, frames: int, tf32: bool) -> None:
     """Every tile that the published layers take; each code once more, but where two entries are as near."""
     mimi = on_meta(lambda: Mimi(mimi_full())).to_empty(device=DEVICE).eval().requires_grad_(False)
     for name, tensor in mimi.state_dict(keep_vars=True).items():
@@ -160,8 +186,8 @@ def test_the_published_sizes(batch: int, tf32: bool) -> None:
     for mimi.fused in (True, False):
         mimi.decoder_tf32 = tf32 and mimi.fused
         state, slots = mimi.streaming(batch + 1), torch.arange(batch, 0, -1, device=DEVICE)
-        for time in range(3):
-            pcm, codes = (part.to(DEVICE) for part in frame(mimi, time, batch))
+        for time in range(3 if frames == 1 else 6):  # 300 positions fill the window
+            pcm, codes = (part.to(DEVICE) for part in frame(mimi, time, batch, frames))
             heard, said = mimi.encode_step(state, slots, pcm), mimi.decode_step(state, slots, codes)
         results.append((heard, said, state))
     (heard, said, one), (codes_there, sound_there, other) = results

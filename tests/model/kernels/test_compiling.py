@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 WIDEST = "ld.global.v4.b32"
 """A load of 16 bytes by each thread."""
-KERNELS = 40
+KERNELS = 44
 AHEAD = "cp.async.cg.shared.global"
 """The same into shared memory, while what came before is used."""
 
@@ -46,10 +46,11 @@ def test_every_kernel_compiles_for_hopper_and_reads_wide(tmp_path: Path) -> None
     assert "mma.sync" in found["linear"]
     for name in ("attend bf16 128", "attend fp8 128", "linear"):
         assert AHEAD in found[name], name
-    for name in ("codec product", "codec product thin", "codec product norm", "codec attend"):
+    for name in ("codec product", "codec product thin", "codec product norm", "codec attend", "codec chunk"):
         assert AHEAD in found[name], name
         assert "mma" not in found[name], name  # full float32
-    assert "tf32" in found["codec product tf32"]
+    for name in ("codec product tf32", "codec chunk tf32"):
+        assert "tf32" in found[name], name
 
 
 def check_walk(ptx: str) -> None:

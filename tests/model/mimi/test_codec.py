@@ -11,7 +11,9 @@ from torch import Tensor
 from model.config import mimi_full
 from model.load import on_meta
 from model.mimi.codec import Mimi, MimiState
+from model.mimi.conv import Carry
 from tests.model.mimi.tiny import (
+    CONFIG,
     FRAME,
     WINDOW_FRAMES,
     random_codes,
@@ -88,6 +90,29 @@ def test_frames_at_once_equal_frames_one_by_one(mimi: Mimi, at_once: int) -> Non
     near(stream_decode(mimi, single, 0, codes), stream_decode(mimi, many, 0, codes, at_once))
     follow = random_pcm(5, FRAME)
     assert torch.equal(mimi.encode_step(single, ids(0), follow), mimi.encode_step(many, ids(0), follow))
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 7, 20])
+def test_what_is_only_remembered_is_followed_as_if_it_had_been_heard(mimi: Mimi, at_once: int) -> None:
+    codes, follow = random_codes(12, 21), random_codes(13, 3)
+    heard, remembered = mimi.streaming(2), mimi.streaming(2)
+    for columns in codes.split(at_once, dim=2):  # type: ignore[no-untyped-call]
+        mimi.decode_step(heard, ids(1), columns)
+        mimi.remember(remembered, ids(1), columns)
+    for one, other in zip(slot_memory(heard, 1), slot_memory(remembered, 1), strict=True):
+        torch.testing.assert_close(one, other, rtol=NEAR, atol=10 * NEAR)
+    near(mimi.decode_step(heard, ids(1), follow), mimi.decode_step(remembered, ids(1), follow))
+
+
+def test_a_decoder_carries_what_its_last_positions_leave_and_no_fewer(mimi: Mimi) -> None:
+    decoder, x = mimi.decoder, torch.randn(1, CONFIG.seanet.dimension, 20)
+    kept = []
+    for positions in (20, decoder.reach, decoder.reach - 1):
+        carry = Carry(torch.zeros(1, decoder.carried))
+        decoder(x[..., -positions:], carry)
+        kept.append(carry.successor())
+    torch.testing.assert_close(kept[0], kept[1], rtol=NEAR, atol=10 * NEAR)
+    assert not torch.allclose(kept[0], kept[2], atol=1e-3)
 
 
 def test_a_sound_that_ends_inside_a_frame_gives_one_more_column(mimi: Mimi) -> None:
