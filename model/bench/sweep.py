@@ -67,7 +67,7 @@ def sweep(order: Order, device: torch.device) -> list[Figure]:
         matrix = _sweep_matrices(order, device, left_out, found)
     gc.unfreeze()
     if order.found is not None:
-        tiles.save(order.found, attention, matrix)
+        tiles.save(order.found, attention=attention, matrix=matrix)
     return found
 
 
