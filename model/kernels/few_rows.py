@@ -2,8 +2,9 @@
 
 Owns three forms of one kernel, which take the place of a layer's products and of all that lies between them. With so
 few rows a product is its weights' way from memory: they go to registers as they come, each turn's asked for before the
-last turn's are multiplied, and tensor cores would wait like everything else. Rounding is that of the plain layers.
-Weights may be in e4m3, with a scale for each output. `model.decode` chooses between this and the layers' own products.
+last turn's are multiplied, the first turn's, where launches may overlap, while the one before has still to end. Tensor
+cores would wait like everything else. Rounding is that of the plain layers. Weights may be in e4m3, with a scale for
+each output. `model.decode` chooses between this and the layers' own products.
 
 N is the rows (at most `MOST`), D the width, K the factors of a sum, W the inner width of an MLP.
 """
@@ -14,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from model.kernels.overlap import begin_next, possible, wait_for_last
 from model.kernels.tiles import RowTile, row_tile
 
 MOST = 4
@@ -78,7 +80,9 @@ def _launch(
         gated=gated,
         adds=residual is not None,
         scaled=scale is not None,
+        early=(early := possible(x.device)),
         num_warps=tile.warps,
+        launch_pdl=early,
     )
 
 
@@ -128,7 +132,10 @@ def _product(
     gated: tl.constexpr,
     adds: tl.constexpr,
     scaled: tl.constexpr,
+    early: tl.constexpr,
 ):
+    if early:
+        begin_next()
     narrow: tl.constexpr = x.dtype.element_ty
     row, channel = tl.arange(0, rows), tl.program_id(0) * columns + tl.arange(0, columns)
     known, step = channel < outer, tl.arange(0, depth)
@@ -137,6 +144,8 @@ def _product(
         second = weight + outer.to(tl.int64) * inner
         others = _asked(second, channel, outer, step, inner)
         other_total = tl.zeros([rows, columns, depth], tl.float32)
+    if early:
+        wait_for_last()
     if normed:
         root = _root(x, row, count, inner, eps, width)
     total = tl.zeros([rows, columns, depth], tl.float32)

@@ -110,6 +110,7 @@ def main(capability: int) -> dict[str, str]:
         for head_dim, width in ((128, 128), (20, 32)):
             constants = {"head_dim": head_dim, "width": width, "lanes": tile.lanes(width if quantised else 2 * width)}
             constants |= {"steps": tile.steps, "stages": tile.stages, "places": 32, "quantised": quantised}
+            constants["early"] = capability >= 90
             found[f"attend {name} {head_dim}"] = compiled(
                 attention._attend, capability, stored, tile.warps, **constants
             )
@@ -137,6 +138,7 @@ def few(capability: int, name: Stored, weight: dict[str, str]) -> dict[str, str]
     for adds, gated in ((False, False), (False, True), (True, False)):
         tile = tiles.row_tile(name, adds=adds)
         form = {"normed": not adds, "gated": gated, "adds": adds, "scaled": name == "fp8", "width": 1 if adds else 4096}
+        form["early"] = capability >= 90
         for rows in (1, few_rows.MOST)[: 1 + (gated and name == "bf16")]:
             sizes = {"rows": rows, "columns": max(1, tile.columns // (rows * (1 + gated))), "depth": tile.depth}
             key = f"few rows {name}, {rows}" + gated * ", gated" + adds * ", adding"
