@@ -79,8 +79,11 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """`[..., D]` to query, key and value, `[..., 3, H, hd]`."""
-        joined: Tensor = functional.linear(x, self.in_proj_weight) if self.in_proj is None else self.in_proj(x)
-        return joined.view(*x.shape[:-1], 3, self._heads, -1)
+        return self.parted(functional.linear(x, self.in_proj_weight) if self.in_proj is None else self.in_proj(x))
+
+    def parted(self, joined: Tensor) -> Tensor:
+        """Query, key and value, `[..., 3, H, hd]`, of what lies side by side, `[..., 3 D]`."""
+        return joined.view(*joined.shape[:-1], 3, self._heads, -1)
 
 
 class TransformerLayer(nn.Module):

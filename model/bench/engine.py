@@ -272,15 +272,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each run of one configuration")
     parser.add_argument("--steady", type=float, default=0.0, help="seconds of the run at random phases instead")
     parser.add_argument("--beside", type=beside_of, help="64,128: only these with work beside the calls; or none")
-    parser.add_argument("--tiles", type=Path, help="a file of what `model.bench.kernels --sweep` found, to be used")
+    parser.add_argument(
+        "--tiles",
+        type=Path,
+        action="append",
+        default=[],
+        help="a file of what `model.bench.kernels --sweep` or `model.bench.row_products` found, to be used",
+    )
     parser.add_argument("--walk-tiles", type=Path, help="a file of what `model.bench.walk` found, to be used")
     parser.add_argument("--json", action="store_true")
     options = vars(parser.parse_args(arguments))
     json_output = cast(bool, options.pop("json"))
-    for load, file in ((tiles.load, options.pop("tiles")), (load_tiles, options.pop("walk_tiles"))):
+    walk_tiles = options.pop("walk_tiles")
+    found = [(tiles.load, file) for file in options.pop("tiles")]
+    for load, file in [*found, *([(load_tiles, walk_tiles)] if walk_tiles else [])]:
         try:
-            if file is not None:
-                load(file)
+            load(file)
         except (OSError, ValueError) as error:
             parser.error(str(error))
     return bench_engine(Order(**options), json_output=json_output)

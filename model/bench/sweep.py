@@ -23,7 +23,7 @@ from model.kernels import tiles
 from model.kernels.tiles import AttentionTile, MatrixTile, Stored
 
 WARPS_STEPS_STAGES = ((4, 4, 1), (4, 4, 3), (4, 2, 3), (4, 2, 4), (2, 4, 3), (8, 2, 3))
-CHUNKS = ((128, 160), (256, 512), (512, 1024), (512, 1024))
+CHUNKS = ((128, 160), (256, 512), (1024, 1536), (1024, 1536, 3072))
 """For each number of slots of `tiles.BATCHES`."""
 MATRIX_TILES = (
     (
@@ -67,7 +67,7 @@ def sweep(order: Order, device: torch.device) -> list[Figure]:
         matrix = _sweep_matrices(order, device, left_out, found)
     gc.unfreeze()
     if order.found is not None:
-        tiles.save(order.found, attention, matrix)
+        tiles.save(order.found, attention=attention, matrix=matrix)
     return found
 
 

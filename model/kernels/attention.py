@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from model.kernels.overlap import begin_next, possible, wait_for_last
 from model.kernels.tiles import AttentionTile, attention_tile
 
 LARGEST = tl.constexpr(448.0)
@@ -24,6 +25,8 @@ LARGEST = tl.constexpr(448.0)
 SMALLEST = tl.constexpr(1e-12)
 """Of a scale's numerator: a row of zeros has a scale too."""
 _LOG2_E = 1.4426950408889634
+_SHORT = 4
+"""Slots whose attention is so short that it is worth to begin it early, and the product after it."""
 _PLACES = 32
 """Chunks that are joined at once, at least: one kernel serves chunks of any length."""
 
@@ -112,7 +115,9 @@ def attend(
         stages=tile.stages,
         places=max(_PLACES, triton.next_power_of_2(splits)),
         quantised=ring.key_scales is not None,
+        early=(early := count <= _SHORT and possible(joined.device)),
         num_warps=tile.warps,
+        launch_pdl=early,
     )
     return result
 
@@ -181,7 +186,11 @@ def _attend(
     stages: tl.constexpr,
     places: tl.constexpr,
     quantised: tl.constexpr,
+    early: tl.constexpr,
 ):
+    if early:
+        begin_next()
+        wait_for_last()
     split, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     # A call would last five years before its positions no longer fit into 32 bits, which are divided much faster.
     first, last = tl.load(firsts + row).to(tl.int32), tl.load(lasts + row).to(tl.int32)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 Stored = Literal["fp8", "bf16"]
+_Tile = TypeVar("_Tile")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,15 @@ class MatrixTile:
     stages: int
 
 
+@dataclass(frozen=True, slots=True)
+class RowTile:
+    """A program's part of a product with a handful of rows: `columns` of weights, of each `depth` factors a turn."""
+
+    columns: int
+    depth: int
+    warps: int
+
+
 BATCHES = (4, 16, 48)
 """The most slots for which each entry of the attention's tables but the last is meant."""
 ROWS = (16, 64)
@@ -63,6 +73,11 @@ _attention: dict[Stored, list[AttentionTile]] = {
         AttentionTile(1024, 4, 2, 4),
     ],
 }
+# By prediction: a turn is 128 bytes a thread, and four turns are what reading alone has on its way.
+_rows: dict[Stored, list[RowTile]] = {
+    "fp8": [RowTile(16, 1024, 4), RowTile(16, 1024, 4)],
+    "bf16": [RowTile(8, 1024, 4), RowTile(8, 1024, 4)],
+}
 _matrix = [MatrixTile(16, 32, 128, 4, 6), MatrixTile(64, 32, 128, 4, 3), MatrixTile(128, 64, 128, 8, 3)]
 
 
@@ -76,24 +91,55 @@ def matrix_tile(rows: int) -> MatrixTile:
     return _matrix[bisect_left(ROWS, rows)]
 
 
-def save(path: Path, attention: Mapping[Stored, Sequence[AttentionTile]], matrix: Sequence[MatrixTile]) -> None:
-    """Tables as `load` takes them."""
-    tables = {
-        "attention": {stored: [astuple(tile) for tile in tiles] for stored, tiles in attention.items()},
-        "matrix": [astuple(tile) for tile in matrix],
-    }
+def row_tile(stored: Stored, *, adds: bool) -> RowTile:
+    """For a product that follows a norm, or one that adds to the residual stream; wider types take bfloat16's."""
+    return _rows[stored][int(adds)]
+
+
+def save(
+    path: Path,
+    attention: Mapping[Stored, Sequence[AttentionTile]] | None = None,
+    matrix: Sequence[MatrixTile] | None = None,
+    rows: Mapping[Stored, Sequence[RowTile]] | None = None,
+) -> None:
+    """Tables as `load` takes them: those that are given."""
+    tables: dict[str, object] = {}
+    for name, table in (("attention", attention), ("rows", rows)):
+        if table is not None:
+            tables[name] = {stored: [astuple(tile) for tile in tiles] for stored, tiles in table.items()}
+    if matrix is not None:
+        tables["matrix"] = [astuple(tile) for tile in matrix]
     path.write_text(json.dumps(tables, indent=1) + "\n", encoding="utf-8")
 
 
 def load(path: Path) -> None:
-    """From now on take the tiles of a file. Raises ValueError if they are not as many as here, or no tiles."""
+    """From now on take the tiles of a file, which holds some of the tables.
+
+    Raises ValueError if it holds none, or one that has not as many tiles as here.
+    """
     tables = json.loads(path.read_text(encoding="utf-8"))
     try:
-        attention = {stored: [AttentionTile(*tile) for tile in tables["attention"][stored]] for stored in _attention}
-        matrix = [MatrixTile(*tile) for tile in tables["matrix"]]
-    except (KeyError, TypeError) as error:
+        attention = _read(tables, "attention", _attention, AttentionTile)
+        rows = _read(tables, "rows", _rows, RowTile)
+        matrix = [MatrixTile(*tile) for tile in tables.get("matrix", ())]
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no tables of tiles: {error!r}") from error
-    if any(len(tiles) != len(BATCHES) + 1 for tiles in attention.values()) or len(matrix) != len(ROWS) + 1:
+    if not (attention or rows or matrix):
+        raise ValueError(f"{path} holds no tables of tiles")
+    alike = all(len(tiles) == len(_attention[stored]) for stored, tiles in attention.items())
+    alike = alike and all(len(tiles) == len(_rows[stored]) for stored, tiles in rows.items())
+    if not alike or len(matrix) not in (0, len(_matrix)):
         raise ValueError(f"{path} has not a tile for each number of rows")
     _attention.update(attention)
-    _matrix[:] = matrix
+    _rows.update(rows)
+    _matrix[:] = matrix or _matrix
+
+
+def _read(
+    tables: Mapping[str, Mapping[str, Sequence[Sequence[int]]]],
+    name: str,
+    known: Mapping[Stored, Sequence[_Tile]],
+    make: Callable[..., _Tile],
+) -> dict[Stored, list[_Tile]]:
+    """One table by stored type; empty where there is none."""
+    return {stored: [make(*tile) for tile in tables[name][stored]] for stored in known} if name in tables else {}

@@ -21,6 +21,7 @@ from model.kernels import (
     attention,
     depformer,
     embedding,
+    few_rows,
     frame,
     layer,
     long_attention,
@@ -33,6 +34,7 @@ from model.kernels import (
     wide_sampling,
     word_queue,
 )
+from model.kernels.tiles import Stored
 from tests.model.kernels.compiling_codec import codec_kernels
 from tests.model.tiny import ODD
 
@@ -108,6 +110,7 @@ def main(capability: int) -> dict[str, str]:
         for head_dim, width in ((128, 128), (20, 32)):
             constants = {"head_dim": head_dim, "width": width, "lanes": tile.lanes(width if quantised else 2 * width)}
             constants |= {"steps": tile.steps, "stages": tile.stages, "places": 32, "quantised": quantised}
+            constants["early"] = capability >= 90
             found[f"attend {name} {head_dim}"] = compiled(
                 attention._attend, capability, stored, tile.warps, **constants
             )
@@ -115,6 +118,7 @@ def main(capability: int) -> dict[str, str]:
     found["silu_gate"] = compiled(layer._silu_gate, capability, {}, block=1024)
     weight = {"weight": "*fp8e4nv", "scale": "*fp32"}
     found["linear"] = compiled(matmul._linear, capability, weight, rows=16, columns=32, depth=128)
+    found |= few(capability, "bf16", {}) | few(capability, "fp8", weight)
     found["read"] = compiled(read._read, capability, {"source": "*i32", "sums": "*i32"}, 8, block=8192)
     walk = depformer_walk.constants(personaplex_7b(), depformer_walk.Form(torch.bfloat16), 1, 8)
     found["walk"] = compiled(depformer.walk, capability, _WALK, depformer_walk.WARPS, **walk)
@@ -126,6 +130,20 @@ def main(capability: int) -> dict[str, str]:
     found["list"] = compiled(wide_sampling._list, capability, names, **lists)
     found["choose"] = compiled(wide_sampling._choose, capability, names, 16, usual=32, places=16, width=32_768, **lists)
     return found | long_passes(capability) | ends(capability) | codec_kernels(capability, compiled)
+
+
+def few(capability: int, name: Stored, weight: dict[str, str]) -> dict[str, str]:
+    """The PTX of the products for a handful of rows, of one and of most."""
+    found, types = {}, weight | {"scales": "*fp32"}
+    for adds, gated in ((False, False), (False, True), (True, False)):
+        tile = tiles.row_tile(name, adds=adds)
+        form = {"normed": not adds, "gated": gated, "adds": adds, "scaled": name == "fp8", "width": 1 if adds else 4096}
+        form["early"] = capability >= 90
+        for rows in (1, few_rows.MOST)[: 1 + (gated and name == "bf16")]:
+            sizes = {"rows": rows, "columns": max(1, tile.columns // (rows * (1 + gated))), "depth": tile.depth}
+            key = f"few rows {name}, {rows}" + gated * ", gated" + adds * ", adding"
+            found[key] = compiled(few_rows._product, capability, types, tile.warps, **sizes, **form)
+    return found
 
 
 def long_passes(capability: int) -> dict[str, str]:

@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[3]
 WIDEST = "ld.global.v4.b32"
 """A load of 16 bytes by each thread."""
-KERNELS = 44
+KERNELS = 51
+LAST_HAS_ENDED = "griddepcontrol.wait"
 AHEAD = "cp.async.cg.shared.global"
 """The same into shared memory, while what came before is used."""
 
@@ -41,7 +42,11 @@ def test_every_kernel_compiles_for_hopper_and_reads_wide(tmp_path: Path) -> None
         # silu_gate's 1,024 values are 8 for each of 128 threads.
         assert WIDEST in found[name], name
     assert WIDEST in found["recall bf16 128"]
-    for name in ("attend fp8 128", "recall fp8 128"):
+    for name in ("few rows bf16, 1", "few rows bf16, 4, gated", "few rows bf16, 1, adding", "few rows fp8, 1, gated"):
+        weights, rest = found[name].split(LAST_HAS_ENDED)
+        assert weights.count(WIDEST) >= 2, "weights are asked for before anything is waited for"
+        assert rest.count(WIDEST) > weights.count(WIDEST), name
+    for name in ("attend fp8 128", "recall fp8 128", "few rows fp8, 1"):
         assert "cvt.rn.f16x2.e4m3x2" in found[name], name
     assert "mma.sync" in found["linear"]
     for name in ("attend bf16 128", "attend fp8 128", "linear"):

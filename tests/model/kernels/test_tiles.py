@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from model.kernels import tiles
-from model.kernels.tiles import AttentionTile, MatrixTile, Stored
+from model.kernels.tiles import AttentionTile, MatrixTile, RowTile, Stored
 
 
 @pytest.fixture(autouse=True)
 def _unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "_attention", dict(tiles._attention))
     monkeypatch.setattr(tiles, "_matrix", list(tiles._matrix))
+    monkeypatch.setattr(tiles, "_rows", dict(tiles._rows))
 
 
 def test_what_is_saved_is_taken_once_loaded(tmp_path: Path) -> None:
@@ -29,6 +30,19 @@ def test_what_is_saved_is_taken_once_loaded(tmp_path: Path) -> None:
     ]
     assert tiles.attention_tile("bf16", 5) == AttentionTile(80, 4, 2, 3)
     assert [tiles.matrix_tile(rows).rows for rows in (1, 16, 17, 64, 65, 3000)] == [16, 16, 32, 32, 64, 64]
+
+
+def test_a_file_of_one_table_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    before = tiles.attention_tile("fp8", 1), tiles.matrix_tile(1)
+    rows: dict[Stored, list[RowTile]] = {
+        "fp8": [RowTile(2, 64, 1), RowTile(4, 64, 1)],
+        "bf16": [RowTile(8, 64, 1), RowTile(16, 64, 1)],
+    }
+    tiles.save(tmp_path / "found.json", rows=rows)
+    tiles.load(tmp_path / "found.json")
+    assert (tiles.attention_tile("fp8", 1), tiles.matrix_tile(1)) == before
+    assert tiles.row_tile("fp8", adds=True) == RowTile(4, 64, 1)
+    assert tiles.row_tile("bf16", adds=False) == RowTile(8, 64, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,93 @@
+"""Products for a handful of rows, with what lies before and after them, against the plain layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model import decode, fp8, ops
+from model.fp8_weights import Fp8Linear
+from model.kernels import few_rows
+from model.kernels.tiles import RowTile
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TILE = RowTile(4, 128, 4)
+"""Sums of more factors than a turn has, columns that leave a program part of a tile."""
+DIM, OUTER = 200, 9
+NEAR = {torch.float32: 2e-5, torch.bfloat16: 2**-5}  # the interpreter cuts bfloat16 off
+both_types = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+all_counts = pytest.mark.parametrize("count", [1, 2, 3, few_rows.MOST])
+both_weights = pytest.mark.parametrize("small", [False, True])
+
+
+def weight_of(outer: int, inner: int, dtype: torch.dtype, small: bool) -> tuple[Tensor, few_rows.Weight]:
+    """As it is multiplied, in float32, and as the kernel takes it."""
+    plain = (torch.randn(outer, inner) * inner**-0.5).to(dtype)
+    if not small:
+        return plain.float(), (plain.to(DEVICE), None)
+    codes, scale = fp8.quantise(plain * 10.0 ** torch.linspace(-2, 1, outer)[:, None])
+    return codes.float() * scale[:, None], (codes.to(DEVICE), scale.to(DEVICE))
+
+
+def normed(x: Tensor, gain: Tensor) -> Tensor:
+    return ops.add_norm(x, None, gain)[1].float()
+
+
+@both_types
+@all_counts
+@both_weights
+def test_a_norm_and_a_product(count: int, dtype: torch.dtype, small: bool) -> None:
+    x, gain = torch.randn(count, DIM).to(dtype), torch.randn(1, 1, DIM).to(dtype)
+    plain, weight = weight_of(OUTER, DIM, dtype, small)
+    found = few_rows.project_normed(x.to(DEVICE), gain.to(DEVICE), weight, ops.RMS_EPS, TILE)
+    expected = functional.linear(normed(x, gain), plain)
+    torch.testing.assert_close(found.cpu().float(), expected, rtol=NEAR[dtype], atol=NEAR[dtype])
+
+
+@both_types
+@all_counts
+@both_weights
+def test_a_norm_a_product_and_a_gate(count: int, dtype: torch.dtype, small: bool) -> None:
+    x, gain = torch.randn(count, DIM).to(dtype), torch.randn(1, 1, DIM).to(dtype)
+    plain, weight = weight_of(2 * OUTER, DIM, dtype, small)
+    found = few_rows.project_gated(x.to(DEVICE), gain.to(DEVICE), weight, ops.RMS_EPS, TILE)
+    expected = ops.silu_gate(functional.linear(normed(x, gain), plain).to(dtype))
+    assert found.shape == (count, OUTER)
+    near = 4 * NEAR[dtype]
+    torch.testing.assert_close(found.cpu().float(), expected.float(), rtol=near, atol=near)
+
+
+@both_types
+@all_counts
+@both_weights
+def test_a_product_and_a_sum(count: int, dtype: torch.dtype, small: bool) -> None:
+    x, residual = torch.randn(count, DIM).to(dtype), torch.randn(count, OUTER).to(dtype)
+    plain, weight = weight_of(OUTER, DIM, dtype, small)
+    found = few_rows.add_projected(x.to(DEVICE), weight, residual.to(DEVICE), TILE)
+    expected = residual.float() + functional.linear(x.float(), plain)
+    torch.testing.assert_close(found.cpu().float(), expected, rtol=NEAR[dtype], atol=NEAR[dtype])
+    assert found.data_ptr() != residual.data_ptr(), "the next product still reads it"
+
+
+def test_numbers_that_are_none_stay_in_their_row() -> None:
+    x, residual = torch.randn(3, DIM), torch.randn(3, OUTER)
+    plain, weight = weight_of(OUTER, DIM, torch.float32, False)
+    x[1, 5] = float("nan")
+    found = few_rows.add_projected(x.to(DEVICE), weight, residual.to(DEVICE), TILE).cpu()
+    assert bool(found[1].isnan().all())
+    expected = residual + functional.linear(x, plain)
+    torch.testing.assert_close(found[::2], expected[::2], rtol=2e-5, atol=2e-5)
+
+
+def test_the_kernel_takes_as_many_rows_as_a_step_gives_it() -> None:
+    assert decode.FEW == few_rows.MOST
+
+
+def test_weights_of_either_kind_are_found() -> None:
+    linear = torch.nn.Linear(DIM, OUTER, bias=False)
+    small = Fp8Linear(linear.weight)
+    assert decode._weight(linear)[1] is None
+    assert decode._weight(small)[1] is small.scale
+    assert decode._weight(linear.weight)[0].data_ptr() == linear.weight.data_ptr()
