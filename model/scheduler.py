@@ -117,6 +117,13 @@ class Account:
     repeated: int = 0
     """Caller frames that came a second time, or too late, and were left out."""
 
+    def told(self) -> str:
+        """A sentence for the log."""
+        return (
+            f"{self.late} of {self.frames} frames were answered late, the latest after {1000 * self.worst:.0f} ms;"
+            f" {self.lost} of the caller's never came"
+        )
+
 
 @dataclass(slots=True)
 class _Slot:
