@@ -46,6 +46,9 @@ _CUTOFF = 3_700.0
 _KAISER_BETA = 5.65
 _SCALE_BITS = 16
 _PER_PHASE = TAPS // RATIO
+_BYTES_PER_SECOND = 2 * LINE_RATE
+_ROUNDING = 1e-6
+"""What sums of seconds, and parts of 20 ms, may be off by."""
 _UP_BLOCK = 16
 _DOWN_BLOCK = 40
 
@@ -276,59 +279,71 @@ class JitterBuffer:
 
 
 class Pacer:
-    """Lets an agent's frames out so that the line holds at most `ahead` seconds not yet heard.
+    """Lets an agent's frames out so that the line has a little in hand, and never more than `ahead` seconds.
 
-    A frame that comes on time leaves at once. After a stall of the engine frames come in a burst:
-    they wait here, quiet ones that would have to wait are dropped, and beyond `limit` the oldest go, so
-    that the delay of a stall does not stay for the rest of the call.
+    The line begins with `cushion` seconds of silence: a frame that comes by as much later than the first leaves no
+    hole. One that is later still does, and from then on the line has so much more in hand. That, and what waits here
+    after a stall of the engine, is delay: quiet frames are shortened by what is over the cushion, and beyond `limit`
+    the oldest go, so that it does not stay for the rest of the call.
     """
 
-    MARGIN = 0.005
-    """Seconds a quiet frame must be able to leave before its time; less is delay that a pause can take back."""
-
-    def __init__(self, frame_seconds: float = 0.08, ahead: float = 0.1, limit: int = 5) -> None:
+    def __init__(self, ahead: float = 0.1, cushion: float = CARRIER_FRAME_SECONDS, limit: int = 5) -> None:
         self._frames: deque[bytes] = deque()
-        self._seconds = frame_seconds
-        self._slack = ahead - frame_seconds
+        self._ahead = ahead
+        self._cushion = cushion
         self._limit = limit
+        self._begun = False
         self._heard_until = -math.inf
+        self.missing = 0
+        """20 ms of silence that the line played because a frame came too late; begun ones count."""
         self.dropped = 0
-        """Frames thrown away to catch up."""
+        """20 ms left out to catch up."""
 
     def push(self, frame: bytes, now: float) -> None:
-        """Queue one frame of int16 sound."""
-        late = bool(self._frames) or self._heard_until - self._slack > now - self.MARGIN
-        if late and level(frame) < QUIET:
-            self.dropped += 1
-            return
-        self._frames.append(frame)
+        """Queue a frame of int16 sound at 8 kHz, whole 20 ms."""
+        over = int((self.unheard(now) - self._cushion) / CARRIER_FRAME_SECONDS + _ROUNDING)
+        if over > 0 and level(frame) < QUIET:
+            self._drop(min(over * CARRIER_FRAME_BYTES, len(frame)))
+            frame = frame[over * CARRIER_FRAME_BYTES :]
+        if frame:
+            self._frames.append(frame)
         if len(self._frames) > self._limit:
-            self._frames.popleft()
-            self.dropped += 1
+            self._drop(len(self._frames.popleft()))
 
     def pop(self, now: float) -> bytes | None:
-        """The next frame if it may leave now, else None."""
-        if not self._frames or self._heard_until - self._slack > now:
+        """The next sound if it may leave now, else None."""
+        due = self.next_time(now)
+        if due is None or due > now:
             return None
-        self._heard_until = max(self._heard_until, now) + self._seconds
-        return self._frames.popleft()
-
-    @property
-    def waiting(self) -> bool:
-        """Whether anything waits for its time."""
-        return bool(self._frames)
+        frame = self._frames.popleft()
+        if not self._begun:
+            self._begun = True
+            frame = bytes(round(self._cushion * _BYTES_PER_SECOND)) + frame
+        elif (late := now - self._heard_until) > _ROUNDING:
+            self.missing += math.ceil(late / CARRIER_FRAME_SECONDS - _ROUNDING)
+        self._heard_until = max(self._heard_until, now) + _seconds(frame)
+        return frame
 
     def next_time(self, now: float) -> float | None:
         """When `pop` will give the next frame; None when nothing waits."""
         if not self._frames:
             return None
-        return max(now, self._heard_until - self._slack)
+        due = self._heard_until + _seconds(self._frames[0]) - self._ahead
+        return due if due > now + _ROUNDING else now
 
     def unheard(self, now: float) -> float:
         """Seconds of sound that left or wait here and that the line has not played yet."""
-        return max(0.0, self._heard_until - now) + self._seconds * len(self._frames)
+        return max(0.0, self._heard_until - now) + sum(map(_seconds, self._frames))
 
     def clear(self, now: float) -> None:
         """Forget what waits, and what the line was holding: it has been told to drop it."""
         self._frames.clear()
+        self._begun = False
         self._heard_until = min(self._heard_until, now)
+
+    def _drop(self, size: int) -> None:
+        self.dropped += size // CARRIER_FRAME_BYTES
+
+
+def _seconds(pcm: bytes) -> float:
+    return len(pcm) / _BYTES_PER_SECOND

@@ -79,6 +79,8 @@ class CallCounters:
     """Agent frames played."""
     frames_lost: int = 0
     """20 ms carrier frames that never came, came too late, or were dropped to catch up."""
+    agent_frames_lost: int = 0
+    """20 ms of the agent's that came too late for the line, or were left out to catch up."""
     deadline_misses: int = 0
 
 
@@ -193,6 +195,7 @@ class Call:
             self.outcome.set_result(Outcome(self._reason, self._target, self.plan.fallback))
         try:
             self.counters.frames_lost = self._jitter.missing + self._jitter.dropped
+            self.counters.agent_frames_lost = self._leg.lost
             self._tell(self.transcript.stop(self.counters.frames_out - 1))
             if self._session is not None:
                 await self._session.close()

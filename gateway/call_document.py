@@ -22,6 +22,8 @@ class CallMetrics:
     frames_in: int = 0
     frames_out: int = 0
     frames_lost: int = 0
+    """20 ms frames of the caller's, and the next of the agent's: they never came, came too late, or were left out."""
+    agent_frames_lost: int = 0
     deadline_misses: int = 0
 
 

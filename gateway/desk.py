@@ -294,6 +294,7 @@ def _record(call: Call, redacted: list[Utterance] | None, started_at: datetime) 
             frames_in=counters.frames_in,
             frames_out=counters.frames_out,
             frames_lost=counters.frames_lost,
+            agent_frames_lost=counters.agent_frames_lost,
             deadline_misses=counters.deadline_misses,
         ),
     )

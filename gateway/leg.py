@@ -53,6 +53,10 @@ class CallLeg(Protocol):
     def on_hold(self) -> bool:
         """While true, missing media is expected and does not end the call."""
 
+    @property
+    def lost(self) -> int:
+        """20 ms of the agent's sound that came too late for the line, which was silent instead, or were left out."""
+
     on_digit: Callable[[str], None] | None
     """Called with each key the caller presses, if somebody wants to know."""
 

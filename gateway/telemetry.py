@@ -26,6 +26,11 @@ class Telemetry:
         )
         self.frames = Counter("callplex_frames", "80 ms frames", ["direction"], registry=self.registry)
         self.lost = Counter("callplex_carrier_frames_lost", "20 ms frames lost or dropped", registry=self.registry)
+        self.agent_lost = Counter(
+            "callplex_agent_frames_lost",
+            "20 ms of the agent's that came too late for the line or were left out",
+            registry=self.registry,
+        )
         self.misses = Counter("callplex_deadline_misses", "Clock ticks over 20 ms late", registry=self.registry)
         self.call_misses = Histogram(
             "callplex_call_deadline_misses",
@@ -76,6 +81,7 @@ class Telemetry:
         self.frames.labels("in").inc(metrics.frames_in)
         self.frames.labels("out").inc(metrics.frames_out)
         self.lost.inc(metrics.frames_lost)
+        self.agent_lost.inc(metrics.agent_frames_lost)
         self.misses.inc(metrics.deadline_misses)
         self.call_misses.observe(metrics.deadline_misses)
         if metrics.answer_ms:

@@ -105,6 +105,8 @@ class _Connection(asyncio.Protocol):
             self._wake()
         elif isinstance(failure, InvalidStatus) and failure.response.status_code == 401:
             self.fail(f"{self._where} refuses our token; set the same CALLPLEX_WORKER_TOKEN on both sides")
+        elif isinstance(failure, InvalidStatus) and failure.response.status_code == 503:
+            self.fail(f"{self._where} takes no connections now: it is being stopped, or not up yet")
         else:
             self.fail(f"{self._where} does not speak {wire.SUBPROTOCOL}: {failure}")
 

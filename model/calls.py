@@ -172,7 +172,7 @@ class Calls:
         account = self.scheduler.close(call.slot)
         self.stepper.reset(call.slot)
         if account.late or account.lost:
-            log.warning("call %s: %s", call.request.call_id, account)
+            log.warning("call %s: %s", call.request.call_id, account.told())
         return account
 
     # Work.

@@ -99,6 +99,8 @@ class Frame:
     index: int
     pcm: bytes
     arrived: float
+    wanted: float
+    """From when its answer is waited for: `arrived`, or later where it was sent ahead of its time."""
 
 
 @dataclass(slots=True)
@@ -107,13 +109,20 @@ class Account:
 
     frames: int = 0
     late: int = 0
-    """Frames answered more than 80 ms after they came."""
+    """Frames answered more than 80 ms after their answer was wanted."""
     worst: float = 0.0
-    """Seconds from a frame's arrival to its answer."""
+    """Seconds from then to the answer."""
     lost: int = 0
     """Caller frames that never came and were taken for silence."""
     repeated: int = 0
     """Caller frames that came a second time, or too late, and were left out."""
+
+    def told(self) -> str:
+        """A sentence for the log."""
+        return (
+            f"{self.late} of {self.frames} frames were answered late, the latest after {1000 * self.worst:.0f} ms;"
+            f" {self.lost} of the caller's never came"
+        )
 
 
 @dataclass(slots=True)
@@ -125,6 +134,8 @@ class _Slot:
     """Seconds that its frames wait beyond their tick; None before the first frame."""
     phase: float = 0.0
     """When in the frame it is stepped, seconds below 0.08."""
+    expected: float = -math.inf
+    """When the next caller frame is."""
     account: Account = field(default_factory=Account)
 
 
@@ -188,11 +199,14 @@ class Scheduler:
         if index < state.next_in:
             state.account.repeated += 1
             return
+        # Behind others of its own that wait, it can be no later than the caller is ahead.
+        wanted = max(now, state.expected) if state.waiting else now
         for missing in range(state.next_in, index):
-            state.waiting.append(Frame(slot, missing, b"", now))
+            state.waiting.append(Frame(slot, missing, b"", now, wanted))
             state.account.lost += 1
             self.lost += 1
-        state.waiting.append(Frame(slot, index, pcm, now))
+        state.waiting.append(Frame(slot, index, pcm, now, wanted))
+        state.expected = wanted + FRAME
         state.next_in = index + 1
         if state.hold is None:
             state.hold = self._choose_hold(now)
@@ -218,7 +232,7 @@ class Scheduler:
         late = 0
         for frame in frames:
             state = self._open.get(frame.slot)
-            took = now - frame.arrived
+            took = now - frame.wanted
             if state is not None:
                 state.account.frames += 1
                 state.account.worst = max(state.account.worst, took)

@@ -149,6 +149,14 @@ class RtpSession:
         """Seconds of our sound that have not left yet."""
         return 0.0 if self._stream is None else self._stream.sender.talk.unheard
 
+    @property
+    def unsaid(self) -> int:
+        """20 ms of our sound that came too late, or were left out to catch up."""
+        if self._stream is None:
+            return 0
+        talk = self._stream.sender.talk
+        return talk.missing + talk.dropped
+
     def close(self) -> None:
         """Tell the peer's RTCP goodbye and give the ports back. Safe to call twice."""
         if self._closed:

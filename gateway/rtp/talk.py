@@ -21,6 +21,8 @@ RELAXED = 6
 """Frames that may wait, 120 ms, before quiet ones are left out."""
 LIMIT = 20
 """Frames that may wait at all: 400 ms."""
+PAUSE = 25
+"""A longer silence, in ticks, is no sound that came late: nobody had anything to say."""
 
 
 class TalkQueue:
@@ -29,6 +31,11 @@ class TalkQueue:
     def __init__(self) -> None:
         self._frames: deque[bytes] = deque()
         self._wait = CUSHION
+        self._begun = False
+        self._silent = 0
+        """Ticks since the last that had something to say."""
+        self.missing = 0
+        """20 ms of silence in place of sound that came too late."""
         self.dropped = 0
         """20 ms frames left out to catch up."""
 
@@ -48,10 +55,15 @@ class TalkQueue:
         frames = self._frames
         if not frames:
             self._wait = CUSHION
+            self._silent += 1
             return None
         if self._wait:
             self._wait -= 1
+            self._silent += 1
             return None
+        if self._begun and self._silent <= PAUSE:
+            self.missing += self._silent
+        self._begun, self._silent = True, 0
         frame = frames.popleft()
         while len(frames) > RELAXED and level(frame) < QUIET:
             frame = frames.popleft()
@@ -59,8 +71,9 @@ class TalkQueue:
         return frame
 
     def clear(self) -> None:
-        """Forget what waits."""
+        """Forget what waits; the silence that follows was asked for."""
         self._frames.clear()
+        self._begun = False
 
     @property
     def unheard(self) -> float:

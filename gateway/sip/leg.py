@@ -44,6 +44,8 @@ class SipLeg:
         self._sdp = sdp
         self._hand_over = hand_over
         self._hung_up = False
+        self._lost_before = line.rtp.unsaid
+        """By those whom the caller was connected to."""
         line.call = call
         line.on_digit = self._press
 
@@ -51,6 +53,11 @@ class SipLeg:
     def on_hold(self) -> bool:
         """The caller put us on hold: missing sound is expected."""
         return self.call.on_hold
+
+    @property
+    def lost(self) -> int:
+        """See `CallLeg.lost`."""
+        return self.line.rtp.unsaid - self._lost_before
 
     def answer(self) -> None:
         """Pick up; a caller who comes back from somebody else is there already."""

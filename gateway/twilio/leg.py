@@ -1,8 +1,8 @@
 """A Twilio call as a CallLeg: one WebSocket, mu-law both ways, paced. Telnyx's streams use it too.
 
 Owns the socket after the stream's start message. There is no task or queue of its own: a message is
-parsed and its sound handed on in the callback that read it, and sound that waits for its time leaves
-with the next thing that happens on the line, 20 ms later at most. Knows nothing of engines or personas.
+parsed and its sound handed on in the callback that read it, and sound that waits for its time leaves by
+a timer: what the line sends may be late, or not come at all. Knows nothing of engines or personas.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ class TwilioLeg:
         self._socket: CarrierSocket = websocket.scope["extensions"][DIRECT]
         self._protocol = protocol
         self._rest = rest
-        self._now = asyncio.get_running_loop().time
+        self._loop = asyncio.get_running_loop()
+        self._now = self._loop.time
+        self._timer: asyncio.TimerHandle | None = None
+        """Runs while sound waits for its time."""
         self.down = False
         """Nothing more is heard or sent."""
         self._hung_up = False
@@ -115,8 +118,6 @@ class TwilioLeg:
                 pcm = decode_ulaw(event.payload)
                 for start in range(0, len(pcm), CARRIER_FRAME_BYTES):
                     self._heard(pcm[start : start + CARRIER_FRAME_BYTES])
-            if self.pacer.waiting:
-                self._pump()
         elif isinstance(event, Stop):
             self._end()
         else:
@@ -144,6 +145,11 @@ class TwilioLeg:
         """80 ms of the agent, 640 int16 samples at 8 kHz, in one message as soon as it may leave."""
         self.pacer.push(pcm, self._now())
         self._pump()
+
+    @property
+    def lost(self) -> int:
+        """See `CallLeg.lost`."""
+        return self.pacer.missing + self.pacer.dropped
 
     async def flush(self) -> None:
         """Drop what waits here and what Twilio has queued."""
@@ -191,9 +197,14 @@ class TwilioLeg:
             await asyncio.wait_for(self._websocket.close(code, why), SEND_TIMEOUT)
 
     def _pump(self) -> None:
-        """Send what may leave now."""
+        """Send what may leave now, and the rest when its time has come."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         while (pcm := self.pacer.pop(self._now())) is not None:
             self._send(self._protocol.media(encode_ulaw(pcm)))
+        if not self.down and (due := self.pacer.next_time(self._now())) is not None:
+            self._timer = self._loop.call_at(due, self._pump)
 
     def _send(self, text: str) -> None:
         if self.down:

@@ -220,6 +220,7 @@ def _sample_document(
             "frames_in": 88,
             "frames_out": 88,
             "frames_lost": 0,
+            "agent_frames_lost": 0,
             "deadline_misses": 0,
         },
     }

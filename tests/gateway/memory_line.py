@@ -25,6 +25,7 @@ class MemoryLeg:
     then_silent: bool = False
     broken: bool = False
     on_hold: bool = False
+    lost: int = 0
     never_drains: bool = False
     late: float = 0.0
     """Seconds by which the first two frames, and only they, come late: the gateway was busy as the call began."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -211,61 +213,72 @@ LOUD = tone(440, 8_000, 640)
 QUIET = bytes(LINE_FRAME_BYTES)
 
 
-def test_pacer_passes_frames_that_come_on_time() -> None:
+CUSHION = bytes(CARRIER_FRAME_BYTES)
+
+
+def test_pacer_passes_frames_that_come_on_time_behind_a_cushion() -> None:
     pacer = Pacer()
     for tick in range(10):
         now = 5.0 + 0.08 * tick
         pacer.push(LOUD, now)
-        assert pacer.pop(now) == LOUD
+        assert pacer.pop(now) == (LOUD if tick else CUSHION + LOUD)
         assert pacer.next_time(now) is None
+        assert pacer.unheard(now) == pytest.approx(0.1)
+    assert (pacer.missing, pacer.dropped) == (0, 0)
+
+
+def play(pacer: Pacer, arrivals: list[tuple[float, bytes]]) -> list[tuple[float, bytes]]:
+    """When sound leaves, and what, for sound that comes at given times."""
+    left = []
+    for (now, sound), until in zip(arrivals, [*(when for when, _ in arrivals[1:]), math.inf], strict=True):
+        pacer.push(sound, now)
+        while (due := pacer.next_time(now)) is not None and due < until:
+            assert due == now or pacer.pop(due - 0.001) is None
+            left.append((round(due, 3), pacer.pop(due) or b""))
+            now = due
+    return left
 
 
 def test_pacer_keeps_a_burst_within_100_ms_of_the_clock() -> None:
-    pacer, now = Pacer(), 1.0
-    for _ in range(4):
-        pacer.push(LOUD, now)
-    left: list[float] = []
-    for _ in range(4):
-        due = pacer.next_time(now)
-        assert due is not None
-        now = due
-        assert pacer.pop(now) == LOUD
-        assert pacer.unheard(now) - 0.08 * (3 - len(left)) <= 0.1 + 1e-9
-        left.append(round(now, 3))
-    assert left == [1.0, 1.06, 1.14, 1.22]
+    left = play(Pacer(), [(1.0, LOUD)] * 4)
+    assert left == [(1.0, CUSHION + LOUD), (1.08, LOUD), (1.16, LOUD), (1.24, LOUD)]
 
 
-def test_pacer_drops_quiet_frames_to_catch_up_and_is_bounded() -> None:
+def test_pacer_shortens_quiet_frames_to_catch_up_and_is_bounded() -> None:
     pacer = Pacer(limit=3)
     for sound in (LOUD, QUIET, LOUD, LOUD, LOUD):
         pacer.push(sound, 0.0)
-    assert pacer.dropped == 2  # the quiet one, then the oldest
+    # 60 ms of the quiet one, so that the cushion stays, and then the oldest.
+    assert pacer.dropped == 3 + 4 + 1
     assert pacer.unheard(0.0) == pytest.approx(0.24)
 
 
-def test_pacer_takes_a_standing_delay_back_in_the_first_pause() -> None:
+@pytest.mark.parametrize(("late", "missing"), [(0.0, 0), (0.019, 0), (0.020, 0), (0.021, 1), (0.040, 1), (0.055, 2)])
+def test_what_is_later_than_the_cushion_leaves_a_hole_and_what_follows_may_be_as_late(
+    late: float, missing: int
+) -> None:
     pacer = Pacer()
-    for _ in range(2):
-        pacer.push(LOUD, 0.0)
-    now = 0.0
-    assert pacer.pop(now) == LOUD
-    now = pacer.next_time(now) or 0.0
-    assert pacer.pop(now) == LOUD
-    for tick in range(1, 4):  # each of these has to wait 60 ms
-        pacer.push(LOUD, 0.08 * tick)
-        assert pacer.pop(0.08 * tick) is None
-        assert pacer.pop(0.08 * tick + 0.061) == LOUD
-    pacer.push(QUIET, 0.32)
-    assert pacer.dropped == 1
-    pacer.push(LOUD, 0.40)
-    assert pacer.pop(0.40) == LOUD
+    lateness = (0.0, 0.0, late, 0.0, late, late, 0.0, late)
+    play(pacer, [(0.08 * tick + behind, LOUD) for tick, behind in enumerate(lateness)])
+    assert (pacer.missing, pacer.dropped) == (missing, 0)
 
 
-@pytest.mark.parametrize(("late", "given_back"), [(0.010, 0), (0.018, 1), (0.030, 1), (0.039, 1)])
-def test_pacer_takes_back_in_a_pause_what_is_over_its_cushion(late: float, given_back: int) -> None:
+def test_pacer_takes_a_stalls_delay_back_in_the_first_pause_but_not_its_cushion() -> None:
+    pacer = Pacer()
+    # The first five come together, 320 ms late, and speech goes on: the delay stays as long.
+    speech = [(0.32, LOUD)] * 5 + [(0.08 * tick, LOUD) for tick in range(5, 10)]
+    pause = [(0.08 * tick, QUIET) for tick in range(10, 16)]
+    left = play(pacer, [*speech, *pause, (0.08 * 16, LOUD)])
+    assert left[9][0] == pytest.approx(0.08 * 9 + 0.32)
+    assert left[-1][0] == pytest.approx(0.08 * 16, abs=0.02)
+    assert (pacer.missing, pacer.dropped) == (0, 16)
+
+
+@pytest.mark.parametrize(("late", "given_back"), [(0.0, 0), (0.019, 0), (0.021, 1), (0.039, 1), (0.041, 2)])
+def test_a_pause_gives_back_whole_20_ms_of_what_is_over_the_cushion(late: float, given_back: int) -> None:
     pacer = Pacer()
     pacer.push(LOUD, late)
-    assert pacer.pop(late) == LOUD
+    pacer.pop(late)
     pacer.push(QUIET, 0.08)
     assert pacer.dropped == given_back
 
@@ -277,5 +290,6 @@ def test_pacer_starts_afresh_after_clear() -> None:
     pacer.push(LOUD, 0.0)
     pacer.clear(0.01)
     assert pacer.unheard(0.01) == 0
-    pacer.push(LOUD, 0.02)
-    assert pacer.pop(0.02) == LOUD
+    pacer.push(LOUD, 0.3)
+    assert pacer.pop(0.3) == CUSHION + LOUD
+    assert pacer.missing == 0, "silence that was asked for"

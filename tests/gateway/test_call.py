@@ -41,6 +41,11 @@ def test_one_frame_in_and_one_out_for_every_80_ms() -> None:
     assert (call.counters.frames_lost, call.counters.deadline_misses) == (0, 0)
 
 
+def test_what_the_line_lost_of_the_agent_is_counted() -> None:
+    call = place(MemoryLeg(seconds=1, lost=3), EchoEngine())
+    assert (call.counters.frames_lost, call.counters.agent_frames_lost) == (0, 3)
+
+
 def test_the_echo_comes_back_after_the_designed_delay() -> None:
     leg = MemoryLeg(seconds=4)
     place(leg, EchoEngine())

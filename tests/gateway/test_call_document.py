@@ -54,6 +54,7 @@ def test_the_document_has_exactly_the_promised_fields() -> None:
             "frames_in": 750,
             "frames_out": 750,
             "frames_lost": 0,
+            "agent_frames_lost": 0,
             "deadline_misses": 0,
         },
     }

@@ -37,6 +37,7 @@ class HeldLeg:
     playing: asyncio.Event = field(default_factory=asyncio.Event)
     hanging_up: asyncio.Event = field(default_factory=asyncio.Event)
     on_hold: bool = True
+    lost: int = 0
     info: CallInfo = field(default_factory=lambda: CallInfo("held", "+1", "+2", "memory", "CA-held"))
     on_digit: Callable[[str], None] | None = None
 

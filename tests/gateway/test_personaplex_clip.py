@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 
 from gateway.audio import Downsampler, decode_ulaw, encode_ulaw
 from gateway.personas import read_personas
-from gateway.phone.call import CallOptions, place_call
+from gateway.phone.call import CallOptions, CallReport, place_call
 from gateway.phone.sound import read_wav
 from gateway.resume import ResumingSession
 from model.clip import Clip, save_clip
@@ -75,10 +76,32 @@ async def test_a_personas_disclosure_is_heard_sound_for_sound(tmp_path: Path) ->
         assert "the disclosure is said in the model's own sound" not in gateway.log.read_text()
     said = " ".join(one["text"] for one in document["utterances"] if one["speaker"] == "agent")
     assert said.startswith(TEXT)
-    heard = np.frombuffer(read_wav(Path(report.agent_wav)), "<i2").astype(np.float64)
+    heard = without_holes(np.frombuffer(read_wav(Path(report.agent_wav)), "<i2"))
     # The last 0.8 s: what the codec makes of the frames before depends on what it decoded before them.
     wanted = at_the_ear(models, clip)[9_600:]
-    assert likeness(heard, wanted) > 0.98
+    alike = likeness(heard, wanted)
+    assert alike > 0.98, f"{alike:.3f}; {losses(report, document['metrics'])}"
+
+
+def without_holes(heard: np.ndarray[tuple[int], np.dtype[np.int16]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """What was heard, but for 20 ms in which the line had nothing to play: the clip itself is never silent.
+
+    On a busy machine frames come late, as they may; every sample of the clip is heard all the same, in order.
+    """
+    frames = heard[: len(heard) // 160 * 160].reshape(-1, 160)
+    return frames[frames.any(axis=1)].reshape(-1).astype(np.float64)
+
+
+def losses(report: CallReport, counted: Mapping[str, int]) -> str:
+    """Where sound was lost on its way, in 20 ms, as each that plays or sends it has counted."""
+    ear = report.metrics
+    parts = (
+        f"the ear had {ear.frames_lost} of silence in {ear.underruns} holes",
+        f"the gateway had {counted['agent_frames_lost']} of the agent's too late or left out",
+        f"and {counted['frames_lost']} of the caller's",
+        f"{counted['deadline_misses']} of its ticks were late",
+    )
+    return ", ".join(parts)
 
 
 def likeness(

@@ -16,3 +16,11 @@ def test_missed_deadlines_are_told_call_by_call_without_naming_calls() -> None:
     assert 'callplex_call_deadline_misses_bucket{le="5.0"} 3.0' in text
     assert 'callplex_call_deadline_misses_bucket{le="+Inf"} 4.0' in text
     assert "callplex_call_deadline_misses_sum 703.0" in text
+
+
+def test_sound_that_came_too_late_is_told_by_the_side_it_came_from() -> None:
+    telemetry = Telemetry()
+    telemetry.call_ended("caller_hangup", "personaplex", CallMetrics(frames_lost=2, agent_frames_lost=7))
+    text = telemetry.render().decode()
+    assert "callplex_carrier_frames_lost_total 2.0" in text
+    assert "callplex_agent_frames_lost_total 7.0" in text

@@ -199,15 +199,19 @@ async def test_a_worker_that_never_says_ready(monkeypatch: pytest.MonkeyPatch) -
             await RemoteEngine(server.url).open(REQUEST)
 
 
-async def test_something_else_on_the_port() -> None:
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [("200 OK", r"does not speak callplex\.v1"), ("503 Service Unavailable", "takes no connections now")],
+)
+async def test_something_else_on_the_port(status: str, why: str) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+        writer.write(f"HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nhi".encode())
         writer.close()
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        with pytest.raises(WorkerUnreachable, match=r"does not speak callplex\.v1"):
+        with pytest.raises(WorkerUnreachable, match=why):
             await RemoteEngine(url).open(REQUEST)
 
 

@@ -271,7 +271,8 @@ def test_late_answers_are_counted_and_told_when_the_call_ends(rig: Rig, caplog: 
     assert account is not None
     assert account.late == 4
     assert "call slow" in caplog.text
-    assert "late=4" in caplog.text
+    assert "4 of 4 frames were answered late, the latest after 12" in caplog.text
+    assert "ms; 0 of the caller's never came" in caplog.text
 
 
 def test_closing_a_call_while_it_is_being_prepared_leaves_everything_free(rig: Rig) -> None:

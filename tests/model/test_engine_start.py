@@ -1,4 +1,4 @@
-"""The engine's start on tiny weights: memory that speed does not allow to use is given back; weights in 8 bits."""
+"""The engine's start on tiny weights: memory that speed does not allow to use, prompts kept, weights in 8 bits."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from model.engine_start import check_card, engine_cores, measure, start
 from model.folder import ModelFolder
 from model.fp8_weights import Fp8Linear
 from tests.model.rig import caller_pcm
+from tests.model.tiny_folder import VOICE
 
 pytestmark = pytest.mark.usefixtures("keeps_threads")
 
@@ -61,6 +62,19 @@ def test_weights_in_8_bits_are_an_option_of_the_engine(tiny: ModelFolder) -> Non
     assert any(isinstance(module, Fp8Linear) for module in started.stepper.models.lm.modules())
     assert started.stepper.step([0], [b""]).finite.all()
     assert torch.isfinite(started.stepper.state.kv.keys[:, 0]).all()
+
+
+def test_the_prompts_of_personas_are_read_before_the_first_call_and_one_that_cannot_be_harms_none(
+    tiny: ModelFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    warm = ((VOICE, "you are a kind teacher"), ("NOBODY", "you are"), (VOICE, "you are a teacher on the corner"))
+    started = start(EngineOptions(str(tiny.path), device="cpu", slots=1, warm=warm))
+    assert "a persona's prompt is not prepared: there is no voice 'NOBODY'" in caplog.text
+    misses = started.prompts.misses
+    for voice, text in (warm[0], warm[2]):
+        for _ in started.prompts.fill(started.assets.read(voice, text), started.stepper.lm_slot[0]):
+            pass
+    assert (started.prompts.hits, started.prompts.misses) == (2, misses)
 
 
 def test_a_step_is_measured_with_full_windows_and_leaves_nothing_behind(models: Models) -> None:

@@ -162,7 +162,7 @@ def test_the_more_calls_wait_to_speak_the_fewer_steps_come_between_their_parts(
         prepare_all(second)
         count = 0
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(second.scheduler, "due", lambda now: [Frame(0, 0, b"", 0.0)])
+            patch.setattr(second.scheduler, "due", lambda now: [Frame(0, 0, b"", 0.0, 0.0)])
             patch.setattr(second.calls, "_step", lambda frames: None)
             patch.setattr(second.calls, "_advance_job", lambda: pytest.fail("its turn"))
             while count < 100:

@@ -256,6 +256,43 @@ def test_every_late_answer_is_counted_for_its_call_and_calls_are_refused_until_t
     scheduler.open(now + PAUSE + 1)
 
 
+def test_a_caller_who_sends_ahead_of_time_makes_no_answer_late_and_closes_the_engine_to_nobody() -> None:
+    scheduler, now = Scheduler(2), 0.0
+    slot = scheduler.open(now)
+    for index in range(12):
+        scheduler.push(slot, index, b"", now)
+    for _ in range(12):
+        frames = scheduler.due(now)
+        now += 0.05
+        scheduler.stepped(frames, now)
+    assert (scheduler.account(slot).frames, scheduler.account(slot).late) == (12, 0)
+    assert scheduler.refusal(now) == ""
+
+
+def test_what_was_sent_ahead_or_came_late_excuses_no_late_answer_after_it() -> None:
+    scheduler = Scheduler(1)
+    slot = scheduler.open(0.0)
+    for index in range(5):
+        scheduler.push(slot, index, b"", 0.0)
+    serve(scheduler, 0.1)
+    for index in range(5, 15):
+        came = index * FRAME - (0.2 if index < 10 else 0.0)
+        scheduler.push(slot, index, b"", came)
+        scheduler.stepped(scheduler.due(came + FRAME), came + FRAME + 0.01)
+    assert scheduler.account(slot).late == 10
+
+
+def test_an_engine_that_falls_behind_is_late_with_every_frame_that_waits() -> None:
+    scheduler, now = Scheduler(1), 0.0
+    slot = scheduler.open(now)
+    for index in range(20):
+        scheduler.push(slot, index, b"", index * FRAME)
+        if index % 2:  # a step takes as long as two frames
+            frames = scheduler.due(index * FRAME + 0.01)
+            scheduler.stepped(frames, (index + 2) * FRAME)
+    assert (scheduler.account(slot).frames, scheduler.account(slot).late) == (10, 10)
+
+
 def test_a_call_that_ended_while_its_step_ran_is_counted_for_the_engine_only() -> None:
     scheduler = Scheduler(1)
     slot = scheduler.open(0.0)

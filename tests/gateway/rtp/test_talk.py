@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.rtp.talk import CUSHION, FRAME_BYTES, LIMIT, TalkQueue
+from gateway.rtp.talk import CUSHION, FRAME_BYTES, LIMIT, PAUSE, TalkQueue
 
 LOUD, QUIET = b"\x00\x10" * 160, b"\x01\x00" * 160
 
@@ -30,6 +30,21 @@ def test_a_frame_late_by_less_than_the_cushion_leaves_no_hole() -> None:
     talk.push(b"".join(map(frame, range(4, 8))))
     heard += [talk.pop() for _ in range(5)]
     assert heard[CUSHION:] == [frame(number) for number in range(8)]
+
+
+def test_silence_in_place_of_late_sound_is_counted_and_a_pause_is_not() -> None:
+    talk = TalkQueue()
+    talk.pop()
+    for silent, missing in ((0, 0), (2, 2 + CUSHION), (PAUSE + 1, 2 + CUSHION)):
+        assert [talk.pop() for _ in range(silent)] == silent * [None]
+        talk.push(b"".join(map(frame, range(4))))
+        assert [talk.pop() for _ in range(CUSHION + 4)].count(None) == CUSHION
+        assert talk.missing == missing
+    talk.clear()
+    talk.pop()
+    talk.push(frame(0))
+    assert [talk.pop() for _ in range(CUSHION + 1)] == [None, frame(0)]
+    assert talk.missing == missing, "silence that was asked for"
 
 
 def test_a_burst_loses_its_quiet_frames_first() -> None:
