@@ -25,7 +25,7 @@ _DEPTH = 32
 
 
 def search(
-    projected: Tensor, entries: Tensor, columns: Tensor, half_squares: Tensor, cut: SearchTile | None = None
+    projected: Tensor, entries: Tensor, columns: Tensor, half_squares: Tensor, *, cut: SearchTile | None = None
 ) -> Tensor:
     """`projected [b, 2, d]`, for the semantic side and the acoustic one, to the nearest `[b, Q]`, the first of equals.
 

@@ -168,8 +168,7 @@ def test_the_search_finds_what_one_codebook_after_the_other_finds(
     entries, squares = (torch.stack(parts) for parts in zip(*(one.table() for one in made), strict=True))
     projected = 2 * torch.randn(count, 2, dim, generator=torch.Generator().manual_seed(9))
     columns = entries.transpose(1, 2).contiguous()
-    given = (part.to(DEVICE) for part in (entries, columns, squares))
-    found = codec_codes.search(projected.to(DEVICE), *given, cut).cpu()
+    found = codec_codes.search(*(part.to(DEVICE) for part in (projected, entries, columns, squares)), cut=cut).cpu()
     expected, rest = [made[0].nearest(projected[:, 0])], projected[:, 1]
     for one in made[1:]:
         expected.append(one.nearest(rest))
