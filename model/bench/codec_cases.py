@@ -155,7 +155,7 @@ def _thin_ones(rule: Tile) -> list[Tile]:
         replace(rule, columns=columns, warps=warps, depth=128 * warps)
         for warps in (rule.warps, max(1, rule.warps // 2), min(16, 2 * rule.warps))
         for columns in (rule.columns // 2, 2 * rule.columns, rule.columns)
-        if rule.rows * columns <= 16
+        if rule.rows * columns * (1 + warps // 16) <= 16
     ]
 
 

@@ -75,7 +75,8 @@ def product(
     """Multiply `length` rows of each of `source [B, floats]` with `weight [N, K]`, which may lie in memory as `[K, N]`.
 
     Row t is the K floats from `t * hop` on. `norm`: gain and shift of a layer norm over these K floats. `cut`: another
-    tile than the one meant for these sizes.
+    tile than the one meant for these sizes. Where launches are chained, the weights must not come from the kernel
+    before.
     """
     outer, inner = weight.shape
     count = source.shape[0] * length

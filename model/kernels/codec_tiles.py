@@ -118,7 +118,8 @@ def thin(count: int, outer: int, inner: int) -> Tile:
     warps = 1
     while warps < 16 and 128 * warps < inner and (warps < 8 or inner > _LONG):
         warps *= 2
-    return Tile(power_of_two(count), 8 if outer >= 1024 and count <= 2 else 4, 1, 128 * warps, warps, 2, "thin")
+    columns = 8 if outer >= 1024 and count <= 2 and warps <= 8 else 4  # as registers hold
+    return Tile(power_of_two(count), columns, 1, 128 * warps, warps, 2, "thin")
 
 
 def tiled(count: int, outer: int, inner: int, precision: Precision) -> Tile:
