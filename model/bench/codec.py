@@ -2,15 +2,14 @@
 
 Owns what is compiled, timed and chosen. Each result is checked against a plain product in float64, and a tile whose
 result is off is left out. At last whole steps are timed: with the tiles of now, with those found, and with launches
-chained, which must give the very same codes and sound. The file is what `model.bench.engine --tiles` loads, and its
-part `codec` is what `model/kernels/codec_tiles.json` may be.
+chained, which must give the very same codes and sound. The file is what `model.bench.engine --tiles` loads, and what
+`model/kernels/codec_tiles.json` is.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
 import math
 import multiprocessing
 import os
@@ -245,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CannotMeasure as reason:
         sys.stderr.write(f"{reason}\n")
         return 1
-    options.file.write_text(json.dumps({"codec": found.written()}) + "\n", encoding="utf-8")
+    codec_tiles.save(options.file, found)
     _say(f"{time.perf_counter() - begun:.1f} s")
     return 0
 

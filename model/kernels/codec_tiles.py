@@ -1,7 +1,7 @@
 """How the products of a codec's step are cut, by their size: a rule, and a table of what a sweep found faster.
 
 Owns both, and the table's form in a file. Knows no kernel, and needs no Triton. The table is `codec_tiles.json` beside
-this module, as `python -m model.bench.codec` writes it; what it does not hold the rule cuts.
+this module, a file that `python -m model.bench.codec` wrote; what it does not hold the rule cuts.
 """
 
 from __future__ import annotations
@@ -175,14 +175,22 @@ class Tables:
     search: Sequence[tuple[int, SearchTile]] = ()
     chained: bool = False
 
-    def written(self) -> dict[str, Any]:
-        """As `read` takes it."""
-        products = [
-            {**asdict(shape), "tiles": [[most, *astuple(cut)] for most, cut in entries]}
-            for shape, entries in sorted(self.products.items())
-        ]
-        search = [[most, *astuple(cut)] for most, cut in self.search]
-        return {"chained": self.chained, "search": search, "products": products}
+
+def save(path: Path, tables: Tables) -> None:
+    """As `load` takes them, a line for each product."""
+    products = [
+        {**asdict(shape), "tiles": [[most, *astuple(cut)] for most, cut in entries]}
+        for shape, entries in sorted(tables.products.items())
+    ]
+    search = [[most, *astuple(cut)] for most, cut in tables.search]
+    lines = ",\n".join(json.dumps(one) for one in products)
+    about = f'"chained": {json.dumps(tables.chained)}, "search": {json.dumps(search)}'
+    path.write_text(f'{{"codec": {{{about}, "products": [\n{lines}\n]}}}}\n', encoding="utf-8")
+
+
+def load(path: Path) -> Tables:
+    """The tables of a file. Raises ValueError if it holds none."""
+    return read(json.loads(path.read_text(encoding="utf-8")).get("codec"))
 
 
 def read(found: Any) -> Tables:
@@ -197,12 +205,9 @@ def read(found: Any) -> Tables:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"no tables of a codec's tiles: {error!r}") from error
     for shape, entries in products.items():
-        if (
-            shape.precision not in WAYS
-            or not entries
-            or any(cut.way not in WAYS[shape.precision] for _, cut in entries)
-        ):
-            raise ValueError(f"no tiles for {shape}")
+        ways = WAYS.get(shape.precision, ())
+        if not entries or any(cut.way not in ways or not fits(cut) for _, cut in entries):
+            raise ValueError(f"no tiles that fit {shape}")
     return tables
 
 
@@ -223,4 +228,4 @@ def _of(entries: Sequence[tuple[int, _Cut]], count: int) -> _Cut | None:
     return entries[bisect_left([most for most, _ in entries[:-1]], count)][1]
 
 
-_used = [read(json.loads(_FILE.read_text(encoding="utf-8"))) if _FILE.exists() else Tables()]
+_used = [load(_FILE) if _FILE.exists() else Tables()]

@@ -121,7 +121,7 @@ def load(path: Path) -> None:
     """
     tables = json.loads(path.read_text(encoding="utf-8"))
     if "codec" in tables:
-        codec_tiles.use(codec_tiles.read(tables["codec"]))
+        codec_tiles.use(codec_tiles.load(path))
         return
     try:
         attention = _read(tables, "attention", _attention, AttentionTile)

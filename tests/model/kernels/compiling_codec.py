@@ -33,6 +33,7 @@ def codec_kernels(capability: int, compiled: Callable[..., str]) -> dict[str, st
         types = _TYPES | dict.fromkeys(codec_product._ASKED, "i32")
         return compiled(kernel, capability, types, warps, **sizes, **options)
 
+    codec_tiles.use(codec_tiles.Tables())  # what the rules say
     chained = capability >= 90
     found = {
         "codec product": product(128 * 480, 128, 512),

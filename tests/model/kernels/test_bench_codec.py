@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -102,7 +101,7 @@ def test_a_sweep_writes_what_the_engines_benchmark_takes(
     monkeypatch.setattr(codec_steps.Steps, "times", lambda self, slots: (1.0, 2.0))
     file = tmp_path / "codec.json"
     assert codec.main([str(file), "--size", "tiny", "--device", "cpu"]) == 0
-    found = codec_tiles.read(json.loads(file.read_text())["codec"])
+    found = codec_tiles.load(file)
     assert Shape("ieee", 96, 32) in found.products
     assert len(found.search) == 1
     assert "steps, found: 1: 1.000 + 2.000 ms" in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,7 +57,7 @@ def test_a_table_is_asked_before_the_rules() -> None:
 def test_what_is_written_is_taken_from_a_file(tmp_path: Path) -> None:
     tables = Tables({Shape("ieee", 512, 2048): [(2, THIN), (9, SMALL)]}, [(8, SearchTile(16, 32, 8, 8, "fma"))], True)
     file = tmp_path / "codec.json"
-    file.write_text(json.dumps({"codec": tables.written()}))
+    codec_tiles.save(file, tables)
     tiles.load(file)
     assert codec_tiles.used() == tables
 
@@ -76,9 +75,16 @@ def test_what_is_written_is_taken_from_a_file(tmp_path: Path) -> None:
                 {"precision": "ieee", "outer": 1, "inner": 2, "tiles": [[1, 16, 16, 1, 32, 1, 3, "tf32"]]},
             ],
         },
+        {
+            "chained": False,
+            "search": [],
+            "products": [
+                {"precision": "ieee", "outer": 1, "inner": 2, "tiles": [[1, 128, 128, 2, 64, 8, 3, "tf32x3"]]},
+            ],
+        },
     ],
 )
-def test_tables_that_are_none_or_not_exact_enough_are_refused(wrong: object) -> None:
+def test_tables_that_are_none_or_not_exact_enough_or_too_large_are_refused(wrong: object) -> None:
     with pytest.raises(ValueError, match="tiles"):
         codec_tiles.read(wrong)
     assert codec_tiles.used() == Tables()
