@@ -32,7 +32,7 @@ from model.bench.kernels import Clock, device_of
 from model.bench.models import Size, sizes_of
 from model.config import MimiConfig
 from model.kernels import codec_tiles
-from model.kernels.codec_tiles import Entries, SearchTile, Shape, Tables, Tile
+from model.kernels.codec_tiles import THIN, Entries, SearchTile, Shape, Tables, Tile
 
 Point = tuple[Case, int]
 """A product, and for how many slots."""
@@ -167,11 +167,16 @@ def _entries(chosen: Mapping[Point, Tile]) -> dict[Shape, Entries]:
 
 
 def _with_bounds(rows: Sequence[tuple[int, Tile]]) -> list[tuple[int, Tile]]:
+    """A thin tile serves its rows only; one of fewer columns then serves the few more that may be thin."""
+    entries: list[tuple[int, Tile]] = []
     following = [count for count, _ in rows[1:]] + [rows[-1][0]]
-    return [
-        (cut.rows if cut.way == "thin" else math.isqrt(count * after), cut)
-        for (count, cut), after in zip(rows, following, strict=True)
-    ]
+    for (count, cut), after in zip(rows, following, strict=True):
+        if cut.way == "thin":
+            more = replace(cut, rows=THIN, columns=max(2, cut.columns * cut.rows // THIN))
+            entries += [(cut.rows, cut), (THIN, more)]
+        else:
+            entries.append((math.isqrt(count * after), cut))
+    return entries
 
 
 def _taken(found: Tables, point: Point) -> list[Tile]:

@@ -84,7 +84,7 @@ def test_a_tile_serves_half_way_to_the_next_and_a_thin_one_its_rows() -> None:
     thin, tiled = Tile(2, 4, 1, 128, 1, 2, "thin"), Tile(16, 16, 8, 32, 8, 3, "tf32")
     case = Case("a", Shape("tf32", 64, 96), 2, 96)
     entries = codec._entries({(case, 1): thin, (case, 32): tiled, (case, 128): tiled})
-    assert entries == {case.shape: [(2, thin), (128, tiled), (256, tiled)]}
+    assert entries == {case.shape: [(2, thin), (4, replace(thin, rows=4, columns=2)), (128, tiled), (256, tiled)]}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here, for a GPU")
