@@ -67,14 +67,11 @@ def moments(left, there, inner, eps, rows: tl.constexpr, wide: tl.constexpr):
 
 
 @triton.jit
-def moments_at_once(left, there, inner, eps, depth: tl.constexpr):
-    """The same of rows that are read at once; `left`, `there`: `[rows, 1, 1]`."""
-    step = tl.arange(0, depth)[None, None, :]
-    live = there & (step < inner)
-    row = tl.load(left + step, mask=live, other=0.0)
-    mean = tl.sum(tl.sum(row, axis=2), axis=1) / inner
-    away = tl.where(live, row - mean[:, None, None], 0.0)
-    return mean, tl.rsqrt(tl.sum(tl.sum(away * away, axis=2), axis=1) / inner + eps)
+def moments_at_once(row, live, inner, eps):
+    """The same of rows that are there, `[rows, 1, depth]`."""
+    mean = (tl.sum(tl.sum(row, axis=2), axis=1) / inner)[:, None, None]
+    away = tl.where(live, row - mean, 0.0)
+    return mean, tl.rsqrt(tl.sum(tl.sum(away * away, axis=2), axis=1) / inner + eps)[:, None, None]
 
 
 @triton.jit
@@ -84,32 +81,23 @@ def inside(place, fresh, begin, head, channels):
 
 
 @triton.jit
-def finished(total, bias, gain, column, known, has_bias, has_gain, gelu):
-    """Products with their bias, GELU (exact) and gain."""
-    total += tl.load(bias + column, mask=known & (has_bias != 0), other=0.0)[None, :]
-    if gelu != 0:
-        total = total * 0.5 * (1.0 + tl.erf(total * 0.7071067811865476))
-    return total * tl.load(gain + column, mask=known & (has_gain != 0), other=1.0)[None, :]
+def ends(bias, gain, column, known, has_bias, has_gain):
+    """Bias and gain of some columns, 0 and 1 where there is none."""
+    added = tl.load(bias + column, mask=known & (has_bias != 0), other=0.0)
+    return added, tl.load(gain + column, mask=known & (has_gain != 0), other=1.0)
 
 
 @triton.jit
-def store(
-    total,
-    residual,
-    out,
-    active,
-    stream,
-    within,
-    kept,
-    residual_stride,
-    out_stride,
-    active_stride,
-    has_residual,
-    has_plain,
-    has_elu,
-):
-    """The residual added, to where the result and its ELU go; `stream [rows]`, `within [rows, columns]` of its row."""
-    added = kept & (has_residual != 0)
-    total += tl.load(residual + (stream * residual_stride)[:, None] + within, mask=added, other=0.0)
+def finished(total, added, strength, gelu):
+    """Products with their bias, GELU (exact) and gain."""
+    total += added[None, :]
+    if gelu != 0:
+        total = total * 0.5 * (1.0 + tl.erf(total * 0.7071067811865476))
+    return total * strength[None, :]
+
+
+@triton.jit
+def store(total, out, active, stream, within, kept, out_stride, active_stride, has_plain, has_elu):
+    """To where the result and its ELU go; `stream [rows]`, `within [rows, columns]` of its row."""
     tl.store(out + (stream * out_stride)[:, None] + within, total, mask=kept & (has_plain != 0))
     tl.store(active + (stream * active_stride)[:, None] + within, elu(total), mask=kept & (has_elu != 0))

@@ -23,7 +23,18 @@ from torch import Tensor
 from triton.language.extra import cuda
 
 from model.kernels import codec_tiles
-from model.kernels.codec_parts import across, down, finished, inside, moments, moments_at_once, steps, store, zeros
+from model.kernels.codec_parts import (
+    across,
+    down,
+    ends,
+    finished,
+    inside,
+    moments,
+    moments_at_once,
+    steps,
+    store,
+    zeros,
+)
 from model.kernels.codec_tiles import Tile
 
 Precision = codec_tiles.Precision
@@ -210,6 +221,8 @@ def _product(
     left, here = down(left, shares), down(there, shares)
     right, used = weight + across(column.to(tl.int64) * column_stride, shares), across(known, shares)
     along, below = steps(shares, depth)
+    if shares > 1:  # a small tile has registers for what is needed last, too
+        added, strength = ends(bias, gain, column, known, has_bias, has_gain)
     total = zeros(rows, columns, shares)
     for start in range(0, inner, depth * shares):
         place = start + along
@@ -218,18 +231,21 @@ def _product(
             place = inside(place, fresh, down(time * hop, shares), head, channels)
         value = tl.load(left + place, mask=here & live, other=0.0)
         if has_norm:
-            strength = tl.load(norm_gain + place, mask=live, other=0.0)
+            slope = tl.load(norm_gain + place, mask=live, other=0.0)
             shift = tl.load(norm_shift + place, mask=live, other=0.0)
-            value = (value - mean) * spread * strength + shift
+            value = (value - mean) * spread * slope + shift
         place = start + below
         factor = tl.load(right + place * factor_stride, mask=used & (place < inner), other=0.0)
         total = tl.dot(value, factor, total, input_precision=precision)
     if shares > 1:
         total = tl.sum(total, axis=0)
-    total = finished(total, bias, gain, column, known, has_bias, has_gain, gelu)
+    else:
+        added, strength = ends(bias, gain, column, known, has_bias, has_gain)
+    total = finished(total, added, strength, gelu)
     within, kept = (time * outer)[:, None] + column[None, :], there[:, None] & known[None, :]
-    strides = (residual_stride, out_stride, active_stride)
-    store(total, residual, out, active, stream, within, kept, *strides, has_residual, has_plain, has_elu)
+    where = residual + (stream * residual_stride)[:, None] + within
+    total += tl.load(where, mask=kept & (has_residual != 0), other=0.0)
+    store(total, out, active, stream, within, kept, out_stride, active_stride, has_plain, has_elu)
 
 
 @triton.jit(do_not_specialize=_ASKED)
@@ -272,27 +288,35 @@ def _thin(
     depth: tl.constexpr,
     whole: tl.constexpr,
 ):
-    """All rows, and some columns, whose weights are on their way before anything is waited for."""
+    """All rows, and some columns, whose weights are on their way before anything is waited for.
+
+    whole: all factors are read at once.
+    """
     row = tl.arange(0, rows)
     column = tl.program_id(0) * columns + tl.arange(0, columns)
     stream, time = (row // length).to(tl.int64), row % length
     there, known = row < count, column < outer
     along = tl.arange(0, depth)[None, None, :]
+    live = along < inner
     right, used = weight + (column.to(tl.int64) * column_stride)[None, :, None], known[None, :, None]
-    factor = tl.load(right + along * factor_stride, mask=used & (along < inner), other=0.0)
+    factor = tl.load(right + along * factor_stride, mask=used & live, other=0.0)
+    added, strength = ends(bias, gain, column, known, has_bias, has_gain)
+    if has_norm and whole:
+        slope = tl.load(norm_gain + along, mask=live, other=0.0)
+        shift = tl.load(norm_shift + along, mask=live, other=0.0)
     if chained:
         cuda.gdc_launch_dependents()
         cuda.gdc_wait()
-    left, here = source + stream * source_stride + time * hop, there[:, None]
-    if has_norm:
-        if whole:
-            mean, spread = moments_at_once(left[:, None, None], here[:, :, None], inner, eps, depth)
-        else:
-            mean, spread = moments(left[:, None], here, inner, eps, rows, depth)
-        mean, spread = mean[:, None, None], spread[:, None, None]
+    within, kept = (time * outer)[:, None] + column[None, :], there[:, None] & known[None, :]
+    where = residual + (stream * residual_stride)[:, None] + within
+    rest = tl.load(where, mask=kept & (has_residual != 0), other=0.0)
+    left = source + stream * source_stride + time * hop
     if has_edge:
         fresh = (tl.load(begun + stream * source_stride, mask=there, other=1.0) <= 0)[:, None, None]
-    left, here = left[:, None, None], here[:, :, None]
+    if has_norm and not whole:
+        mean, spread = moments(left[:, None], there[:, None], inner, eps, rows, depth)
+        mean, spread = mean[:, None, None], spread[:, None, None]
+    left, here = left[:, None, None], there[:, None, None]
     total = tl.zeros([rows, columns, depth], tl.float32)
     for start in range(0, inner, depth):
         if not whole:
@@ -304,13 +328,14 @@ def _thin(
             place = inside(place, fresh, (time * hop)[:, None, None], head, channels)
         value = tl.load(left + place, mask=here & live, other=0.0)
         if has_norm:
-            strength = tl.load(norm_gain + place, mask=live, other=0.0)
-            shift = tl.load(norm_shift + place, mask=live, other=0.0)
-            value = (value - mean) * spread * strength + shift
+            if whole:
+                mean, spread = moments_at_once(value, here & live, inner, eps)
+            else:
+                slope = tl.load(norm_gain + place, mask=live, other=0.0)
+                shift = tl.load(norm_shift + place, mask=live, other=0.0)
+            value = (value - mean) * spread * slope + shift
         total += value * factor
         if not whole:
             factor = following
-    total = finished(tl.sum(total, axis=2), bias, gain, column, known, has_bias, has_gain, gelu)
-    within, kept = (time * outer)[:, None] + column[None, :], there[:, None] & known[None, :]
-    strides = (residual_stride, out_stride, active_stride)
-    store(total, residual, out, active, stream, within, kept, *strides, has_residual, has_plain, has_elu)
+    total = finished(tl.sum(total, axis=2), added, strength, gelu) + rest
+    store(total, out, active, stream, within, kept, out_stride, active_stride, has_plain, has_elu)
