@@ -12,9 +12,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra import cuda
 
 from model.kernels import codec_tiles
+from model.kernels.overlap import begin_next, possible, wait_for_last
 from model.streaming import Window
 
 STEP = 2
@@ -42,7 +42,7 @@ def attend(
     """
     count, _, _, heads, head_dim = joined.shape
     rows, warps = _CUT_FOR_FEW if count * heads <= 128 else _CUT
-    chained = codec_tiles.used().chained and joined.is_cuda
+    chained = codec_tiles.used().chained and possible(joined.device)
     _attend[(count, heads)](
         joined,
         frequency,
@@ -61,7 +61,7 @@ def attend(
         rows=rows,
         chained=chained,
         num_warps=warps,
-        **({"launch_pdl": True} if chained else {}),
+        launch_pdl=chained,
     )
 
 
@@ -107,8 +107,8 @@ def _attend(
     chained: tl.constexpr,
 ):
     if chained:  # as the products before and after it are: see `codec_product`
-        cuda.gdc_launch_dependents()
-        cuda.gdc_wait()
+        begin_next()
+        wait_for_last()
     row, head = tl.program_id(0), tl.program_id(1)
     slot = tl.load(slots + row).to(tl.int64)
     begin = tl.load(offsets + slot)

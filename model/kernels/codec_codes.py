@@ -19,6 +19,7 @@ from torch import Tensor
 from model.kernels import codec_tiles
 from model.kernels.codec_parts import across, down, steps, zeros
 from model.kernels.codec_tiles import SearchTile
+from model.kernels.overlap import begin_next, possible, wait_for_last
 
 _DEPTH = 32
 """Components that a group of warps takes at once."""
@@ -62,6 +63,7 @@ def _scored(
     scores = torch.empty((books, count, blocks), dtype=torch.float32, device=projected.device)
     indices = torch.empty((books, count, blocks), dtype=torch.int32, device=projected.device)
     shares = min(cut.shares, triton.next_power_of_2(triton.cdiv(dim, _DEPTH)))
+    chained = codec_tiles.used().chained and possible(projected.device)
     for book in range(1, max(books, 2)):
         _score[(triton.cdiv(count, cut.rows), blocks, (book == 1) + (book < books))](
             projected,
@@ -83,7 +85,9 @@ def _scored(
             shares=shares,
             depth=_DEPTH,
             precision="ieee" if cut.way == "fma" else "tf32x3",
+            chained=chained,
             num_warps=cut.warps,
+            launch_pdl=chained,
         )
     return scores, indices
 
@@ -142,8 +146,12 @@ def _score(
     shares: tl.constexpr,
     depth: tl.constexpr,
     precision: tl.constexpr,
+    chained: tl.constexpr,
 ):
     """One block of entries against some rows; of the first launch, side 1 is the acoustic one."""
+    if chained:
+        begin_next()
+        wait_for_last()
     row = tl.program_id(0) * rows + tl.arange(0, rows)
     block = tl.program_id(1)
     column = block * width + tl.arange(0, width)

@@ -6,10 +6,9 @@ two kernels: tiles, and for few rows a thin one that is done when the weights ha
 before channels here, `[B, T, C]`: a causal convolution's input, with what came before it in front, is then one run of
 floats for each stream, and what output t sees of it begins `t * hop` floats in.
 
-Products are as exact as float32 unless told otherwise; `codec_tiles` says how each is cut and made. Launches may be
-chained (Programmatic Dependent Launch, CUDA C++ Programming Guide): a program then begins while the kernel before it
-still runs, fetches weights, and waits before it touches what others write. Every program waits, so whoever waits for
-the kernel before it has all those before that one behind it, too.
+Products are as exact as float32 unless told otherwise. `codec_tiles` says how each is cut and made, and whether
+launches are chained: a program then begins while the kernel before it still runs, fetches weights, and waits
+(`overlap`).
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from typing import Any
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra import cuda
 
 from model.kernels import codec_tiles
 from model.kernels.codec_parts import (
@@ -36,6 +34,7 @@ from model.kernels.codec_parts import (
     zeros,
 )
 from model.kernels.codec_tiles import Tile
+from model.kernels.overlap import begin_next, possible, wait_for_last
 
 Precision = codec_tiles.Precision
 _NORM_EPS = 1e-5
@@ -96,7 +95,7 @@ def product(
     assert target is not None
     active = target if out.elu is None else out.elu
     residual = target if out.residual is None else out.residual
-    chained = codec_tiles.used().chained and source.is_cuda
+    chained = codec_tiles.used().chained and possible(source.device)
     kernel, blocks, constants = _launch(cut, count, outer, inner, norm is not None)
     kernel[(blocks,)](
         source,
@@ -125,8 +124,8 @@ def product(
         has_norm=norm is not None,
         has_edge=edge is not None,
         chained=chained,
+        launch_pdl=chained,
         **constants,
-        **({"launch_pdl": True} if chained else {}),
     )
 
 
@@ -205,8 +204,8 @@ def _product(
     precision: tl.constexpr,
 ):
     if chained:
-        cuda.gdc_launch_dependents()
-        cuda.gdc_wait()
+        begin_next()
+        wait_for_last()
     row_block, column_block = _blocks(count, outer, inner, rows, columns)
     row = row_block * rows + tl.arange(0, rows)
     column = column_block * columns + tl.arange(0, columns)
@@ -305,8 +304,8 @@ def _thin(
         slope = tl.load(norm_gain + along, mask=live, other=0.0)
         shift = tl.load(norm_shift + along, mask=live, other=0.0)
     if chained:
-        cuda.gdc_launch_dependents()
-        cuda.gdc_wait()
+        begin_next()
+        wait_for_last()
     within, kept = (time * outer)[:, None] + column[None, :], there[:, None] & known[None, :]
     where = residual + (stream * residual_stride)[:, None] + within
     rest = tl.load(where, mask=kept & (has_residual != 0), other=0.0)

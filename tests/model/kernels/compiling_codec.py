@@ -66,7 +66,7 @@ def codec_kernels(capability: int, compiled: Callable[..., str]) -> dict[str, st
             "width": 32,
             "shares": cut.shares,
         }
-        search |= {"depth": 32, "precision": "ieee" if cut.way == "fma" else cut.way}
+        search |= {"depth": 32, "precision": "ieee" if cut.way == "fma" else cut.way, "chained": chained}
         found[name] = compiled(
             codec_codes._score, capability, _TYPES | {"columns": "*fp32"}, cut.warps, begins=False, **search
         )
