@@ -49,6 +49,7 @@ def sweep(config: MimiConfig, device: torch.device) -> Tables:
     """What is fastest on `device`; prints what was measured."""
     points = [(case, slots) for case in cases(config) for slots in measured(case)]
     clock, now = Clock(device), codec_tiles.used()
+    codec_tiles.use(replace(now, chained=False))
     with _pool(device) as compile_all, torch.no_grad():
         compile_all(points, {point: candidates(point[0].shape, point[1] * point[0].length) for point in points}, False)
         with _no_old_garbage():

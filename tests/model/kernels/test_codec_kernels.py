@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from model.kernels import codec_attention, codec_chunk, codec_codes, codec_rows
 from model.kernels.codec_product import Edge, Out, product
-from model.kernels.codec_tiles import SearchTile
+from model.kernels.codec_tiles import SearchTile, Tile
 from model.mimi.quantizer import Codebook
 from model.rotary import Rotary
 from model.streaming import KVCache, Window, WindowKind
@@ -46,6 +46,19 @@ def test_tf32_is_near(count: int, outer: int, inner: int) -> None:
     result = torch.empty(count, outer, device=DEVICE)
     product(x, weight, Out(result), length=1, hop=inner, precision="tf32")
     torch.testing.assert_close(result, functional.linear(x, weight), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("cut", [Tile(64, 64, 1, 32, 4, 3, "tf32x3"), Tile(16, 16, 8, 32, 8, 3, "tf32x3")])
+def test_three_products_of_halves_are_as_exact_as_float32(cut: Tile) -> None:
+    """On a GPU; the interpreter makes one product of them."""
+    x, weight = draw(70, 1536), draw(96, 1536, seed=1) / 1536**0.5
+    exact = x.double() @ weight.double().T
+    off = []
+    for way in (cut, Tile(32, 32, 1, 32, 2, 3, "fma")):
+        result = torch.empty(70, 96, device=DEVICE)
+        product(x, weight, Out(result), length=1, hop=1536, cut=way)
+        off.append(float((result.double() - exact).square().mean().sqrt()))
+    assert off[0] < 1.5 * off[1] < 1e-5
 
 
 @pytest.mark.parametrize("begun", [0.0, 1.0])
