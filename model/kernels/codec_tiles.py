@@ -18,7 +18,9 @@ Precision = Literal["ieee", "tf32"]
 Way = Literal["thin", "fma", "tf32", "tf32x3"]
 """How it is made: for few rows by threads that each multiply on their own, by FMA units in tiles, or by tensor cores.
 
-`tf32x3` splits each factor into two of 11 bits and takes the three largest of the four products: as exact as float32.
+`tf32x3` splits each factor into two of 11 bits and takes the three largest of the four products. Over the published
+encoder, with random weights, what reaches the codebooks is then off by 1.1e-6 of its deviation (tensor cores emulated,
+against float64); by 2.6e-6 where FMA units sum one factor after the other, by 0.8e-6 in blocks, by 1.1e-3 in TF32.
 """
 WAYS: dict[Precision, tuple[Way, ...]] = {"ieee": ("thin", "fma", "tf32x3"), "tf32": ("thin", "fma", "tf32")}
 
