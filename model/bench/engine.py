@@ -277,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=Path,
         action="append",
         default=[],
-        help="a file of what `model.bench.kernels --sweep` or `model.bench.row_products` found, to be used",
+        help="what `model.bench.kernels --sweep`, `model.bench.row_products` or `model.bench.codec` found, to be used",
     )
     parser.add_argument("--walk-tiles", type=Path, help="a file of what `model.bench.walk` found, to be used")
     parser.add_argument("--json", action="store_true")

@@ -278,7 +278,7 @@ def bench_kernels(order: Order, *, json_output: bool = False) -> int:
     """Measure and print. Returns the exit status: 1 if nothing could be measured."""
     begun = time.perf_counter()
     try:
-        device = _device(order.device)
+        device = device_of(order.device)
     except CannotMeasure as reason:
         sys.stderr.write(f"{reason}\n")
         return 1
@@ -305,7 +305,8 @@ def bench_kernels(order: Order, *, json_output: bool = False) -> int:
     return 0
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device; on a CPU kernels are interpreted. Raises CannotMeasure."""
     if name == "cpu":
         os.environ.setdefault("TRITON_INTERPRET", "1")
     elif not torch.cuda.is_available():

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from model.kernels import codec_tiles
+from model.kernels.overlap import begin_next, possible, wait_for_last
 from model.streaming import Window
 
 STEP = 2
@@ -40,6 +42,7 @@ def attend(
     """
     count, _, _, heads, head_dim = joined.shape
     rows, warps = _CUT_FOR_FEW if count * heads <= 128 else _CUT
+    chained = codec_tiles.used().chained and possible(joined.device)
     _attend[(count, heads)](
         joined,
         frequency,
@@ -56,7 +59,9 @@ def attend(
         head_dim=head_dim,
         width=triton.next_power_of_2(head_dim),
         rows=rows,
+        chained=chained,
         num_warps=warps,
+        launch_pdl=chained,
     )
 
 
@@ -99,7 +104,11 @@ def _attend(
     head_dim: tl.constexpr,
     width: tl.constexpr,
     rows: tl.constexpr,
+    chained: tl.constexpr,
 ):
+    if chained:  # as the products before and after it are: see `codec_product`
+        begin_next()
+        wait_for_last()
     row, head = tl.program_id(0), tl.program_id(1)
     slot = tl.load(slots + row).to(tl.int64)
     begin = tl.load(offsets + slot)

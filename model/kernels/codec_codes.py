@@ -2,8 +2,8 @@
 
 Owns the search. One launch scores every entry of one acoustic codebook (the first also those of the semantic one), cut
 into blocks of entries so that the whole GPU searches for few rows as for many; each reads from the blocks of the launch
-before what that one chose, and takes it off. Everything is float32. `model.mimi.quantizer` has the same in plain
-PyTorch.
+before what that one chose, and takes it off. Everything is as exact as float32. `model.mimi.quantizer` has the same in
+plain PyTorch.
 
 b is the rows (one column of one slot each), Q codebooks, E entries of each, d an entry's width. Codebook 0 is the
 semantic one; the others quantise what the ones between left over, side by side with it.
@@ -16,22 +16,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_ENTRIES = 32
-"""Entries that a program scores."""
-_ROWS = 16
-"""For how many rows, unless there are fewer."""
-_DEPTH, _SHARES = 32, 8
-"""Components that a group of warps takes at once, and such groups; each sums a part of the components."""
+from model.kernels import codec_tiles
+from model.kernels.codec_parts import across, down, steps, zeros
+from model.kernels.codec_tiles import SearchTile
+from model.kernels.overlap import begin_next, possible, wait_for_last
+
+_DEPTH = 32
+"""Components that a group of warps takes at once."""
 
 
-def search(projected: Tensor, entries: Tensor, columns: Tensor, half_squares: Tensor) -> Tensor:
+def search(
+    projected: Tensor, entries: Tensor, columns: Tensor, half_squares: Tensor, *, cut: SearchTile | None = None
+) -> Tensor:
     """`projected [b, 2, d]`, for the semantic side and the acoustic one, to the nearest `[b, Q]`, the first of equals.
 
     `entries [Q, E, d]`; `columns [Q, d, E]`, the same, as a product reads them fastest; `half_squares [Q, E]`, half
-    their squared lengths.
+    their squared lengths. `cut`: another tile than the one meant for so many rows.
     """
     books, count = entries.shape[0], projected.shape[0]
-    scores, indices = _scored(projected, entries, columns, half_squares)
+    cut = cut or codec_tiles.search_tile(count)
+    scores, indices = _scored(projected, entries, columns, half_squares, cut)
     blocks = scores.shape[2]
     codes = torch.empty((count, books), dtype=torch.int64, device=projected.device)
     _choose[(count,)](
@@ -48,18 +52,20 @@ def search(projected: Tensor, entries: Tensor, columns: Tensor, half_squares: Te
     return codes
 
 
-def _scored(projected: Tensor, entries: Tensor, columns: Tensor, half_squares: Tensor) -> tuple[Tensor, Tensor]:
+def _scored(
+    projected: Tensor, entries: Tensor, columns: Tensor, half_squares: Tensor, cut: SearchTile
+) -> tuple[Tensor, Tensor]:
     """The best score of each block of entries, and whose it is: `[Q, b, blocks]` each."""
     books, bins, dim = entries.shape
     count = projected.shape[0]
-    blocks = triton.cdiv(bins, _ENTRIES)
+    blocks = triton.cdiv(bins, cut.entries)
     rests = torch.empty((books, count, dim), dtype=torch.float32, device=projected.device)
     scores = torch.empty((books, count, blocks), dtype=torch.float32, device=projected.device)
     indices = torch.empty((books, count, blocks), dtype=torch.int32, device=projected.device)
-    rows = min(_ROWS, triton.next_power_of_2(count))
-    shares = min(_SHARES, triton.next_power_of_2(triton.cdiv(dim, _DEPTH)))
+    shares = min(cut.shares, triton.next_power_of_2(triton.cdiv(dim, _DEPTH)))
+    chained = codec_tiles.used().chained and possible(projected.device)
     for book in range(1, max(books, 2)):
-        _score[(triton.cdiv(count, rows), blocks, (book == 1) + (book < books))](
+        _score[(triton.cdiv(count, cut.rows), blocks, (book == 1) + (book < books))](
             projected,
             rests,
             entries,
@@ -74,11 +80,14 @@ def _scored(projected: Tensor, entries: Tensor, columns: Tensor, half_squares: T
             blocks=blocks,
             places=triton.next_power_of_2(blocks),
             begins=book == 1,
-            rows=rows,
-            width=_ENTRIES,
+            rows=cut.rows,
+            width=cut.entries,
             shares=shares,
             depth=_DEPTH,
-            num_warps=8,
+            precision="ieee" if cut.way == "fma" else "tf32x3",
+            chained=chained,
+            num_warps=cut.warps,
+            launch_pdl=chained,
         )
     return scores, indices
 
@@ -136,8 +145,13 @@ def _score(
     width: tl.constexpr,
     shares: tl.constexpr,
     depth: tl.constexpr,
+    precision: tl.constexpr,
+    chained: tl.constexpr,
 ):
     """One block of entries against some rows; of the first launch, side 1 is the acoustic one."""
+    if chained:
+        begin_next()
+        wait_for_last()
     row = tl.program_id(0) * rows + tl.arange(0, rows)
     block = tl.program_id(1)
     column = block * width + tl.arange(0, width)
@@ -152,24 +166,29 @@ def _score(
         code = _chosen(scores, indices, (before * count + row) * blocks, there, blocks, places)
         taken = entries + (before.to(tl.int64) * bins + code) * dim
     place = book.to(tl.int64) * count + row
-    # Left factors are [shares, rows, depth], right ones [shares, depth, width].
-    steps = (tl.arange(0, shares) * depth)[:, None] + tl.arange(0, depth)[None, :]
-    right = columns + book.to(tl.int64) * dim * bins + column[None, None, :]
-    total = tl.zeros([shares, rows, width], tl.float32)
+    along, below = steps(shares, depth)
+    right, used = columns + book.to(tl.int64) * dim * bins + across(column, shares), across(known, shares)
+    source, here, place = down(source, shares), down(there, shares), down(place, shares)
+    if not begins:
+        taken = down(taken, shares)
+    total = zeros(rows, width, shares)
     for start in range(0, dim, depth * shares):
-        component = start + steps[:, None, :]
-        live = there[None, :, None] & (component < dim)
-        rest = tl.load(source[None, :, None] + component, mask=live, other=0.0)
+        component = start + along
+        live = here & (component < dim)
+        rest = tl.load(source + component, mask=live, other=0.0)
         if not begins:
-            rest -= tl.load(taken[None, :, None] + component, mask=live, other=0.0)
+            rest -= tl.load(taken + component, mask=live, other=0.0)
         if block == 0:
-            tl.store(rests + place[None, :, None] * dim + component, rest, mask=live)
-        component = start + steps[:, :, None]
-        entry = tl.load(right + component * bins, mask=known[None, None, :] & (component < dim), other=0.0)
-        total = tl.dot(rest, entry, total, input_precision="ieee")
-    score = tl.sum(total, axis=0) - tl.load(half_squares + book * bins + column, mask=known, other=0.0)[None, :]
+            tl.store(rests + place * dim + component, rest, mask=live)
+        component = start + below
+        entry = tl.load(right + component * bins, mask=used & (component < dim), other=0.0)
+        total = tl.dot(rest, entry, total, input_precision=precision)
+    if shares > 1:
+        total = tl.sum(total, axis=0)
+    score = total - tl.load(half_squares + book * bins + column, mask=known, other=0.0)[None, :]
     score = tl.where(known[None, :], score, float("-inf"))
     best = tl.argmax(score, axis=1)
+    place = book.to(tl.int64) * count + row
     tl.store(scores + place * blocks + block, tl.max(score, axis=1), mask=there)
     tl.store(indices + place * blocks + block, tl.minimum(block * width + best, bins - 1), mask=there)
 

@@ -1,83 +1,45 @@
 """A matrix product over overlapping rows, in Triton: every convolution and linear layer of a codec's step, one launch
 each.
 
-Owns the cut into tiles, and what is done to a product's rows on their way in (layer norm) and out (bias, GELU, gain,
-residual, ELU). Knows no layers. Time runs before channels here, `[B, T, C]`: a causal convolution's input, with what
-came before it in front, is then one run of floats for each stream, and what output t sees of it begins `t * hop` floats
-in. Products are full float32 (FMA, no tensor cores) unless told otherwise.
+Owns what is done to a product's rows on their way in (layer norm) and out (bias, GELU, gain, residual, ELU), and its
+two kernels: tiles, and for few rows a thin one that is done when the weights have come. Knows no layers. Time runs
+before channels here, `[B, T, C]`: a causal convolution's input, with what came before it in front, is then one run of
+floats for each stream, and what output t sees of it begins `t * hop` floats in.
+
+Products are as exact as float32 unless told otherwise. `codec_tiles` says how each is cut and made, and whether
+launches are chained: a program then begins while the kernel before it still runs, fetches weights, and waits
+(`overlap`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-Precision = Literal["ieee", "tf32"]
-_NORM_EPS = 1e-5
-_PROCESSORS = 132
-"""Of the GPU that the tiles are cut for (H100, H200)."""
-_TILES = (
-    (128, 64, 8),
-    (64, 64, 4),
-    (128, 32, 4),
-    (64, 32, 4),
-    (32, 32, 2),
-    (128, 16, 4),
-    (16, 16, 1),
+from model.kernels import codec_tiles
+from model.kernels.codec_parts import (
+    across,
+    down,
+    ends,
+    finished,
+    inside,
+    moments,
+    moments_at_once,
+    steps,
+    store,
+    zeros,
 )
-"""Rows, columns and warps, from the one that reads least to the one that spreads most."""
-_SIDES = 320
-"""Rows and columns of all shares of a tile: their factors lie in shared memory, 32 of each, twice or three times."""
-_FEWEST = 2
-"""Rows of the smallest tile, one slot's of a transformer; from 3 rows on it has 16. Every other tile is compiled."""
-_SMALL = 1024
-"""Products of a tile whose shares tensor cores can take."""
-_LONG = 2048
-"""Factors from which a sum is worth sixteen warps."""
+from model.kernels.codec_tiles import Tile
+from model.kernels.overlap import begin_next, possible, wait_for_last
+
+Precision = codec_tiles.Precision
+_NORM_EPS = 1e-5
 _WIDE = 1024
 """Factors that a warp reads at once for the moments of its rows: 32 a thread."""
-_DEPTH = 32
-"""Factors of each sum that a share of a tile takes at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """What one program makes: `rows` x `columns`, by `shares` groups of warps that each sum a part of the factors."""
-
-    rows: int
-    columns: int
-    shares: int
-    warps: int
-
-
-def tile(count: int, outer: int, inner: int, precision: Precision = "ieee") -> Tile:
-    """For `count` rows, `outer` columns and sums of `inner` factors.
-
-    The first tile that occupies three quarters of the GPU, else the one that comes nearest; sums are shared out while
-    its schedulers would have few warps to choose from, on tensor cores only those of small tiles.
-    """
-    fitting = [entry for entry in _TILES if entry[1] < 2 * max(outer, 16)]
-    enough = (entry for entry in fitting if 4 * _programs(count, outer, entry) >= 3 * _PROCESSORS)
-    entry = next(enough, fitting[-1])
-    rows, columns = (_FEWEST if count <= _FEWEST else min(entry[0], max(16, triton.next_power_of_2(count)))), entry[1]
-    warps, shares = max(1, entry[2] * rows // entry[0]), 1
-    if precision == "tf32" and rows * columns > _SMALL:
-        return Tile(rows, columns, shares, warps)
-    busy, most = warps * _programs(count, outer, entry), 16 if inner >= _LONG else 8
-    while shares * warps < most and shares * busy < 12 * _PROCESSORS and 2 * shares * _DEPTH < inner:
-        if 2 * shares * (rows + columns) > _SIDES:
-            break
-        shares *= 2
-    return Tile(rows, columns, shares, shares * warps)
-
-
-def _programs(count: int, outer: int, entry: tuple[int, int, int]) -> int:
-    found: int = triton.cdiv(count, entry[0]) * triton.cdiv(outer, entry[1])
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,19 +80,24 @@ def product(
     norm: tuple[Tensor, Tensor] | None = None,
     edge: Edge | None = None,
     precision: Precision = "ieee",
+    cut: Tile | None = None,
 ) -> None:
     """Multiply `length` rows of each of `source [B, floats]` with `weight [N, K]`, which may lie in memory as `[K, N]`.
 
-    Row t is the K floats from `t * hop` on. `norm`: gain and shift of a layer norm over these K floats.
+    Row t is the K floats from `t * hop` on. `norm`: gain and shift of a layer norm over these K floats. `cut`: another
+    tile than the one meant for these sizes. Where launches are chained, the weights must not come from the kernel
+    before.
     """
     outer, inner = weight.shape
     count = source.shape[0] * length
-    cut = tile(count, outer, inner, precision)
+    cut = cut or codec_tiles.tile(count, outer, inner, precision)
     target = out.plain if out.plain is not None else out.elu
     assert target is not None
     active = target if out.elu is None else out.elu
     residual = target if out.residual is None else out.residual
-    _product[(triton.cdiv(count, cut.rows), triton.cdiv(outer, cut.columns))](
+    chained = codec_tiles.used().chained and possible(source.device)
+    kernel, blocks, constants = _launch(cut, count, outer, inner, norm is not None)
+    kernel[(blocks,)](
         source,
         weight,
         *(weight if part is None else part for part in (out.bias, out.gain, *(norm or (None, None)))),
@@ -156,82 +123,38 @@ def product(
         int(out.gelu),
         has_norm=norm is not None,
         has_edge=edge is not None,
-        rows=cut.rows,
-        columns=cut.columns,
-        shares=cut.shares,
-        depth=16 if inner < _DEPTH else _DEPTH,
-        wide=max(_DEPTH, min(triton.next_power_of_2(inner), _WIDE * cut.warps // cut.rows)) if norm else 1,
-        precision=precision,
-        num_warps=cut.warps,
-        num_stages=3,
+        chained=chained,
+        launch_pdl=chained,
+        **constants,
     )
 
 
-@triton.jit
-def _elu(x):
-    """exp(x) - 1 below 0; near 0, where that would cancel, by its series."""
-    series = x * (1.0 + x / 2 * (1.0 + x / 3 * (1.0 + x / 4 * (1.0 + x / 5 * (1.0 + x / 6)))))
-    return tl.where(x > 0, x, tl.where(x > -0.25, series, tl.exp(tl.minimum(x, 0.0)) - 1.0))
+def _launch(cut: Tile, count: int, outer: int, inner: int, normed: bool) -> tuple[Any, int, dict[str, Any]]:
+    """The kernel, its programs, and what it is compiled for."""
+    wide = triton.cdiv(outer, cut.columns)
+    sizes = {"rows": cut.rows, "columns": cut.columns, "depth": cut.depth, "num_warps": cut.warps}
+    if cut.way == "thin":
+        assert count <= cut.rows
+        return _thin, wide, sizes | {"whole": inner <= cut.depth}
+    read = max(32, min(triton.next_power_of_2(inner), _WIDE * cut.warps // cut.rows)) if normed else 1
+    sizes |= {"shares": cut.shares, "wide": read, "num_stages": cut.stages}
+    return _product, triton.cdiv(count, cut.rows) * wide, sizes | {"precision": _DOTS[cut.way]}
+
+
+_DOTS = {"fma": "ieee", "tf32": "tf32", "tf32x3": "tf32x3"}
 
 
 @triton.jit
-def _moments(left, there, inner, eps, rows: tl.constexpr, wide: tl.constexpr):
-    """Mean and 1 / deviation of each row, in two passes."""
-    step = tl.arange(0, wide)[None, :]
-    total = tl.zeros([rows, wide], tl.float32)
-    for start in range(0, inner, wide):
-        total += tl.load(left + start + step, mask=there & (step < inner - start), other=0.0)
-    mean = tl.sum(total, axis=1) / inner
-    squares = tl.zeros([rows, wide], tl.float32)
-    for start in range(0, inner, wide):
-        live = there & (step < inner - start)
-        away = tl.where(live, tl.load(left + start + step, mask=live, other=0.0) - mean[:, None], 0.0)
-        squares += away * away
-    return mean, tl.rsqrt(tl.sum(squares, axis=1) / inner + eps)
+def _blocks(count, outer, inner, rows: tl.constexpr, columns: tl.constexpr):
+    """This program's block of rows and of columns.
 
-
-@triton.jit
-def _inside(place, fresh, begin, head, channels):
-    """Where to read in a row that begins at `begin`: of a `fresh` stream, the chunk's first input before the chunk."""
-    return tl.where(fresh & (begin + place < head), head + place % channels - begin, place)
-
-
-@triton.jit
-def _down(x, shares: tl.constexpr):
-    """A vector of rows as left factors have it, `[rows, depth]` or `[shares, rows, depth]`."""
-    return x[:, None] if shares == 1 else x[None, :, None]
-
-
-@triton.jit
-def _across(x, shares: tl.constexpr):
-    """A vector of columns as right factors have it, `[depth, columns]` or `[shares, depth, columns]`."""
-    return x[None, :] if shares == 1 else x[None, None, :]
-
-
-@triton.jit
-def _steps(shares: tl.constexpr, depth: tl.constexpr):
-    """Which factors of a sum all shares take first: as left factors have them, and as right ones have them."""
-    step = tl.arange(0, depth)
-    if shares == 1:
-        left, right = step[None, :], step[:, None]
-    else:
-        steps = (tl.arange(0, shares) * depth)[:, None] + step[None, :]
-        left, right = steps[:, None, :], steps[:, :, None]
-    return left, right
-
-
-@triton.jit
-def _zeros(rows: tl.constexpr, columns: tl.constexpr, shares: tl.constexpr):
-    return tl.zeros([rows, columns], tl.float32) if shares == 1 else tl.zeros([shares, rows, columns], tl.float32)
-
-
-@triton.jit
-def _finished(total, bias, gain, column, known, has_bias, has_gain, gelu):
-    """Products with their bias, GELU (exact) and gain."""
-    total += tl.load(bias + column, mask=known & (has_bias != 0), other=0.0)[None, :]
-    if gelu != 0:
-        total = total * 0.5 * (1.0 + tl.erf(total * 0.7071067811865476))
-    return total * tl.load(gain + column, mask=known & (has_gain != 0), other=1.0)[None, :]
+    Neighbours share what is large: the rows where all of them are more than the weights, else the columns. What the
+    others of a wave read is then in the L2 cache.
+    """
+    high, wide = tl.cdiv(count, rows), tl.cdiv(outer, columns)
+    program = tl.program_id(0)
+    by_rows = count > outer
+    return tl.where(by_rows, program // wide, program % high), tl.where(by_rows, program % wide, program // high)
 
 
 # What varies from layer to layer and costs nothing is asked while it runs: every kernel less is a second's start less.
@@ -272,6 +195,7 @@ def _product(
     gelu,
     has_norm: tl.constexpr,
     has_edge: tl.constexpr,
+    chained: tl.constexpr,
     rows: tl.constexpr,
     columns: tl.constexpr,
     shares: tl.constexpr,
@@ -279,39 +203,138 @@ def _product(
     wide: tl.constexpr,
     precision: tl.constexpr,
 ):
-    row = tl.program_id(0) * rows + tl.arange(0, rows)
-    column = tl.program_id(1) * columns + tl.arange(0, columns)
+    if chained:
+        begin_next()
+        wait_for_last()
+    row_block, column_block = _blocks(count, outer, inner, rows, columns)
+    row = row_block * rows + tl.arange(0, rows)
+    column = column_block * columns + tl.arange(0, columns)
     stream, time = (row // length).to(tl.int64), row % length
     there, known = row < count, column < outer
     left = source + stream * source_stride + time * hop
     if has_norm:
-        mean, spread = _moments(left[:, None], there[:, None], inner, eps, rows, wide)
-        mean, spread = _down(mean, shares), _down(spread, shares)
+        mean, spread = moments(left[:, None], there[:, None], inner, eps, rows, wide)
+        mean, spread = down(mean, shares), down(spread, shares)
     if has_edge:
-        fresh = _down(tl.load(begun + stream * source_stride, mask=there, other=1.0) <= 0, shares)
-    left, here = _down(left, shares), _down(there, shares)
-    right, used = weight + _across(column.to(tl.int64) * column_stride, shares), _across(known, shares)
-    along, down = _steps(shares, depth)
-    total = _zeros(rows, columns, shares)
+        fresh = down(tl.load(begun + stream * source_stride, mask=there, other=1.0) <= 0, shares)
+    left, here = down(left, shares), down(there, shares)
+    right, used = weight + across(column.to(tl.int64) * column_stride, shares), across(known, shares)
+    along, below = steps(shares, depth)
+    if shares > 1:  # a small tile has registers for what is needed last, too
+        added, strength = ends(bias, gain, column, known, has_bias, has_gain)
+    total = zeros(rows, columns, shares)
     for start in range(0, inner, depth * shares):
         place = start + along
         live = place < inner
         if has_edge:
-            place = _inside(place, fresh, _down(time * hop, shares), head, channels)
+            place = inside(place, fresh, down(time * hop, shares), head, channels)
         value = tl.load(left + place, mask=here & live, other=0.0)
         if has_norm:
-            strength = tl.load(norm_gain + place, mask=live, other=0.0)
+            slope = tl.load(norm_gain + place, mask=live, other=0.0)
             shift = tl.load(norm_shift + place, mask=live, other=0.0)
-            value = (value - mean) * spread * strength + shift
-        place = start + down
+            value = (value - mean) * spread * slope + shift
+        place = start + below
         factor = tl.load(right + place * factor_stride, mask=used & (place < inner), other=0.0)
         total = tl.dot(value, factor, total, input_precision=precision)
     if shares > 1:
         total = tl.sum(total, axis=0)
-    total = _finished(total, bias, gain, column, known, has_bias, has_gain, gelu)
-    kept = there[:, None] & known[None, :]
-    within = (time * outer)[:, None] + column[None, :]
-    added = kept & (has_residual != 0)
-    total += tl.load(residual + (stream * residual_stride)[:, None] + within, mask=added, other=0.0)
-    tl.store(out + (stream * out_stride)[:, None] + within, total, mask=kept & (has_plain != 0))
-    tl.store(active + (stream * active_stride)[:, None] + within, _elu(total), mask=kept & (has_elu != 0))
+    else:
+        added, strength = ends(bias, gain, column, known, has_bias, has_gain)
+    total = finished(total, added, strength, gelu)
+    within, kept = (time * outer)[:, None] + column[None, :], there[:, None] & known[None, :]
+    where = residual + (stream * residual_stride)[:, None] + within
+    total += tl.load(where, mask=kept & (has_residual != 0), other=0.0)
+    store(total, out, active, stream, within, kept, out_stride, active_stride, has_plain, has_elu)
+
+
+@triton.jit(do_not_specialize=_ASKED)
+def _thin(
+    source,
+    weight,
+    bias,
+    gain,
+    norm_gain,
+    norm_shift,
+    residual,
+    begun,
+    out,
+    active,
+    count,
+    source_stride,
+    residual_stride,
+    out_stride,
+    active_stride,
+    column_stride,
+    factor_stride,
+    outer,
+    inner,
+    eps,
+    length,
+    hop,
+    head,
+    channels,
+    has_bias,
+    has_gain,
+    has_residual,
+    has_plain,
+    has_elu,
+    gelu,
+    has_norm: tl.constexpr,
+    has_edge: tl.constexpr,
+    chained: tl.constexpr,
+    rows: tl.constexpr,
+    columns: tl.constexpr,
+    depth: tl.constexpr,
+    whole: tl.constexpr,
+):
+    """All rows, and some columns, whose weights are on their way before anything is waited for.
+
+    whole: all factors are read at once.
+    """
+    row = tl.arange(0, rows)
+    column = tl.program_id(0) * columns + tl.arange(0, columns)
+    stream, time = (row // length).to(tl.int64), row % length
+    there, known = row < count, column < outer
+    along = tl.arange(0, depth)[None, None, :]
+    live = along < inner
+    right, used = weight + (column.to(tl.int64) * column_stride)[None, :, None], known[None, :, None]
+    factor = tl.load(right + along * factor_stride, mask=used & live, other=0.0)
+    added, strength = ends(bias, gain, column, known, has_bias, has_gain)
+    if has_norm and whole:
+        slope = tl.load(norm_gain + along, mask=live, other=0.0)
+        shift = tl.load(norm_shift + along, mask=live, other=0.0)
+    if chained:
+        begin_next()
+        wait_for_last()
+    within, kept = (time * outer)[:, None] + column[None, :], there[:, None] & known[None, :]
+    where = residual + (stream * residual_stride)[:, None] + within
+    rest = tl.load(where, mask=kept & (has_residual != 0), other=0.0)
+    left = source + stream * source_stride + time * hop
+    if has_edge:
+        fresh = (tl.load(begun + stream * source_stride, mask=there, other=1.0) <= 0)[:, None, None]
+    if has_norm and not whole:
+        mean, spread = moments(left[:, None], there[:, None], inner, eps, rows, depth)
+        mean, spread = mean[:, None, None], spread[:, None, None]
+    left, here = left[:, None, None], there[:, None, None]
+    total = tl.zeros([rows, columns, depth], tl.float32)
+    for start in range(0, inner, depth):
+        if not whole:
+            place = start + depth + along
+            following = tl.load(right + place * factor_stride, mask=used & (place < inner), other=0.0)
+        place = start + along
+        live = place < inner
+        if has_edge:
+            place = inside(place, fresh, (time * hop)[:, None, None], head, channels)
+        value = tl.load(left + place, mask=here & live, other=0.0)
+        if has_norm:
+            if whole:
+                mean, spread = moments_at_once(value, here & live, inner, eps)
+            else:
+                slope = tl.load(norm_gain + place, mask=live, other=0.0)
+                shift = tl.load(norm_shift + place, mask=live, other=0.0)
+            value = (value - mean) * spread * slope + shift
+        total += value * factor
+        if not whole:
+            factor = following
+    total = finished(tl.sum(total, axis=2), added, strength, gelu) + rest
+    store(total, out, active, stream, within, kept, out_stride, active_stride, has_plain, has_elu)

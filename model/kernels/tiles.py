@@ -12,6 +12,8 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from model.kernels import codec_tiles
+
 Stored = Literal["fp8", "bf16"]
 _Tile = TypeVar("_Tile")
 
@@ -113,11 +115,14 @@ def save(
 
 
 def load(path: Path) -> None:
-    """From now on take the tiles of a file, which holds some of the tables.
+    """From now on take the tiles of a file, which holds some of the tables, or those of a codec.
 
     Raises ValueError if it holds none, or one that has not as many tiles as here.
     """
     tables = json.loads(path.read_text(encoding="utf-8"))
+    if "codec" in tables:
+        codec_tiles.use(codec_tiles.load(path))
+        return
     try:
         attention = _read(tables, "attention", _attention, AttentionTile)
         rows = _read(tables, "rows", _rows, RowTile)

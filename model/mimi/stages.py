@@ -170,7 +170,7 @@ class Convolutions:
         return (torch.empty(chunk.shape, device=chunk.device) if stage.layer.skips else None), chunk
 
 
-def seanet(network: SeanetEncoder | SeanetDecoder, precision: Precision) -> list[Convolution]:
+def seanet(network: SeanetEncoder | SeanetDecoder) -> list[Convolution]:
     """All convolutions of one side, in the order in which they run."""
     found: list[Convolution] = []
     elu = False
@@ -180,26 +180,24 @@ def seanet(network: SeanetEncoder | SeanetDecoder, precision: Precision) -> list
         elif isinstance(layer, ResidualBlock):
             first, second = layer.block[1], layer.block[3]
             assert isinstance(first, CausalConv1d) and isinstance(second, CausalConv1d)  # noqa: PT018
-            found.append(convolution(first, precision, elu=True, skips=True))
-            found.append(convolution(second, precision, elu=True, adds=True))
+            found.append(convolution(first, elu=True, skips=True))
+            found.append(convolution(second, elu=True, adds=True))
         else:
             if isinstance(layer, CausalConv1d):
-                found.append(convolution(layer, precision, elu=elu))
+                found.append(convolution(layer, elu=elu))
             else:
                 assert isinstance(layer, CausalConvTranspose1d)
-                found.append(transposed(layer, precision, elu=elu))
+                found.append(transposed(layer, elu=elu))
             elu = False
     return found
 
 
-def convolution(
-    layer: CausalConv1d, precision: Precision, *, elu: bool = False, skips: bool = False, adds: bool = False
-) -> Convolution:
+def convolution(layer: CausalConv1d, *, elu: bool = False, skips: bool = False, adds: bool = False) -> Convolution:
     """`layer` as a product: each row is one output's inputs."""
     inner = layer.conv["conv"]
     assert isinstance(inner, nn.Conv1d)
     return Convolution(
-        weight=factors(inner.weight.transpose(1, 2).flatten(1), precision),
+        weight=inner.weight.transpose(1, 2).flatten(1).contiguous(),
         bias=inner.bias,
         channels=layer.inputs,
         takes=layer.stride,
@@ -211,7 +209,7 @@ def convolution(
     )
 
 
-def transposed(layer: CausalConvTranspose1d, precision: Precision, *, elu: bool = False) -> Convolution:
+def transposed(layer: CausalConvTranspose1d, *, elu: bool = False) -> Convolution:
     """`layer` as a product: all that two neighbouring inputs add to the second one's outputs."""
     inner, channels, stride = layer.convtr["convtr"], layer.inputs, layer.stride
     assert isinstance(inner, nn.ConvTranspose1d)
@@ -219,7 +217,7 @@ def transposed(layer: CausalConvTranspose1d, precision: Precision, *, elu: bool 
     kernel[..., : inner.weight.shape[2]] = inner.weight
     taps = kernel.view(channels, -1, 2, stride).flip(2)  # the input before reaches over by the kernel's second half
     return Convolution(
-        weight=factors(taps.permute(3, 1, 2, 0).flatten(2).flatten(0, 1), precision),
+        weight=taps.permute(3, 1, 2, 0).flatten(2).flatten(0, 1).contiguous(),
         bias=None if inner.bias is None else inner.bias.repeat(stride),
         channels=channels,
         takes=1,
@@ -227,11 +225,3 @@ def transposed(layer: CausalConvTranspose1d, precision: Precision, *, elu: bool 
         left=1,
         elu=elu,
     )
-
-
-def factors(weight: Tensor, precision: Precision) -> Tensor:
-    """`weight [N, K]`, so laid out in memory that the kernel reads it fastest.
-
-    FMA units take neighbouring columns from shared memory at once, tensor cores neighbouring factors.
-    """
-    return weight.contiguous() if precision == "tf32" else weight.T.contiguous().T

@@ -5,7 +5,7 @@ Owns the order of a step of one frame, and of a pass over several, and all weigh
 are those of `model.mimi.codec`, whose own pass does the same for any number of frames over the same memory; the two
 agree up to rounding. Imported only where there is a GPU, and by tests.
 
-What it owns comes to 0.25 GB at the published sizes, and the workspace to 1.8 MB a slot of the batch and frame.
+What it owns comes to 0.15 GB at the published sizes, and the workspace to 1.8 MB a slot of the batch and frame.
 
 b is the slots of a step, n its frames, D the width, T = 2 n positions, H heads, hd a head's width.
 """
@@ -24,7 +24,7 @@ from model.kernels import codec_attention, codec_chunk, codec_codes, codec_rows
 from model.kernels.codec_product import Edge, Out, Precision, product
 from model.mimi.conv import CausalConv1d, CausalConvTranspose1d
 from model.mimi.quantizer import SplitQuantizer
-from model.mimi.stages import Convolutions, Places, Stage, Workspace, convolution, factors, seanet
+from model.mimi.stages import Convolutions, Places, Stage, Workspace, convolution, seanet
 from model.streaming import KVCache
 from model.transformer import LayerScale, Transformer, TransformerLayer
 
@@ -47,7 +47,7 @@ class Layers:
     def __init__(self, transformer: Transformer, precision: Precision) -> None:
         config = transformer.config
         self._layers = [cast(TransformerLayer, layer) for layer in transformer.layers]
-        self._weights = [[factors(weight, precision) for weight in _linear(layer)] for layer in self._layers]
+        self._weights = [_linear(layer) for layer in self._layers]
         self._precision = precision
         self._heads, self._width, self._hidden = config.heads, config.dim, config.hidden
         index = torch.arange(config.head_dim // 2, dtype=torch.float32, device=next(transformer.parameters()).device)
@@ -115,13 +115,13 @@ class Encoder:
     def __init__(self, mimi: Mimi, entries: Tensor, half_squares: Tensor) -> None:
         """`entries [Q, E, d]`, of the codebooks in use, and half their squared lengths `[Q, E]`."""
         self._frame = mimi.frame_size
-        self._convolutions = seanet(mimi.encoder, "ieee")
+        self._convolutions = seanet(mimi.encoder)
         self._layers = Layers(_transformer(mimi.encoder_transformer), "ieee")
         down = mimi.downsample["conv"]
         assert isinstance(down, CausalConv1d)
-        self._down = convolution(down, "ieee")
+        self._down = convolution(down)
         sides = (mimi.quantizer.rvq_first, mimi.quantizer.rvq_rest)
-        self._projection = factors(torch.cat([side.input_proj.weight[:, :, 0] for side in sides]), "ieee")
+        self._projection = torch.cat([side.input_proj.weight[:, :, 0] for side in sides])
         self._entries, self._half_squares = entries, half_squares
         self._columns = entries.transpose(1, 2).contiguous()
         self._encodings: dict[int, _Encoding] = {}
@@ -169,10 +169,9 @@ class Decoder:
         self._reach = -(-mimi.decoder.reach // codec_attention.STEP)
         self._precision: Precision = "tf32" if mimi.decoder_tf32 else "ieee"
         self._layers = Layers(_transformer(mimi.decoder_transformer), self._precision)
-        self._convolutions = seanet(mimi.decoder, self._precision)
+        self._convolutions = seanet(mimi.decoder)
         sides = (mimi.quantizer.rvq_first, mimi.quantizer.rvq_rest)
-        joined = torch.cat([side.output_proj.weight[:, :, 0] for side in sides], dim=1)
-        self._projection = factors(joined, self._precision)
+        self._projection = torch.cat([side.output_proj.weight[:, :, 0] for side in sides], dim=1)
         self._entries = entries
         self._decodings: dict[int, tuple[Convolutions, Places]] = {}
         self._decoding(1)

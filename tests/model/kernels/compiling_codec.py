@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from model.kernels import codec_attention, codec_chunk, codec_codes, codec_product, codec_rows
-from model.kernels.codec_product import Precision
+from model.kernels import codec_attention, codec_chunk, codec_codes, codec_product, codec_rows, codec_tiles
+from model.kernels.codec_tiles import Precision
 
 _FLOATS = """
 source weight bias gain norm_gain norm_shift residual begun out active joined frequency keys values result rows
@@ -27,20 +26,25 @@ def codec_kernels(capability: int, compiled: Callable[..., str]) -> dict[str, st
     def product(
         count: int, outer: int, inner: int, precision: Precision = "ieee", norm: bool = False, edge: bool = False
     ) -> str:
-        cut = codec_product.tile(count, outer, inner, precision)
-        sizes: dict[str, Any] = {"rows": cut.rows, "columns": cut.columns, "shares": cut.shares}
-        sizes["factor_stride" if precision == "tf32" else "column_stride"] = 1
-        options = {"has_norm": norm, "has_edge": edge, "depth": 32, "wide": 128, "precision": precision}
+        cut = codec_tiles.tile(count, outer, inner, precision)
+        kernel, _, sizes = codec_product._launch(cut, count, outer, inner, norm)
+        warps, _ = sizes.pop("num_warps"), sizes.pop("num_stages", None)
+        options = {"has_norm": norm, "has_edge": edge, "chained": chained, "factor_stride": 1}
         types = _TYPES | dict.fromkeys(codec_product._ASKED, "i32")
-        return compiled(codec_product._product, capability, types, cut.warps, **sizes, **options)
+        return compiled(kernel, capability, types, warps, **sizes, **options)
 
+    codec_tiles.use(codec_tiles.Tables())  # what the rules say
+    chained = capability >= 90
     found = {
         "codec product": product(128 * 480, 128, 512),
         "codec product tf32": product(128 * 480, 128, 512, "tf32"),
-        "codec product thin": product(1, 512, 2048, edge=True),
+        "codec product shared": product(16, 512, 3072),
+        "codec product fma": product(128 * 1920, 64, 7),
         "codec product norm": product(256, 2048, 512, norm=True),
+        "codec thin": product(1, 512, 2048, edge=True),
+        "codec thin norm": product(2, 2048, 512, norm=True),
     }
-    sizes = {"head_dim": 64, "width": 64, "rows": 64, "full": False}
+    sizes = {"head_dim": 64, "width": 64, "rows": 64, "full": False, "chained": chained}
     found["codec attend"] = compiled(codec_attention._attend, capability, _TYPES, **sizes)
     sizes |= {"head_dim": 6, "width": 8, "full": True}
     found["codec attend odd"] = compiled(codec_attention._attend, capability, _TYPES, **sizes)
@@ -52,10 +56,20 @@ def codec_kernels(capability: int, compiled: Callable[..., str]) -> dict[str, st
     found["codec begin"] = compiled(codec_rows._begin, capability, _TYPES, block=1024)
     found["codec finish"] = compiled(codec_rows._finish, capability, _TYPES, block=1024)
     found["codec double"] = compiled(codec_rows._double, capability, _TYPES, block=1024)
-    search = {"dim": 256, "blocks": 64, "places": 64, "rows": 16, "width": 32, "shares": 8, "depth": 32}
-    found["codec score"] = compiled(
-        codec_codes._score, capability, _TYPES | {"columns": "*fp32"}, 8, begins=False, **search
-    )
+    for name, count in (("codec score", 128), ("codec score few", 1)):
+        cut = codec_tiles.search_tile(count)
+        search: dict[str, object] = {
+            "dim": 256,
+            "blocks": 64,
+            "places": 64,
+            "rows": cut.rows,
+            "width": 32,
+            "shares": cut.shares,
+        }
+        search |= {"depth": 32, "precision": "ieee" if cut.way == "fma" else cut.way, "chained": chained}
+        found[name] = compiled(
+            codec_codes._score, capability, _TYPES | {"columns": "*fp32"}, cut.warps, begins=False, **search
+        )
     found["codec choose"] = compiled(codec_codes._choose, capability, _TYPES, 1, books=8, blocks=64, width=8, places=64)
     found["codec sum"] = compiled(codec_codes._sum, capability, _TYPES, dim=256, width=256, books=8)
     return found

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 WIDEST = "ld.global.v4.b32"
 """A load of 16 bytes by each thread."""
-KERNELS = 51
+KERNELS = 55
 LAST_HAS_ENDED = "griddepcontrol.wait"
 AHEAD = "cp.async.cg.shared.global"
 """The same into shared memory, while what came before is used."""
@@ -51,11 +51,37 @@ def test_every_kernel_compiles_for_hopper_and_reads_wide(tmp_path: Path) -> None
     assert "mma.sync" in found["linear"]
     for name in ("attend bf16 128", "attend fp8 128", "linear"):
         assert AHEAD in found[name], name
-    for name in ("codec product", "codec product thin", "codec product norm", "codec attend", "codec chunk"):
+    check_codec(found)
+
+
+def check_codec(found: dict[str, str]) -> None:
+    """Tensor cores where they are meant, by instructions of a whole group of warps for large tiles; wide loads."""
+    for name in ("codec product", "codec product tf32", "codec product norm", "codec score"):
+        assert "wgmma.mma_async" in found[name], name
+    assert "mma.sync" in found["codec product shared"]
+    for name in (
+        "codec product fma",
+        "codec thin",
+        "codec thin norm",
+        "codec attend",
+        "codec chunk",
+        "codec score few",
+    ):
+        assert "mma" not in found[name], name
+    for name in (
+        "codec product",
+        "codec product tf32",
+        "codec product shared",
+        "codec product norm",
+        "codec attend",
+        "codec chunk",
+    ):
         assert AHEAD in found[name], name
-        assert "mma" not in found[name], name  # full float32
-    for name in ("codec product tf32", "codec chunk tf32"):
-        assert "tf32" in found[name], name
+    assert "tf32" in found["codec chunk tf32"]
+    for name in ("codec thin", "codec thin norm"):
+        assert WIDEST in found[name], name
+    for name in ("codec product", "codec thin", "codec attend"):
+        assert LAST_HAS_ENDED in found[name], name
 
 
 def check_walk(ptx: str) -> None:

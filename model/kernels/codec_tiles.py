@@ -1,0 +1,233 @@
+"""How the products of a codec's step are cut, by their size: a rule, and a table of what a sweep found faster.
+
+Owns both, and the table's form in a file. Knows no kernel, and needs no Triton. The table is `codec_tiles.json` beside
+this module, a file that `python -m model.bench.codec` wrote; what it does not hold the rule cuts.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+Precision = Literal["ieee", "tf32"]
+"""What a product's factors may lose: nothing, or all but 10 bits."""
+Way = Literal["thin", "fma", "tf32", "tf32x3"]
+"""How it is made: for few rows by threads that each multiply on their own, by FMA units in tiles, or by tensor cores.
+
+`tf32x3` splits each factor into two of 11 bits and takes the three largest of the four products. Over the published
+encoder, with random weights, what reaches the codebooks is then off by 1.1e-6 of its deviation (tensor cores emulated,
+against float64); by 2.6e-6 where FMA units sum one factor after the other, by 0.8e-6 in blocks, by 1.1e-3 in TF32.
+"""
+WAYS: dict[Precision, tuple[Way, ...]] = {"ieee": ("thin", "fma", "tf32x3"), "tf32": ("thin", "fma", "tf32")}
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """What one program makes: `rows` x `columns`, by `shares` groups of warps that each sum a part of the factors.
+
+    depth: factors that a share takes at once; stages: such parts that are on their way or in use. A thin tile has all
+    rows, one share and two stages.
+    """
+
+    rows: int
+    columns: int
+    shares: int
+    depth: int
+    warps: int
+    stages: int
+    way: Way
+
+
+@dataclass(frozen=True, slots=True)
+class SearchTile:
+    """Rows and entries of a codebook that one program scores, in `shares` as above, 32 components of each at once."""
+
+    rows: int
+    entries: int
+    shares: int
+    warps: int
+    way: Way
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Shape:
+    """A product's columns and the length of its sums, and the precision that it needs."""
+
+    precision: Precision
+    outer: int
+    inner: int
+
+
+_Cut = TypeVar("_Cut")
+Entries = Sequence[tuple[int, Tile]]
+"""Tiles for one shape, each with the most rows for which it is meant; the last serves all above, too."""
+
+THIN = 4
+"""The most rows of a thin tile."""
+_PROCESSORS = 132
+"""Of the GPU that the tiles are cut for (H100, H200)."""
+_SHAPES = (
+    (128, 128, 8),
+    (128, 64, 8),
+    (64, 64, 4),
+    (128, 32, 4),
+    (64, 32, 4),
+    (32, 32, 2),
+    (128, 16, 4),
+    (16, 16, 1),
+)
+"""Rows, columns and warps, from the one that reads least to the one that spreads most."""
+_ACROSS_FMA = 64
+"""Columns of the largest tile that registers hold beside its factors, without tensor cores."""
+_SMALL = 1024
+"""Products of a tile whose shares tensor cores can take."""
+_LONG = 2048
+"""Factors from which a sum is worth sixteen warps."""
+_SPLIT = 32
+"""Factors of a sum from which three products of halves are as exact as float32: the tensor cores cut each sum off."""
+_DEPTH = 32
+_SHARED = 227_000
+"""Bytes of shared memory that a program of a Hopper has."""
+_FILE = Path(__file__).with_suffix(".json")
+
+
+def tile(count: int, outer: int, inner: int, precision: Precision = "ieee") -> Tile:
+    """For `count` rows, `outer` columns and sums of `inner` factors."""
+    found = _of(used().products.get(Shape(precision, outer, inner), ()), count)
+    if found is not None and (found.way != "thin" or count <= found.rows):
+        return found
+    return thin(count, outer, inner) if count <= THIN else tiled(count, outer, inner, precision)
+
+
+def search_tile(count: int) -> SearchTile:
+    """For `count` rows: the more rows, the larger, and by tensor cores."""
+    found = _of(used().search, count)
+    if found is not None:
+        return found
+    if count > 64:
+        return SearchTile(64, 32, 1, 4, "tf32x3")
+    if count > THIN:
+        return SearchTile(16, 32, 8, 8, "tf32x3")
+    return SearchTile(power_of_two(count), 32, 8, 8, "fma")
+
+
+def thin(count: int, outer: int, inner: int) -> Tile:
+    """Threads side by side along the factors, 16 bytes each, so that the weights come in one or two turns."""
+    warps = 1
+    while warps < 16 and 128 * warps < inner and (warps < 8 or inner > _LONG):
+        warps *= 2
+    columns = 8 if outer >= 1024 and count <= 2 and warps <= 8 else 4  # as registers hold
+    return Tile(power_of_two(count), columns, 1, 128 * warps, warps, 2, "thin")
+
+
+def tiled(count: int, outer: int, inner: int, precision: Precision) -> Tile:
+    """The first tile that occupies three quarters of the GPU, else the one that comes nearest.
+
+    Sums are shared out while its schedulers would have few warps to choose from. On tensor cores a share is one warp's,
+    since a second one would only do the same again, and only small tiles have shares.
+    """
+    way: Way = "tf32" if precision == "tf32" else "tf32x3" if inner >= _SPLIT else "fma"
+    widest = min(2 * max(outer, 16) - 1, _ACROSS_FMA if way == "fma" else 128)
+    fitting = [entry for entry in _SHAPES if entry[1] <= widest]
+    enough = (entry for entry in fitting if 4 * _programs(count, outer, entry) >= 3 * _PROCESSORS)
+    entry = next(enough, fitting[-1])
+    rows, columns = min(entry[0], max(16, power_of_two(count))), entry[1]
+    warps, depth = max(1, entry[2] * rows // entry[0]), 16 if inner < _DEPTH else _DEPTH
+    if way != "fma" and rows * columns > _SMALL:
+        return Tile(rows, columns, 1, depth, warps, 4 if columns < 128 else 3, way)
+    busy, most = warps * _programs(count, outer, entry), 16 if inner >= _LONG else 8
+    cut = Tile(rows, columns, 1, depth, warps, 3, way)
+    while cut.shares * warps < most and cut.shares * busy < 12 * _PROCESSORS and 2 * cut.shares * _DEPTH < inner:
+        shares = 2 * cut.shares
+        larger = replace(cut, shares=shares, warps=shares if way != "fma" else shares * warps)
+        if not fits(larger):
+            break
+        cut = larger
+    return cut
+
+
+def shared_bytes(cut: Tile) -> int:
+    """Of shared memory that a program needs at most."""
+    return 4 * cut.stages * cut.shares * cut.depth * (cut.rows + cut.columns)
+
+
+def fits(cut: Tile) -> bool:
+    """Whether a program finds room for its factors and its sums."""
+    return shared_bytes(cut) < _SHARED and cut.warps <= 16
+
+
+def power_of_two(number: int) -> int:
+    """The next one that is no less."""
+    return 1 << (number - 1).bit_length()
+
+
+def _programs(count: int, outer: int, entry: tuple[int, int, int]) -> int:
+    return -(-count // entry[0]) * -(-outer // entry[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What a sweep found: tiles of products and of the search, and whether launches are to be chained."""
+
+    products: Mapping[Shape, Entries] = field(default_factory=dict)
+    search: Sequence[tuple[int, SearchTile]] = ()
+    chained: bool = False
+
+
+def save(path: Path, tables: Tables) -> None:
+    """As `load` takes them, a line for each product."""
+    products = [
+        {**asdict(shape), "tiles": [[most, *astuple(cut)] for most, cut in entries]}
+        for shape, entries in sorted(tables.products.items())
+    ]
+    search = [[most, *astuple(cut)] for most, cut in tables.search]
+    lines = ",\n".join(json.dumps(one) for one in products)
+    about = f'"chained": {json.dumps(tables.chained)}, "search": {json.dumps(search)}'
+    path.write_text(f'{{"codec": {{{about}, "products": [\n{lines}\n]}}}}\n', encoding="utf-8")
+
+
+def load(path: Path) -> Tables:
+    """The tables of a file. Raises ValueError if it holds none."""
+    return read(json.loads(path.read_text(encoding="utf-8")).get("codec"))
+
+
+def read(found: Any) -> Tables:
+    """Tables from their form in a file. Raises ValueError if these are none."""
+    try:
+        products: dict[Shape, Entries] = {
+            Shape(one["precision"], one["outer"], one["inner"]): [(most, Tile(*cut)) for most, *cut in one["tiles"]]
+            for one in found["products"]
+        }
+        search = [(most, SearchTile(*cut)) for most, *cut in found["search"]]
+        tables = Tables(products, search, bool(found["chained"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"no tables of a codec's tiles: {error!r}") from error
+    for shape, entries in products.items():
+        ways = WAYS.get(shape.precision, ())
+        if not entries or any(cut.way not in ways or not fits(cut) for _, cut in entries):
+            raise ValueError(f"no tiles that fit {shape}")
+    return tables
+
+
+def use(tables: Tables) -> None:
+    """From now on take these; what is in no table is cut by the rules."""
+    _used[0] = tables
+
+
+def used() -> Tables:
+    """Those that are taken."""
+    return _used[0]
+
+
+def _of(entries: Sequence[tuple[int, _Cut]], count: int) -> _Cut | None:
+    """The entry for `count` rows; None where there are no entries."""
+    if not entries:
+        return None
+    return entries[bisect_left([most for most, _ in entries[:-1]], count)][1]
+
+
+_used = [load(_FILE) if _FILE.exists() else Tables()]
