@@ -1,7 +1,8 @@
 """The walk of a frame's codebooks in one launch: where all its weights lie, and the memory that it works in.
 
-Owns the table of places, made once, and the choice of tiles by the batch. The walk itself is `model.kernels.depformer`;
-`LM.walk` is the same in plain PyTorch, and the two agree up to rounding. Weights must not move afterwards.
+Owns the table of places, made once, and the choice of a way by the batch. The walk itself is `model.kernels.depformer`,
+or `model.kernels.depformer_row` where one row walks alone; `LM.walk` is the same in plain PyTorch, and all agree up to
+rounding. Weights must not move afterwards.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,16 @@ class Tiles:
     wide_stages: int
 
 
-TILES: dict[int, Tiles | None] = {
+@dataclass(frozen=True, slots=True)
+class OneRow:
+    """The walk of a row alone. hints: whether a layer's weights are asked for while the one before it is walked."""
+
+    hints: bool
+
+
+Way = Tiles | OneRow
+TILES: dict[int, Way | None] = {
+    1: OneRow(hints=True),
     16: Tiles(16, 8, 4, 16, 32, 64, 3),
     32: Tiles(16, 16, 4, 32, 32, 64, 3),
     64: Tiles(32, 16, 3, 32, 64, 64, 3),
@@ -59,6 +69,10 @@ TILES: dict[int, Tiles | None] = {
 
 Every program should have one tile of each product; larger tiles read the rows less often, and share more of them.
 """
+_HELD = 128 << 10
+"""Bytes of a weight that a program may hold in registers, of which a multiprocessor has twice as many."""
+_BAND = 8
+"""Columns of a product that a row's program has at once."""
 _SMALL = Tiles(16, 16, 2, 16, 32, 64, 2)
 """For float32, and where there is little shared memory."""
 
@@ -76,6 +90,25 @@ class Form:
     aligned: bool = True
     roomy: bool = True
     interpreted: bool = False
+    programs: int = 1
+    """On the device at once, as many as it has multiprocessors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A kernel with all that it is called with, and where its results will lie."""
+
+    kernel: Any
+    programs: int
+    arguments: tuple[object, ...]
+    constants: dict[str, int | float | bool]
+    logits: Tensor
+    chosen: Tensor
+
+    @property
+    def options(self) -> dict[str, object]:
+        """The arguments by name; a grid that is cooperative is on the device at once, or refused."""
+        return {**self.constants, "num_warps": WARPS, "launch_cooperative_grid": self.logits.is_cuda}
 
 
 class DepformerWalk:
@@ -93,19 +126,22 @@ class DepformerWalk:
         """The tensors behind the places: as long as these are used, they are there."""
         self._first = Window(steps, window).first(0)
         self._counter = torch.zeros(1, dtype=torch.int32, device=first.device)
+        self._epoch = torch.zeros(1, dtype=torch.int32, device=first.device)
+        sizes = lm.config.depformer
+        self._mail = torch.zeros(5 * sizes.dim + sizes.hidden, dtype=torch.long, device=first.device)
+        """Of a row alone: each number of a layer with its tag."""
         self._form = Form(
             first.dtype,
             scaled=lines[0][0][1] is not None,
             aligned=all(place % 16 == 0 for line in places for place in line),
             roomy=first.is_cuda and torch.cuda.get_device_capability(first.device) in _ROOMY,
             interpreted=not first.is_cuda,
+            programs=torch.cuda.get_device_properties(first.device).multi_processor_count if first.is_cuda else 1,
         )
-        self.programs = torch.cuda.get_device_properties(first.device).multi_processor_count if first.is_cuda else 1
-        """On the device at once, as many as it has multiprocessors."""
 
     def takes(self, count: int) -> bool:
         """Whether a batch of `count` is walked sooner than by `LM.walk`."""
-        return _tiles(count) is not None
+        return _way(self._config, self._form, count) is not None
 
     def __call__(
         self, hidden: Tensor, text: Tensor, given: Tensor, told: Tensor, chance: Chance, steps: int
@@ -114,21 +150,27 @@ class DepformerWalk:
 
         Where `given [N, R]` is true the next step is told the id in `told [N, R]` instead.
         """
+        launch = self.launch(hidden, text, given, told, chance, steps)
+        launch.kernel[(launch.programs,)](*launch.arguments, **launch.options)
+        return launch.logits, launch.chosen
+
+    def launch(self, hidden: Tensor, text: Tensor, given: Tensor, told: Tensor, chance: Chance, steps: int) -> Launch:
+        """The launch that the same call makes."""
+        count, device = hidden.shape[0], hidden.device
+        logits = hidden.new_empty((count, steps, self._config.card))
+        chosen = torch.empty((count, 1 + steps), dtype=torch.long, device=device)
+        told_instead = (given.contiguous().view(torch.uint8), told.contiguous(), told.shape[1])
+        settings = (chance.temperature, chance.top_k, chance.seed, chance.frame, chance.slots)
+        starts = (self._table, self._scales, hidden.contiguous(), text, *told_instead, *settings)
+        way = _way(self._config, self._form, count)
+        launch = self._alone if isinstance(way, OneRow) else self._together
+        return launch(hidden, starts, logits, chosen)
+
+    def _together(self, hidden: Tensor, starts: tuple[object, ...], logits: Tensor, chosen: Tensor) -> Launch:
         from model.kernels import depformer
 
-        logits, chosen, arguments, options = self.arguments(hidden, text, given, told, chance, steps)
-        depformer.walk[(self.programs,)](*arguments, **options)
-        return logits, chosen
-
-    def arguments(
-        self, hidden: Tensor, text: Tensor, given: Tensor, told: Tensor, chance: Chance, steps: int
-    ) -> tuple[Tensor, Tensor, tuple[object, ...], dict[str, object]]:
-        """Of the same call: where its results will lie, and the kernel's arguments, by place and by name."""
-        count, sizes, new = hidden.shape[0], self._config.depformer, hidden.new_empty
+        (count, steps, _), sizes, new = logits.shape, self._config.depformer, hidden.new_empty
         compiled_for = constants(self._config, self._form, count, steps)
-        logits = new((count, steps, self._config.card))
-        chosen = torch.empty((count, 1 + steps), dtype=torch.long, device=hidden.device)
-        settings = (chance.temperature, chance.top_k, chance.seed, chance.frame, chance.slots)
         between = (
             new((steps, count, sizes.dim)),  # the inputs of all steps
             new((count, sizes.dim)),  # the residual stream
@@ -138,32 +180,28 @@ class DepformerWalk:
             new((count, sizes.dim)),  # what the heads saw
             new((count, sizes.hidden)),  # inside the MLP
         )
-        arguments = (
-            self._table,
-            self._scales,
-            hidden.contiguous(),
-            text,
-            given.contiguous().view(torch.uint8),
-            told.contiguous(),
-            told.shape[1],
-            *settings,
-            *between,
-            logits,
-            chosen,
-            self._counter,
-            count,
-            steps,
-            self._first,
+        arguments = (*starts, *between, logits, chosen, self._counter, count, steps, self._first)
+        return Launch(depformer.walk, self._form.programs, arguments, compiled_for, logits, chosen)
+
+    def _alone(self, hidden: Tensor, starts: tuple[object, ...], logits: Tensor, chosen: Tensor) -> Launch:
+        from model.kernels import depformer_row
+
+        steps, sizes, new = logits.shape[1], self._config.depformer, hidden.new_empty
+        compiled_for = row_constants(self._config, self._form, steps)
+        between = (
+            new((steps, sizes.dim)),  # the inputs of all steps
+            new((sizes.layers, steps, 3 * sizes.dim)),  # queries, keys and values
         )
-        options: dict[str, object] = {**compiled_for, "num_warps": WARPS, "launch_cooperative_grid": hidden.is_cuda}
-        return logits, chosen, arguments, options
+        arguments = (*starts, *between, logits, chosen, self._counter, self._epoch, self._mail, steps, self._first)
+        programs = _row_programs(self._config, self._form)
+        return Launch(depformer_row.walk_row, programs, arguments, compiled_for, logits, chosen)
 
 
 def constants(config: LMConfig, form: Form, count: int, steps: int) -> dict[str, int | float | bool]:
     """The kernel's constants for a batch of `count`."""
     sizes = config.depformer
     wide = form.dtype.itemsize > 2
-    tiles = None if wide or not form.roomy else _tiles(count)
+    tiles = None if wide or not form.roomy else next((way for way in _ways(count) if isinstance(way, Tiles)), None)
     tiles = tiles or _SMALL
     return {
         **asdict(tiles),
@@ -188,19 +226,74 @@ def constants(config: LMConfig, form: Form, count: int, steps: int) -> dict[str,
     }
 
 
+def row_constants(config: LMConfig, form: Form, steps: int) -> dict[str, int | float | bool]:
+    """The constants of the kernel for a row alone."""
+    way, sizes = TILES.get(1), config.depformer
+
+    def turns(channels: int) -> int:
+        return -(-channels // (_BAND * _row_programs(config, form)))
+
+    return {
+        "hints": isinstance(way, OneRow) and way.hints and not form.interpreted,
+        "eps": RMS_EPS,
+        "layers": sizes.layers,
+        "main": config.transformer.dim,
+        "dim": sizes.dim,
+        "width": sizes.hidden,
+        "card": config.card,
+        "scaled": form.scaled,
+        "aligned": form.aligned,
+        "heads": sizes.heads,
+        "places": _power(steps),
+        "head_width": _power(sizes.head_dim),
+        "heads_width": _power(sizes.heads),
+        "main_width": _power(config.transformer.dim),
+        "dim_width": _power(sizes.dim),
+        "inner_width": _power(sizes.hidden),
+        "card_width": _power(config.card),
+        "in_turns": turns(3 * sizes.dim),
+        "out_turns": turns(sizes.dim),
+        "gate_turns": turns(sizes.hidden),
+        "head_turns": turns(config.card),
+    }
+
+
 def load_tiles(path: Path) -> None:
     """Take the tiles from a file that `model.bench.walk` wrote. Raises ValueError where it holds none, OSError."""
     try:
         read = json.loads(path.read_text())
-        tiles = {int(largest): None if sides is None else Tiles(*map(int, sides)) for largest, sides in read.items()}
+        ways = {int(largest): None if way is None else _read(way) for largest, way in read.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no tiles: {error}") from error
     TILES.clear()
-    TILES.update(sorted(tiles.items()))
+    TILES.update(sorted(ways.items()))
 
 
-def _tiles(count: int) -> Tiles | None:
-    return next((tiles for largest, tiles in TILES.items() if count <= largest), None)
+def _read(way: dict[str, int]) -> Way:
+    numbers = {name: int(number) for name, number in way.items()}
+    return OneRow(hints=bool(numbers["hints"])) if numbers.keys() == {"hints"} else Tiles(**numbers)
+
+
+def _way(config: LMConfig, form: Form, count: int) -> Way | None:
+    """The first that is for `count` and can be gone."""
+    return next((way for way in _ways(count) if not isinstance(way, OneRow) or _walks_alone(config, form, count)), None)
+
+
+def _ways(count: int) -> list[Way | None]:
+    return [way for largest, way in TILES.items() if count <= largest]
+
+
+def _row_programs(config: LMConfig, form: Form) -> int:
+    """Each must have columns of the first product."""
+    return min(form.programs, -(-3 * config.depformer.dim // _BAND))
+
+
+def _walks_alone(config: LMConfig, form: Form, count: int) -> bool:
+    """Whether a program can hold its share of each weight in registers."""
+    sizes, byte = config.depformer, 1 if form.scaled else form.dtype.itemsize
+    turns = -(-sizes.hidden // (_BAND * _row_programs(config, form)))
+    held = max(2 * turns * _power(sizes.dim), _power(sizes.hidden)) * _BAND * byte
+    return count == 1 and (form.interpreted or held <= _HELD)
 
 
 def _matrices(lm: LM, step: int) -> Iterator[_Matrix]:

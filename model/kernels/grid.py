@@ -44,6 +44,25 @@ def wait(counter, sign):
 
 
 @triton.jit
+def publish(mail, value, tag, mask):
+    """Give others a number and its `tag`, an int32, in one word: who sees the tag has the number."""
+    bits = value.to(tl.float32).to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
+    tl.atomic_xchg(mail, (tag.to(tl.int64) << 32) | bits, mask=mask, sem="relaxed")
+
+
+@triton.jit
+def late(words, tag):
+    """1 where any of `words` has another tag yet, else 0."""
+    return tl.max(((words >> 32).to(tl.int32) != tag).to(tl.int32))
+
+
+@triton.jit
+def number(words):
+    """The numbers in `words`, in float32."""
+    return words.to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def prefetch(address, size, lines: tl.constexpr):
     """Ask for `size` bytes from `address`, a number, to be brought to the second-level cache: each program its share.
 

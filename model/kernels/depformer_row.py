@@ -1,0 +1,374 @@
+"""The same walk for one row alone, in Triton: shorter on the way from one product to the next.
+
+Owns the order of its parts. With one row nearly all the time of `model.kernels.depformer` passes between products, so
+here is one barrier a step and no more. A number goes to the others together with the tag of its part, and who needs it
+waits for the number itself (`model.kernels.grid`). Each program keeps the whole residual stream, norms it, attends and
+chooses the token for itself, to the same bits, rather than wait for another program. And it has its weights of a part
+in registers before it begins to wait for what they are multiplied with.
+
+A number is overwritten a layer later, when everybody has read it: whoever reads it gives something afterwards, in the
+same layer or as the next begins, that all which overwrites it depends on. Hence every program must have columns of the
+first product, and none may read what it has no columns for, but for the residual stream's parts.
+
+D is the width, K the depth of a product, V the ids of a codebook. How a vector is laid out goes together: `(K, how many
+numbers lie together, how many places they take, all places)`, since what heads saw has gaps where a head's width is no
+power of two.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from model.kernels.depformer import (
+    COLUMNS,
+    EMBEDDING,
+    HEAD,
+    IN_PROJ,
+    INPUT,
+    LINEAR_IN,
+    LINEAR_OUT,
+    NORM_1,
+    NORM_2,
+    OUT_PROJ,
+    chosen_token,
+    told_token,
+)
+from model.kernels.depformer_parts import pointer, weight_at
+from model.kernels.grid import arrive, late, number, prefetch, publish, sign_of, wait
+
+BAND = tl.constexpr(8)
+"""Columns that a program multiplies at once, each by a warp: so their sums need no other."""
+
+
+@triton.jit
+def _depth(shape: tl.constexpr):
+    """Where in a column each place of a block lies, `[pieces, 1, lanes]`, and whether there is anything."""
+    lanes: tl.constexpr = 256 if shape[3] > 256 else shape[3]
+    place = tl.arange(0, shape[3] // lanes)[:, None, None] * lanes + tl.arange(0, lanes)[None, None, :]
+    if shape[1] == shape[2]:
+        return place, place < shape[0]
+    inside = place % shape[2]
+    depth = place // shape[2] * shape[1] + inside
+    return depth, (inside < shape[1]) & (depth < shape[0])
+
+
+@triton.jit
+def _channel(turn):
+    return (turn * tl.num_programs(0) + tl.program_id(0)) * BAND + tl.arange(0, BAND)
+
+
+@triton.jit
+def _band(weight, channel, there, form: tl.constexpr, shape: tl.constexpr):
+    """Of a weight `[channels, K]` one band, `[pieces, BAND, lanes]`, and its scales."""
+    depth, live = _depth(shape)
+    source = weight[0] + channel[None, :, None] * shape[0] + depth
+    block = tl.load(source, mask=live & there[None, :, None], other=0.0)
+    scale = tl.full([BAND], 1.0, tl.float32)
+    if form[1]:
+        scale = tl.load(weight[1] + channel, mask=there, other=0.0)
+    return block, scale
+
+
+@triton.jit
+def _bands(weight, channels: tl.constexpr, halves: tl.constexpr, form: tl.constexpr, shape: tl.constexpr, turns):
+    """All bands of this program, of each half of the channels in turn: asked for now, there when they are used."""
+    held = ()
+    for turn in tl.static_range(turns):
+        channel = _channel(turn)
+        there = channel < channels
+        for half in tl.static_range(halves):
+            held = (*held, _band(weight, half * channels + channel, there, form, shape))
+    return held
+
+
+@triton.jit
+def _times(vector, band, form: tl.constexpr):
+    """`[K]` in float32 times a band: `[BAND]`, rounded as a layer's output is."""
+    block = band[0].to(form[3]).to(tl.float32)
+    spread = tl.reshape(vector, (block.shape[0], block.shape[2]))[:, None, :]
+    product = tl.sum(tl.sum(spread * block, axis=0), axis=1)
+    if form[1]:
+        product *= band[1]
+    return product.to(form[3]).to(tl.float32)
+
+
+@triton.jit
+def _collect(mail, tag, size: tl.constexpr, width: tl.constexpr):
+    """`size` numbers with this `tag`, as soon as all are there; 0 up to `width`."""
+    place = tl.arange(0, width)
+    none = tag.to(tl.int64) << 32
+    word = tl.load(mail + place, mask=place < size, other=none, volatile=True)
+    while late(word, tag):
+        word = tl.load(mail + place, mask=place < size, other=none, volatile=True)
+    return number(word)
+
+
+@triton.jit
+def _collect_heads(mail, tag, lane, there, dim: tl.constexpr):
+    """Query, key and value with this `tag`, each `[heads, a head's width]`."""
+    none = tag.to(tl.int64) << 32
+    query = tl.load(mail + lane, mask=there, other=none, volatile=True)
+    key = tl.load(mail + dim + lane, mask=there, other=none, volatile=True)
+    value = tl.load(mail + 2 * dim + lane, mask=there, other=none, volatile=True)
+    while late(query, tag) + late(key, tag) + late(value, tag) > 0:
+        query = tl.load(mail + lane, mask=there, other=none, volatile=True)
+        key = tl.load(mail + dim + lane, mask=there, other=none, volatile=True)
+        value = tl.load(mail + 2 * dim + lane, mask=there, other=none, volatile=True)
+    return number(query), number(key), number(value)
+
+
+@triton.jit
+def _norm(x, gain, sizes: tl.constexpr, narrow: tl.constexpr):
+    return (x * (gain * tl.rsqrt(sizes[2] + tl.sum(x * x, axis=0) / sizes[0]))).to(narrow).to(tl.float32)
+
+
+@triton.jit
+def _seen(joined, mail, tag, layer, step, steps, first, dim: tl.constexpr, shape: tl.constexpr, narrow: tl.constexpr):
+    """What the query sees of the frame's steps from `step + first` to its own: `[heads x a head's width]`.
+
+    `joined [layers, steps, 3 D]` has the keys and values of steps before, which come while this one's are waited for.
+    """
+    heads: tl.constexpr = shape[0]
+    head_dim: tl.constexpr = dim // heads
+    head, past, component = tl.arange(0, shape[1]), tl.arange(0, shape[2]), tl.arange(0, shape[3])
+    lane = head[:, None] * head_dim + component[None, :]
+    there = (head[:, None] < heads) & (component[None, :] < head_dim)
+    before = (past < step) & (past >= step + first)
+    lines = (layer * steps + past) * 3 * dim
+    source, mask = joined + lines[None, :, None] + lane[:, None, :], there[:, None, :] & before[None, :, None]
+    keys = tl.load(source + dim, mask=mask, other=0.0, cache_modifier=".cg")
+    values = tl.load(source + 2 * dim, mask=mask, other=0.0, cache_modifier=".cg")
+    query, key, value = _collect_heads(mail, tag, lane, there, dim)
+    own = (past == step)[None, :, None]
+    keys = tl.where(own, key[:, None, :], keys.to(tl.float32))
+    values = tl.where(own, value[:, None, :], values.to(tl.float32))
+    score = tl.sum(query[:, None, :] * keys, axis=2) * head_dim**-0.5
+    score = tl.where((before | (past == step))[None, :], score, float("-inf"))
+    peak = tl.max(score, axis=1)  # of numbers that are none it is -inf
+    weight = tl.exp(score - tl.where(peak == float("-inf"), 0.0, peak)[:, None])
+    weight = weight / tl.sum(weight, axis=1)[:, None]
+    found = tl.sum(weight[:, :, None] * values, axis=1)
+    return tl.reshape(found.to(narrow).to(tl.float32), (shape[1] * shape[3],))
+
+
+@triton.jit
+def _ask(table, entry, size, hints: tl.constexpr):
+    """Let `size` bytes of the weight at `entry`, of the next layer, set out for the second-level cache."""
+    if hints:
+        prefetch(tl.load(table + entry), size, 256)
+
+
+@triton.jit
+def _project_heads(x, bands, gain, mail, joined, tag, sizes: tl.constexpr, form: tl.constexpr, turns: tl.constexpr):
+    """The norm of `x` times the input's projection: query, key and value, to the others and to later steps."""
+    normed = _norm(x, gain, sizes, form[3])
+    for turn in tl.static_range(turns):
+        channel = _channel(turn)
+        there = channel < 3 * sizes[0]
+        value = _times(normed, bands[turn], form)
+        tl.store(joined + channel, value.to(form[3]), mask=there)
+        publish(mail + channel, value, tag, there)
+
+
+@triton.jit
+def _gate(x, bands, gain, mail, tag, sizes: tl.constexpr, form: tl.constexpr, turns: tl.constexpr):
+    """The norm of `x` into the MLP, to the others: the SiLU of the first half times the second."""
+    normed = _norm(x, gain, sizes, form[3])
+    for turn in tl.static_range(turns):
+        channel = _channel(turn)
+        opening, inner = _times(normed, bands[2 * turn], form), _times(normed, bands[2 * turn + 1], form)
+        opened = (opening / (1.0 + tl.exp(-opening))).to(form[3]).to(tl.float32)
+        publish(mail + channel, (opened * inner).to(form[3]), tag, channel < sizes[1])
+
+
+@triton.jit
+def _layer(
+    x,
+    table,
+    scales,
+    at,
+    later,
+    mail,
+    joined,
+    tag,
+    time,
+    sizes: tl.constexpr,
+    form: tl.constexpr,
+    shapes: tl.constexpr,
+    heads: tl.constexpr,
+    turns: tl.constexpr,
+    hints: tl.constexpr,
+):
+    """One layer of one step, whose weights stand from `at` on, those of the next from `later` on. Returns `x [D]`.
+
+    Of `x` the last layer's MLP is missing yet, unless this is the step's first.
+    """
+    dim: tl.constexpr = sizes[0]
+    width: tl.constexpr = sizes[1]
+    narrow: tl.constexpr = form[3]
+    byte: tl.constexpr = form[0].primitive_bitwidth // 8
+    layer, step, steps, first = time
+    place = tl.arange(0, shapes[0][3])
+    one = pointer(table, at + NORM_1, narrow, form[2])
+    two = pointer(table, at + NORM_2, narrow, form[2])
+    gain_1 = tl.load(one + place, mask=place < dim, other=0.0).to(tl.float32)
+    gain_2 = tl.load(two + place, mask=place < dim, other=0.0).to(tl.float32)
+    out_proj, linear_in = weight_at(table, scales, at + OUT_PROJ, form), weight_at(table, scales, at + LINEAR_IN, form)
+    linear_out = weight_at(table, scales, at + LINEAR_OUT, form)
+    seen_mail, gated_mail, back_mail = mail + 3 * dim, mail + 4 * dim, mail + 4 * dim + width
+
+    bands = _bands(weight_at(table, scales, at + IN_PROJ, form), 3 * dim, 1, form, shapes[0], turns[0])
+    _ask(table, later + IN_PROJ, 3 * dim * dim * byte, hints)
+    if layer > 0:
+        x = (x + _collect(back_mail, tag - 1, dim, shapes[0][3])).to(narrow).to(tl.float32)
+    own = joined + (layer * steps + step) * 3 * dim
+    _project_heads(x, bands, gain_1, mail, own, tag, sizes, form, turns[0])
+
+    channel = _channel(0)
+    if tl.program_id(0) * BAND < dim:  # who has no columns must not read, as nobody would wait for that
+        bands = _bands(out_proj, dim, 1, form, shapes[1], turns[1])
+        _ask(table, later + OUT_PROJ, dim * dim * byte, hints)
+        seen = _seen(joined, mail, tag, layer, step, steps, first, dim, heads, narrow)
+        for turn in tl.static_range(turns[1]):
+            channel = _channel(turn)
+            publish(seen_mail + channel, _times(seen, bands[turn], form), tag + 1, channel < dim)
+
+    bands = _bands(linear_in, width, 2, form, shapes[0], turns[2])
+    _ask(table, later + LINEAR_IN, 2 * width * dim * byte, hints)
+    x = (x + _collect(seen_mail, tag + 1, dim, shapes[0][3])).to(narrow).to(tl.float32)
+    _gate(x, bands, gain_2, gated_mail, tag + 2, sizes, form, turns[2])
+
+    if tl.program_id(0) * BAND < dim:
+        bands = _bands(linear_out, dim, 1, form, shapes[2], turns[1])
+        _ask(table, later + LINEAR_OUT, width * dim * byte, hints)
+        gated = _collect(gated_mail, tag + 2, width, shapes[2][3])
+        for turn in tl.static_range(turns[1]):
+            channel = _channel(turn)
+            publish(back_mail + channel, _times(gated, bands[turn], form), tag + 3, channel < dim)
+    return x
+
+
+@triton.jit
+def _inputs(hidden, table, scales, entry, line, target, steps, form: tl.constexpr, shape: tl.constexpr, dim):
+    """`hidden [K]` times the input's projection of each step, to `target [steps, D]`."""
+    place = tl.arange(0, shape[3])
+    x = tl.load(hidden + place, mask=place < shape[0], other=0.0).to(tl.float32)
+    bands = tl.cdiv(dim, BAND)
+    for task in range(tl.program_id(0), steps * bands, tl.num_programs(0)):
+        step, channel = task // bands, task % bands * BAND + tl.arange(0, BAND)
+        weight = weight_at(table, scales, entry + step * line, form)
+        product = _times(x, _band(weight, channel, channel < dim, form, shape), form)
+        tl.store(target + step * dim + channel, product.to(form[3]), mask=channel < dim)
+
+
+@triton.jit
+def _begun(token, vectors, inputs, dim: tl.constexpr, dim_width: tl.constexpr, narrow: tl.constexpr):
+    """What a step starts with, `[D]`: its part of the inputs, plus the vector of `token`, of which -1 has none."""
+    place = tl.arange(0, dim_width)
+    x = tl.load(inputs + place, mask=place < dim, other=0.0, cache_modifier=".cg").to(tl.float32)
+    there = (place < dim) & (token != -1)
+    looked_up = tl.load(vectors + tl.maximum(token, 0) * dim + place, mask=there, other=0.0)
+    return (x + looked_up.to(tl.float32)).to(narrow).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["steps", "first"])
+def walk_row(
+    table,
+    scales,
+    hidden,
+    text,
+    given,
+    told,
+    pitch,
+    temperatures,
+    top_ks,
+    seeds,
+    frames,
+    slots,
+    inputs,
+    joined,
+    logits,
+    chosen,
+    counter,
+    epoch,
+    mail,
+    steps,
+    first,
+    eps: tl.constexpr,
+    layers: tl.constexpr,
+    main: tl.constexpr,
+    dim: tl.constexpr,
+    width: tl.constexpr,
+    card: tl.constexpr,
+    scaled: tl.constexpr,
+    aligned: tl.constexpr,
+    hints: tl.constexpr,
+    heads: tl.constexpr,
+    places: tl.constexpr,
+    head_width: tl.constexpr,
+    heads_width: tl.constexpr,
+    main_width: tl.constexpr,
+    dim_width: tl.constexpr,
+    inner_width: tl.constexpr,
+    card_width: tl.constexpr,
+    in_turns: tl.constexpr,
+    out_turns: tl.constexpr,
+    gate_turns: tl.constexpr,
+    head_turns: tl.constexpr,
+):
+    """`model.depformer_walk` says what the tensors are. A launch's tags follow the `epoch`, which it moves on."""
+    narrow: tl.constexpr = inputs.dtype.element_ty
+    form: tl.constexpr = (tl.float8e4nv if scaled else narrow, scaled, aligned, narrow)
+    whole: tl.constexpr = (narrow, False, aligned, narrow)
+    plain: tl.constexpr = (dim, dim_width, dim_width, dim_width)
+    seen: tl.constexpr = (dim, dim // heads, head_width, heads_width * head_width)
+    inner: tl.constexpr = (width, inner_width, inner_width, inner_width)
+    last: tl.constexpr = COLUMNS * layers
+    line: tl.constexpr = last + 3
+    sign, tag = sign_of(counter), tl.load(epoch, volatile=True) + 1
+    reports = tl.program_id(0) == 0
+    _inputs(
+        hidden, table, scales, last + INPUT, line, inputs, steps, form, (main, main_width, main_width, main_width), dim
+    )
+    arrive(counter)
+    sign = wait(counter, sign)
+    if reports:
+        tl.store(epoch, tag - 1 + 4 * layers * steps)  # everybody has read it
+    token = told_token(tl.load(text), chosen, given, told, pitch, 0, 0, steps, reports)
+    for step in range(steps):
+        vectors = pointer(table, step * line + last + EMBEDDING, narrow, aligned)
+        x = _begun(token, vectors, inputs + step * dim, dim, dim_width, narrow)
+        for layer in range(layers):
+            more = layer + 1 < layers
+            after = tl.where(step + 1 < steps, step + 1, 0) * line
+            x = _layer(
+                x,
+                table,
+                scales,
+                step * line + layer * COLUMNS,
+                tl.where(more, step * line + (layer + 1) * COLUMNS, after),
+                mail,
+                joined,
+                tag,
+                (layer, step, steps, first),
+                (dim, width, eps),
+                form,
+                (plain, seen, inner),
+                (heads, heads_width, places, head_width),
+                (in_turns, out_turns, gate_turns),
+                hints,
+            )
+            tag += 4
+        head = weight_at(table, scales, step * line + last + HEAD, whole)
+        bands = _bands(head, card, 1, whole, plain, head_turns)
+        x = (x + _collect(mail + 4 * dim + width, tag - 1, dim, dim_width)).to(narrow).to(tl.float32)
+        for turn in tl.static_range(head_turns):
+            channel = _channel(turn)
+            value = _times(x, bands[turn], whole).to(narrow)
+            tl.store(logits + step * card + channel, value, mask=channel < card)
+        arrive(counter)
+        sign = wait(counter, sign)
+        chance = (temperatures, top_ks, seeds, frames, slots)
+        token = chosen_token(logits, chance, 0, step, steps, card, card_width)
+        token = told_token(token, chosen, given, told, pitch, 0, step + 1, steps, reports)
