@@ -35,16 +35,21 @@ from model.kernels.depformer import (
     told_token,
 )
 from model.kernels.depformer_parts import pointer, weight_at
-from model.kernels.grid import arrive, late, number, prefetch, publish, sign_of, wait
+from model.kernels.grid import late, meet, number, prefetch, publish, sign_of
 
 BAND = tl.constexpr(8)
 """Columns that a program multiplies at once, each by a warp: so their sums need no other."""
 
 
+WARP = tl.constexpr(512)
+"""Bytes that it reads at once."""
+
+
 @triton.jit
-def _depth(shape: tl.constexpr):
+def _depth(shape: tl.constexpr, byte: tl.constexpr):
     """Where in a column each place of a block lies, `[pieces, 1, lanes]`, and whether there is anything."""
-    lanes: tl.constexpr = 256 if shape[3] > 256 else shape[3]
+    most: tl.constexpr = WARP // byte
+    lanes: tl.constexpr = most if shape[3] > most else shape[3]
     place = tl.arange(0, shape[3] // lanes)[:, None, None] * lanes + tl.arange(0, lanes)[None, None, :]
     if shape[1] == shape[2]:
         return place, place < shape[0]
@@ -61,7 +66,7 @@ def _channel(turn):
 @triton.jit
 def _band(weight, channel, there, form: tl.constexpr, shape: tl.constexpr):
     """Of a weight `[channels, K]` one band, `[pieces, BAND, lanes]`, and its scales."""
-    depth, live = _depth(shape)
+    depth, live = _depth(shape, form[0].primitive_bitwidth // 8)
     source = weight[0] + channel[None, :, None] * shape[0] + depth
     block = tl.load(source, mask=live & there[None, :, None], other=0.0)
     scale = tl.full([BAND], 1.0, tl.float32)
@@ -71,14 +76,16 @@ def _band(weight, channel, there, form: tl.constexpr, shape: tl.constexpr):
 
 
 @triton.jit
-def _bands(weight, channels: tl.constexpr, halves: tl.constexpr, form: tl.constexpr, shape: tl.constexpr, turns):
+def _bands(
+    weight, channels: tl.constexpr, halves: tl.constexpr, form: tl.constexpr, shape: tl.constexpr, turns: tl.constexpr
+):
     """All bands of this program, of each half of the channels in turn: asked for now, there when they are used."""
     held = ()
     for turn in tl.static_range(turns):
         channel = _channel(turn)
         there = channel < channels
         for half in tl.static_range(halves):
-            held = (*held, _band(weight, half * channels + channel, there, form, shape))
+            held += (_band(weight, half * channels + channel, there, form, shape),)
     return held
 
 
@@ -94,12 +101,26 @@ def _times(vector, band, form: tl.constexpr):
 
 
 @triton.jit
+def _by_warp(target, channel, channels: tl.constexpr):
+    """Where a band's numbers go, `[BAND, 32]`, and which of the 32 may write: each warp writes what it has itself."""
+    lane = tl.arange(0, 32)[None, :]
+    return target + channel[:, None] + lane, (channel[:, None] < channels) & (lane == 0)
+
+
+@triton.jit
+def _give(mail, channel, value, tag, channels: tl.constexpr):
+    """A band's numbers to the others."""
+    where, writes = _by_warp(mail, channel, channels)
+    publish(where, value[:, None], tag, writes)
+
+
+@triton.jit
 def _collect(mail, tag, size: tl.constexpr, width: tl.constexpr):
     """`size` numbers with this `tag`, as soon as all are there; 0 up to `width`."""
     place = tl.arange(0, width)
     none = tag.to(tl.int64) << 32
     word = tl.load(mail + place, mask=place < size, other=none, volatile=True)
-    while late(word, tag):
+    while tl.max(late(word, tag)) > 0:
         word = tl.load(mail + place, mask=place < size, other=none, volatile=True)
     return number(word)
 
@@ -111,7 +132,7 @@ def _collect_heads(mail, tag, lane, there, dim: tl.constexpr):
     query = tl.load(mail + lane, mask=there, other=none, volatile=True)
     key = tl.load(mail + dim + lane, mask=there, other=none, volatile=True)
     value = tl.load(mail + 2 * dim + lane, mask=there, other=none, volatile=True)
-    while late(query, tag) + late(key, tag) + late(value, tag) > 0:
+    while tl.max(late(query, tag) | late(key, tag) | late(value, tag)) > 0:
         query = tl.load(mail + lane, mask=there, other=none, volatile=True)
         key = tl.load(mail + dim + lane, mask=there, other=none, volatile=True)
         value = tl.load(mail + 2 * dim + lane, mask=there, other=none, volatile=True)
@@ -124,11 +145,12 @@ def _norm(x, gain, sizes: tl.constexpr, narrow: tl.constexpr):
 
 
 @triton.jit
-def _seen(joined, mail, tag, layer, step, steps, first, dim: tl.constexpr, shape: tl.constexpr, narrow: tl.constexpr):
+def _seen(joined, mail, tag, time, dim: tl.constexpr, shape: tl.constexpr, narrow: tl.constexpr):
     """What the query sees of the frame's steps from `step + first` to its own: `[heads x a head's width]`.
 
     `joined [layers, steps, 3 D]` has the keys and values of steps before, which come while this one's are waited for.
     """
+    layer, step, steps, first = time
     heads: tl.constexpr = shape[0]
     head_dim: tl.constexpr = dim // heads
     head, past, component = tl.arange(0, shape[1]), tl.arange(0, shape[2]), tl.arange(0, shape[3])
@@ -153,111 +175,119 @@ def _seen(joined, mail, tag, layer, step, steps, first, dim: tl.constexpr, shape
 
 
 @triton.jit
-def _ask(table, entry, size, hints: tl.constexpr):
-    """Let `size` bytes of the weight at `entry`, of the next layer, set out for the second-level cache."""
-    if hints:
-        prefetch(tl.load(table + entry), size, 256)
-
-
-@triton.jit
-def _project_heads(x, bands, gain, mail, joined, tag, sizes: tl.constexpr, form: tl.constexpr, turns: tl.constexpr):
-    """The norm of `x` times the input's projection: query, key and value, to the others and to later steps."""
-    normed = _norm(x, gain, sizes, form[3])
-    for turn in tl.static_range(turns):
-        channel = _channel(turn)
-        there = channel < 3 * sizes[0]
-        value = _times(normed, bands[turn], form)
-        tl.store(joined + channel, value.to(form[3]), mask=there)
-        publish(mail + channel, value, tag, there)
-
-
-@triton.jit
-def _gate(x, bands, gain, mail, tag, sizes: tl.constexpr, form: tl.constexpr, turns: tl.constexpr):
-    """The norm of `x` into the MLP, to the others: the SiLU of the first half times the second."""
-    normed = _norm(x, gain, sizes, form[3])
-    for turn in tl.static_range(turns):
-        channel = _channel(turn)
-        opening, inner = _times(normed, bands[2 * turn], form), _times(normed, bands[2 * turn + 1], form)
-        opened = (opening / (1.0 + tl.exp(-opening))).to(form[3]).to(tl.float32)
-        publish(mail + channel, (opened * inner).to(form[3]), tag, channel < sizes[1])
-
-
-@triton.jit
-def _layer(
-    x,
-    table,
-    scales,
-    at,
-    later,
-    mail,
-    joined,
-    tag,
-    time,
-    sizes: tl.constexpr,
+def _held(
+    tables,
+    entries,
+    channels: tl.constexpr,
+    halves: tl.constexpr,
     form: tl.constexpr,
-    shapes: tl.constexpr,
-    heads: tl.constexpr,
+    shape: tl.constexpr,
     turns: tl.constexpr,
     hints: tl.constexpr,
 ):
-    """One layer of one step, whose weights stand from `at` on, those of the next from `later` on. Returns `x [D]`.
+    """This program's bands of the first of two weights; the second, of the next layer, is told to set out for L2."""
+    weight = weight_at(tables[0], tables[1], entries[0], form)
+    bands = _bands(weight, channels, halves, form, shape, turns)
+    if hints:
+        size: tl.constexpr = halves * channels * shape[0] * (form[0].primitive_bitwidth // 8)
+        prefetch(tl.load(tables[0] + entries[1]), size, 256)
+    return bands
 
-    Of `x` the last layer's MLP is missing yet, unless this is the step's first.
+
+@triton.jit
+def _gain(table, entry, dim: tl.constexpr, dim_width: tl.constexpr, form: tl.constexpr):
+    place = tl.arange(0, dim_width)
+    return tl.load(pointer(table, entry, form[3], form[2]) + place, mask=place < dim, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _added(x, mail, tag, dim: tl.constexpr, narrow: tl.constexpr):
+    """The residual stream `[D]` and what a product adds to it, as soon as that is there."""
+    return (x + _collect(mail, tag, dim, x.shape[0])).to(narrow).to(tl.float32)
+
+
+@triton.jit
+def _ask_heads(x, tables, entries, mail, joined, tag, time, plan: tl.constexpr):
+    """The norm of `x` times the input's projection: query, key and value, to the others and to later steps.
+
+    Returns `x [D]`, to which the MLP of the layer before is added first.
     """
-    dim: tl.constexpr = sizes[0]
-    width: tl.constexpr = sizes[1]
-    narrow: tl.constexpr = form[3]
-    byte: tl.constexpr = form[0].primitive_bitwidth // 8
-    layer, step, steps, first = time
-    place = tl.arange(0, shapes[0][3])
-    one = pointer(table, at + NORM_1, narrow, form[2])
-    two = pointer(table, at + NORM_2, narrow, form[2])
-    gain_1 = tl.load(one + place, mask=place < dim, other=0.0).to(tl.float32)
-    gain_2 = tl.load(two + place, mask=place < dim, other=0.0).to(tl.float32)
-    out_proj, linear_in = weight_at(table, scales, at + OUT_PROJ, form), weight_at(table, scales, at + LINEAR_IN, form)
-    linear_out = weight_at(table, scales, at + LINEAR_OUT, form)
-    seen_mail, gated_mail, back_mail = mail + 3 * dim, mail + 4 * dim, mail + 4 * dim + width
-
-    bands = _bands(weight_at(table, scales, at + IN_PROJ, form), 3 * dim, 1, form, shapes[0], turns[0])
-    _ask(table, later + IN_PROJ, 3 * dim * dim * byte, hints)
+    dim: tl.constexpr = plan[0][0]
+    form: tl.constexpr = plan[1]
+    layer, step, steps, _ = time
+    gain = _gain(tables[0], entries[0] + NORM_1, dim, x.shape[0], form)
+    places = (entries[0] + IN_PROJ, entries[1] + IN_PROJ)
+    bands = _held(tables, places, 3 * dim, 1, form, plan[2][0], plan[4][0], plan[5])
     if layer > 0:
-        x = (x + _collect(back_mail, tag - 1, dim, shapes[0][3])).to(narrow).to(tl.float32)
+        x = _added(x, mail[3], tag - 1, dim, form[3])
+    normed = _norm(x, gain, plan[0], form[3])
     own = joined + (layer * steps + step) * 3 * dim
-    _project_heads(x, bands, gain_1, mail, own, tag, sizes, form, turns[0])
-
-    channel = _channel(0)
-    if tl.program_id(0) * BAND < dim:  # who has no columns must not read, as nobody would wait for that
-        bands = _bands(out_proj, dim, 1, form, shapes[1], turns[1])
-        _ask(table, later + OUT_PROJ, dim * dim * byte, hints)
-        seen = _seen(joined, mail, tag, layer, step, steps, first, dim, heads, narrow)
-        for turn in tl.static_range(turns[1]):
-            channel = _channel(turn)
-            publish(seen_mail + channel, _times(seen, bands[turn], form), tag + 1, channel < dim)
-
-    bands = _bands(linear_in, width, 2, form, shapes[0], turns[2])
-    _ask(table, later + LINEAR_IN, 2 * width * dim * byte, hints)
-    x = (x + _collect(seen_mail, tag + 1, dim, shapes[0][3])).to(narrow).to(tl.float32)
-    _gate(x, bands, gain_2, gated_mail, tag + 2, sizes, form, turns[2])
-
-    if tl.program_id(0) * BAND < dim:
-        bands = _bands(linear_out, dim, 1, form, shapes[2], turns[1])
-        _ask(table, later + LINEAR_OUT, width * dim * byte, hints)
-        gated = _collect(gated_mail, tag + 2, width, shapes[2][3])
-        for turn in tl.static_range(turns[1]):
-            channel = _channel(turn)
-            publish(back_mail + channel, _times(gated, bands[turn], form), tag + 3, channel < dim)
+    for turn in tl.static_range(plan[4][0]):
+        channel = _channel(turn)
+        value = _times(normed, bands[turn], form)
+        where, writes = _by_warp(own, channel, 3 * dim)
+        tl.store(where, value.to(form[3])[:, None], mask=writes)
+        _give(mail[0], channel, value, tag, 3 * dim)
     return x
 
 
 @triton.jit
-def _inputs(hidden, table, scales, entry, line, target, steps, form: tl.constexpr, shape: tl.constexpr, dim):
+def _hear_heads(tables, entries, mail, joined, tag, time, plan: tl.constexpr):
+    """What the heads see times the output's projection, to the others."""
+    dim: tl.constexpr = plan[0][0]
+    form: tl.constexpr = plan[1]
+    places = (entries[0] + OUT_PROJ, entries[1] + OUT_PROJ)
+    bands = _held(tables, places, dim, 1, form, plan[2][1], plan[4][1], plan[5])
+    seen = _seen(joined, mail[0], tag, time, dim, plan[3], form[3])
+    for turn in tl.static_range(plan[4][1]):
+        channel = _channel(turn)
+        _give(mail[1], channel, _times(seen, bands[turn], form), tag + 1, dim)
+
+
+@triton.jit
+def _open_gates(x, tables, entries, mail, tag, plan: tl.constexpr):
+    """The norm of `x` into the MLP, to the others: the SiLU of the first half times the second.
+
+    Returns `x [D]`, to which what the heads saw is added first.
+    """
+    dim: tl.constexpr = plan[0][0]
+    width: tl.constexpr = plan[0][1]
+    form: tl.constexpr = plan[1]
+    gain = _gain(tables[0], entries[0] + NORM_2, dim, x.shape[0], form)
+    places = (entries[0] + LINEAR_IN, entries[1] + LINEAR_IN)
+    bands = _held(tables, places, width, 2, form, plan[2][0], plan[4][2], plan[5])
+    x = _added(x, mail[1], tag + 1, dim, form[3])
+    normed = _norm(x, gain, plan[0], form[3])
+    for turn in tl.static_range(plan[4][2]):
+        channel = _channel(turn)
+        opening, inner = _times(normed, bands[2 * turn], form), _times(normed, bands[2 * turn + 1], form)
+        opened = (opening / (1.0 + tl.exp(-opening))).to(form[3]).to(tl.float32)
+        _give(mail[2], channel, (opened * inner).to(form[3]), tag + 2, width)
+    return x
+
+
+@triton.jit
+def _close_gates(tables, entries, mail, tag, plan: tl.constexpr):
+    """What has passed the gates times the MLP's last weight, to the others."""
+    dim: tl.constexpr = plan[0][0]
+    form: tl.constexpr = plan[1]
+    places = (entries[0] + LINEAR_OUT, entries[1] + LINEAR_OUT)
+    bands = _held(tables, places, dim, 1, form, plan[2][2], plan[4][1], plan[5])
+    gated = _collect(mail[2], tag + 2, plan[0][1], plan[2][2][3])
+    for turn in tl.static_range(plan[4][1]):
+        channel = _channel(turn)
+        _give(mail[3], channel, _times(gated, bands[turn], form), tag + 3, dim)
+
+
+@triton.jit
+def _inputs(hidden, tables, entry, line, target, steps, form: tl.constexpr, shape: tl.constexpr, dim: tl.constexpr):
     """`hidden [K]` times the input's projection of each step, to `target [steps, D]`."""
     place = tl.arange(0, shape[3])
     x = tl.load(hidden + place, mask=place < shape[0], other=0.0).to(tl.float32)
     bands = tl.cdiv(dim, BAND)
     for task in range(tl.program_id(0), steps * bands, tl.num_programs(0)):
         step, channel = task // bands, task % bands * BAND + tl.arange(0, BAND)
-        weight = weight_at(table, scales, entry + step * line, form)
+        weight = weight_at(tables[0], tables[1], entry + step * line, form)
         product = _times(x, _band(weight, channel, channel < dim, form, shape), form)
         tl.store(target + step * dim + channel, product.to(form[3]), mask=channel < dim)
 
@@ -321,54 +351,46 @@ def walk_row(
     narrow: tl.constexpr = inputs.dtype.element_ty
     form: tl.constexpr = (tl.float8e4nv if scaled else narrow, scaled, aligned, narrow)
     whole: tl.constexpr = (narrow, False, aligned, narrow)
+    everything: tl.constexpr = (main, main_width, main_width, main_width)
     plain: tl.constexpr = (dim, dim_width, dim_width, dim_width)
     seen: tl.constexpr = (dim, dim // heads, head_width, heads_width * head_width)
     inner: tl.constexpr = (width, inner_width, inner_width, inner_width)
+    turns: tl.constexpr = (in_turns, out_turns, gate_turns)
+    shape: tl.constexpr = (heads, heads_width, places, head_width)
+    plan: tl.constexpr = ((dim, width, eps), form, (plain, seen, inner), shape, turns, hints)
     last: tl.constexpr = COLUMNS * layers
     line: tl.constexpr = last + 3
+    tables, chance = (table, scales), (temperatures, top_ks, seeds, frames, slots)
+    mails = (mail, mail + 3 * dim, mail + 4 * dim, mail + 4 * dim + width)
+    reports, has_columns = tl.program_id(0) == 0, tl.program_id(0) * BAND < dim
     sign, tag = sign_of(counter), tl.load(epoch, volatile=True) + 1
-    reports = tl.program_id(0) == 0
-    _inputs(
-        hidden, table, scales, last + INPUT, line, inputs, steps, form, (main, main_width, main_width, main_width), dim
-    )
-    arrive(counter)
-    sign = wait(counter, sign)
+    _inputs(hidden, tables, last + INPUT, line, inputs, steps, form, everything, dim)
+    sign = meet(counter, sign)
     if reports:
         tl.store(epoch, tag - 1 + 4 * layers * steps)  # everybody has read it
     token = told_token(tl.load(text), chosen, given, told, pitch, 0, 0, steps, reports)
     for step in range(steps):
-        vectors = pointer(table, step * line + last + EMBEDDING, narrow, aligned)
+        at, after = step * line, tl.where(step + 1 < steps, step + 1, 0) * line
+        vectors = pointer(table, at + last + EMBEDDING, narrow, aligned)
         x = _begun(token, vectors, inputs + step * dim, dim, dim_width, narrow)
         for layer in range(layers):
-            more = layer + 1 < layers
-            after = tl.where(step + 1 < steps, step + 1, 0) * line
-            x = _layer(
-                x,
-                table,
-                scales,
-                step * line + layer * COLUMNS,
-                tl.where(more, step * line + (layer + 1) * COLUMNS, after),
-                mail,
-                joined,
-                tag,
-                (layer, step, steps, first),
-                (dim, width, eps),
-                form,
-                (plain, seen, inner),
-                (heads, heads_width, places, head_width),
-                (in_turns, out_turns, gate_turns),
-                hints,
-            )
+            own = at + layer * COLUMNS
+            entries = (own, tl.where(layer + 1 < layers, own + COLUMNS, after))
+            time = (layer, step, steps, first)
+            x = _ask_heads(x, tables, entries, mails, joined, tag, time, plan)
+            if has_columns:
+                _hear_heads(tables, entries, mails, joined, tag, time, plan)
+            x = _open_gates(x, tables, entries, mails, tag, plan)
+            if has_columns:
+                _close_gates(tables, entries, mails, tag, plan)
             tag += 4
-        head = weight_at(table, scales, step * line + last + HEAD, whole)
-        bands = _bands(head, card, 1, whole, plain, head_turns)
-        x = (x + _collect(mail + 4 * dim + width, tag - 1, dim, dim_width)).to(narrow).to(tl.float32)
+        heads_at = (at + last + HEAD, after + last + HEAD)
+        bands = _held(tables, heads_at, card, 1, whole, plain, head_turns, hints)
+        x = _added(x, mails[3], tag - 1, dim, narrow)
         for turn in tl.static_range(head_turns):
             channel = _channel(turn)
             value = _times(x, bands[turn], whole).to(narrow)
             tl.store(logits + step * card + channel, value, mask=channel < card)
-        arrive(counter)
-        sign = wait(counter, sign)
-        chance = (temperatures, top_ks, seeds, frames, slots)
+        sign = meet(counter, sign)
         token = chosen_token(logits, chance, 0, step, steps, card, card_width)
         token = told_token(token, chosen, given, told, pitch, 0, step + 1, steps, reports)

@@ -44,6 +44,13 @@ def wait(counter, sign):
 
 
 @triton.jit
+def meet(counter, sign):
+    """`arrive` and `wait`."""
+    arrive(counter)
+    return wait(counter, sign)
+
+
+@triton.jit
 def publish(mail, value, tag, mask):
     """Give others a number and its `tag`, an int32, in one word: who sees the tag has the number."""
     bits = value.to(tl.float32).to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
@@ -52,8 +59,8 @@ def publish(mail, value, tag, mask):
 
 @triton.jit
 def late(words, tag):
-    """1 where any of `words` has another tag yet, else 0."""
-    return tl.max(((words >> 32).to(tl.int32) != tag).to(tl.int32))
+    """1 for each of `words` that has another tag yet, else 0."""
+    return ((words >> 32).to(tl.int32) != tag).to(tl.int32)
 
 
 @triton.jit
