@@ -149,28 +149,31 @@ def _seen(joined, mail, tag, time, dim: tl.constexpr, shape: tl.constexpr, narro
     """What the query sees of the frame's steps from `step + first` to its own: `[heads x a head's width]`.
 
     `joined [layers, steps, 3 D]` has the keys and values of steps before, which come while this one's are waited for.
+    Steps lie so in `[groups, heads, 4, a head's width]` that the sums over them stay in a warp.
     """
     layer, step, steps, first = time
     heads: tl.constexpr = shape[0]
     head_dim: tl.constexpr = dim // heads
-    head, past, component = tl.arange(0, shape[1]), tl.arange(0, shape[2]), tl.arange(0, shape[3])
+    abreast: tl.constexpr = 4 if shape[2] > 4 else shape[2]
+    past = tl.arange(0, shape[2] // abreast)[:, None] * abreast + tl.arange(0, abreast)[None, :]
+    head, component = tl.arange(0, shape[1]), tl.arange(0, shape[3])
     lane = head[:, None] * head_dim + component[None, :]
     there = (head[:, None] < heads) & (component[None, :] < head_dim)
-    before = (past < step) & (past >= step + first)
+    before, own = (past < step) & (past >= step + first), (past == step)[:, None, :]
     lines = (layer * steps + past) * 3 * dim
-    source, mask = joined + lines[None, :, None] + lane[:, None, :], there[:, None, :] & before[None, :, None]
+    source, mask = joined + lines[:, None, :, None] + lane[None, :, None, :], before[:, None, :, None]
+    mask &= there[None, :, None, :]
     keys = tl.load(source + dim, mask=mask, other=0.0, cache_modifier=".cg")
     values = tl.load(source + 2 * dim, mask=mask, other=0.0, cache_modifier=".cg")
     query, key, value = _collect_heads(mail, tag, lane, there, dim)
-    own = (past == step)[None, :, None]
-    keys = tl.where(own, key[:, None, :], keys.to(tl.float32))
-    values = tl.where(own, value[:, None, :], values.to(tl.float32))
-    score = tl.sum(query[:, None, :] * keys, axis=2) * head_dim**-0.5
-    score = tl.where((before | (past == step))[None, :], score, float("-inf"))
-    peak = tl.max(score, axis=1)  # of numbers that are none it is -inf
-    weight = tl.exp(score - tl.where(peak == float("-inf"), 0.0, peak)[:, None])
-    weight = weight / tl.sum(weight, axis=1)[:, None]
-    found = tl.sum(weight[:, :, None] * values, axis=1)
+    score = tl.sum(query[None, :, None, :] * keys.to(tl.float32), axis=3)
+    score = tl.where(own, tl.sum(query * key, axis=1)[None, :, None], score) * head_dim**-0.5
+    score = tl.where(before[:, None, :] | own, score, float("-inf"))
+    peak = tl.max(tl.max(score, axis=2), axis=0)  # of numbers that are none it is -inf
+    weight = tl.exp(score - tl.where(peak == float("-inf"), 0.0, peak)[None, :, None])
+    weight = weight / tl.sum(tl.sum(weight, axis=2), axis=0)[None, :, None]
+    found = tl.sum(tl.sum(weight[:, :, :, None] * values.to(tl.float32), axis=0), axis=1)
+    found += tl.sum(tl.sum(tl.where(own, weight, 0.0), axis=2), axis=0)[:, None] * value
     return tl.reshape(found.to(narrow).to(tl.float32), (shape[1] * shape[3],))
 
 
