@@ -22,12 +22,18 @@ SLICES = tl.constexpr(8)
 
 
 @triton.jit
+def numbers_at(place, kind: tl.constexpr, aligned: tl.constexpr):
+    """A place as a pointer to numbers of `kind`."""
+    found = place.to(tl.pointer_type(kind))
+    if aligned:
+        found = tl.multiple_of(found, 16)
+    return found
+
+
+@triton.jit
 def pointer(table, entry, kind: tl.constexpr, aligned: tl.constexpr):
     """A place in `table` as a pointer to numbers of `kind`."""
-    place = tl.load(table + entry).to(tl.pointer_type(kind))
-    if aligned:
-        place = tl.multiple_of(place, 16)
-    return place
+    return numbers_at(tl.load(table + entry), kind, aligned)
 
 
 @triton.jit

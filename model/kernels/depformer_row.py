@@ -34,7 +34,7 @@ from model.kernels.depformer import (
     chosen_token,
     told_token,
 )
-from model.kernels.depformer_parts import pointer, weight_at
+from model.kernels.depformer_parts import numbers_at, pointer, weight_at
 from model.kernels.grid import late, meet, number, prefetch, publish, sign_of
 
 BAND = tl.constexpr(8)
@@ -178,9 +178,19 @@ def _seen(joined, mail, tag, time, dim: tl.constexpr, shape: tl.constexpr, narro
 
 
 @triton.jit
+def _places(table, at):
+    """A layer's places: where its weights and its norms' gains lie, in the order of the table's columns."""
+    weights = (tl.load(table + at + IN_PROJ), tl.load(table + at + OUT_PROJ))
+    weights += (tl.load(table + at + LINEAR_IN), tl.load(table + at + LINEAR_OUT))
+    weights += (tl.load(table + at + NORM_1), tl.load(table + at + NORM_2))
+    return weights
+
+
+@triton.jit
 def _held(
-    tables,
-    entries,
+    place,
+    ahead,
+    scales,
     channels: tl.constexpr,
     halves: tl.constexpr,
     form: tl.constexpr,
@@ -188,19 +198,18 @@ def _held(
     turns: tl.constexpr,
     hints: tl.constexpr,
 ):
-    """This program's bands of the first of two weights; the second, of the next layer, is told to set out for L2."""
-    weight = weight_at(tables[0], tables[1], entries[0], form)
+    """This program's bands of the weight at `place`; the one `ahead` of it is asked to the second-level cache."""
+    weight = (numbers_at(place, form[0], form[2]), pointer(scales, 0, tl.float32, False))
     bands = _bands(weight, channels, halves, form, shape, turns)
     if hints:
-        size: tl.constexpr = halves * channels * shape[0] * (form[0].primitive_bitwidth // 8)
-        prefetch(tl.load(tables[0] + entries[1]), size, 256)
+        prefetch(ahead, halves * channels * shape[0] * (form[0].primitive_bitwidth // 8), 256)
     return bands
 
 
 @triton.jit
-def _gain(table, entry, dim: tl.constexpr, dim_width: tl.constexpr, form: tl.constexpr):
-    place = tl.arange(0, dim_width)
-    return tl.load(pointer(table, entry, form[3], form[2]) + place, mask=place < dim, other=0.0).to(tl.float32)
+def _gain(place, dim: tl.constexpr, dim_width: tl.constexpr, form: tl.constexpr):
+    number = tl.arange(0, dim_width)
+    return tl.load(numbers_at(place, form[3], form[2]) + number, mask=number < dim, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -210,7 +219,7 @@ def _added(x, mail, tag, dim: tl.constexpr, narrow: tl.constexpr):
 
 
 @triton.jit
-def _ask_heads(x, tables, entries, mail, joined, tag, time, plan: tl.constexpr):
+def _ask_heads(x, lines, mail, joined, tag, time, plan: tl.constexpr):
     """The norm of `x` times the input's projection: query, key and value, to the others and to later steps.
 
     Returns `x [D]`, to which the MLP of the layer before is added first.
@@ -218,29 +227,29 @@ def _ask_heads(x, tables, entries, mail, joined, tag, time, plan: tl.constexpr):
     dim: tl.constexpr = plan[0][0]
     form: tl.constexpr = plan[1]
     layer, step, steps, _ = time
-    gain = _gain(tables[0], entries[0] + NORM_1, dim, x.shape[0], form)
-    places = (entries[0] + IN_PROJ, entries[1] + IN_PROJ)
-    bands = _held(tables, places, 3 * dim, 1, form, plan[2][0], plan[4][0], plan[5])
+    own, ahead, scales = lines[0][IN_PROJ], lines[1][IN_PROJ], lines[2] + IN_PROJ
+    bands = _held(own, ahead, scales, 3 * dim, 1, form, plan[2][0], plan[4][0], plan[5])
+    gain = _gain(lines[0][NORM_1], dim, x.shape[0], form)
     if layer > 0:
         x = _added(x, mail[3], tag - 1, dim, form[3])
     normed = _norm(x, gain, plan[0], form[3])
-    own = joined + (layer * steps + step) * 3 * dim
+    target = joined + (layer * steps + step) * 3 * dim
     for turn in tl.static_range(plan[4][0]):
         channel = _channel(turn)
         value = _times(normed, bands[turn], form)
-        where, writes = _by_warp(own, channel, 3 * dim)
+        where, writes = _by_warp(target, channel, 3 * dim)
         tl.store(where, value.to(form[3])[:, None], mask=writes)
         _give(mail[0], channel, value, tag, 3 * dim)
     return x
 
 
 @triton.jit
-def _hear_heads(tables, entries, mail, joined, tag, time, plan: tl.constexpr):
+def _hear_heads(lines, mail, joined, tag, time, plan: tl.constexpr):
     """What the heads see times the output's projection, to the others."""
     dim: tl.constexpr = plan[0][0]
     form: tl.constexpr = plan[1]
-    places = (entries[0] + OUT_PROJ, entries[1] + OUT_PROJ)
-    bands = _held(tables, places, dim, 1, form, plan[2][1], plan[4][1], plan[5])
+    own, ahead, scales = lines[0][OUT_PROJ], lines[1][OUT_PROJ], lines[2] + OUT_PROJ
+    bands = _held(own, ahead, scales, dim, 1, form, plan[2][1], plan[4][1], plan[5])
     seen = _seen(joined, mail[0], tag, time, dim, plan[3], form[3])
     for turn in tl.static_range(plan[4][1]):
         channel = _channel(turn)
@@ -248,7 +257,7 @@ def _hear_heads(tables, entries, mail, joined, tag, time, plan: tl.constexpr):
 
 
 @triton.jit
-def _open_gates(x, tables, entries, mail, tag, plan: tl.constexpr):
+def _open_gates(x, lines, mail, tag, plan: tl.constexpr):
     """The norm of `x` into the MLP, to the others: the SiLU of the first half times the second.
 
     Returns `x [D]`, to which what the heads saw is added first.
@@ -256,9 +265,9 @@ def _open_gates(x, tables, entries, mail, tag, plan: tl.constexpr):
     dim: tl.constexpr = plan[0][0]
     width: tl.constexpr = plan[0][1]
     form: tl.constexpr = plan[1]
-    gain = _gain(tables[0], entries[0] + NORM_2, dim, x.shape[0], form)
-    places = (entries[0] + LINEAR_IN, entries[1] + LINEAR_IN)
-    bands = _held(tables, places, width, 2, form, plan[2][0], plan[4][2], plan[5])
+    own, ahead, scales = lines[0][LINEAR_IN], lines[1][LINEAR_IN], lines[2] + LINEAR_IN
+    bands = _held(own, ahead, scales, width, 2, form, plan[2][0], plan[4][2], plan[5])
+    gain = _gain(lines[0][NORM_2], dim, x.shape[0], form)
     x = _added(x, mail[1], tag + 1, dim, form[3])
     normed = _norm(x, gain, plan[0], form[3])
     for turn in tl.static_range(plan[4][2]):
@@ -270,12 +279,12 @@ def _open_gates(x, tables, entries, mail, tag, plan: tl.constexpr):
 
 
 @triton.jit
-def _close_gates(tables, entries, mail, tag, plan: tl.constexpr):
+def _close_gates(lines, mail, tag, plan: tl.constexpr):
     """What has passed the gates times the MLP's last weight, to the others."""
     dim: tl.constexpr = plan[0][0]
     form: tl.constexpr = plan[1]
-    places = (entries[0] + LINEAR_OUT, entries[1] + LINEAR_OUT)
-    bands = _held(tables, places, dim, 1, form, plan[2][2], plan[4][1], plan[5])
+    own, ahead, scales = lines[0][LINEAR_OUT], lines[1][LINEAR_OUT], lines[2] + LINEAR_OUT
+    bands = _held(own, ahead, scales, dim, 1, form, plan[2][2], plan[4][1], plan[5])
     gated = _collect(mail[2], tag + 2, plan[0][1], plan[2][2][3])
     for turn in tl.static_range(plan[4][1]):
         channel = _channel(turn)
@@ -372,23 +381,25 @@ def walk_row(
     if reports:
         tl.store(epoch, tag - 1 + 4 * layers * steps)  # everybody has read it
     token = told_token(tl.load(text), chosen, given, told, pitch, 0, 0, steps, reports)
+    own = _places(table, 0)
     for step in range(steps):
         at, after = step * line, tl.where(step + 1 < steps, step + 1, 0) * line
+        head, head_after = tl.load(table + at + last + HEAD), tl.load(table + after + last + HEAD)
         vectors = pointer(table, at + last + EMBEDDING, narrow, aligned)
         x = _begun(token, vectors, inputs + step * dim, dim, dim_width, narrow)
         for layer in range(layers):
-            own = at + layer * COLUMNS
-            entries = (own, tl.where(layer + 1 < layers, own + COLUMNS, after))
-            time = (layer, step, steps, first)
-            x = _ask_heads(x, tables, entries, mails, joined, tag, time, plan)
+            # A place that is loaded a layer ahead is there when it is used.
+            ahead = _places(table, tl.where(layer + 1 < layers, at + (layer + 1) * COLUMNS, after))
+            lines, time = (own, ahead, scales + at + layer * COLUMNS), (layer, step, steps, first)
+            x = _ask_heads(x, lines, mails, joined, tag, time, plan)
             if has_columns:
-                _hear_heads(tables, entries, mails, joined, tag, time, plan)
-            x = _open_gates(x, tables, entries, mails, tag, plan)
+                _hear_heads(lines, mails, joined, tag, time, plan)
+            x = _open_gates(x, lines, mails, tag, plan)
             if has_columns:
-                _close_gates(tables, entries, mails, tag, plan)
+                _close_gates(lines, mails, tag, plan)
+            own = ahead
             tag += 4
-        heads_at = (at + last + HEAD, after + last + HEAD)
-        bands = _held(tables, heads_at, card, 1, whole, plain, head_turns, hints)
+        bands = _held(head, head_after, scales, card, 1, whole, plain, head_turns, hints)
         x = _added(x, mails[3], tag - 1, dim, narrow)
         for turn in tl.static_range(head_turns):
             channel = _channel(turn)
