@@ -38,16 +38,19 @@ class Tiles:
     """How products are cut: `rows` by `columns` outputs for a program where they are as wide as the model.
 
     Of wider ones a program makes `wide_rows` by `wide_columns`, or `gate_columns` where half of them gate the others.
-    stages: pieces of a depth that are on their way at once, and one more.
+    stages: pieces of a depth that are on their way at once, and one more. slices: parts of a depth for the warps to
+    share, 8, one for each; or 1, when they share the tile, which has 64 rows or more.
     """
 
     rows: int
     columns: int
     stages: int
+    slices: int
     wide_rows: int
     wide_columns: int
     gate_columns: int
     wide_stages: int
+    wide_slices: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +63,10 @@ class OneRow:
 Way = Tiles | OneRow
 TILES: dict[int, Way | None] = {
     1: OneRow(hints=True),
-    16: Tiles(16, 8, 4, 16, 32, 64, 3),
-    32: Tiles(16, 16, 4, 32, 32, 64, 3),
-    64: Tiles(32, 16, 3, 32, 64, 64, 3),
-    256: Tiles(32, 32, 3, 32, 64, 64, 3),
+    16: Tiles(16, 8, 4, 8, 16, 32, 64, 3, 8),
+    32: Tiles(16, 16, 4, 8, 32, 32, 64, 3, 8),
+    64: Tiles(32, 16, 3, 8, 32, 64, 64, 3, 8),
+    256: Tiles(32, 32, 3, 8, 32, 64, 64, 3, 8),
 }
 """By the largest batch that each is for, in rising order; None where the plain walk is faster.
 
@@ -73,7 +76,7 @@ _HELD = 128 << 10
 """Bytes of a weight that a program may hold in registers, of which a multiprocessor has twice as many."""
 _BAND = 8
 """Columns of a product that a row's program has at once."""
-_SMALL = Tiles(16, 16, 2, 16, 32, 64, 2)
+_SMALL = Tiles(16, 16, 2, 8, 16, 32, 64, 2, 8)
 """For float32, and where there is little shared memory."""
 
 
@@ -163,8 +166,9 @@ class DepformerWalk:
         settings = (chance.temperature, chance.top_k, chance.seed, chance.frame, chance.slots)
         starts = (self._table, self._scales, hidden.contiguous(), text, *told_instead, *settings)
         way = _way(self._config, self._form, count)
-        launch = self._alone if isinstance(way, OneRow) else self._together
-        return launch(hidden, starts, logits, chosen)
+        if isinstance(way, OneRow):
+            return self._alone(way, hidden, starts, logits, chosen)
+        return self._together(hidden, starts, logits, chosen)
 
     def _together(self, hidden: Tensor, starts: tuple[object, ...], logits: Tensor, chosen: Tensor) -> Launch:
         from model.kernels import depformer
@@ -183,11 +187,11 @@ class DepformerWalk:
         arguments = (*starts, *between, logits, chosen, self._counter, count, steps, self._first)
         return Launch(depformer.walk, self._form.programs, arguments, compiled_for, logits, chosen)
 
-    def _alone(self, hidden: Tensor, starts: tuple[object, ...], logits: Tensor, chosen: Tensor) -> Launch:
+    def _alone(self, way: OneRow, hidden: Tensor, starts: tuple[object, ...], logits: Tensor, chosen: Tensor) -> Launch:
         from model.kernels import depformer_row
 
         steps, sizes, new = logits.shape[1], self._config.depformer, hidden.new_empty
-        compiled_for = row_constants(self._config, self._form, steps)
+        compiled_for = row_constants(self._config, self._form, way, steps)
         between = (
             new((steps, sizes.dim)),  # the inputs of all steps
             new((sizes.layers, steps, 3 * sizes.dim)),  # queries, keys and values
@@ -203,9 +207,15 @@ def constants(config: LMConfig, form: Form, count: int, steps: int) -> dict[str,
     wide = form.dtype.itemsize > 2
     tiles = None if wide or not form.roomy else next((way for way in _ways(count) if isinstance(way, Tiles)), None)
     tiles = tiles or _SMALL
+
+    def depth(slices: int) -> int:
+        """Of a slice: 128 bytes of bfloat16, or twice as many where there is but one."""
+        return (16 if wide else 32) if tiles is _SMALL else 64 if slices > 1 else 128
+
     return {
         **asdict(tiles),
-        "depth": 64 if tiles is not _SMALL else 16 if wide else 32,
+        "depth": depth(tiles.slices),
+        "wide_depth": depth(tiles.wide_slices),
         "eps": RMS_EPS,
         "layers": sizes.layers,
         "main": config.transformer.dim,
@@ -226,15 +236,15 @@ def constants(config: LMConfig, form: Form, count: int, steps: int) -> dict[str,
     }
 
 
-def row_constants(config: LMConfig, form: Form, steps: int) -> dict[str, int | float | bool]:
+def row_constants(config: LMConfig, form: Form, way: OneRow, steps: int) -> dict[str, int | float | bool]:
     """The constants of the kernel for a row alone."""
-    way, sizes = TILES.get(1), config.depformer
+    sizes = config.depformer
 
     def turns(channels: int) -> int:
         return -(-channels // (_BAND * _row_programs(config, form)))
 
     return {
-        "hints": isinstance(way, OneRow) and way.hints and not form.interpreted,
+        "hints": way.hints and not form.interpreted,
         "eps": RMS_EPS,
         "layers": sizes.layers,
         "main": config.transformer.dim,

@@ -155,12 +155,15 @@ def walk(
     marks: tl.constexpr,
     rows: tl.constexpr,
     columns: tl.constexpr,
-    depth: tl.constexpr,
     stages: tl.constexpr,
+    slices: tl.constexpr,
     wide_rows: tl.constexpr,
     wide_columns: tl.constexpr,
     gate_columns: tl.constexpr,
     wide_stages: tl.constexpr,
+    wide_slices: tl.constexpr,
+    depth: tl.constexpr,
+    wide_depth: tl.constexpr,
     heads: tl.constexpr,
     together: tl.constexpr,
     places: tl.constexpr,
@@ -173,9 +176,9 @@ def walk(
     kind: tl.constexpr = tl.float8e4nv if scaled else narrow
     factor: tl.constexpr = tl.float32 if interpreted else narrow  # the interpreter multiplies no bfloat16
     form: tl.constexpr = (kind, scaled, aligned, factor)
-    tile: tl.constexpr = (rows, columns, depth, stages)
-    wide_tile: tl.constexpr = (wide_rows, wide_columns, depth, wide_stages)
-    gate_tile: tl.constexpr = (wide_rows, gate_columns, depth, wide_stages)
+    tile: tl.constexpr = (rows, columns, depth, stages, slices)
+    wide_tile: tl.constexpr = (wide_rows, wide_columns, wide_depth, wide_stages, wide_slices)
+    gate_tile: tl.constexpr = (wide_rows, gate_columns, wide_depth, wide_stages, wide_slices)
     sizes: tl.constexpr = (dim, width, eps, marks)
     last: tl.constexpr = COLUMNS * layers
     line: tl.constexpr = last + 3
