@@ -144,7 +144,7 @@ class DepformerWalk:
 
     def takes(self, count: int) -> bool:
         """Whether a batch of `count` is walked sooner than by `LM.walk`."""
-        return _way(self._config, self._form, count) is not None
+        return way_of(self._config, self._form, count) is not None
 
     def __call__(
         self, hidden: Tensor, text: Tensor, given: Tensor, told: Tensor, chance: Chance, steps: int
@@ -165,7 +165,7 @@ class DepformerWalk:
         told_instead = (given.contiguous().view(torch.uint8), told.contiguous(), told.shape[1])
         settings = (chance.temperature, chance.top_k, chance.seed, chance.frame, chance.slots)
         starts = (self._table, self._scales, hidden.contiguous(), text, *told_instead, *settings)
-        way = _way(self._config, self._form, count)
+        way = way_of(self._config, self._form, count)
         if isinstance(way, OneRow):
             return self._alone(way, hidden, starts, logits, chosen)
         return self._together(hidden, starts, logits, chosen)
@@ -284,8 +284,8 @@ def _read(way: dict[str, int]) -> Way:
     return OneRow(hints=bool(numbers["hints"])) if numbers.keys() == {"hints"} else Tiles(**numbers)
 
 
-def _way(config: LMConfig, form: Form, count: int) -> Way | None:
-    """The first that is for `count` and can be gone."""
+def way_of(config: LMConfig, form: Form, count: int) -> Way | None:
+    """The first that is for `count` and can be gone; None where `LM.walk` is sooner."""
     return next((way for way in _ways(count) if not isinstance(way, OneRow) or _walks_alone(config, form, count)), None)
 
 

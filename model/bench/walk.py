@@ -59,7 +59,8 @@ class Frame:
         self.hidden = torch.randn(
             (count, config.transformer.dim), device=device, dtype=torch.bfloat16, generator=generator
         )
-        self.told = torch.randint(0, config.card, (count, config.rows), device=device, generator=generator)
+        ids = min(config.card, config.text_card)
+        self.told = torch.randint(0, ids, (count, config.rows), device=device, generator=generator)
         self.given = torch.ones((count, config.rows), dtype=torch.bool, device=device)
         self.slots = torch.arange(count, device=device)
         self.sampler = SlotSampling(count, device)

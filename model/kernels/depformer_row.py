@@ -85,7 +85,7 @@ def _bands(
         channel = _channel(turn)
         there = channel < channels
         for half in tl.static_range(halves):
-            held += (_band(weight, half * channels + channel, there, form, shape),)
+            held += (_band(weight, half * channels + channel, there, form, shape),)  # type: ignore[assignment]
     return held
 
 
