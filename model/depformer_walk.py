@@ -131,7 +131,8 @@ class DepformerWalk:
         self._counter = torch.zeros(1, dtype=torch.int32, device=first.device)
         self._epoch = torch.zeros(1, dtype=torch.int32, device=first.device)
         sizes = lm.config.depformer
-        self._mail = torch.zeros(5 * sizes.dim + sizes.hidden, dtype=torch.long, device=first.device)
+        word = torch.int32 if first.dtype == torch.bfloat16 else torch.long
+        self._mail = torch.zeros(5 * sizes.dim + sizes.hidden, dtype=word, device=first.device)
         """Of a row alone: each number of a layer with its tag."""
         self._form = Form(
             first.dtype,

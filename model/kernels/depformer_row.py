@@ -35,12 +35,10 @@ from model.kernels.depformer import (
     told_token,
 )
 from model.kernels.depformer_parts import numbers_at, pointer, weight_at
-from model.kernels.grid import late, meet, number, prefetch, publish, sign_of
+from model.kernels.grid import empty, late, meet, number, prefetch, publish, sign_of
 
 BAND = tl.constexpr(8)
 """Columns that a program multiplies at once, each by a warp: so their sums need no other."""
-
-
 WARP = tl.constexpr(512)
 """Bytes that it reads at once."""
 
@@ -118,7 +116,7 @@ def _give(mail, channel, value, tag, channels: tl.constexpr):
 def _collect(mail, tag, size: tl.constexpr, width: tl.constexpr):
     """`size` numbers with this `tag`, as soon as all are there; 0 up to `width`."""
     place = tl.arange(0, width)
-    none = tag.to(tl.int64) << 32
+    none = empty(mail, tag)
     word = tl.load(mail + place, mask=place < size, other=none, volatile=True)
     while tl.max(late(word, tag)) > 0:
         word = tl.load(mail + place, mask=place < size, other=none, volatile=True)
@@ -128,7 +126,7 @@ def _collect(mail, tag, size: tl.constexpr, width: tl.constexpr):
 @triton.jit
 def _collect_heads(mail, tag, lane, there, dim: tl.constexpr):
     """Query, key and value with this `tag`, each `[heads, a head's width]`."""
-    none = tag.to(tl.int64) << 32
+    none = empty(mail, tag)
     query = tl.load(mail + lane, mask=there, other=none, volatile=True)
     key = tl.load(mail + dim + lane, mask=there, other=none, volatile=True)
     value = tl.load(mail + 2 * dim + lane, mask=there, other=none, volatile=True)

@@ -52,21 +52,40 @@ def meet(counter, sign):
 
 @triton.jit
 def publish(mail, value, tag, mask):
-    """Give others a number and its `tag`, an int32, in one word: who sees the tag has the number."""
-    bits = value.to(tl.float32).to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
-    tl.atomic_xchg(mail, (tag.to(tl.int64) << 32) | bits, mask=mask, sem="relaxed")
+    """Give others a number and its `tag`, an int32, in one word: who sees the tag has the number.
+
+    Words are of 32 bits, half of them a bfloat16 and half the tag's last 16; or of 64, with a float32.
+    """
+    if mail.dtype.element_ty == tl.int32:
+        bits = value.to(tl.bfloat16).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+        word = (tag << 16) | bits
+    else:
+        bits = value.to(tl.float32).to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
+        word = (tag.to(tl.int64) << 32) | bits
+    tl.atomic_xchg(mail, word, mask=mask, sem="relaxed")
 
 
 @triton.jit
 def late(words, tag):
     """1 for each of `words` that has another tag yet, else 0."""
+    if words.dtype == tl.int32:
+        return ((words ^ (tag << 16)) >> 16 != 0).to(tl.int32)
     return ((words >> 32).to(tl.int32) != tag).to(tl.int32)
 
 
 @triton.jit
 def number(words):
     """The numbers in `words`, in float32."""
+    if words.dtype == tl.int32:
+        return (words << 16).to(tl.float32, bitcast=True)
     return words.to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def empty(mail, tag):
+    """A word with this `tag` that nobody waits for: 0."""
+    half: tl.constexpr = mail.dtype.element_ty.primitive_bitwidth // 2
+    return tag.to(mail.dtype.element_ty) << half
 
 
 @triton.jit

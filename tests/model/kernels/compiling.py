@@ -137,6 +137,7 @@ def walks(capability: int) -> dict[str, str]:
     odd = depformer_walk.Form(torch.float32, scaled=True, aligned=False, programs=132)
     alone = depformer_walk.OneRow(hints=True)
     tiny = _WALK | dict.fromkeys((name for name, kind in _WALK.items() if kind == _BF16), "*fp32")
+    tiny["mail"] = "*i64"
     of_many, of_one = depformer_walk.constants, depformer_walk.row_constants
     shared = {**of_many(config, form, 128, 8), **asdict(CANDIDATES[256][1])}
     return {
@@ -210,7 +211,7 @@ def ends(capability: int) -> dict[str, str]:
 
 _WALK = dict.fromkeys(("hidden", "inputs", "stream", "normed", "joined", "seen", "gated", "logits"), _BF16)
 _WALK |= dict.fromkeys(("table", "scales", "text", "told"), "*i64")
-_WALK |= {"epoch": "*i32", "mail": "*i64"}
+_WALK |= {"epoch": "*i32", "mail": "*i32"}
 _WALK |= {"given": "*u8", "squares": "*fp32", "counter": "*i32", "pitch": "i32", "steps": "i32", "first": "i32"}
 
 

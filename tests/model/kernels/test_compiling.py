@@ -100,8 +100,8 @@ def check_row(ptx: str) -> None:
     A thread loads 16 bytes 4 times for each band that is 1,024 deep: of these are 3, 1, 3 pairs, and 2 of the head;
     and 16 times, some of them masked, for the one that is 2,816 deep.
     """
-    look, weights = "ld.volatile.global.v2.b64", WIDEST
-    events = re.findall("|".join(map(re.escape, (look, weights, "relaxed.exch.b64"))), ptx)
+    look, weights = "ld.volatile.global.v4.b32", WIDEST
+    events = re.findall("|".join(map(re.escape, (look, weights, "relaxed.exch.b32"))), ptx)
     runs = [(kind, len(list(same))) for kind, same in groupby(events)]
     assert [before for before, (kind, _) in pairwise(runs) if kind == look] == [
         (weights, n) for n in (12, 4, 24, 16, 8)
