@@ -66,6 +66,9 @@ def _band(weight, channel, there, form: tl.constexpr, shape: tl.constexpr):
     """Of a weight `[channels, K]` one band, `[pieces, BAND, lanes]`, and its scales."""
     depth, live = _depth(shape, form[0].primitive_bitwidth // 8)
     source = weight[0] + channel[None, :, None] * shape[0] + depth
+    if shape[1] == shape[2] and depth.shape[2] > 2:
+        # Columns are not contiguous, but said to be more so than pieces: the compiler then gives its warps the columns.
+        source = tl.max_contiguous(source, (1, 2, depth.shape[2]))
     block = tl.load(source, mask=live & there[None, :, None], other=0.0)
     scale = tl.full([BAND], 1.0, tl.float32)
     if form[1]:
