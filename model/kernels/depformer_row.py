@@ -35,7 +35,7 @@ from model.kernels.depformer import (
     told_token,
 )
 from model.kernels.depformer_parts import numbers_at, pointer, weight_at
-from model.kernels.grid import empty, late, meet, number, prefetch, publish, sign_of
+from model.kernels.grid import ask, empty, late, meet, number, publish, sign_of
 
 BAND = tl.constexpr(8)
 """Columns that a program multiplies at once, each by a warp: so their sums need no other."""
@@ -84,10 +84,20 @@ def _bands(
     held = ()
     for turn in tl.static_range(turns):
         channel = _channel(turn)
-        there = channel < channels
         for half in tl.static_range(halves):
-            held += (_band(weight, half * channels + channel, there, form, shape),)  # type: ignore[assignment]
+            band = _band(weight, half * channels + channel, channel < channels, form, shape)
+            held += (band,)  # type: ignore[assignment]
     return held
+
+
+@triton.jit
+def _ask_bands(place, channels: tl.constexpr, halves: tl.constexpr, column: tl.constexpr, turns: tl.constexpr):
+    """Let the same bands of the weight at `place` set out for the second-level cache. `column`: bytes of one."""
+    for turn in tl.static_range(turns):
+        first = (turn * tl.num_programs(0) + tl.program_id(0)) * BAND
+        if first + BAND <= channels:
+            for half in tl.static_range(halves):
+                ask(place + (half * channels + first).to(tl.int64) * column, BAND * column)
 
 
 @triton.jit
@@ -199,11 +209,11 @@ def _held(
     turns: tl.constexpr,
     hints: tl.constexpr,
 ):
-    """This program's bands of the weight at `place`; the one `ahead` of it is asked to the second-level cache."""
+    """This program's bands of the weight at `place`, and hints of those that it needs a layer later, from `ahead`."""
     weight = (numbers_at(place, form[0], form[2]), pointer(scales, 0, tl.float32, False))
     bands = _bands(weight, channels, halves, form, shape, turns)
     if hints:
-        prefetch(ahead, halves * channels * shape[0] * (form[0].primitive_bitwidth // 8), 256)
+        _ask_bands(ahead, channels, halves, shape[0] * (form[0].primitive_bitwidth // 8), turns)
     return bands
 
 
@@ -293,15 +303,32 @@ def _close_gates(lines, mail, tag, plan: tl.constexpr):
 
 
 @triton.jit
-def _inputs(hidden, tables, entry, line, target, steps, form: tl.constexpr, shape: tl.constexpr, dim: tl.constexpr):
+def _inputs(
+    hidden,
+    tables,
+    entry,
+    line,
+    target,
+    steps,
+    form: tl.constexpr,
+    shape: tl.constexpr,
+    dim: tl.constexpr,
+    hints: tl.constexpr,
+):
     """`hidden [K]` times the input's projection of each step, to `target [steps, D]`."""
+    column: tl.constexpr = shape[0] * (form[0].primitive_bitwidth // 8)
     place = tl.arange(0, shape[3])
     x = tl.load(hidden + place, mask=place < shape[0], other=0.0).to(tl.float32)
     bands = tl.cdiv(dim, BAND)
     for task in range(tl.program_id(0), steps * bands, tl.num_programs(0)):
         step, channel = task // bands, task % bands * BAND + tl.arange(0, BAND)
         weight = weight_at(tables[0], tables[1], entry + step * line, form)
-        product = _times(x, _band(weight, channel, channel < dim, form, shape), form)
+        band = _band(weight, channel, channel < dim, form, shape)
+        later = task + tl.num_programs(0)
+        if hints and later < steps * bands and dim % BAND == 0:
+            ahead = tl.load(tables[0] + entry + later // bands * line)
+            ask(ahead + (later % bands * BAND).to(tl.int64) * column, BAND * column)
+        product = _times(x, band, form)
         tl.store(target + step * dim + channel, product.to(form[3]), mask=channel < dim)
 
 
@@ -377,7 +404,7 @@ def walk_row(
     mails = (mail, mail + 3 * dim, mail + 4 * dim, mail + 4 * dim + width)
     reports, has_columns = tl.program_id(0) == 0, tl.program_id(0) * BAND < dim
     sign, tag = sign_of(counter), tl.load(epoch, volatile=True) + 1
-    _inputs(hidden, tables, last + INPUT, line, inputs, steps, form, everything, dim)
+    _inputs(hidden, tables, last + INPUT, line, inputs, steps, form, everything, dim, hints)
     sign = meet(counter, sign)
     if reports:
         tl.store(epoch, tag - 1 + 4 * layers * steps)  # everybody has read it
