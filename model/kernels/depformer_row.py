@@ -8,11 +8,11 @@ in registers before it begins to wait for what they are multiplied with.
 
 A number is overwritten a layer later, when everybody has read it: whoever reads it gives something afterwards, in the
 same layer or as the next begins, that all which overwrites it depends on. Hence every program must have columns of the
-first product, and none may read what it has no columns for, but for the residual stream's parts.
+first product, and none may read what it has no columns for, but for the residual stream's parts. Keys and values that
+later steps read, and logits, are stored without tags: the step's barrier lies between.
 
-D is the width, K the depth of a product, V the ids of a codebook. How a vector is laid out goes together: `(K, how many
-numbers lie together, how many places they take, all places)`, since what heads saw has gaps where a head's width is no
-power of two.
+D is the width, V the ids of a codebook. What a layer is made for goes together as its plan: `(sizes, form of a weight,
+layouts of its vectors, heads, turns of each product, hints)`; `model.kernels.depformer_bands` says what these are.
 """
 
 from __future__ import annotations
@@ -34,120 +34,20 @@ from model.kernels.depformer import (
     chosen_token,
     told_token,
 )
+from model.kernels.depformer_bands import (
+    BAND,
+    ask_bands,
+    bands_of,
+    by_warp,
+    channels_of,
+    collect,
+    collect_heads,
+    give,
+    load_band,
+    times,
+)
 from model.kernels.depformer_parts import numbers_at, pointer, weight_at
-from model.kernels.grid import ask, empty, late, meet, number, publish, sign_of
-
-BAND = tl.constexpr(8)
-"""Columns that a program multiplies at once, each by a warp: so their sums need no other."""
-WARP = tl.constexpr(512)
-"""Bytes that it reads at once."""
-
-
-@triton.jit
-def _depth(shape: tl.constexpr, byte: tl.constexpr):
-    """Where in a column each place of a block lies, `[pieces, 1, lanes]`, and whether there is anything."""
-    most: tl.constexpr = WARP // byte
-    lanes: tl.constexpr = most if shape[3] > most else shape[3]
-    place = tl.arange(0, shape[3] // lanes)[:, None, None] * lanes + tl.arange(0, lanes)[None, None, :]
-    if shape[1] == shape[2]:
-        return place, place < shape[0]
-    inside = place % shape[2]
-    depth = place // shape[2] * shape[1] + inside
-    return depth, (inside < shape[1]) & (depth < shape[0])
-
-
-@triton.jit
-def _channel(turn):
-    return (turn * tl.num_programs(0) + tl.program_id(0)) * BAND + tl.arange(0, BAND)
-
-
-@triton.jit
-def _band(weight, channel, there, form: tl.constexpr, shape: tl.constexpr):
-    """Of a weight `[channels, K]` one band, `[pieces, BAND, lanes]`, and its scales."""
-    depth, live = _depth(shape, form[0].primitive_bitwidth // 8)
-    source = weight[0] + channel[None, :, None] * shape[0] + depth
-    if shape[1] == shape[2] and depth.shape[2] > 2:
-        # Columns are not contiguous, but said to be more so than pieces: the compiler then gives its warps the columns.
-        source = tl.max_contiguous(source, (1, 2, depth.shape[2]))
-    block = tl.load(source, mask=live & there[None, :, None], other=0.0)
-    scale = tl.full([BAND], 1.0, tl.float32)
-    if form[1]:
-        scale = tl.load(weight[1] + channel, mask=there, other=0.0)
-    return block, scale
-
-
-@triton.jit
-def _bands(
-    weight, channels: tl.constexpr, halves: tl.constexpr, form: tl.constexpr, shape: tl.constexpr, turns: tl.constexpr
-):
-    """All bands of this program, of each half of the channels in turn: asked for now, there when they are used."""
-    held = ()
-    for turn in tl.static_range(turns):
-        channel = _channel(turn)
-        for half in tl.static_range(halves):
-            band = _band(weight, half * channels + channel, channel < channels, form, shape)
-            held += (band,)  # type: ignore[assignment]
-    return held
-
-
-@triton.jit
-def _ask_bands(place, channels: tl.constexpr, halves: tl.constexpr, column: tl.constexpr, turns: tl.constexpr):
-    """Let the same bands of the weight at `place` set out for the second-level cache. `column`: bytes of one."""
-    for turn in tl.static_range(turns):
-        first = (turn * tl.num_programs(0) + tl.program_id(0)) * BAND
-        if first + BAND <= channels:
-            for half in tl.static_range(halves):
-                ask(place + (half * channels + first).to(tl.int64) * column, BAND * column)
-
-
-@triton.jit
-def _times(vector, band, form: tl.constexpr):
-    """`[K]` in float32 times a band: `[BAND]`, rounded as a layer's output is."""
-    block = band[0].to(form[3]).to(tl.float32)
-    spread = tl.reshape(vector, (block.shape[0], block.shape[2]))[:, None, :]
-    product = tl.sum(tl.sum(spread * block, axis=0), axis=1)
-    if form[1]:
-        product *= band[1]
-    return product.to(form[3]).to(tl.float32)
-
-
-@triton.jit
-def _by_warp(target, channel, channels: tl.constexpr):
-    """Where a band's numbers go, `[BAND, 32]`, and which of the 32 may write: each warp writes what it has itself."""
-    lane = tl.arange(0, 32)[None, :]
-    return target + channel[:, None] + lane, (channel[:, None] < channels) & (lane == 0)
-
-
-@triton.jit
-def _give(mail, channel, value, tag, channels: tl.constexpr):
-    """A band's numbers to the others."""
-    where, writes = _by_warp(mail, channel, channels)
-    publish(where, value[:, None], tag, writes)
-
-
-@triton.jit
-def _collect(mail, tag, size: tl.constexpr, width: tl.constexpr):
-    """`size` numbers with this `tag`, as soon as all are there; 0 up to `width`."""
-    place = tl.arange(0, width)
-    none = empty(mail, tag)
-    word = tl.load(mail + place, mask=place < size, other=none, volatile=True)
-    while tl.max(late(word, tag)) > 0:
-        word = tl.load(mail + place, mask=place < size, other=none, volatile=True)
-    return number(word)
-
-
-@triton.jit
-def _collect_heads(mail, tag, lane, there, dim: tl.constexpr):
-    """Query, key and value with this `tag`, each `[heads, a head's width]`."""
-    none = empty(mail, tag)
-    query = tl.load(mail + lane, mask=there, other=none, volatile=True)
-    key = tl.load(mail + dim + lane, mask=there, other=none, volatile=True)
-    value = tl.load(mail + 2 * dim + lane, mask=there, other=none, volatile=True)
-    while tl.max(late(query, tag) | late(key, tag) | late(value, tag)) > 0:
-        query = tl.load(mail + lane, mask=there, other=none, volatile=True)
-        key = tl.load(mail + dim + lane, mask=there, other=none, volatile=True)
-        value = tl.load(mail + 2 * dim + lane, mask=there, other=none, volatile=True)
-    return number(query), number(key), number(value)
+from model.kernels.grid import ask, meet, sign_of
 
 
 @triton.jit
@@ -176,7 +76,7 @@ def _seen(joined, mail, tag, time, dim: tl.constexpr, shape: tl.constexpr, narro
     mask &= there[None, :, None, :]
     keys = tl.load(source + dim, mask=mask, other=0.0, cache_modifier=".cg")
     values = tl.load(source + 2 * dim, mask=mask, other=0.0, cache_modifier=".cg")
-    query, key, value = _collect_heads(mail, tag, lane, there, dim)
+    query, key, value = collect_heads(mail, tag, lane, there, dim)
     score = tl.sum(query[None, :, None, :] * keys.to(tl.float32), axis=3)
     score = tl.where(own, tl.sum(query * key, axis=1)[None, :, None], score) * head_dim**-0.5
     score = tl.where(before[:, None, :] | own, score, float("-inf"))
@@ -211,9 +111,9 @@ def _held(
 ):
     """This program's bands of the weight at `place`, and hints of those that it needs a layer later, from `ahead`."""
     weight = (numbers_at(place, form[0], form[2]), pointer(scales, 0, tl.float32, False))
-    bands = _bands(weight, channels, halves, form, shape, turns)
+    bands = bands_of(weight, channels, halves, form, shape, turns)
     if hints:
-        _ask_bands(ahead, channels, halves, shape[0] * (form[0].primitive_bitwidth // 8), turns)
+        ask_bands(ahead, channels, halves, shape[0] * (form[0].primitive_bitwidth // 8), turns)
     return bands
 
 
@@ -226,7 +126,7 @@ def _gain(place, dim: tl.constexpr, dim_width: tl.constexpr, form: tl.constexpr)
 @triton.jit
 def _added(x, mail, tag, dim: tl.constexpr, narrow: tl.constexpr):
     """The residual stream `[D]` and what a product adds to it, as soon as that is there."""
-    return (x + _collect(mail, tag, dim, x.shape[0])).to(narrow).to(tl.float32)
+    return (x + collect(mail, tag, dim, x.shape[0])).to(narrow).to(tl.float32)
 
 
 @triton.jit
@@ -246,11 +146,11 @@ def _ask_heads(x, lines, mail, joined, tag, time, plan: tl.constexpr):
     normed = _norm(x, gain, plan[0], form[3])
     target = joined + (layer * steps + step) * 3 * dim
     for turn in tl.static_range(plan[4][0]):
-        channel = _channel(turn)
-        value = _times(normed, bands[turn], form)
-        where, writes = _by_warp(target, channel, 3 * dim)
+        channel = channels_of(turn)
+        value = times(normed, bands[turn], form)
+        where, writes = by_warp(target, channel, 3 * dim)
         tl.store(where, value.to(form[3])[:, None], mask=writes)
-        _give(mail[0], channel, value, tag, 3 * dim)
+        give(mail[0], channel, value, tag, 3 * dim)
     return x
 
 
@@ -263,8 +163,8 @@ def _hear_heads(lines, mail, joined, tag, time, plan: tl.constexpr):
     bands = _held(own, ahead, scales, dim, 1, form, plan[2][1], plan[4][1], plan[5])
     seen = _seen(joined, mail[0], tag, time, dim, plan[3], form[3])
     for turn in tl.static_range(plan[4][1]):
-        channel = _channel(turn)
-        _give(mail[1], channel, _times(seen, bands[turn], form), tag + 1, dim)
+        channel = channels_of(turn)
+        give(mail[1], channel, times(seen, bands[turn], form), tag + 1, dim)
 
 
 @triton.jit
@@ -282,10 +182,10 @@ def _open_gates(x, lines, mail, tag, plan: tl.constexpr):
     x = _added(x, mail[1], tag + 1, dim, form[3])
     normed = _norm(x, gain, plan[0], form[3])
     for turn in tl.static_range(plan[4][2]):
-        channel = _channel(turn)
-        opening, inner = _times(normed, bands[2 * turn], form), _times(normed, bands[2 * turn + 1], form)
+        channel = channels_of(turn)
+        opening, inner = times(normed, bands[2 * turn], form), times(normed, bands[2 * turn + 1], form)
         opened = (opening / (1.0 + tl.exp(-opening))).to(form[3]).to(tl.float32)
-        _give(mail[2], channel, (opened * inner).to(form[3]), tag + 2, width)
+        give(mail[2], channel, (opened * inner).to(form[3]), tag + 2, width)
     return x
 
 
@@ -296,10 +196,10 @@ def _close_gates(lines, mail, tag, plan: tl.constexpr):
     form: tl.constexpr = plan[1]
     own, ahead, scales = lines[0][LINEAR_OUT], lines[1][LINEAR_OUT], lines[2] + LINEAR_OUT
     bands = _held(own, ahead, scales, dim, 1, form, plan[2][2], plan[4][1], plan[5])
-    gated = _collect(mail[2], tag + 2, plan[0][1], plan[2][2][3])
+    gated = collect(mail[2], tag + 2, plan[0][1], plan[2][2][3])
     for turn in tl.static_range(plan[4][1]):
-        channel = _channel(turn)
-        _give(mail[3], channel, _times(gated, bands[turn], form), tag + 3, dim)
+        channel = channels_of(turn)
+        give(mail[3], channel, times(gated, bands[turn], form), tag + 3, dim)
 
 
 @triton.jit
@@ -323,12 +223,12 @@ def _inputs(
     for task in range(tl.program_id(0), steps * bands, tl.num_programs(0)):
         step, channel = task // bands, task % bands * BAND + tl.arange(0, BAND)
         weight = weight_at(tables[0], tables[1], entry + step * line, form)
-        band = _band(weight, channel, channel < dim, form, shape)
+        band = load_band(weight, channel, channel < dim, form, shape)
         later = task + tl.num_programs(0)
         if hints and later < steps * bands and dim % BAND == 0:
             ahead = tl.load(tables[0] + entry + later // bands * line)
             ask(ahead + (later % bands * BAND).to(tl.int64) * column, BAND * column)
-        product = _times(x, band, form)
+        product = times(x, band, form)
         tl.store(target + step * dim + channel, product.to(form[3]), mask=channel < dim)
 
 
@@ -430,8 +330,8 @@ def walk_row(
         bands = _held(head, head_after, scales, card, 1, whole, plain, head_turns, hints)
         x = _added(x, mails[3], tag - 1, dim, narrow)
         for turn in tl.static_range(head_turns):
-            channel = _channel(turn)
-            value = _times(x, bands[turn], whole).to(narrow)
+            channel = channels_of(turn)
+            value = times(x, bands[turn], whole).to(narrow)
             tl.store(logits + step * card + channel, value, mask=channel < card)
         sign = meet(counter, sign)
         token = chosen_token(logits, chance, 0, step, steps, card, card_width)

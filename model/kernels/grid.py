@@ -84,8 +84,7 @@ def number(words):
 @triton.jit
 def empty(mail, tag):
     """A word with this `tag` that nobody waits for: 0."""
-    half: tl.constexpr = mail.dtype.element_ty.primitive_bitwidth // 2
-    return tag.to(mail.dtype.element_ty) << half
+    return tag.to(mail.dtype.element_ty) << (mail.dtype.element_ty.primitive_bitwidth // 2)
 
 
 @triton.jit
