@@ -25,6 +25,8 @@ from tests.model.tiny import CONFIG, FEW, ODD, VOICE, random_codes, random_lm
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 WIDE = replace(CONFIG, depformer=DepformerConfig(dim=256, heads=4, layers=3, hidden=352, steps=16), card=512)
 STEPS = 4
+SHARED = Tiles(64, 32, 2, 1, 64, 64, 128, 2, 1)
+"""Of which the warps share each tile."""
 Walked = tuple[Tensor, Tensor]
 
 
@@ -85,7 +87,7 @@ def test_it_walks_as_plain_pytorch(count: int, config: LMConfig) -> None:
     assert_same(walked(lm, frame), plain(lm, frame))
 
 
-@pytest.mark.parametrize("way", [Tiles(16, 8, 2, 8, 16, 32, 64, 2, 8), Tiles(64, 32, 2, 1, 64, 64, 128, 2, 1)])
+@pytest.mark.parametrize("way", [Tiles(16, 8, 2, 8, 16, 32, 64, 2, 8), SHARED])
 def test_it_walks_so_however_its_products_are_cut(monkeypatch: pytest.MonkeyPatch, way: Way) -> None:
     monkeypatch.setitem(TILES, 1, way)
     monkeypatch.setattr(depformer_walk, "_SMALL", way)
@@ -190,10 +192,14 @@ class Asked:
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="the interpreter runs one program after another")
-@pytest.mark.parametrize("count", [1, 40, 130])
+@pytest.mark.parametrize(("count", "way"), [(1, None), (40, None), (130, None), (130, SHARED)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_many_programs_wait_for_each_other_every_time(count: int, dtype: torch.dtype) -> None:
+def test_many_programs_wait_for_each_other_every_time(
+    monkeypatch: pytest.MonkeyPatch, count: int, way: Way | None, dtype: torch.dtype
+) -> None:
     """A race would show as another result in some run; captured in a graph it walks the same, too."""
+    if way is not None:
+        monkeypatch.setitem(TILES, 256, way)
     lm = random_lm(8, WIDE).to(dtype).to(DEVICE)
     frame = Frame(lm, count, heat=0.8)
     frame.given.fill_(True)
