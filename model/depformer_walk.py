@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from model.config import LMConfig
+from model.config import DepformerConfig, LMConfig
 from model.ops import RMS_EPS
 from model.streaming import Window, WindowKind
 
@@ -55,9 +55,13 @@ class Tiles:
 
 @dataclass(frozen=True, slots=True)
 class OneRow:
-    """The walk of a row alone. hints: whether a layer's weights are asked for while the one before it is walked."""
+    """The walk of a row alone. hints: whether a layer's weights are asked for while the one before it is walked.
+
+    copies: of each number that goes to all programs, a power of two: more are sent, and fewer programs read each.
+    """
 
     hints: bool
+    copies: int = 1
 
 
 Way = Tiles | OneRow
@@ -76,6 +80,8 @@ _HELD = 128 << 10
 """Bytes of a weight that a program may hold in registers, of which a multiprocessor has twice as many."""
 _BAND = 8
 """Columns of a product that a row's program has at once."""
+_COPIES = 4
+"""At most, of what goes to all programs."""
 _SMALL = Tiles(16, 16, 2, 8, 16, 32, 64, 2, 8)
 """For float32, and where there is little shared memory."""
 
@@ -132,7 +138,7 @@ class DepformerWalk:
         self._epoch = torch.zeros(1, dtype=torch.int32, device=first.device)
         sizes = lm.config.depformer
         word = torch.int32 if first.dtype == torch.bfloat16 else torch.long
-        self._mail = torch.zeros(5 * sizes.dim + sizes.hidden, dtype=word, device=first.device)
+        self._mail = torch.zeros(_COPIES * _apart(sizes), dtype=word, device=first.device)
         """Of a row alone: each number of a layer with its tag."""
         self._form = Form(
             first.dtype,
@@ -246,6 +252,8 @@ def row_constants(config: LMConfig, form: Form, way: OneRow, steps: int) -> dict
 
     return {
         "hints": way.hints and not form.interpreted,
+        "copies": min(way.copies, _COPIES),
+        "apart": _apart(sizes),
         "eps": RMS_EPS,
         "layers": sizes.layers,
         "main": config.transformer.dim,
@@ -274,7 +282,7 @@ def load_tiles(path: Path) -> None:
     try:
         read = json.loads(path.read_text())
         ways = {int(largest): None if way is None else _read(way) for largest, way in read.items()}
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no tiles: {error}") from error
     TILES.clear()
     TILES.update(sorted(ways.items()))
@@ -282,7 +290,7 @@ def load_tiles(path: Path) -> None:
 
 def _read(way: dict[str, int]) -> Way:
     numbers = {name: int(number) for name, number in way.items()}
-    return OneRow(hints=bool(numbers["hints"])) if numbers.keys() == {"hints"} else Tiles(**numbers)
+    return OneRow(bool(numbers["hints"]), numbers["copies"]) if "hints" in numbers else Tiles(**numbers)
 
 
 def way_of(config: LMConfig, form: Form, count: int) -> Way | None:
@@ -292,6 +300,11 @@ def way_of(config: LMConfig, form: Form, count: int) -> Way | None:
 
 def _ways(count: int) -> list[Way | None]:
     return [way for largest, way in TILES.items() if count <= largest]
+
+
+def _apart(sizes: DepformerConfig) -> int:
+    """Words of one copy of what a layer's programs give each other, in whole lines of the cache."""
+    return -(-(5 * sizes.dim + sizes.hidden) // 64) * 64
 
 
 def _row_programs(config: LMConfig, form: Form) -> int:

@@ -28,7 +28,7 @@ from model.sampling import SlotSampling
 from model.wire import Sampling
 
 CANDIDATES: dict[int, tuple[Way, ...]] = {
-    1: (OneRow(hints=True), OneRow(hints=False), Tiles(16, 8, 4, 8, 16, 32, 64, 3, 8)),
+    1: (OneRow(hints=True), OneRow(hints=False), OneRow(hints=True, copies=4), Tiles(16, 8, 4, 8, 16, 32, 64, 3, 8)),
     16: (Tiles(16, 16, 4, 8, 16, 32, 64, 3, 8), Tiles(16, 8, 4, 8, 16, 32, 64, 3, 8)),
     32: (Tiles(16, 16, 4, 8, 32, 32, 64, 3, 8), Tiles(16, 16, 4, 8, 16, 32, 64, 3, 8)),
     64: (

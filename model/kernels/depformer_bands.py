@@ -91,16 +91,17 @@ def times(vector, band, form: tl.constexpr):
 
 @triton.jit
 def by_warp(target, channel, channels: tl.constexpr):
-    """Where a band's numbers go, `[BAND, 32]`, and which of the 32 may write: each warp writes what it has itself."""
+    """Where a band's numbers go, `[BAND, 32]`, and which lane writes: so each warp writes what it has itself."""
     lane = tl.arange(0, 32)[None, :]
     return target + channel[:, None] + lane, (channel[:, None] < channels) & (lane == 0)
 
 
 @triton.jit
-def give(mail, channel, value, tag, channels: tl.constexpr):
-    """A band's numbers to the others."""
-    where, writes = by_warp(mail, channel, channels)
-    publish(where, value[:, None], tag, writes)
+def give(mail, channel, value, tag, channels: tl.constexpr, post: tl.constexpr):
+    """A band's numbers to the others, a lane for each copy. `post`: how many copies, and how far apart they lie."""
+    lane = tl.arange(0, 32)[None, :]
+    where = tl.max_contiguous(mail + channel[:, None] + lane * post[1], (1, 2))  # as above: a column for each warp
+    publish(where, value[:, None], tag, (channel[:, None] < channels) & (lane < post[0]))
 
 
 @triton.jit

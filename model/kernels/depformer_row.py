@@ -12,7 +12,9 @@ first product, and none may read what it has no columns for, but for the residua
 later steps read, and logits, are stored without tags: the step's barrier lies between.
 
 D is the width, V the ids of a codebook. What a layer is made for goes together as its plan: `(sizes, form of a weight,
-layouts of its vectors, heads, turns of each product, hints)`; `model.kernels.depformer_bands` says what these are.
+layouts of its vectors, heads, turns of each product, hints, where each part's numbers lie in the mail, copies of it)`;
+`model.kernels.depformer_bands` says what these are. `mail` is where a program reads, and where all write: each reads
+one of the copies, so that not all ask for the same lines of the cache.
 """
 
 from __future__ import annotations
@@ -142,7 +144,7 @@ def _ask_heads(x, lines, mail, joined, tag, time, plan: tl.constexpr):
     bands = _held(own, ahead, scales, 3 * dim, 1, form, plan[2][0], plan[4][0], plan[5])
     gain = _gain(lines[0][NORM_1], dim, x.shape[0], form)
     if layer > 0:
-        x = _added(x, mail[3], tag - 1, dim, form[3])
+        x = _added(x, mail[0] + plan[6][3], tag - 1, dim, form[3])
     normed = _norm(x, gain, plan[0], form[3])
     target = joined + (layer * steps + step) * 3 * dim
     for turn in tl.static_range(plan[4][0]):
@@ -150,7 +152,7 @@ def _ask_heads(x, lines, mail, joined, tag, time, plan: tl.constexpr):
         value = times(normed, bands[turn], form)
         where, writes = by_warp(target, channel, 3 * dim)
         tl.store(where, value.to(form[3])[:, None], mask=writes)
-        give(mail[0], channel, value, tag, 3 * dim)
+        give(mail[1] + plan[6][0], channel, value, tag, 3 * dim, plan[7])
     return x
 
 
@@ -161,10 +163,10 @@ def _hear_heads(lines, mail, joined, tag, time, plan: tl.constexpr):
     form: tl.constexpr = plan[1]
     own, ahead, scales = lines[0][OUT_PROJ], lines[1][OUT_PROJ], lines[2] + OUT_PROJ
     bands = _held(own, ahead, scales, dim, 1, form, plan[2][1], plan[4][1], plan[5])
-    seen = _seen(joined, mail[0], tag, time, dim, plan[3], form[3])
+    seen = _seen(joined, mail[0] + plan[6][0], tag, time, dim, plan[3], form[3])
     for turn in tl.static_range(plan[4][1]):
         channel = channels_of(turn)
-        give(mail[1], channel, times(seen, bands[turn], form), tag + 1, dim)
+        give(mail[1] + plan[6][1], channel, times(seen, bands[turn], form), tag + 1, dim, plan[7])
 
 
 @triton.jit
@@ -179,13 +181,13 @@ def _open_gates(x, lines, mail, tag, plan: tl.constexpr):
     own, ahead, scales = lines[0][LINEAR_IN], lines[1][LINEAR_IN], lines[2] + LINEAR_IN
     bands = _held(own, ahead, scales, width, 2, form, plan[2][0], plan[4][2], plan[5])
     gain = _gain(lines[0][NORM_2], dim, x.shape[0], form)
-    x = _added(x, mail[1], tag + 1, dim, form[3])
+    x = _added(x, mail[0] + plan[6][1], tag + 1, dim, form[3])
     normed = _norm(x, gain, plan[0], form[3])
     for turn in tl.static_range(plan[4][2]):
         channel = channels_of(turn)
         opening, inner = times(normed, bands[2 * turn], form), times(normed, bands[2 * turn + 1], form)
         opened = (opening / (1.0 + tl.exp(-opening))).to(form[3]).to(tl.float32)
-        give(mail[2], channel, (opened * inner).to(form[3]), tag + 2, width)
+        give(mail[1] + plan[6][2], channel, (opened * inner).to(form[3]), tag + 2, width, plan[7])
     return x
 
 
@@ -196,10 +198,10 @@ def _close_gates(lines, mail, tag, plan: tl.constexpr):
     form: tl.constexpr = plan[1]
     own, ahead, scales = lines[0][LINEAR_OUT], lines[1][LINEAR_OUT], lines[2] + LINEAR_OUT
     bands = _held(own, ahead, scales, dim, 1, form, plan[2][2], plan[4][1], plan[5])
-    gated = collect(mail[2], tag + 2, plan[0][1], plan[2][2][3])
+    gated = collect(mail[0] + plan[6][2], tag + 2, plan[0][1], plan[2][2][3])
     for turn in tl.static_range(plan[4][1]):
         channel = channels_of(turn)
-        give(mail[3], channel, times(gated, bands[turn], form), tag + 3, dim)
+        give(mail[1] + plan[6][3], channel, times(gated, bands[turn], form), tag + 3, dim, plan[7])
 
 
 @triton.jit
@@ -274,6 +276,8 @@ def walk_row(
     scaled: tl.constexpr,
     aligned: tl.constexpr,
     hints: tl.constexpr,
+    copies: tl.constexpr,
+    apart: tl.constexpr,
     heads: tl.constexpr,
     places: tl.constexpr,
     head_width: tl.constexpr,
@@ -297,11 +301,13 @@ def walk_row(
     inner: tl.constexpr = (width, inner_width, inner_width, inner_width)
     turns: tl.constexpr = (in_turns, out_turns, gate_turns)
     shape: tl.constexpr = (heads, heads_width, places, head_width)
-    plan: tl.constexpr = ((dim, width, eps), form, (plain, seen, inner), shape, turns, hints)
+    boxes: tl.constexpr = (0, 3 * dim, 4 * dim, 4 * dim + width)
+    post: tl.constexpr = (copies, apart)
+    plan: tl.constexpr = ((dim, width, eps), form, (plain, seen, inner), shape, turns, hints, boxes, post)
     last: tl.constexpr = COLUMNS * layers
     line: tl.constexpr = last + 3
     tables, chance = (table, scales), (temperatures, top_ks, seeds, frames, slots)
-    mails = (mail, mail + 3 * dim, mail + 4 * dim, mail + 4 * dim + width)
+    mails = (mail + tl.program_id(0) % copies * apart, mail)
     reports, has_columns = tl.program_id(0) == 0, tl.program_id(0) * BAND < dim
     sign, tag = sign_of(counter), tl.load(epoch, volatile=True) + 1
     _inputs(hidden, tables, last + INPUT, line, inputs, steps, form, everything, dim, hints)
@@ -328,7 +334,7 @@ def walk_row(
             own = ahead
             tag += 4
         bands = _held(head, head_after, scales, card, 1, whole, plain, head_turns, hints)
-        x = _added(x, mails[3], tag - 1, dim, narrow)
+        x = _added(x, mails[0] + boxes[3], tag - 1, dim, narrow)
         for turn in tl.static_range(head_turns):
             channel = channels_of(turn)
             value = times(x, bands[turn], whole).to(narrow)

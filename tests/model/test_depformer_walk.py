@@ -53,15 +53,25 @@ def test_wide_numbers_and_small_cards_get_less_at_once() -> None:
 
 def test_measured_ways_take_the_place_of_the_foreseen(tmp_path: Path) -> None:
     tiles = Tiles(16, 8, 4, 8, 16, 32, 64, 3, 8)
-    found = {"64": None, "16": asdict(tiles), "1": {"hints": False}}
+    found = {"64": None, "16": asdict(tiles), "1": {"hints": False, "copies": 2}}
     (tmp_path / "tiles.json").write_text(json.dumps(found))
     load_tiles(tmp_path / "tiles.json")
-    assert list(TILES.items()) == [(1, OneRow(hints=False)), (16, tiles), (64, None)]
+    assert list(TILES.items()) == [(1, OneRow(hints=False, copies=2)), (16, tiles), (64, None)]
 
 
 @pytest.mark.parametrize(
     "written",
-    ["", "[]", '{"a": null}', '{"16": 3}', '{"16": [1]}', '{"16": {"rows": 16}}', '{"1": {"hints": "x"}}', '{"1": {}}'],
+    [
+        "",
+        "[]",
+        '{"a": null}',
+        '{"16": 3}',
+        '{"16": [1]}',
+        '{"16": {"rows": 16}}',
+        '{"1": {"hints": "x"}}',
+        '{"1": {"hints": 1}}',
+        '{"1": {}}',
+    ],
 )
 def test_a_file_of_anything_else_is_refused(tmp_path: Path, written: str) -> None:
     (tmp_path / "tiles.json").write_text(written)

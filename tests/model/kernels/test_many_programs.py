@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from model.config import LMConfig
-from model.depformer_walk import DepformerWalk, Launch
+from model.depformer_walk import TILES, DepformerWalk, Launch, OneRow
 from tests.model.kernels.test_depformer import Frame, assert_same, plain
 from tests.model.tiny import FEW, ODD, random_lm
 
@@ -53,11 +53,14 @@ def _run(place: int, launches: list[Launch], ended: Barrier) -> None:
 @pytest.mark.parametrize(
     ("config", "programs", "steps"), [(FEW, 3, 2), pytest.param(ODD, 7, 3, marks=pytest.mark.long)]
 )
-def test_programs_walk_one_row_together(config: LMConfig, programs: int, steps: int) -> None:
+def test_programs_walk_one_row_together(
+    monkeypatch: pytest.MonkeyPatch, config: LMConfig, programs: int, steps: int
+) -> None:
     """More of them than the attention's product has columns for: the last one has nothing to do there.
 
     Twice in the same memory, where the second walk finds what the first has left.
     """
+    monkeypatch.setitem(TILES, 1, OneRow(hints=False, copies=2))
     lm = random_lm(10, config)
     walk = DepformerWalk(lm, "reference")
     walk._form = replace(walk._form, programs=programs)
