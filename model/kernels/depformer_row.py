@@ -11,10 +11,9 @@ same layer or as the next begins, that all which overwrites it depends on. Hence
 first product, and none may read what it has no columns for, but for the residual stream's parts. Keys and values that
 later steps read, and logits, are stored without tags: the step's barrier lies between.
 
-D is the width, V the ids of a codebook. What a layer is made for goes together as its plan: `(sizes, form of a weight,
-layouts of its vectors, heads, turns of each product, hints, where each part's numbers lie in the mail, copies of it)`;
-`model.kernels.depformer_bands` says what these are. `mail` is where a program reads, and where all write: each reads
-one of the copies, so that not all ask for the same lines of the cache.
+D is the width, V the ids of a codebook. What a layer is made for goes together as its plan; layouts and forms are those
+of `model.kernels.depformer_bands`. `mail` is where a program reads, and where all write: each reads one of the copies,
+so that not all ask for the same lines of the cache.
 """
 
 from __future__ import annotations
@@ -50,6 +49,13 @@ from model.kernels.depformer_bands import (
 )
 from model.kernels.depformer_parts import numbers_at, pointer, weight_at
 from model.kernels.grid import ask, meet, sign_of
+
+PARTS = tl.constexpr(4)
+"""Of a layer, each named by the column of its weight: its numbers have that column's tag."""
+SIZES, FORM, LAYOUTS, TURNS, HINTS, BOXES, POST, HEADS = (tl.constexpr(entry) for entry in range(8))
+"""Of a plan: D, the MLP's width and the norm's addend; a weight's form; for each part the layout of the vector that it
+multiplies, how many bands a program has, and where in the mail its numbers lie; the copies of the mail; of the heads
+their number and the powers of two that hold them, the steps, and a head's width."""
 
 
 @triton.jit
@@ -100,22 +106,18 @@ def _places(table, at):
 
 
 @triton.jit
-def _held(
-    place,
-    ahead,
-    scales,
-    channels: tl.constexpr,
-    halves: tl.constexpr,
-    form: tl.constexpr,
-    shape: tl.constexpr,
-    turns: tl.constexpr,
-    hints: tl.constexpr,
-):
-    """This program's bands of the weight at `place`, and hints of those that it needs a layer later, from `ahead`."""
-    weight = (numbers_at(place, form[0], form[2]), pointer(scales, 0, tl.float32, False))
-    bands = bands_of(weight, channels, halves, form, shape, turns)
-    if hints:
-        ask_bands(ahead, channels, halves, shape[0] * (form[0].primitive_bitwidth // 8), turns)
+def _held(lines, part: tl.constexpr, channels: tl.constexpr, halves: tl.constexpr, plan: tl.constexpr):
+    """This program's bands of a part's weight, and hints of those that it needs a layer later.
+
+    `lines`: the places of this layer and of the next, and where this one's scales stand.
+    """
+    form: tl.constexpr = plan[FORM]
+    layout: tl.constexpr = plan[LAYOUTS][part]
+    weight = (numbers_at(lines[0][part], form[0], form[2]), pointer(lines[2], part, tl.float32, False))
+    bands = bands_of(weight, channels, halves, form, layout, plan[TURNS][part])
+    if plan[HINTS]:
+        column: tl.constexpr = layout[0] * (form[0].primitive_bitwidth // 8)
+        ask_bands(lines[1][part], channels, halves, column, plan[TURNS][part])
     return bands
 
 
@@ -126,9 +128,16 @@ def _gain(place, dim: tl.constexpr, dim_width: tl.constexpr, form: tl.constexpr)
 
 
 @triton.jit
-def _added(x, mail, tag, dim: tl.constexpr, narrow: tl.constexpr):
-    """The residual stream `[D]` and what a product adds to it, as soon as that is there."""
-    return (x + collect(mail, tag, dim, x.shape[0])).to(narrow).to(tl.float32)
+def _give(mail, part: tl.constexpr, channel, value, tag, channels: tl.constexpr, plan: tl.constexpr):
+    """What a part made of a band, to the others."""
+    give(mail[1] + plan[BOXES][part], channel, value, tag + part, channels, plan[POST])
+
+
+@triton.jit
+def _added(x, mail, part: tl.constexpr, tag, plan: tl.constexpr):
+    """The residual stream `[D]` and what a part adds to it, as soon as that is there."""
+    branch = collect(mail[0] + plan[BOXES][part], tag + part, plan[SIZES][0], x.shape[0])
+    return (x + branch).to(plan[FORM][3]).to(tl.float32)
 
 
 @triton.jit
@@ -137,36 +146,33 @@ def _ask_heads(x, lines, mail, joined, tag, time, plan: tl.constexpr):
 
     Returns `x [D]`, to which the MLP of the layer before is added first.
     """
-    dim: tl.constexpr = plan[0][0]
-    form: tl.constexpr = plan[1]
+    dim: tl.constexpr = plan[SIZES][0]
+    form: tl.constexpr = plan[FORM]
     layer, step, steps, _ = time
-    own, ahead, scales = lines[0][IN_PROJ], lines[1][IN_PROJ], lines[2] + IN_PROJ
-    bands = _held(own, ahead, scales, 3 * dim, 1, form, plan[2][0], plan[4][0], plan[5])
+    bands = _held(lines, IN_PROJ, 3 * dim, 1, plan)
     gain = _gain(lines[0][NORM_1], dim, x.shape[0], form)
     if layer > 0:
-        x = _added(x, mail[0] + plan[6][3], tag - 1, dim, form[3])
-    normed = _norm(x, gain, plan[0], form[3])
+        x = _added(x, mail, LINEAR_OUT, tag - PARTS, plan)
+    normed = _norm(x, gain, plan[SIZES], form[3])
     target = joined + (layer * steps + step) * 3 * dim
-    for turn in tl.static_range(plan[4][0]):
+    for turn in tl.static_range(plan[TURNS][IN_PROJ]):
         channel = channels_of(turn)
         value = times(normed, bands[turn], form)
         where, writes = by_warp(target, channel, 3 * dim)
         tl.store(where, value.to(form[3])[:, None], mask=writes)
-        give(mail[1] + plan[6][0], channel, value, tag, 3 * dim, plan[7])
+        _give(mail, IN_PROJ, channel, value, tag, 3 * dim, plan)
     return x
 
 
 @triton.jit
 def _hear_heads(lines, mail, joined, tag, time, plan: tl.constexpr):
     """What the heads see times the output's projection, to the others."""
-    dim: tl.constexpr = plan[0][0]
-    form: tl.constexpr = plan[1]
-    own, ahead, scales = lines[0][OUT_PROJ], lines[1][OUT_PROJ], lines[2] + OUT_PROJ
-    bands = _held(own, ahead, scales, dim, 1, form, plan[2][1], plan[4][1], plan[5])
-    seen = _seen(joined, mail[0] + plan[6][0], tag, time, dim, plan[3], form[3])
-    for turn in tl.static_range(plan[4][1]):
-        channel = channels_of(turn)
-        give(mail[1] + plan[6][1], channel, times(seen, bands[turn], form), tag + 1, dim, plan[7])
+    dim: tl.constexpr = plan[SIZES][0]
+    bands = _held(lines, OUT_PROJ, dim, 1, plan)
+    heads = mail[0] + plan[BOXES][IN_PROJ]
+    seen = _seen(joined, heads, tag + IN_PROJ, time, dim, plan[HEADS], plan[FORM][3])
+    for turn in tl.static_range(plan[TURNS][OUT_PROJ]):
+        _give(mail, OUT_PROJ, channels_of(turn), times(seen, bands[turn], plan[FORM]), tag, dim, plan)
 
 
 @triton.jit
@@ -175,33 +181,28 @@ def _open_gates(x, lines, mail, tag, plan: tl.constexpr):
 
     Returns `x [D]`, to which what the heads saw is added first.
     """
-    dim: tl.constexpr = plan[0][0]
-    width: tl.constexpr = plan[0][1]
-    form: tl.constexpr = plan[1]
-    own, ahead, scales = lines[0][LINEAR_IN], lines[1][LINEAR_IN], lines[2] + LINEAR_IN
-    bands = _held(own, ahead, scales, width, 2, form, plan[2][0], plan[4][2], plan[5])
-    gain = _gain(lines[0][NORM_2], dim, x.shape[0], form)
-    x = _added(x, mail[0] + plan[6][1], tag + 1, dim, form[3])
-    normed = _norm(x, gain, plan[0], form[3])
-    for turn in tl.static_range(plan[4][2]):
-        channel = channels_of(turn)
+    width: tl.constexpr = plan[SIZES][1]
+    form: tl.constexpr = plan[FORM]
+    bands = _held(lines, LINEAR_IN, width, 2, plan)
+    gain = _gain(lines[0][NORM_2], plan[SIZES][0], x.shape[0], form)
+    x = _added(x, mail, OUT_PROJ, tag, plan)
+    normed = _norm(x, gain, plan[SIZES], form[3])
+    for turn in tl.static_range(plan[TURNS][LINEAR_IN]):
         opening, inner = times(normed, bands[2 * turn], form), times(normed, bands[2 * turn + 1], form)
         opened = (opening / (1.0 + tl.exp(-opening))).to(form[3]).to(tl.float32)
-        give(mail[1] + plan[6][2], channel, (opened * inner).to(form[3]), tag + 2, width, plan[7])
+        _give(mail, LINEAR_IN, channels_of(turn), (opened * inner).to(form[3]), tag, width, plan)
     return x
 
 
 @triton.jit
 def _close_gates(lines, mail, tag, plan: tl.constexpr):
     """What has passed the gates times the MLP's last weight, to the others."""
-    dim: tl.constexpr = plan[0][0]
-    form: tl.constexpr = plan[1]
-    own, ahead, scales = lines[0][LINEAR_OUT], lines[1][LINEAR_OUT], lines[2] + LINEAR_OUT
-    bands = _held(own, ahead, scales, dim, 1, form, plan[2][2], plan[4][1], plan[5])
-    gated = collect(mail[0] + plan[6][2], tag + 2, plan[0][1], plan[2][2][3])
-    for turn in tl.static_range(plan[4][1]):
-        channel = channels_of(turn)
-        give(mail[1] + plan[6][3], channel, times(gated, bands[turn], form), tag + 3, dim, plan[7])
+    dim: tl.constexpr = plan[SIZES][0]
+    bands = _held(lines, LINEAR_OUT, dim, 1, plan)
+    gates = mail[0] + plan[BOXES][LINEAR_IN]
+    gated = collect(gates, tag + LINEAR_IN, plan[SIZES][1], plan[LAYOUTS][LINEAR_OUT][3])
+    for turn in tl.static_range(plan[TURNS][LINEAR_OUT]):
+        _give(mail, LINEAR_OUT, channels_of(turn), times(gated, bands[turn], plan[FORM]), tag, dim, plan)
 
 
 @triton.jit
@@ -299,11 +300,11 @@ def walk_row(
     plain: tl.constexpr = (dim, dim_width, dim_width, dim_width)
     seen: tl.constexpr = (dim, dim // heads, head_width, heads_width * head_width)
     inner: tl.constexpr = (width, inner_width, inner_width, inner_width)
-    turns: tl.constexpr = (in_turns, out_turns, gate_turns)
-    shape: tl.constexpr = (heads, heads_width, places, head_width)
+    layouts: tl.constexpr = (plain, seen, plain, inner)
+    turns: tl.constexpr = (in_turns, out_turns, gate_turns, out_turns)
     boxes: tl.constexpr = (0, 3 * dim, 4 * dim, 4 * dim + width)
-    post: tl.constexpr = (copies, apart)
-    plan: tl.constexpr = ((dim, width, eps), form, (plain, seen, inner), shape, turns, hints, boxes, post)
+    shape: tl.constexpr = (heads, heads_width, places, head_width)
+    plan: tl.constexpr = ((dim, width, eps), form, layouts, turns, hints, boxes, (copies, apart), shape)
     last: tl.constexpr = COLUMNS * layers
     line: tl.constexpr = last + 3
     tables, chance = (table, scales), (temperatures, top_ks, seeds, frames, slots)
@@ -313,7 +314,7 @@ def walk_row(
     _inputs(hidden, tables, last + INPUT, line, inputs, steps, form, everything, dim, hints)
     sign = meet(counter, sign)
     if reports:
-        tl.store(epoch, tag - 1 + 4 * layers * steps)  # everybody has read it
+        tl.store(epoch, tag - 1 + PARTS * layers * steps)  # everybody has read it
     token = told_token(tl.load(text), chosen, given, told, pitch, 0, 0, steps, reports)
     own = _places(table, 0)
     for step in range(steps):
@@ -332,9 +333,12 @@ def walk_row(
             if has_columns:
                 _close_gates(lines, mails, tag, plan)
             own = ahead
-            tag += 4
-        bands = _held(head, head_after, scales, card, 1, whole, plain, head_turns, hints)
-        x = _added(x, mails[0] + boxes[3], tag - 1, dim, narrow)
+            tag += PARTS
+        weight = (numbers_at(head, narrow, aligned), scales)
+        bands = bands_of(weight, card, 1, whole, plain, head_turns)
+        if hints:
+            ask_bands(head_after, card, 1, dim * (narrow.primitive_bitwidth // 8), head_turns)
+        x = _added(x, mails, LINEAR_OUT, tag - PARTS, plan)
         for turn in tl.static_range(head_turns):
             channel = channels_of(turn)
             value = times(x, bands[turn], whole).to(narrow)
