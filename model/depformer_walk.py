@@ -79,7 +79,7 @@ Every program should have one tile of each product; larger tiles read the rows l
 _HELD = 128 << 10
 """Bytes of a weight that a program may hold in registers, of which a multiprocessor has twice as many."""
 _BAND = 8
-"""Columns of a product that a row's program has at once."""
+"""Columns of a product that a row's program has at once, as `model.kernels.depformer_bands` has it."""
 _COPIES = 4
 """At most, of what goes to all programs."""
 _SMALL = Tiles(16, 16, 2, 8, 16, 32, 64, 2, 8)

@@ -1,6 +1,6 @@
-"""What the programs of one launch need to work together, in Triton: a barrier, and hints of what is read next.
+"""What the programs of one launch need to work together, in Triton: a barrier, numbers with tags, hints of what is read.
 
-Owns the barrier's counter's meaning. All programs must be on the device at once: a launch that waits here asks for a
+Owns what the barrier's counter and the words that carry a number mean. All programs must be on the device at once: a launch that waits here asks for a
 cooperative grid, which the driver refuses where it does not fit. In the interpreter, where programs run one after
 another, there is one program and nothing to wait for.
 """
@@ -54,6 +54,7 @@ def meet(counter, sign):
 def publish(mail, value, tag, mask):
     """Give others a number and its `tag`, an int32, in one word: who sees the tag has the number.
 
+    Of one word that is so in whatever order a GPU shows what was stored; nothing else is known to be visible then.
     Words are of 32 bits, half of them a bfloat16 and half the tag's last 16; or of 64, with a float32.
     """
     if mail.dtype.element_ty == tl.int32:
