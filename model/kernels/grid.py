@@ -1,8 +1,8 @@
-"""What the programs of one launch need to work together, in Triton: a barrier, numbers with tags, hints of what is read.
+"""What the programs of one launch need to work together, in Triton: a barrier, numbers with tags, and hints of reads.
 
-Owns what the barrier's counter and the words that carry a number mean. All programs must be on the device at once: a launch that waits here asks for a
-cooperative grid, which the driver refuses where it does not fit. In the interpreter, where programs run one after
-another, there is one program and nothing to wait for.
+Owns what the barrier's counter and the words that carry a number mean. All programs must be on the device at once: a
+launch that waits here asks for a cooperative grid, which the driver refuses where it does not fit. In the interpreter,
+where programs run one after another, there is one program and nothing to wait for.
 """
 
 from __future__ import annotations
