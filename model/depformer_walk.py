@@ -1,7 +1,8 @@
 """The walk of a frame's codebooks in one launch: where all its weights lie, and the memory that it works in.
 
-Owns the table of places, made once, and the choice of tiles by the batch. The walk itself is `model.kernels.depformer`;
-`LM.walk` is the same in plain PyTorch, and the two agree up to rounding. Weights must not move afterwards.
+Owns the table of places, made once, and the choice of a way by the batch. The walk itself is `model.kernels.depformer`,
+or `model.kernels.depformer_row` where one row walks alone; `LM.walk` is the same in plain PyTorch, and all agree up to
+rounding. Weights must not move afterwards.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from model.config import LMConfig
+from model.config import DepformerConfig, LMConfig
 from model.ops import RMS_EPS
 from model.streaming import Window, WindowKind
 
@@ -37,29 +38,51 @@ class Tiles:
     """How products are cut: `rows` by `columns` outputs for a program where they are as wide as the model.
 
     Of wider ones a program makes `wide_rows` by `wide_columns`, or `gate_columns` where half of them gate the others.
-    stages: pieces of a depth that are on their way at once, and one more.
+    stages: pieces of a depth that are on their way at once, and one more. slices: parts of a depth for the warps to
+    share, 8, one for each; or 1, when they share the tile, which has 64 rows or more.
     """
 
     rows: int
     columns: int
     stages: int
+    slices: int
     wide_rows: int
     wide_columns: int
     gate_columns: int
     wide_stages: int
+    wide_slices: int
 
 
-TILES: dict[int, Tiles | None] = {
-    16: Tiles(16, 8, 4, 16, 32, 64, 3),
-    32: Tiles(16, 16, 4, 32, 32, 64, 3),
-    64: Tiles(32, 16, 3, 32, 64, 64, 3),
-    256: Tiles(32, 32, 3, 32, 64, 64, 3),
+@dataclass(frozen=True, slots=True)
+class OneRow:
+    """The walk of a row alone. hints: whether a layer's weights are asked for while the one before it is walked.
+
+    copies: of each number that goes to all programs, a power of two: more are sent, and fewer programs read each.
+    """
+
+    hints: bool
+    copies: int = 1
+
+
+Way = Tiles | OneRow
+TILES: dict[int, Way | None] = {
+    1: OneRow(hints=True),
+    16: Tiles(16, 8, 4, 8, 16, 32, 64, 3, 8),
+    32: Tiles(16, 16, 4, 8, 32, 32, 64, 3, 8),
+    64: Tiles(32, 16, 3, 8, 32, 64, 64, 3, 8),
+    256: Tiles(32, 32, 3, 8, 32, 64, 64, 3, 8),
 }
 """By the largest batch that each is for, in rising order; None where the plain walk is faster.
 
 Every program should have one tile of each product; larger tiles read the rows less often, and share more of them.
 """
-_SMALL = Tiles(16, 16, 2, 16, 32, 64, 2)
+_HELD = 128 << 10
+"""Bytes of a weight that a program may hold in registers, of which a multiprocessor has twice as many."""
+_BAND = 8
+"""Columns of a product that a row's program has at once, as `model.kernels.depformer_bands` has it."""
+_COPIES = 4
+"""At most, of what goes to all programs."""
+_SMALL = Tiles(16, 16, 2, 8, 16, 32, 64, 2, 8)
 """For float32, and where there is little shared memory."""
 
 
@@ -76,6 +99,25 @@ class Form:
     aligned: bool = True
     roomy: bool = True
     interpreted: bool = False
+    programs: int = 1
+    """On the device at once, as many as it has multiprocessors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A kernel with all that it is called with, and where its results will lie."""
+
+    kernel: Any
+    programs: int
+    arguments: tuple[object, ...]
+    constants: dict[str, int | float | bool]
+    logits: Tensor
+    chosen: Tensor
+
+    @property
+    def options(self) -> dict[str, object]:
+        """The arguments by name; a grid that is cooperative is on the device at once, or refused."""
+        return {**self.constants, "num_warps": WARPS, "launch_cooperative_grid": self.logits.is_cuda}
 
 
 class DepformerWalk:
@@ -93,19 +135,23 @@ class DepformerWalk:
         """The tensors behind the places: as long as these are used, they are there."""
         self._first = Window(steps, window).first(0)
         self._counter = torch.zeros(1, dtype=torch.int32, device=first.device)
+        self._epoch = torch.zeros(1, dtype=torch.int32, device=first.device)
+        sizes = lm.config.depformer
+        word = torch.int32 if first.dtype == torch.bfloat16 else torch.long
+        self._mail = torch.zeros(_COPIES * _apart(sizes), dtype=word, device=first.device)
+        """Of a row alone: each number of a layer with its tag."""
         self._form = Form(
             first.dtype,
             scaled=lines[0][0][1] is not None,
             aligned=all(place % 16 == 0 for line in places for place in line),
             roomy=first.is_cuda and torch.cuda.get_device_capability(first.device) in _ROOMY,
             interpreted=not first.is_cuda,
+            programs=torch.cuda.get_device_properties(first.device).multi_processor_count if first.is_cuda else 1,
         )
-        self.programs = torch.cuda.get_device_properties(first.device).multi_processor_count if first.is_cuda else 1
-        """On the device at once, as many as it has multiprocessors."""
 
     def takes(self, count: int) -> bool:
         """Whether a batch of `count` is walked sooner than by `LM.walk`."""
-        return _tiles(count) is not None
+        return way_of(self._config, self._form, count) is not None
 
     def __call__(
         self, hidden: Tensor, text: Tensor, given: Tensor, told: Tensor, chance: Chance, steps: int
@@ -114,21 +160,28 @@ class DepformerWalk:
 
         Where `given [N, R]` is true the next step is told the id in `told [N, R]` instead.
         """
+        launch = self.launch(hidden, text, given, told, chance, steps)
+        launch.kernel[(launch.programs,)](*launch.arguments, **launch.options)
+        return launch.logits, launch.chosen
+
+    def launch(self, hidden: Tensor, text: Tensor, given: Tensor, told: Tensor, chance: Chance, steps: int) -> Launch:
+        """The launch that the same call makes."""
+        count, device = hidden.shape[0], hidden.device
+        logits = hidden.new_empty((count, steps, self._config.card))
+        chosen = torch.empty((count, 1 + steps), dtype=torch.long, device=device)
+        told_instead = (given.contiguous().view(torch.uint8), told.contiguous(), told.shape[1])
+        settings = (chance.temperature, chance.top_k, chance.seed, chance.frame, chance.slots)
+        starts = (self._table, self._scales, hidden.contiguous(), text, *told_instead, *settings)
+        way = way_of(self._config, self._form, count)
+        if isinstance(way, OneRow):
+            return self._alone(way, hidden, starts, logits, chosen)
+        return self._together(hidden, starts, logits, chosen)
+
+    def _together(self, hidden: Tensor, starts: tuple[object, ...], logits: Tensor, chosen: Tensor) -> Launch:
         from model.kernels import depformer
 
-        logits, chosen, arguments, options = self.arguments(hidden, text, given, told, chance, steps)
-        depformer.walk[(self.programs,)](*arguments, **options)
-        return logits, chosen
-
-    def arguments(
-        self, hidden: Tensor, text: Tensor, given: Tensor, told: Tensor, chance: Chance, steps: int
-    ) -> tuple[Tensor, Tensor, tuple[object, ...], dict[str, object]]:
-        """Of the same call: where its results will lie, and the kernel's arguments, by place and by name."""
-        count, sizes, new = hidden.shape[0], self._config.depformer, hidden.new_empty
+        (count, steps, _), sizes, new = logits.shape, self._config.depformer, hidden.new_empty
         compiled_for = constants(self._config, self._form, count, steps)
-        logits = new((count, steps, self._config.card))
-        chosen = torch.empty((count, 1 + steps), dtype=torch.long, device=hidden.device)
-        settings = (chance.temperature, chance.top_k, chance.seed, chance.frame, chance.slots)
         between = (
             new((steps, count, sizes.dim)),  # the inputs of all steps
             new((count, sizes.dim)),  # the residual stream
@@ -138,36 +191,38 @@ class DepformerWalk:
             new((count, sizes.dim)),  # what the heads saw
             new((count, sizes.hidden)),  # inside the MLP
         )
-        arguments = (
-            self._table,
-            self._scales,
-            hidden.contiguous(),
-            text,
-            given.contiguous().view(torch.uint8),
-            told.contiguous(),
-            told.shape[1],
-            *settings,
-            *between,
-            logits,
-            chosen,
-            self._counter,
-            count,
-            steps,
-            self._first,
+        arguments = (*starts, *between, logits, chosen, self._counter, count, steps, self._first)
+        return Launch(depformer.walk, self._form.programs, arguments, compiled_for, logits, chosen)
+
+    def _alone(self, way: OneRow, hidden: Tensor, starts: tuple[object, ...], logits: Tensor, chosen: Tensor) -> Launch:
+        from model.kernels import depformer_row
+
+        steps, sizes, new = logits.shape[1], self._config.depformer, hidden.new_empty
+        compiled_for = row_constants(self._config, self._form, way, steps)
+        between = (
+            new((steps, sizes.dim)),  # the inputs of all steps
+            new((sizes.layers, steps, 3 * sizes.dim)),  # queries, keys and values
         )
-        options: dict[str, object] = {**compiled_for, "num_warps": WARPS, "launch_cooperative_grid": hidden.is_cuda}
-        return logits, chosen, arguments, options
+        arguments = (*starts, *between, logits, chosen, self._counter, self._epoch, self._mail, steps, self._first)
+        programs = _row_programs(self._config, self._form)
+        return Launch(depformer_row.walk_row, programs, arguments, compiled_for, logits, chosen)
 
 
 def constants(config: LMConfig, form: Form, count: int, steps: int) -> dict[str, int | float | bool]:
     """The kernel's constants for a batch of `count`."""
     sizes = config.depformer
     wide = form.dtype.itemsize > 2
-    tiles = None if wide or not form.roomy else _tiles(count)
+    tiles = None if wide or not form.roomy else next((way for way in _ways(count) if isinstance(way, Tiles)), None)
     tiles = tiles or _SMALL
+
+    def depth(slices: int) -> int:
+        """Of a slice: 128 bytes of bfloat16, or twice as many where there is but one."""
+        return (16 if wide else 32) if tiles is _SMALL else 64 if slices > 1 else 128
+
     return {
         **asdict(tiles),
-        "depth": 64 if tiles is not _SMALL else 16 if wide else 32,
+        "depth": depth(tiles.slices),
+        "wide_depth": depth(tiles.wide_slices),
         "eps": RMS_EPS,
         "layers": sizes.layers,
         "main": config.transformer.dim,
@@ -188,19 +243,81 @@ def constants(config: LMConfig, form: Form, count: int, steps: int) -> dict[str,
     }
 
 
+def row_constants(config: LMConfig, form: Form, way: OneRow, steps: int) -> dict[str, int | float | bool]:
+    """The constants of the kernel for a row alone."""
+    sizes = config.depformer
+
+    def turns(channels: int) -> int:
+        return -(-channels // (_BAND * _row_programs(config, form)))
+
+    return {
+        "hints": way.hints and not form.interpreted,
+        "copies": min(way.copies, _COPIES),
+        "apart": _apart(sizes),
+        "eps": RMS_EPS,
+        "layers": sizes.layers,
+        "main": config.transformer.dim,
+        "dim": sizes.dim,
+        "width": sizes.hidden,
+        "card": config.card,
+        "scaled": form.scaled,
+        "aligned": form.aligned,
+        "heads": sizes.heads,
+        "places": _power(steps),
+        "head_width": _power(sizes.head_dim),
+        "heads_width": _power(sizes.heads),
+        "main_width": _power(config.transformer.dim),
+        "dim_width": _power(sizes.dim),
+        "inner_width": _power(sizes.hidden),
+        "card_width": _power(config.card),
+        "in_turns": turns(3 * sizes.dim),
+        "out_turns": turns(sizes.dim),
+        "gate_turns": turns(sizes.hidden),
+        "head_turns": turns(config.card),
+    }
+
+
 def load_tiles(path: Path) -> None:
     """Take the tiles from a file that `model.bench.walk` wrote. Raises ValueError where it holds none, OSError."""
     try:
         read = json.loads(path.read_text())
-        tiles = {int(largest): None if sides is None else Tiles(*map(int, sides)) for largest, sides in read.items()}
-    except (AttributeError, TypeError, ValueError) as error:
+        ways = {int(largest): None if way is None else _read(way) for largest, way in read.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no tiles: {error}") from error
     TILES.clear()
-    TILES.update(sorted(tiles.items()))
+    TILES.update(sorted(ways.items()))
 
 
-def _tiles(count: int) -> Tiles | None:
-    return next((tiles for largest, tiles in TILES.items() if count <= largest), None)
+def _read(way: dict[str, int]) -> Way:
+    numbers = {name: int(number) for name, number in way.items()}
+    return OneRow(bool(numbers["hints"]), numbers["copies"]) if "hints" in numbers else Tiles(**numbers)
+
+
+def way_of(config: LMConfig, form: Form, count: int) -> Way | None:
+    """The first that is for `count` and can be gone; None where `LM.walk` is sooner."""
+    return next((way for way in _ways(count) if not isinstance(way, OneRow) or _walks_alone(config, form, count)), None)
+
+
+def _ways(count: int) -> list[Way | None]:
+    return [way for largest, way in TILES.items() if count <= largest]
+
+
+def _apart(sizes: DepformerConfig) -> int:
+    """Words of one copy of what a layer's programs give each other, in whole lines of the cache."""
+    return -(-(5 * sizes.dim + sizes.hidden) // 64) * 64
+
+
+def _row_programs(config: LMConfig, form: Form) -> int:
+    """Each must have columns of the first product."""
+    return min(form.programs, -(-3 * config.depformer.dim // _BAND))
+
+
+def _walks_alone(config: LMConfig, form: Form, count: int) -> bool:
+    """Whether a program can hold its share of each weight in registers."""
+    sizes, byte = config.depformer, 1 if form.scaled else form.dtype.itemsize
+    turns = -(-sizes.hidden // (_BAND * _row_programs(config, form)))
+    held = max(2 * turns * _power(sizes.dim), _power(sizes.hidden)) * _BAND * byte
+    return count == 1 and (form.interpreted or held <= _HELD)
 
 
 def _matrices(lm: LM, step: int) -> Iterator[_Matrix]:

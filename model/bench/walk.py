@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import astuple, replace
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -21,25 +21,30 @@ from model import depformer_walk
 from model.bench.breakdown import measure
 from model.bench.models import randomise
 from model.config import LMConfig, personaplex_7b
-from model.depformer_walk import DepformerWalk, Tiles
+from model.depformer_walk import DepformerWalk, OneRow, Tiles, Way
 from model.lm import LM, Chance
 from model.load import on_meta
 from model.sampling import SlotSampling
 from model.wire import Sampling
 
-CANDIDATES: dict[int, tuple[Tiles, ...]] = {
-    16: (
-        Tiles(16, 16, 4, 16, 32, 64, 3),
-        Tiles(16, 8, 4, 16, 32, 64, 3),
-        Tiles(16, 16, 4, 16, 32, 32, 4),
-        Tiles(16, 8, 4, 16, 16, 32, 4),
+CANDIDATES: dict[int, tuple[Way, ...]] = {
+    1: (OneRow(hints=True), OneRow(hints=False), OneRow(hints=True, copies=4), Tiles(16, 8, 4, 8, 16, 32, 64, 3, 8)),
+    16: (Tiles(16, 16, 4, 8, 16, 32, 64, 3, 8), Tiles(16, 8, 4, 8, 16, 32, 64, 3, 8)),
+    32: (Tiles(16, 16, 4, 8, 32, 32, 64, 3, 8), Tiles(16, 16, 4, 8, 16, 32, 64, 3, 8)),
+    64: (
+        Tiles(32, 16, 3, 8, 32, 64, 64, 3, 8),
+        Tiles(32, 16, 3, 8, 64, 32, 64, 4, 1),
+        Tiles(32, 16, 3, 8, 64, 64, 64, 4, 1),
     ),
-    32: (Tiles(16, 16, 4, 32, 32, 64, 3), Tiles(16, 16, 4, 16, 32, 64, 3), Tiles(32, 8, 3, 32, 32, 64, 3)),
-    64: (Tiles(32, 16, 3, 32, 64, 64, 3), Tiles(16, 32, 3, 32, 32, 64, 3), Tiles(64, 8, 2, 64, 32, 32, 2)),
-    256: (Tiles(32, 32, 3, 32, 64, 64, 3), Tiles(64, 16, 2, 64, 32, 32, 2), Tiles(32, 32, 3, 32, 64, 64, 2)),
+    256: (
+        Tiles(32, 32, 3, 8, 32, 64, 64, 3, 8),
+        Tiles(32, 32, 3, 8, 64, 64, 128, 3, 1),
+        Tiles(32, 32, 3, 8, 64, 64, 128, 4, 1),
+        Tiles(64, 32, 4, 1, 64, 64, 128, 3, 1),
+    ),
 }
 """By the largest batch that they are for."""
-MEASURED = {16: 1, 32: 32, 64: 64, 256: 128}
+MEASURED = {1: 1, 16: 8, 32: 32, 64: 64, 256: 128}
 """The batch that stands for each."""
 _STEPS = 8
 _OFF = 0.03
@@ -54,7 +59,8 @@ class Frame:
         self.hidden = torch.randn(
             (count, config.transformer.dim), device=device, dtype=torch.bfloat16, generator=generator
         )
-        self.told = torch.randint(0, config.card, (count, config.rows), device=device, generator=generator)
+        ids = min(config.card, config.text_card)
+        self.told = torch.randint(0, ids, (count, config.rows), device=device, generator=generator)
         self.given = torch.ones((count, config.rows), dtype=torch.bool, device=device)
         self.slots = torch.arange(count, device=device)
         self.sampler = SlotSampling(count, device)
@@ -76,35 +82,35 @@ class Frame:
         return lm.walk(self.hidden, self.told[:, 0], decide, _STEPS, "reference")
 
 
-def find(device: torch.device) -> dict[int, Tiles | None]:
+def find(device: torch.device) -> dict[int, Way | None]:
     """The soonest for each class of batches; None where plain PyTorch is. Prints what was measured."""
     with get_context("spawn").Pool(sum(map(len, CANDIDATES.values()))) as pool:
-        pool.starmap(_compile, [(tiles, MEASURED[largest]) for largest, each in CANDIDATES.items() for tiles in each])
+        pool.starmap(_compile, [(way, MEASURED[largest]) for largest, each in CANDIDATES.items() for way in each])
     lm = _lm(_config(), device)
     randomise(lm)
     with torch.no_grad():
         return {largest: _soonest(lm, largest, device) for largest in CANDIDATES}
 
 
-def _soonest(lm: LM, largest: int, device: torch.device) -> Tiles | None:
+def _soonest(lm: LM, largest: int, device: torch.device) -> Way | None:
     from model.kernels.failures import FAILURES
 
     frame, walk = Frame(lm.config, MEASURED[largest], device), DepformerWalk(lm, "reference")
     expected = frame.plain(lm).float()
-    times: dict[Tiles | None, float] = {None: measure(lambda: _ignore(frame.plain(lm)), device).milliseconds}
+    times: dict[Way | None, float] = {None: measure(lambda: _ignore(frame.plain(lm)), device).milliseconds}
     print(f"{MEASURED[largest]} rows, plain: {times[None]:.3f} ms")  # noqa: T201
-    for tiles in CANDIDATES[largest]:
-        depformer_walk.TILES[largest] = tiles
+    for way in CANDIDATES[largest]:
+        depformer_walk.TILES[largest] = way
         try:
             off = (frame.walked(walk)[0].float() - expected).square().mean().sqrt() / expected.std()
         except FAILURES as error:
-            print(f"{MEASURED[largest]} rows, {astuple(tiles)} left out: {error}")  # noqa: T201
+            print(f"{MEASURED[largest]} rows, {way} left out: {error}")  # noqa: T201
             continue
         time = measure(lambda: _ignore(frame.walked(walk)[0]), device).milliseconds
-        print(f"{MEASURED[largest]} rows, {astuple(tiles)}: {time:.3f} ms, off by {float(off):.4f}")  # noqa: T201
+        print(f"{MEASURED[largest]} rows, {way}: {time:.3f} ms, off by {float(off):.4f}")  # noqa: T201
         if off < _OFF:
-            times[tiles] = time
-    return min(times, key=lambda tiles: times[tiles])
+            times[way] = time
+    return min(times, key=lambda way: times[way])
 
 
 def _ignore(_: Tensor) -> None:
@@ -122,27 +128,24 @@ def _lm(config: LMConfig, device: torch.device) -> LM:
     return lm.eval().requires_grad_(False)
 
 
-def _compile(tiles: Tiles, count: int) -> None:
+def _compile(way: Way, count: int) -> None:
     """Compile one candidate, in a process of its own, for Triton's cache."""
-    from model.kernels import depformer
     from model.kernels.failures import FAILURES
 
     device = torch.device("cuda")
     depformer_walk.TILES.clear()
-    depformer_walk.TILES[count] = tiles
+    depformer_walk.TILES[count] = way
     config = _config()
     walk = DepformerWalk(_lm(replace(config, depformer=replace(config.depformer, steps=_STEPS)), device), "reference")
     frame = Frame(config, count, device)
-    *_, arguments, options = walk.arguments(
-        frame.hidden, frame.told[:, 0], frame.given, frame.told, frame.chance, _STEPS
-    )
+    launch = walk.launch(frame.hidden, frame.told[:, 0], frame.given, frame.told, frame.chance, _STEPS)
     with suppress(*FAILURES):  # what fails here fails again when it is measured, and is said there
-        depformer.walk.warmup(*arguments, grid=(walk.programs,), **options)
+        launch.kernel.warmup(*launch.arguments, grid=(launch.programs,), **launch.options)
 
 
 def main(arguments: Sequence[str]) -> None:
     found = find(torch.device("cuda"))
-    written = {largest: None if tiles is None else astuple(tiles) for largest, tiles in found.items()}
+    written = {largest: None if way is None else asdict(way) for largest, way in found.items()}
     Path(arguments[0]).write_text(json.dumps(written) + "\n")
 
 

@@ -95,16 +95,16 @@ def _layer(
 
 
 @triton.jit
-def _told(token, chosen, given, told, pitch, row, column, steps):
-    """Report that `token` was chosen for one `column` of `row`. Returns what the next step is told."""
-    tl.store(chosen + row * (steps + 1) + column, token)
+def told_token(token, chosen, given, told, pitch, row, column, steps, reports):
+    """Report, if this program does, that `token` was chosen for one `column` of `row`. Returns what is told of it."""
+    tl.store(chosen + row * (steps + 1) + column, token, mask=reports)
     cell = row * pitch + column
     return tl.where(tl.load(given + cell) != 0, tl.load(told + cell), token)
 
 
 @triton.jit
-def _tell(logits, chosen, given, told, pitch, chance, row, step, steps, card: tl.constexpr, card_width: tl.constexpr):
-    """Choose the token of `row` in `step`. Returns what the next step is told: that, or one that was given."""
+def chosen_token(logits, chance, row, step, steps, card: tl.constexpr, card_width: tl.constexpr):
+    """The token of `row` in `step`, from `logits [N, steps, V]`."""
     temperatures, top_ks, seeds, frames, slots = chance
     place = tl.arange(0, card_width)
     source = logits + (row * steps + step).to(tl.int64) * card + place
@@ -112,8 +112,7 @@ def _tell(logits, chosen, given, told, pitch, chance, row, step, steps, card: tl
     slot = tl.load(slots + row)
     heat, top_k, seed = tl.load(temperatures + slot), tl.load(top_ks + slot), tl.load(seeds + slot)
     digits: tl.constexpr = 16 if logits.dtype.element_ty == tl.bfloat16 else 32
-    token = choose(logit, place, card, step + 1, heat, top_k, seed, tl.load(frames + row), digits)
-    return _told(token, chosen, given, told, pitch, row, step + 1, steps)
+    return choose(logit, place, card, step + 1, heat, top_k, seed, tl.load(frames + row), digits)
 
 
 @triton.jit(do_not_specialize=["count", "steps", "first"])
@@ -156,12 +155,15 @@ def walk(
     marks: tl.constexpr,
     rows: tl.constexpr,
     columns: tl.constexpr,
-    depth: tl.constexpr,
     stages: tl.constexpr,
+    slices: tl.constexpr,
     wide_rows: tl.constexpr,
     wide_columns: tl.constexpr,
     gate_columns: tl.constexpr,
     wide_stages: tl.constexpr,
+    wide_slices: tl.constexpr,
+    depth: tl.constexpr,
+    wide_depth: tl.constexpr,
     heads: tl.constexpr,
     together: tl.constexpr,
     places: tl.constexpr,
@@ -174,9 +176,9 @@ def walk(
     kind: tl.constexpr = tl.float8e4nv if scaled else narrow
     factor: tl.constexpr = tl.float32 if interpreted else narrow  # the interpreter multiplies no bfloat16
     form: tl.constexpr = (kind, scaled, aligned, factor)
-    tile: tl.constexpr = (rows, columns, depth, stages)
-    wide_tile: tl.constexpr = (wide_rows, wide_columns, depth, wide_stages)
-    gate_tile: tl.constexpr = (wide_rows, gate_columns, depth, wide_stages)
+    tile: tl.constexpr = (rows, columns, depth, stages, slices)
+    wide_tile: tl.constexpr = (wide_rows, wide_columns, wide_depth, wide_stages, wide_slices)
+    gate_tile: tl.constexpr = (wide_rows, gate_columns, wide_depth, wide_stages, wide_slices)
     sizes: tl.constexpr = (dim, width, eps, marks)
     last: tl.constexpr = COLUMNS * layers
     line: tl.constexpr = last + 3
@@ -189,7 +191,7 @@ def walk(
     sign = _meet(counter, sign, place, 3 * dim * dim * byte, hints)
     for row in range(one, count, programs):
         vectors = pointer(table, last + EMBEDDING, narrow, aligned)
-        token = _told(tl.load(text + row), chosen, given, told, pitch, row, 0, steps)
+        token = told_token(tl.load(text + row), chosen, given, told, pitch, row, 0, steps, True)
         begin(token, vectors, inputs, residual, first_gain, count, row, 0, dim, dim_width, marks)
     sign = _meet(counter, sign, place, 0, hints)
     for step in range(steps):
@@ -224,7 +226,8 @@ def walk(
         sign = _meet(counter, sign, place, tl.where(after, 3 * dim * dim * byte, 0), hints)
         for row in range(one, count, programs):
             chance = (temperatures, top_ks, seeds, frames, slots)
-            token = _tell(logits, chosen, given, told, pitch, chance, row, step, steps, card, card_width)
+            token = chosen_token(logits, chance, row, step, steps, card, card_width)
+            token = told_token(token, chosen, given, told, pitch, row, step + 1, steps, True)
             if after:
                 vectors = pointer(table, line_after + last + EMBEDDING, narrow, aligned)
                 begin(token, vectors, inputs, residual, first_gain, count, row, step + 1, dim, dim_width, marks)

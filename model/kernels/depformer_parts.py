@@ -8,8 +8,8 @@ reads it takes the row's factor to the product. So no product waits for a factor
 
 N is the rows of a batch, D the width, K the depth of a product. What goes together is handed on together: a weight is
 `(place, place of its scales)`; its form `(type, whether it has scales, whether places are multiples of 16 bytes, type
-that is multiplied)`; a tile `(rows, columns, depth of a slice, stages)`; the residual stream is `(stream [N, D], the
-same times the next norm's gain [N, D], sums of its squares [N, marks])`.
+that is multiplied)`; a tile `(rows, columns, depth of a slice, stages, slices)`; the residual stream is `(stream
+[N, D], the same times the next norm's gain [N, D], sums of its squares [N, marks])`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-SLICES = tl.constexpr(8)
-"""Parts that the depth of a product is cut in, one for each warp: few rows leave the warps nothing else to share."""
+
+@triton.jit
+def numbers_at(place, kind: tl.constexpr, aligned: tl.constexpr):
+    """A place as a pointer to numbers of `kind`."""
+    found = place.to(tl.pointer_type(kind))
+    if aligned:
+        found = tl.multiple_of(found, 16)
+    return found
 
 
 @triton.jit
 def pointer(table, entry, kind: tl.constexpr, aligned: tl.constexpr):
     """A place in `table` as a pointer to numbers of `kind`."""
-    place = tl.load(table + entry).to(tl.pointer_type(kind))
-    if aligned:
-        place = tl.multiple_of(place, 16)
-    return place
+    return numbers_at(tl.load(table + entry), kind, aligned)
 
 
 @triton.jit
@@ -54,6 +57,64 @@ def _joined(parts, rows: tl.constexpr, columns: tl.constexpr):
 
 
 @triton.jit
+def _sliced(
+    source,
+    weight,
+    channel,
+    row,
+    count,
+    inner: tl.constexpr,
+    channels: tl.constexpr,
+    form: tl.constexpr,
+    tile: tl.constexpr,
+):
+    """Of `_multiply`, for few rows: the depth is cut in slices, a warp's each, as there is nothing else to share."""
+    narrow = source.dtype.element_ty
+    slices: tl.constexpr = tile[4]
+    depth: tl.constexpr = tile[2]
+    place = tl.arange(0, slices)[:, None, None] * depth + tl.arange(0, depth)[None, None, :]
+    left = source + row.to(tl.int64)[None, :, None] * inner + place
+    right = weight + channel[None, :, None] * inner + place
+    known, live = channel[None, :, None] < channels, row[None, :, None] < count
+    total = tl.zeros([slices, tile[0], tile[1]], tl.float32)
+    for start in tl.range(0, inner, slices * depth, num_stages=tile[3]):
+        there = place < inner - start
+        x = tl.load(left + start, mask=live & there, other=0.0, cache_modifier=".cg")
+        w = tl.load(right + start, mask=known & there, other=0.0)
+        x, w = x.to(form[3]), w.to(narrow).to(form[3])
+        total = tl.dot(x, tl.permute(w, (0, 2, 1)), total, input_precision="ieee")
+    return _joined(total, tile[0], tile[1])
+
+
+@triton.jit
+def _whole(
+    source,
+    weight,
+    channel,
+    row,
+    count,
+    inner: tl.constexpr,
+    channels: tl.constexpr,
+    form: tl.constexpr,
+    tile: tl.constexpr,
+):
+    """Of `_multiply`, for many rows: the warps share the tile, which can be larger so and reads less."""
+    narrow = source.dtype.element_ty
+    place = tl.arange(0, tile[2])[None, :]
+    left = source + row.to(tl.int64)[:, None] * inner + place
+    right = weight + channel[:, None] * inner + place
+    known, live = channel[:, None] < channels, row[:, None] < count
+    total = tl.zeros([tile[0], tile[1]], tl.float32)
+    for start in tl.range(0, inner, tile[2], num_stages=tile[3]):
+        there = place < inner - start
+        x = tl.load(left + start, mask=live & there, other=0.0, cache_modifier=".cg")
+        w = tl.load(right + start, mask=known & there, other=0.0)
+        x, w = x.to(form[3]), w.to(narrow).to(form[3])
+        total = tl.dot(x, tl.trans(w), total, input_precision="ieee")
+    return total
+
+
+@triton.jit
 def _multiply(
     source,
     weight,
@@ -66,20 +127,10 @@ def _multiply(
     tile: tl.constexpr,
 ):
     """Each `row` of `source [N, K]` times each `channel` of `weight [channels, K]`: `[rows, columns]` in float32."""
-    narrow = source.dtype.element_ty
-    depth: tl.constexpr = tile[2]
-    place = tl.arange(0, SLICES)[:, None, None] * depth + tl.arange(0, depth)[None, None, :]
-    left = source + row.to(tl.int64)[None, :, None] * inner + place
-    right = weight[0] + channel[None, :, None] * inner + place
-    known, live = channel[None, :, None] < channels, row[None, :, None] < count
-    total = tl.zeros([SLICES, tile[0], tile[1]], tl.float32)
-    for start in tl.range(0, inner, SLICES * depth, num_stages=tile[3]):
-        there = place < inner - start
-        x = tl.load(left + start, mask=live & there, other=0.0, cache_modifier=".cg")
-        w = tl.load(right + start, mask=known & there, other=0.0)
-        x, w = x.to(form[3]), w.to(narrow).to(form[3])
-        total = tl.dot(x, tl.permute(w, (0, 2, 1)), total, input_precision="ieee")
-    product = _joined(total, tile[0], tile[1])
+    if tile[4] == 1:
+        product = _whole(source, weight[0], channel, row, count, inner, channels, form, tile)
+    else:
+        product = _sliced(source, weight[0], channel, row, count, inner, channels, form, tile)
     if form[1]:
         product *= tl.load(weight[1] + channel, mask=channel < channels, other=0.0)[None, :]
     return product

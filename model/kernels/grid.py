@@ -1,8 +1,8 @@
-"""What the programs of one launch need to work together, in Triton: a barrier, and hints of what is read next.
+"""What the programs of one launch need to work together, in Triton: a barrier, numbers with tags, and hints of reads.
 
-Owns the barrier's counter's meaning. All programs must be on the device at once: a launch that waits here asks for a
-cooperative grid, which the driver refuses where it does not fit. In the interpreter, where programs run one after
-another, there is one program and nothing to wait for.
+Owns what the barrier's counter and the words that carry a number mean. All programs must be on the device at once: a
+launch that waits here asks for a cooperative grid, which the driver refuses where it does not fit. In the interpreter,
+where programs run one after another, there is one program and nothing to wait for.
 """
 
 from __future__ import annotations
@@ -44,6 +44,51 @@ def wait(counter, sign):
 
 
 @triton.jit
+def meet(counter, sign):
+    """`arrive` and `wait`."""
+    arrive(counter)
+    return wait(counter, sign)
+
+
+@triton.jit
+def publish(mail, value, tag, mask):
+    """Give others a number and its `tag`, an int32, in one word: who sees the tag has the number.
+
+    Of one word that is so in whatever order a GPU shows what was stored; nothing else is known to be visible then.
+    Words are of 32 bits, half of them a bfloat16 and half the tag's last 16; or of 64, with a float32.
+    """
+    if mail.dtype.element_ty == tl.int32:
+        bits = value.to(tl.bfloat16).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+        word = (tag << 16) | bits
+    else:
+        bits = value.to(tl.float32).to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
+        word = (tag.to(tl.int64) << 32) | bits
+    tl.atomic_xchg(mail, word, mask=mask, sem="relaxed")
+
+
+@triton.jit
+def late(words, tag):
+    """1 for each of `words` that has another tag yet, else 0."""
+    if words.dtype == tl.int32:
+        return ((words ^ (tag << 16)) >> 16 != 0).to(tl.int32)
+    return ((words >> 32).to(tl.int32) != tag).to(tl.int32)
+
+
+@triton.jit
+def number(words):
+    """The numbers in `words`, in float32."""
+    if words.dtype == tl.int32:
+        return (words << 16).to(tl.float32, bitcast=True)
+    return words.to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def empty(mail, tag):
+    """A word with this `tag` that nobody waits for: 0."""
+    return tag.to(mail.dtype.element_ty) << (mail.dtype.element_ty.primitive_bitwidth // 2)
+
+
+@triton.jit
 def prefetch(address, size, lines: tl.constexpr):
     """Ask for `size` bytes from `address`, a number, to be brought to the second-level cache: each program its share.
 
@@ -52,6 +97,19 @@ def prefetch(address, size, lines: tl.constexpr):
     part: tl.constexpr = lines * LINE
     place = tl.arange(0, lines) * LINE
     for start in range(tl.program_id(0) * part, size, tl.num_programs(0) * part):
+        line = address + tl.minimum(start + place, size - 1).to(tl.int64)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [line], dtype=tl.int32, is_pure=False, pack=1
+        )
+
+
+@triton.jit
+def ask(address, size: tl.constexpr):
+    """The same for a piece that is this program's alone: so it comes to the half of the cache that is nearer to it."""
+    step: tl.constexpr = LINE // 2  # as much as the memory gives at once, should a hint bring no whole line
+    part: tl.constexpr = 256 * step
+    place = tl.arange(0, 256) * step
+    for start in tl.static_range(0, size, part):
         line = address + tl.minimum(start + place, size - 1).to(tl.int64)
         tl.inline_asm_elementwise(
             "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [line], dtype=tl.int32, is_pure=False, pack=1

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import astuple, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from model.config import personaplex_7b
-from model.depformer_walk import TILES, Form, Tiles, constants, load_tiles
+from model.depformer_walk import TILES, DepformerWalk, Form, OneRow, Tiles, constants, load_tiles, way_of
+from tests.model.tiny import random_lm
 
 BF16 = Form(torch.bfloat16)
 
@@ -27,8 +28,21 @@ def _as_they_were() -> Iterator[None]:
 @pytest.mark.parametrize(("count", "largest"), [(1, 16), (16, 16), (17, 32), (64, 64), (65, 256), (256, 256)])
 def test_a_batch_gets_the_tiles_of_the_smallest_class_that_holds_it(count: int, largest: int) -> None:
     tiles, chosen = TILES[largest], constants(personaplex_7b(), BF16, count, 8)
-    assert tiles is not None
-    assert [chosen[name] for name in Tiles.__slots__] == list(astuple(tiles))
+    assert isinstance(tiles, Tiles)
+    assert {name: chosen[name] for name in Tiles.__slots__} == asdict(tiles)
+
+
+@pytest.mark.parametrize(("count", "programs", "alone"), [(1, 132, True), (2, 132, False), (1, 46, False)])
+def test_a_row_walks_alone_where_programs_can_hold_its_weights(count: int, programs: int, alone: bool) -> None:
+    assert isinstance(way_of(personaplex_7b(), replace(BF16, programs=programs), count), OneRow) == alone
+
+
+def test_without_a_way_the_plain_walk_is_taken() -> None:
+    walk = DepformerWalk(random_lm(), "reference")
+    assert walk.takes(1)
+    TILES[1] = None
+    assert not walk.takes(1)
+    assert walk.takes(2)
 
 
 def test_wide_numbers_and_small_cards_get_less_at_once() -> None:
@@ -37,18 +51,30 @@ def test_wide_numbers_and_small_cards_get_less_at_once() -> None:
     assert [*depths, constants(config, Form(torch.float32), 128, 8)["depth"]] == [64, 32, 16]
 
 
-def test_measured_tiles_take_the_place_of_the_foreseen(tmp_path: Path) -> None:
-    found = {"64": None, "16": [16, 8, 4, 16, 32, 64, 3]}
+def test_measured_ways_take_the_place_of_the_foreseen(tmp_path: Path) -> None:
+    tiles = Tiles(16, 8, 4, 8, 16, 32, 64, 3, 8)
+    found = {"64": None, "16": asdict(tiles), "1": {"hints": False, "copies": 2}}
     (tmp_path / "tiles.json").write_text(json.dumps(found))
     load_tiles(tmp_path / "tiles.json")
-    assert list(TILES.items()) == [(16, Tiles(16, 8, 4, 16, 32, 64, 3)), (64, None)]
+    assert list(TILES.items()) == [(1, OneRow(hints=False, copies=2)), (16, tiles), (64, None)]
 
 
 @pytest.mark.parametrize(
-    "written", ["", "[]", '{"a": null}', '{"16": 3}', '{"16": [1]}', '{"16": [1, 2, 3, 4, 5, 6, "x"]}']
+    "written",
+    [
+        "",
+        "[]",
+        '{"a": null}',
+        '{"16": 3}',
+        '{"16": [1]}',
+        '{"16": {"rows": 16}}',
+        '{"1": {"hints": "x"}}',
+        '{"1": {"hints": 1}}',
+        '{"1": {}}',
+    ],
 )
 def test_a_file_of_anything_else_is_refused(tmp_path: Path, written: str) -> None:
     (tmp_path / "tiles.json").write_text(written)
     with pytest.raises(ValueError, match="holds no tiles"):
         load_tiles(tmp_path / "tiles.json")
-    assert list(TILES) == [16, 32, 64, 256]
+    assert list(TILES) == [1, 16, 32, 64, 256]

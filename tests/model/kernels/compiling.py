@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from model import depformer_walk
+from model.bench.walk import CANDIDATES
 from model.config import personaplex_7b
 from model.kernels import (
     attention,
     depformer,
+    depformer_row,
     embedding,
     few_rows,
     frame,
@@ -120,16 +123,30 @@ def main(capability: int) -> dict[str, str]:
     found["linear"] = compiled(matmul._linear, capability, weight, rows=16, columns=32, depth=128)
     found |= few(capability, "bf16", {}) | few(capability, "fp8", weight)
     found["read"] = compiled(read._read, capability, {"source": "*i32", "sums": "*i32"}, 8, block=8192)
-    walk = depformer_walk.constants(personaplex_7b(), depformer_walk.Form(torch.bfloat16), 1, 8)
-    found["walk"] = compiled(depformer.walk, capability, _WALK, depformer_walk.WARPS, **walk)
-    tiny = dict.fromkeys((name for name, kind in _WALK.items() if kind == _BF16), "*fp32")
-    odd = depformer_walk.constants(ODD, depformer_walk.Form(torch.float32, scaled=True, aligned=False), 1, 8)
-    found["walk tiny"] = compiled(depformer.walk, capability, _WALK | tiny, depformer_walk.WARPS, **odd)
     found["draw"] = compiled(sampling._draw, capability, {}, width=2048, digits=16)
     names, lists = {"shortlist": "*i32", "parts": "i32"}, {"part": 2048, "short": 128, "digits": 16}
     found["list"] = compiled(wide_sampling._list, capability, names, **lists)
     found["choose"] = compiled(wide_sampling._choose, capability, names, 16, usual=32, places=16, width=32_768, **lists)
-    return found | long_passes(capability) | ends(capability) | codec_kernels(capability, compiled)
+    return found | walks(capability) | long_passes(capability) | ends(capability) | codec_kernels(capability, compiled)
+
+
+def walks(capability: int) -> dict[str, str]:
+    """The PTX of the walk of the codebooks, for many rows and for one."""
+    config, warps = personaplex_7b(), depformer_walk.WARPS
+    form = depformer_walk.Form(torch.bfloat16, programs=132)
+    odd = depformer_walk.Form(torch.float32, scaled=True, aligned=False, programs=132)
+    alone = depformer_walk.OneRow(hints=True)
+    tiny = _WALK | dict.fromkeys((name for name, kind in _WALK.items() if kind == _BF16), "*fp32")
+    tiny["mail"] = "*i64"
+    of_many, of_one = depformer_walk.constants, depformer_walk.row_constants
+    shared = {**of_many(config, form, 128, 8), **asdict(CANDIDATES[256][1])}
+    return {
+        "walk": compiled(depformer.walk, capability, _WALK, warps, **of_many(config, form, 1, 8)),
+        "walk many": compiled(depformer.walk, capability, _WALK, warps, **shared | {"wide_depth": 128}),
+        "walk tiny": compiled(depformer.walk, capability, tiny, warps, **of_many(ODD, odd, 1, 8)),
+        "walk row": compiled(depformer_row.walk_row, capability, _WALK, warps, **of_one(config, form, alone, 8)),
+        "walk row tiny": compiled(depformer_row.walk_row, capability, tiny, warps, **of_one(ODD, odd, alone, 3)),
+    }
 
 
 def few(capability: int, name: Stored, weight: dict[str, str]) -> dict[str, str]:
@@ -194,6 +211,7 @@ def ends(capability: int) -> dict[str, str]:
 
 _WALK = dict.fromkeys(("hidden", "inputs", "stream", "normed", "joined", "seen", "gated", "logits"), _BF16)
 _WALK |= dict.fromkeys(("table", "scales", "text", "told"), "*i64")
+_WALK |= {"epoch": "*i32", "mail": "*i32"}
 _WALK |= {"given": "*u8", "squares": "*fp32", "counter": "*i32", "pitch": "i32", "steps": "i32", "first": "i32"}
 
 

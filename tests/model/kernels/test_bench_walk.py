@@ -10,7 +10,7 @@ import torch
 from model import depformer_walk
 from model.bench import walk
 from model.bench.breakdown import Part
-from model.depformer_walk import TILES, DepformerWalk, Tiles
+from model.depformer_walk import TILES, DepformerWalk, Way
 from tests.model.tiny import FEW, random_lm
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -21,13 +21,14 @@ FAST, SLOW = walk.CANDIDATES[16][:2]
 def _as_they_were(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     kept = dict(TILES)
     monkeypatch.setattr(walk, "CANDIDATES", {16: (SLOW, FAST)})
-    monkeypatch.setattr(walk, "_STEPS", 4)
+    monkeypatch.setattr(walk, "MEASURED", {16: 2})
+    monkeypatch.setattr(walk, "_STEPS", 2)
     yield
     TILES.clear()
     TILES.update(kept)
 
 
-def chosen(monkeypatch: pytest.MonkeyPatch, plain: float) -> Tiles | None:
+def chosen(monkeypatch: pytest.MonkeyPatch, plain: float) -> Way | None:
     """With a clock by which the plain walk takes so long, one of the tiles 2 ms and the other 1."""
     times = iter([plain, 2.0, 1.0])
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 WIDEST = "ld.global.v4.b32"
 """A load of 16 bytes by each thread."""
-KERNELS = 55
+KERNELS = 58
 LAST_HAS_ENDED = "griddepcontrol.wait"
 AHEAD = "cp.async.cg.shared.global"
 """The same into shared memory, while what came before is used."""
@@ -38,6 +40,8 @@ def test_every_kernel_compiles_for_hopper_and_reads_wide(tmp_path: Path) -> None
     found = ptx_for(90, tmp_path)
     assert len(found) == KERNELS
     check_walk(found["walk"])
+    assert "wgmma.mma_async" in found["walk many"]
+    check_row(found["walk row"])
     for name in ("add_norm", "silu_gate", "read", "embed", "end", "list"):
         # silu_gate's 1,024 values are 8 for each of 128 threads.
         assert WIDEST in found[name], name
@@ -88,6 +92,22 @@ def check_walk(ptx: str) -> None:
     """Weights come 16 bytes at a time, and to the cache before; programs that wait see what the others stored."""
     for part in ("cp.async.cg.shared.global", "mma.sync", "prefetch.global.L2", ".release.", ".acquire."):
         assert part in ptx, part
+
+
+def check_row(ptx: str) -> None:
+    """A part asks for its weights before it looks whether what they are multiplied with is there.
+
+    A thread loads 16 bytes 4 times for each band that is 1,024 deep: of these are 3, 1, 3 pairs, and 2 of the head;
+    and 16 times, some of them masked, for the one that is 2,816 deep.
+    """
+    look, weights = "ld.volatile.global.v4.b32", WIDEST
+    events = re.findall("|".join(map(re.escape, (look, weights, "relaxed.exch.b32"))), ptx)
+    runs = [(kind, len(list(same))) for kind, same in groupby(events)]
+    assert [before for before, (kind, _) in pairwise(runs) if kind == look] == [
+        (weights, n) for n in (12, 4, 24, 16, 8)
+    ]
+    assert "mma.sync" not in ptx
+    assert ptx.count("st.shared") < 100  # sums stay in a warp; where warps share a column, it is a thousand
 
 
 @pytest.mark.long

@@ -1,4 +1,7 @@
-"""The walk of the codebooks in one launch against the plain one: logits, tokens, and what one row does to others."""
+"""The walk of the codebooks in one launch against the plain one: logits, tokens, and what one row does to others.
+
+One row walks alone, in a kernel of its own; so most is tried with one row and with more.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from model import depformer_walk
 from model.config import DepformerConfig, LMConfig
 from model.cuda_graphs import Graph
-from model.depformer_walk import DepformerWalk
+from model.depformer_walk import TILES, DepformerWalk, Tiles, Way
 from model.fp8_weights import shrink
 from model.lm import LM, Chance
 from model.sampling import SlotSampling, choose, exponential
@@ -21,6 +25,8 @@ from tests.model.tiny import CONFIG, FEW, ODD, VOICE, random_codes, random_lm
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 WIDE = replace(CONFIG, depformer=DepformerConfig(dim=256, heads=4, layers=3, hidden=352, steps=16), card=512)
 STEPS = 4
+SHARED = Tiles(64, 32, 2, 1, 64, 64, 128, 2, 1)
+"""Of which the warps share each tile."""
 Walked = tuple[Tensor, Tensor]
 
 
@@ -81,40 +87,64 @@ def test_it_walks_as_plain_pytorch(count: int, config: LMConfig) -> None:
     assert_same(walked(lm, frame), plain(lm, frame))
 
 
-def test_tokens_that_are_given_are_told_and_the_others_drawn() -> None:
+@pytest.mark.parametrize("way", [Tiles(16, 8, 2, 8, 16, 32, 64, 2, 8), SHARED])
+def test_it_walks_so_however_its_products_are_cut(monkeypatch: pytest.MonkeyPatch, way: Way) -> None:
+    monkeypatch.setitem(TILES, 1, way)
+    monkeypatch.setattr(depformer_walk, "_SMALL", way)
+    lm = random_lm(9, ODD)
+    frame = Frame(lm, 1)
+    assert_same(walked(lm, frame, 2), plain(lm, frame, 2))
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_tokens_that_are_given_are_told_and_the_others_drawn(count: int) -> None:
     """Among those given is -1, which is nothing. What is chosen is reported where it was not told, too."""
     lm = random_lm(2)
-    frame = Frame(lm, 6, heat=1.5, forced=True)
-    seen, expected = walked(lm, frame), plain(lm, frame)
+    hot, cold = (Frame(lm, count, heat=heat, forced=True) for heat in (1.5, 0.0))
+    for frame in (hot, cold):
+        frame.told[0, 2], frame.given[0, 2] = -1, True
+    seen, expected = walked(lm, hot), plain(lm, hot)
     assert_same(seen, expected)
-    assert (frame.told[frame.given] == -1).any()
-    assert not torch.equal(plain(lm, Frame(lm, 6, forced=True))[1], expected[1])
+    assert not torch.equal(plain(lm, cold)[1], expected[1])
 
 
 @pytest.mark.parametrize("window", ["reference", "full"])
-def test_the_last_of_all_steps_sees_what_the_window_shows(window: WindowKind) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_last_of_all_steps_sees_what_the_window_shows(window: WindowKind, count: int) -> None:
     lm = random_lm(3, FEW)
-    frame = Frame(lm, 1)
+    frame = Frame(lm, count)
     assert_same(walked(lm, frame, 4, window), plain(lm, frame, 4, window))
     assert not torch.equal(plain(lm, frame, 4, "full")[0][:, -1], plain(lm, frame, 4, "reference")[0][:, -1])
 
 
-def test_weights_in_fp8() -> None:
+@pytest.mark.parametrize("count", [1, 3])
+def test_weights_in_fp8(count: int) -> None:
     lm = shrink(random_lm(4, ODD), "cpu")
-    frame = Frame(lm, 3)
+    frame = Frame(lm, count)
     assert_same(walked(lm, frame, 3), plain(lm, frame, 3), 1e-4)
 
 
 @pytest.mark.parametrize("small", [False, True])
-def test_weights_of_half_precision(small: bool) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_weights_of_half_precision(small: bool, count: int) -> None:
     """Given tokens keep roundings from growing into other walks. A GPU is off by 0.013, the interpreter cuts off."""
     lm = random_lm(5).to(torch.bfloat16)
     if small:
         shrink(lm, "cpu")
-    frame = Frame(lm, 2, forced=True)
+    frame = Frame(lm, count, forced=True)
     frame.given.fill_(True)
     seen, expected = walked(lm, frame, 3)[0].float(), plain(lm, frame, 3)[0].float()
     assert (seen - expected).square().mean().sqrt() < 0.04 * expected.std()
+
+
+def test_a_row_of_numbers_that_are_none_still_has_tokens() -> None:
+    """One that waited for a number which is none would not end."""
+    lm = random_lm(6)
+    frame = Frame(lm, 1)
+    frame.hidden.fill_(float("nan"))
+    logits, chosen = walked(lm, frame, 3)
+    assert torch.isnan(logits).all()
+    assert ((chosen >= 0) & (chosen < CONFIG.card)).all()
 
 
 def test_a_row_of_numbers_that_are_none_keeps_them_to_itself() -> None:
@@ -162,10 +192,14 @@ class Asked:
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="the interpreter runs one program after another")
-@pytest.mark.parametrize("count", [1, 40, 130])
+@pytest.mark.parametrize(("count", "way"), [(1, None), (40, None), (130, None), (130, SHARED)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_many_programs_wait_for_each_other_every_time(count: int, dtype: torch.dtype) -> None:
+def test_many_programs_wait_for_each_other_every_time(
+    monkeypatch: pytest.MonkeyPatch, count: int, way: Way | None, dtype: torch.dtype
+) -> None:
     """A race would show as another result in some run; captured in a graph it walks the same, too."""
+    if way is not None:
+        monkeypatch.setitem(TILES, 256, way)
     lm = random_lm(8, WIDE).to(dtype).to(DEVICE)
     frame = Frame(lm, count, heat=0.8)
     frame.given.fill_(True)
