@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     worker_listen: str = Field("127.0.0.1:8090", description="where `callplex worker` listens, host:port")
     worker_token: SecretStr = Field(SecretStr(""), description="shared secret of gateway and worker")
     worker_capacity: int = Field(4, ge=1, le=4096, description="calls one worker holds at once")
-    slots: int = Field(0, ge=0, le=4096, description="calls a personaplex worker holds at once; 0: as many as it can")
+    slots: int = Field(0, ge=0, description="calls a personaplex worker holds at once; 0: as many as it can")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="what the personaplex engine runs on")
     context: Literal["reprime", "sliding"] = Field(
         "reprime", description="what a long call keeps: its prompt and newest frames, or the newest frames alone"

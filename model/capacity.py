@@ -47,6 +47,15 @@ def slot_bytes(lm: LMConfig, mimi: MimiConfig, kv_item: float) -> int:
     return int(attention + both_sides + convolutions)
 
 
+def check_asked(slots: int) -> None:
+    """Raises EngineRefused for more slots than one device is ever asked for, before anything is loaded."""
+    if slots > MOST_SLOTS:
+        raise EngineRefused(
+            f"{slots} slots are more than the {MOST_SLOTS} of one device; start it with --slots {MOST_SLOTS}, and more"
+            " workers on other devices"
+        )
+
+
 def slots_by_memory(asked: int, free: int, fixed: int, slot: int, spares: int) -> int:
     """Slots that fit into `free` bytes beside `fixed` ones, `asked` or, if that is 0, as many as do.
 

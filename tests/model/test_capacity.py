@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model.capacity import batch_sizes, slot_bytes, slots_by_memory, slots_by_speed
+from model.capacity import MOST_SLOTS, batch_sizes, check_asked, slot_bytes, slots_by_memory, slots_by_speed
 from model.config import mimi_full, personaplex_7b
 from model.engine_options import EngineRefused
 
@@ -30,6 +30,14 @@ def test_slots_that_do_not_fit_are_refused_with_the_number_that_does() -> None:
         slots_by_memory(128, 139 * GB, WEIGHTS, SLOT, 2)
     with pytest.raises(EngineRefused, match=r"one call needs .* GB with the model's weights, and 16.0 GB are free"):
         slots_by_memory(1, 16 * GB, WEIGHTS, SLOT, 2)
+
+
+def test_more_slots_than_any_device_is_asked_for_are_refused() -> None:
+    check_asked(MOST_SLOTS)
+    with pytest.raises(
+        EngineRefused, match=r"257 slots are more than the 256 of one device; start it with --slots 256"
+    ):
+        check_asked(257)
 
 
 def test_speed_leaves_room_unless_a_number_was_asked_for() -> None:
