@@ -127,10 +127,10 @@ def _sweep(order: Order, device: torch.device, say: Say) -> tuple[list[Configura
     fixed, slot = fixed_bytes(weights, device.type), _slot_bytes(order, sizes)
     skipped = _too_large(order, fixed, slot, free)
     fitting = sorted(set(order.slots) - set(skipped))
-    for slots, reason in skipped.items():
-        say(f"{slots} slots: skipped, {reason}")
     if not fitting:
         raise CannotMeasure(f"nothing fits: {skipped[min(skipped)]}")
+    for reason in skipped.values():
+        say(f"skipped: {reason}")
     kv_dtype = DTYPES[order.kv_dtype]
     batches = sorted(set(fitting).union(*(batch_sizes(slots) for slots in fitting)))
     stepper = Stepper(models, fitting[-1] + 1, kv_dtype=kv_dtype, batches=batches)
@@ -241,7 +241,7 @@ def _line(found: Configuration) -> str:
     lock, phases = found.lockstep, found.random_phases
     shown = ", ".join(f"{name} {part.milliseconds:.2f}" for name, part in found.parts.items())
     lines = [
-        f"{found.slots} slots: lockstep {lock.p50:.2f} / {lock.p99:.2f} / {lock.max:.2f} ms (p50 / p99 / max), "
+        f"{_counted(found.slots)}: lockstep {lock.p50:.2f} / {lock.p99:.2f} / {lock.max:.2f} ms (p50 / p99 / max), "
         f"{lock.misses} of {lock.frames} frames late; calls of 10 s {found.lockstep_10s.p50:.2f} ms",
         f"  random phases {phases.p50:.2f} / {phases.p99:.2f} / {phases.p999:.2f} / {phases.max:.2f} ms (p99.9 third), "
         f"{phases.misses} of {phases.frames} late, {phases.mean_batch:.1f} slots a step",

@@ -55,10 +55,23 @@ def test_work_beside_the_calls_is_measured(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_what_does_not_fit_is_skipped_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    order = engine.Order("tiny", "cpu", (10_000_000,), "float32", seconds=0.5)
-    assert engine.bench_engine(order) == 1
-    said = capsys.readouterr().err
-    assert "nothing fits: 10000000 slots with float32 keys and values need" in said
+    order = engine.Order("tiny", "cpu", (1, 10_000_000), "float32", seconds=0.3, beside=())
+    assert engine.bench_engine(order) == 0
+    skipped, step, first = capsys.readouterr().out.splitlines()[:3]
+    assert skipped.startswith("skipped: 10000000 slots with float32 keys and values need ")
+    assert step.startswith("a step takes 1: ")
+    assert first.startswith("1 slot: lockstep ")
+
+
+def test_where_nothing_fits_the_reason_is_said_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_free_bytes", lambda device: 0)
+    assert engine.bench_engine(engine.Order("tiny", "cpu", (1, 8), "float32", seconds=0.5)) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("nothing fits: 1 slot with float32 keys and values needs 0.2 GB, and 0.0 GB are free\n")
+    assert said.err.count("\n") == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
