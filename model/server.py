@@ -8,6 +8,7 @@ Standard library and `websockets` only.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import json
@@ -234,10 +235,10 @@ class WorkerServer:
                 connection.transport.abort()
                 return
             if ended is None:
-                await connection.close()
+                await _close(connection, CloseCode.NORMAL_CLOSURE)
             else:
                 await connection.send(farewell(ended.error))
-                await connection.close(ended.close_code)
+                await _close(connection, ended.close_code)
         except ConnectionClosed:
             return
 
@@ -258,6 +259,19 @@ class WorkerServer:
             raise wire.WireError(f"the {engine.name} engine cannot go on with another worker's session")
         self.slots.counts.resumed += 1
         return await engine.resume(request, history)
+
+
+async def _close(connection: ServerConnection, code: CloseCode) -> None:
+    """Close, and read what the peer still sends: its answer to the close comes after that, and the queue has an end."""
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_drop_messages(connection))
+        await connection.close(code)
+
+
+async def _drop_messages(connection: ServerConnection) -> None:
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            await connection.recv(decode=False)
 
 
 async def _first_message(connection: ServerConnection, what: str) -> str | bytes:

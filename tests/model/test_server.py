@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 from collections.abc import AsyncIterator
@@ -154,6 +155,19 @@ async def test_a_broken_message_ends_only_its_own_session(messages: list[str | b
         assert await closed(connection) == 1008
         await other.send(wire.encode_frame(CallerFrame(0, SOUND)))
         assert await told(other) == AgentFrame(0, SOUND)
+
+
+async def test_a_peer_that_keeps_sending_is_closed_as_soon_as_it_is_refused() -> None:
+    """What it sent fills the server's queue; its answer to the close comes behind all that."""
+    async with serving() as server, connected(server) as connection:
+        await opened(connection)
+        await connection.send(b"")
+        for index in range(100):
+            await connection.send(wire.encode_frame(CallerFrame(index, SOUND)))
+        async with asyncio.timeout(1):
+            error = await told(connection)
+            assert isinstance(error, wire.Error)
+            assert await closed(connection) == 1008
 
 
 async def test_an_oversized_message_ends_the_session() -> None:
