@@ -287,9 +287,14 @@ def test_off_loopback_a_token_and_tls_are_required(listen: str, token: str) -> N
         WorkerServer(EchoEngine(), listen, token=token)
 
 
-async def test_off_loopback_with_a_token_and_tls() -> None:
+def certified() -> ssl.SSLContext:
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(TLS / "cert.pem", TLS / "key.pem")
+    return tls
+
+
+async def test_off_loopback_with_a_token_and_tls() -> None:
+    tls = certified()
     trust = ssl.create_default_context(cafile=str(TLS / "cert.pem"))
     async with serving(listen="0.0.0.0:0", token="secret", tls=tls) as server:
         url = f"wss://127.0.0.1:{server.port}{wire.PATH}"
@@ -319,3 +324,23 @@ async def test_stopping_ends_open_sessions() -> None:
         await server.stop()
         assert await closed(connection) == 1001
         assert server.slots.active == 0
+
+
+async def test_stopping_waits_neither_for_a_peer_that_never_speaks_nor_for_one_that_does_not_answer() -> None:
+    async with serving() as server:
+        _, silent = await asyncio.open_connection("127.0.0.1", server.port)
+        async with connected(server, max_queue=1) as deaf:
+            await opened(deaf)
+            for index in range(20):  # its answers fill the peer's queue, which nobody reads
+                await deaf.send(wire.encode_frame(CallerFrame(index, SOUND)))
+            async with asyncio.timeout(1.5):
+                await server.stop()
+        silent.close()
+
+
+async def test_stopping_does_not_wait_for_a_peer_that_begins_no_tls() -> None:
+    async with serving(tls=certified()) as server:
+        _, silent = await asyncio.open_connection("127.0.0.1", server.port)
+        async with asyncio.timeout(1.5):
+            await server.stop()
+        silent.close()
