@@ -79,9 +79,10 @@ def _unauthorised(connection: ServerConnection) -> Response:
 
 
 def _select_subprotocol(connection: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
-    """Ours where it is offered. At our own path it must be; whoever comes in by another door has none."""
-    if wire.SUBPROTOCOL in offered:
-        return Subprotocol(wire.SUBPROTOCOL)
+    """Our newest that is offered. At our own path one must be; whoever comes in by another door has none."""
+    for ours in map(Subprotocol, wire.SUBPROTOCOLS):
+        if ours in offered:
+            return ours
     request = connection.request
     if request is not None and request.path.partition("?")[0] == wire.PATH:
         raise NegotiationError(f"the subprotocol {wire.SUBPROTOCOL} is not offered")

@@ -219,6 +219,19 @@ async def test_a_session_that_said_everything_is_closed_well() -> None:
         assert engine.sessions[0].was_closed
 
 
+@pytest.mark.parametrize("knows", [True, False])
+async def test_only_a_gateway_that_knows_it_is_told_of_late_frames(knows: bool) -> None:
+    engine = ScriptedEngine([AgentFrame(0, SOUND), wire.Late(0), wire.Done(0, "goodbye")])
+    offered = wire.SUBPROTOCOLS if knows else ("callplex.v1",)
+    async with serving(engine) as server, connected(server, subprotocols=list(map(Subprotocol, offered))) as connection:
+        assert connection.subprotocol == offered[0]
+        await opened(connection)
+        assert await told(connection) == AgentFrame(0, SOUND)
+        if knows:
+            assert await told(connection) == wire.Late(0)
+        assert await told(connection) == wire.Done(0, "goodbye")
+
+
 async def test_frames_that_are_never_answered_do_not_pile_up() -> None:
     async with serving(MuteEngine()) as server, connected(server) as connection:
         await opened(connection)
