@@ -29,7 +29,7 @@ from gateway.leg import CallLeg, LegError, Outcome
 from gateway.recording.consent import Consent
 from gateway.recording.recorder import Recorder
 from gateway.transcript import Transcript, Utterance
-from model.wire import FRAME_SECONDS, AgentFrame, AgentText, CallerText, Done, Flush, SessionRequest
+from model.wire import FRAME_SECONDS, AgentFrame, AgentText, CallerText, Done, Flush, Late, SessionRequest
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,8 @@ class CallCounters:
     """20 ms carrier frames that never came, came too late, or were dropped to catch up."""
     agent_frames_lost: int = 0
     """20 ms of the agent's that came too late for the line, or were left out to catch up."""
+    agent_frames_late: int = 0
+    """Agent frames that the engine itself says came late; none where it, or its worker, does not say."""
     deadline_misses: int = 0
 
 
@@ -308,6 +310,8 @@ class Call:
                     self._note(output)
                     self._event("flush", heard=round((output.index + 1) * FRAME_SECONDS, 2))
                     await self._leg.flush()
+                case Late():
+                    self.counters.agent_frames_late += 1
                 case WorkerChanged():
                     self._changed_worker(output)
                 case Done():

@@ -24,6 +24,8 @@ class CallMetrics:
     frames_lost: int = 0
     """20 ms frames of the caller's, and the next of the agent's: they never came, came too late, or were left out."""
     agent_frames_lost: int = 0
+    agent_frames_late: int = 0
+    """Frames that the engine says it answered more than 80 ms after they came, or were due."""
     deadline_misses: int = 0
 
 

@@ -12,6 +12,9 @@ from gateway.settings import Settings, SettingsInvalid, load_settings, misspelt_
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
 
+RENAMED = {"worker_listen": "--listen", "worker_capacity": "--capacity"}
+"""Options of the command line that are not named as the setting they stand for."""
+
 CHATTY = ("aiosqlite", "alembic", "asyncio", "httpcore", "httpx", "urllib3", "uvicorn.error")
 """Libraries whose debugging is not for our logs: it holds what callers said, and where webhooks go."""
 
@@ -22,11 +25,18 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
-def read_settings(**overrides: object) -> Settings:
-    """The effective settings, and logging as they say. Ends the command if they cannot be used."""
+def read_settings(**options: object) -> Settings:
+    """The effective settings, and logging as they say. Ends the command if they cannot be used.
+
+    `options`: what was typed, by setting; None where nothing was. Raises BadParameter, naming the option, for those.
+    """
+    typed = {name: value for name, value in options.items() if value is not None}
     try:
-        settings = load_settings(**{name: value for name, value in overrides.items() if value is not None})
+        settings = load_settings(**typed)
     except SettingsInvalid as error:
+        if error.setting in typed:
+            option = RENAMED.get(error.setting, f"--{error.setting.replace('_', '-')}")
+            raise typer.BadParameter(error.fault, param_hint=option) from None
         fail(str(error))
     logging.basicConfig(
         stream=sys.stderr,

@@ -295,6 +295,7 @@ def _record(call: Call, redacted: list[Utterance] | None, started_at: datetime) 
             frames_out=counters.frames_out,
             frames_lost=counters.frames_lost,
             agent_frames_lost=counters.agent_frames_lost,
+            agent_frames_late=counters.agent_frames_late,
             deadline_misses=counters.deadline_misses,
         ),
     )

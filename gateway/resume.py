@@ -39,6 +39,7 @@ from model.wire import (
     CallerText,
     Columns,
     Cut,
+    Late,
     Output,
     Played,
     SessionRequest,
@@ -206,6 +207,8 @@ class ResumingSession:
                 history.agent(output.index, output.columns)
             case Played():
                 history.played(output.clip)
+            case Late():
+                yield output
             case _:
                 yield from self._spoken()
                 yield output

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -35,12 +36,29 @@ DOTENV, TOML = ".env", "callplex.toml"
 OTHERS = frozenset({"CALLPLEX_PORT"})
 """Variables with our prefix that others read: docker-compose.yml's port on the host."""
 
-
 MASK = "********"
+_SENTENCES = {
+    "missing": "is missing",
+    "bool_parsing": "must be true or false",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "greater_than_equal": "must be {ge:g} or more",
+    "greater_than": "must be more than {gt:g}",
+    "less_than_equal": "must be {le:g} or less",
+    "literal_error": "must be {expected}",
+}
+"""What a value must be, by the type of pydantic's error."""
 
 
 class SettingsInvalid(Exception):
-    """A setting cannot be used; the message names it and says what it must be."""
+    """A setting cannot be used; the message names its variable and says what it must be."""
+
+    def __init__(self, message: str, setting: str = "", fault: str = "") -> None:
+        """`setting`: the field whose value cannot be used, and `fault`: what is wrong with it; of values alone."""
+        super().__init__(message)
+        self.setting = setting
+        self.fault = fault
 
 
 class Settings(BaseSettings):
@@ -91,7 +109,7 @@ class Settings(BaseSettings):
     worker_listen: str = Field("127.0.0.1:8090", description="where `callplex worker` listens, host:port")
     worker_token: SecretStr = Field(SecretStr(""), description="shared secret of gateway and worker")
     worker_capacity: int = Field(4, ge=1, le=4096, description="calls one worker holds at once")
-    slots: int = Field(0, ge=0, le=4096, description="calls a personaplex worker holds at once; 0: as many as it can")
+    slots: int = Field(0, ge=0, description="calls a personaplex worker holds at once; 0: as many as it can")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="what the personaplex engine runs on")
     context: Literal["reprime", "sliding"] = Field(
         "reprime", description="what a long call keeps: its prompt and newest frames, or the newest frames alone"
@@ -212,28 +230,33 @@ def load_settings(**overrides: object) -> Settings:
     except tomllib.TOMLDecodeError as error:
         raise SettingsInvalid(f"{TOML} cannot be read: {error}") from None
     except ValidationError as error:
-        raise SettingsInvalid(_what_is_wrong(error)) from None
+        raise _what_is_wrong(error) from None
     except (UnicodeDecodeError, OSError) as error:
         raise SettingsInvalid(_unreadable(error)) from None
 
 
-def _what_is_wrong(error: ValidationError) -> str:
+def _what_is_wrong(error: ValidationError) -> SettingsInvalid:
     """The first fault, under the name of its variable; of a list's entry, which one and which of its fields."""
-    first = error.errors(include_url=False)[0]
+    first = error.errors(include_url=False, include_input=False)[0]
     loc = first["loc"]
     entry = next((place for place, part in enumerate(loc) if isinstance(part, int)), len(loc))
     name = "_".join(str(part) for part in loc[:entry]).upper().removeprefix(PREFIX)
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing":
-        message = "is missing"
-    elif first["type"] in ("model_type", "dict_type"):
+    message = _must_be(first)
+    if first["type"] in ("model_type", "dict_type"):
         message = f"must be a table, such as [{name.lower()}] in {TOML}"
     elif first["type"] == "extra_forbidden":
         message = "is no field" if loc[entry:] else _no_setting(name) + f" (in {TOML}, where names have no {PREFIX})"
     if loc[entry:]:
         where = ", ".join(str(part + 1) if isinstance(part, int) else str(part) for part in loc[entry:])
-        return f"{PREFIX}{name}, entry {where}: {message}"
-    return f"{PREFIX}{name}: {message}"
+        return SettingsInvalid(f"{PREFIX}{name}, entry {where}: {message}")
+    return SettingsInvalid(f"{PREFIX}{name}: {message}", name.lower(), message)
+
+
+def _must_be(fault: ErrorDetails) -> str:
+    """What a value must be, in words that do not tell of pydantic."""
+    if sentence := _SENTENCES.get(fault["type"]):
+        return sentence.format(**fault.get("ctx", {})).replace("'", "")
+    return fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
 
 
 def named_secret(settings: Settings, name: str) -> str:

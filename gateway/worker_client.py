@@ -62,9 +62,8 @@ class _Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._text = False
         self._done = False
-        self._websocket = ClientProtocol(
-            uri, subprotocols=[Subprotocol(wire.SUBPROTOCOL)], max_size=wire.MAX_MESSAGE, logger=_QUIET
-        )
+        offered = [Subprotocol(one) for one in wire.SUBPROTOCOLS]
+        self._websocket = ClientProtocol(uri, subprotocols=offered, max_size=wire.MAX_MESSAGE, logger=_QUIET)
 
     # What asyncio calls.
 

@@ -206,7 +206,9 @@ class Calls:
             call = self._by_slot[frame.slot]
             self._answer(call, frame.index, result, row)
             call.speech.give_way(frame.pcm)
-        self.scheduler.stepped(frames, self._now())
+        for frame in self.scheduler.stepped(frames, self._now()):
+            if (late := self._by_slot.get(frame.slot)) is not None:
+                self._tell(late.session, wire.Late(frame.index))
 
     def _answer(self, call: _Call, index: int, result: StepResult, row: int) -> None:
         if not result.finite[row]:

@@ -47,20 +47,44 @@ def slot_bytes(lm: LMConfig, mimi: MimiConfig, kv_item: float) -> int:
     return int(attention + both_sides + convolutions)
 
 
-def slots_by_memory(asked: int, free: int, fixed: int, slot: int, spares: int) -> int:
-    """Slots that fit into `free` bytes beside `fixed` ones, `asked` or, if that is 0, as many as do.
+def fixed_bytes(weights: int, device: str, prompts: int = 0) -> int:
+    """Memory of an engine on a `cuda` or `cpu` device whatever its slots, with `prompts` bytes to keep prompts in."""
+    return weights + WORKSPACE[device] + prompts
 
-    `spares` more are taken for work beside the calls. Raises EngineRefused if not one fits, or not those asked for.
+
+def engine_bytes(slots: int, fixed: int, slot: int) -> int:
+    """Memory of an engine for so many calls: beside their slots it has the spares, and nobody's for padding rows."""
+    return fixed + (slots + SPARES + 1) * slot
+
+
+def fitting_slots(memory: int, fixed: int, slot: int) -> int:
+    """How many calls' slots `memory` bytes hold; below 1 if none."""
+    return (memory - fixed) // slot - SPARES - 1
+
+
+def check_asked(slots: int) -> None:
+    """Raises EngineRefused for more slots than one device is ever asked for, before anything is loaded."""
+    if slots > MOST_SLOTS:
+        raise EngineRefused(
+            f"{slots} slots are more than the {MOST_SLOTS} of one device; start it with --slots {MOST_SLOTS}, and more"
+            " workers on other devices"
+        )
+
+
+def slots_by_memory(asked: int, free: int, fixed: int, slot: int) -> int:
+    """Slots of an engine that fits into `free` bytes: `asked` or, if that is 0, as many as do.
+
+    Raises EngineRefused if not one fits, or not those asked for.
     """
-    fitting = int((free - fixed) // slot) - spares
+    fitting = fitting_slots(free, fixed, slot)
     if fitting < 1:
         raise EngineRefused(
-            f"one call needs {(fixed + (1 + spares) * slot) / GB:.1f} GB with the model's weights, and {free / GB:.1f}"
+            f"one call needs {engine_bytes(1, fixed, slot) / GB:.1f} GB with the model's weights, and {free / GB:.1f}"
             " GB are free"
         )
     if asked > fitting:
         raise EngineRefused(
-            f"{asked} slots need {(fixed + (asked + spares) * slot) / GB:.1f} GB and {free / GB:.1f} GB are free;"
+            f"{asked} slots need {engine_bytes(asked, fixed, slot) / GB:.1f} GB and {free / GB:.1f} GB are free;"
             f" start it with --slots {fitting}"
         )
     return asked or min(fitting, MOST_SLOTS)

@@ -21,8 +21,8 @@ from model.assets import FileAssets, find_clip
 from model.capacity import (
     PROMPT_PART,
     SPARES,
-    WORKSPACE,
     batch_sizes,
+    fixed_bytes,
     kv_item,
     slot_bytes,
     slots_by_memory,
@@ -83,10 +83,10 @@ def start(options: EngineOptions) -> Started:
     free = free_memory(device)
     phases.over("device")
     dtype = kv_dtype(options, folder)
-    fixed = _weights(options, folder) + WORKSPACE[device.type] + int(PROMPT_PART * free)
+    fixed = fixed_bytes(_weights(options, folder), device.type, int(PROMPT_PART * free))
     item = kv_item(_NAMES[dtype], folder.lm_config().transformer.head_dim)
     slot = slot_bytes(folder.lm_config(), folder.mimi_config(), item)
-    slots = slots_by_memory(options.slots, free, fixed, slot, SPARES + 1)
+    slots = slots_by_memory(options.slots, free, fixed, slot)
     if device.type == "cpu" and not options.slots:
         slots = min(slots, CPU_SLOTS)
     models = load_models(folder, device, fp8=options.weights_dtype == "fp8")

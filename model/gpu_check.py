@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar, get_args
 
 from model import toolchain
-from model.capacity import PROMPT_PART, SPARES, WORKSPACE, kv_item, slot_bytes, weights_bytes
+from model.capacity import PROMPT_PART, engine_bytes, fitting_slots, fixed_bytes, kv_item, slot_bytes, weights_bytes
 from model.engine_options import KVDtype, WeightsDtype
 from model.folder import FolderInvalid, ModelFolder
 
@@ -75,14 +75,14 @@ class Demand:
 
     def of(self, calls: int, memory: int) -> int:
         """For so many calls on a card with `memory` bytes, of which prompts get a part."""
-        return self._fixed(memory) + (calls + SPARES + 1) * self.call
+        return engine_bytes(calls, self._fixed(memory), self.call)
 
     def fitting(self, memory: int) -> int:
         """Calls that fit into `memory` bytes, as the engine's start counts them; below 1 where none does."""
-        return (memory - self._fixed(memory)) // self.call - SPARES - 1
+        return fitting_slots(memory, self._fixed(memory), self.call)
 
     def _fixed(self, memory: int) -> int:
-        return self.weights + WORKSPACE["cuda"] + int(PROMPT_PART * memory)
+        return fixed_bytes(self.weights, "cuda", int(PROMPT_PART * memory))
 
 
 @dataclass(frozen=True, slots=True)

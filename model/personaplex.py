@@ -19,6 +19,7 @@ from itertools import count
 from websockets.frames import CloseCode
 
 from model import engine_wire
+from model.capacity import check_asked
 from model.engine_options import NAME, EngineOptions, EngineRefused, EngineState
 from model.engine_wire import CONTROL
 from model.metrics import Histogram
@@ -175,6 +176,7 @@ class PersonaplexEngine:
 
     async def start(self) -> None:
         """Start the process and wait until it can take calls. Raises EngineRefused, with its own sentence."""
+        check_asked(self._options.slots)
         loop = asyncio.get_running_loop()
         self._up, self._lost = loop.create_future(), loop.create_future()
         size = max(RING_LEAST, RING_SLOT * (self._options.slots or ASSUMED_SLOTS))

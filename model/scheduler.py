@@ -227,9 +227,9 @@ class Scheduler:
         """When `due` has something next; None if nothing waits."""
         return min((self._due(state) for state in self._open.values() if state.waiting), default=None)
 
-    def stepped(self, frames: Sequence[Frame], now: float) -> None:
-        """The answers of `frames` are ready: keep account."""
-        late = 0
+    def stepped(self, frames: Sequence[Frame], now: float) -> list[Frame]:
+        """The answers of `frames` are ready: keep account. Returns those that were late."""
+        late = []
         for frame in frames:
             state = self._open.get(frame.slot)
             took = now - frame.wanted
@@ -237,12 +237,13 @@ class Scheduler:
                 state.account.frames += 1
                 state.account.worst = max(state.account.worst, took)
                 state.account.late += took > FRAME
-            late += took > FRAME
+            if took > FRAME:
+                late.append(frame)
         self.frames += len(frames)
-        self.late += late
-        self._recent.append((now, len(frames), late))
+        self.late += len(late)
+        self._recent.append((now, len(frames), len(late)))
         self._recent_frames += len(frames)
-        self._recent_late += late
+        self._recent_late += len(late)
         while self._recent[0][0] < now - WATCHED:
             _, count, were_late = self._recent.popleft()
             self._recent_frames -= count
@@ -253,6 +254,7 @@ class Scheduler:
                 f"frames run late ({self._recent_late} of {self._recent_frames} in {WATCHED:.0f} s); "
                 "no call is taken until they are on time"
             )
+        return late
 
     def account(self, slot: int) -> Account:
         return self._open[slot].account

@@ -8,6 +8,7 @@ Standard library and `websockets` only.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import json
@@ -17,7 +18,8 @@ import socket
 import ssl
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Protocol
+from typing import Any, Protocol
+from weakref import WeakSet
 
 from websockets.asyncio.server import Server, ServerConnection
 from websockets.asyncio.server import serve as serve_websockets
@@ -37,6 +39,8 @@ log = logging.getLogger(__name__)
 
 OPEN_TIMEOUT = 5.0
 """Seconds a gateway has to send its open request after connecting."""
+STOP_TIMEOUT = 0.5
+"""Seconds that peers have to answer the close when the worker stops, or to be gone once they are cut off."""
 PING_SECONDS = 10.0
 """Between keep-alive pings, and how long the answer may take: finds gateways whose machine vanished."""
 
@@ -75,9 +79,10 @@ def _unauthorised(connection: ServerConnection) -> Response:
 
 
 def _select_subprotocol(connection: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
-    """Ours where it is offered. At our own path it must be; whoever comes in by another door has none."""
-    if wire.SUBPROTOCOL in offered:
-        return Subprotocol(wire.SUBPROTOCOL)
+    """Our newest that is offered. At our own path one must be; whoever comes in by another door has none."""
+    for ours in map(Subprotocol, wire.SUBPROTOCOLS):
+        if ours in offered:
+            return ours
     request = connection.request
     if request is not None and request.path.partition("?")[0] == wire.PATH:
         raise NegotiationError(f"the subprotocol {wire.SUBPROTOCOL} is not offered")
@@ -115,6 +120,8 @@ class WorkerServer:
         self._token = token.encode()
         self._tls = tls
         self._server: Server | None = None
+        self._connections: WeakSet[ServerConnection] = WeakSet()
+        """Those that have sent no request yet among them."""
         self._doors = {door.path: door for door in doors}
 
     @property
@@ -134,6 +141,7 @@ class WorkerServer:
                 self.port,
                 process_request=self._process_request,
                 select_subprotocol=_select_subprotocol,
+                create_connection=self._connection,  # type: ignore[arg-type]  # it is only called
                 compression=None,
                 max_size=wire.MAX_MESSAGE,
                 ping_interval=PING_SECONDS,
@@ -156,11 +164,22 @@ class WorkerServer:
         await self.slots.drain(timeout)
 
     async def stop(self) -> None:
-        """End every session (close code 1001) and the listener."""
-        if self._server is not None:
-            self._server.close()
-            await self._server.wait_closed()
-            self._server = None
+        """End every session (close code 1001) and the listener. Peers that do not answer the close are cut off."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        server.close()
+        if await _all_gone(server):
+            return
+        for connection in self._connections:
+            if hasattr(connection, "transport"):  # which it has once TLS is agreed upon
+                connection.transport.abort()
+        await _all_gone(server)
+
+    def _connection(self, *arguments: Any, **options: Any) -> ServerConnection:
+        connection = ServerConnection(*arguments, **options)
+        self._connections.add(connection)
+        return connection
 
     # Plain HTTP, and who may connect.
 
@@ -234,10 +253,10 @@ class WorkerServer:
                 connection.transport.abort()
                 return
             if ended is None:
-                await connection.close()
+                await _close(connection, CloseCode.NORMAL_CLOSURE)
             else:
                 await connection.send(farewell(ended.error))
-                await connection.close(ended.close_code)
+                await _close(connection, ended.close_code)
         except ConnectionClosed:
             return
 
@@ -258,6 +277,28 @@ class WorkerServer:
             raise wire.WireError(f"the {engine.name} engine cannot go on with another worker's session")
         self.slots.counts.resumed += 1
         return await engine.resume(request, history)
+
+
+async def _all_gone(server: Server) -> bool:
+    """Wait until nobody is connected, STOP_TIMEOUT at most."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(STOP_TIMEOUT):
+            await server.wait_closed()
+            return True
+    return False
+
+
+async def _close(connection: ServerConnection, code: CloseCode) -> None:
+    """Close, and read what the peer still sends: its answer to the close comes after that, and the queue has an end."""
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_drop_messages(connection))
+        await connection.close(code)
+
+
+async def _drop_messages(connection: ServerConnection) -> None:
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            await connection.recv(decode=False)
 
 
 async def _first_message(connection: ServerConnection, what: str) -> str | bytes:

@@ -61,12 +61,14 @@ class Gateway:
 
     def __init__(self, connection: ServerConnection) -> None:
         self._connection = connection
+        self._knows_late = connection.subprotocol != wire.SUBPROTOCOL
 
     async def receive(self) -> ToWorker:
         return wire.decode_to_worker(await self._connection.recv())
 
     async def send(self, output: Output) -> None:
-        await self._connection.send(wire.encode(output))
+        if self._knows_late or not isinstance(output, wire.Late):
+            await self._connection.send(wire.encode(output))
 
     @property
     def reads(self) -> bool:

@@ -1,4 +1,4 @@
-"""The wire between a gateway and a worker: one WebSocket a call, subprotocol `callplex.v1`.
+"""The wire between a gateway and a worker: one WebSocket a call, subprotocol `callplex.v1` or `callplex.v1.1`.
 
 Owns the messages, their bytes and the limits on them; both sides import this file and nothing else
 of each other. Standard library only, so that it loads without torch, numpy or a web framework.
@@ -15,6 +15,7 @@ The order of a session:
                         flush        (JSON)   sound up to a frame that is not yet heard is void
                         cut          (JSON)   history before a frame is no longer needed
                         columns      (binary) of frames that no worker answered, after a resume
+                        late         (JSON)   an agent frame came late by the engine's own count; 1.1 only
                         played       (JSON)   a clip has been played to its end
                         done         (JSON)   the agent is finished: goodbye, or a transfer
     gateway -> worker   say, play, close (JSON)
@@ -51,6 +52,8 @@ from model.wire_script import Question as Question
 from model.wire_script import Script as Script
 
 SUBPROTOCOL = "callplex.v1"
+SUBPROTOCOLS = ("callplex.v1.1", SUBPROTOCOL)
+"""What a gateway offers, the newest first; the worker takes the first that it knows. With 1.1 it may say `late`."""
 PATH = "/api/session"
 
 MAX_MESSAGE = 1 << 20
@@ -168,6 +171,13 @@ class Played:
 
 
 @dataclass(frozen=True, slots=True)
+class Late:
+    """The engine answered with agent frame `index` more than 80 ms after that was waited for."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The agent is finished; its last sound was in agent frame `index`."""
 
@@ -177,7 +187,7 @@ class Done:
     """Name of the persona's transfer target, when the reason is `transfer`."""
 
 
-Output = AgentFrame | AgentText | CallerText | Flush | Cut | Columns | Played | Done
+Output = AgentFrame | AgentText | CallerText | Flush | Cut | Columns | Played | Late | Done
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +241,7 @@ _FROM_WORKER: dict[str, type[Any]] = {
     "flush": Flush,
     "cut": Cut,
     "played": Played,
+    "late": Late,
     "done": Done,
 }
 _NAMES = {kind: name for table in (_TO_WORKER, _FROM_WORKER) for name, kind in table.items()}

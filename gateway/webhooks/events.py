@@ -221,6 +221,7 @@ def _sample_document(
             "frames_out": 88,
             "frames_lost": 0,
             "agent_frames_lost": 0,
+            "agent_frames_late": 0,
             "deadline_misses": 0,
         },
     }

@@ -25,8 +25,8 @@ from model.bench.beside import Beside, BesideCalls
 from model.bench.breakdown import Part, breakdown, measure
 from model.bench.drive import Callers, Latency, lockstep
 from model.bench.floor import ReadOnly, nbytes, step_reads
-from model.bench.models import Size, Sizes, bytes_for, fill, random_models, sizes_of
-from model.capacity import batch_sizes
+from model.bench.models import Size, Sizes, fill, random_models, sizes_of
+from model.capacity import GB, batch_sizes, engine_bytes, fixed_bytes, kv_item, slot_bytes
 from model.depformer_walk import load_tiles
 from model.engine import Stepper
 from model.fp8_weights import shrink
@@ -74,7 +74,7 @@ class Configuration:
     """With calls of ten seconds: a step reads what they hold."""
     random_phases: Latency
     memory_bytes: int
-    """By calculation: of an engine with just these slots."""
+    """As the engine reckons before it loads, for just these slots; prompts that it keeps come on top."""
     launches: int | None
     """Nodes of the step's graph; elsewhere operations of its parts."""
     parts: dict[str, Part]
@@ -124,12 +124,13 @@ def _sweep(order: Order, device: torch.device, say: Say) -> tuple[list[Configura
     if order.weights_dtype == "fp8":
         shrink(models.lm, device)
     weights = sum(tensor.nbytes for module in (models.lm, models.mimi) for tensor in module.state_dict().values())
-    skipped = _too_large(order, sizes, weights, free)
+    fixed, slot = fixed_bytes(weights, device.type), _slot_bytes(order, sizes)
+    skipped = _too_large(order, fixed, slot, free)
     fitting = sorted(set(order.slots) - set(skipped))
-    for slots, reason in skipped.items():
-        say(f"{slots} slots: skipped, {reason}")
     if not fitting:
         raise CannotMeasure(f"nothing fits: {skipped[min(skipped)]}")
+    for reason in skipped.values():
+        say(f"skipped: {reason}")
     kv_dtype = DTYPES[order.kv_dtype]
     batches = sorted(set(fitting).union(*(batch_sizes(slots) for slots in fitting)))
     stepper = Stepper(models, fitting[-1] + 1, kv_dtype=kv_dtype, batches=batches)
@@ -141,7 +142,7 @@ def _sweep(order: Order, device: torch.device, say: Say) -> tuple[list[Configura
     found = []
     for slots in fitting:
         fill(stepper, slots, frames)
-        needed = bytes_for(sizes, kv_dtype, slots, 1, weights)
+        needed = engine_bytes(slots, fixed, slot)
         # What an engine for so many calls has measured, so that its frames are grouped as there.
         own = {batch: costs[batch] for batch in batch_sizes(slots)}
         found.append(_measure(order, stepper, slots, own, needed))
@@ -149,17 +150,25 @@ def _sweep(order: Order, device: torch.device, say: Say) -> tuple[list[Configura
     return found, skipped
 
 
-def _too_large(order: Order, sizes: Sizes, weights: int, free: int) -> dict[int, str]:
+def _slot_bytes(order: Order, sizes: Sizes) -> int:
+    return slot_bytes(sizes.lm, sizes.mimi, kv_item(order.kv_dtype, sizes.lm.transformer.head_dim))
+
+
+def _too_large(order: Order, fixed: int, slot: int, free: int) -> dict[int, str]:
     """Why configurations are skipped; one slot more than measured is needed, to open calls in."""
-    reasons = {}
-    for slots in order.slots:
-        needed = bytes_for(sizes, DTYPES[order.kv_dtype], slots + 1, 1, weights)
-        if needed > free:
-            reasons[slots] = (
-                f"{slots} slots with {order.kv_dtype} keys and values need {needed / 1e9:.1f} GB, "
-                f"and {free / 1e9:.1f} GB are free"
-            )
-    return reasons
+    needs = {slots: engine_bytes(slots + 1, fixed, slot) for slots in order.slots}
+    return {
+        slots: (
+            f"{_counted(slots)} with {order.kv_dtype} keys and values need{'s' * (slots == 1)} {needed / GB:.1f} GB, "
+            f"and {free / GB:.1f} GB are free"
+        )
+        for slots, needed in needs.items()
+        if needed > free
+    }
+
+
+def _counted(slots: int) -> str:
+    return f"{slots} slot{'s' * (slots > 1)}"
 
 
 def _measure(order: Order, stepper: Stepper, slots: int, costs: dict[int, float], needed: int) -> Configuration:
@@ -232,7 +241,7 @@ def _line(found: Configuration) -> str:
     lock, phases = found.lockstep, found.random_phases
     shown = ", ".join(f"{name} {part.milliseconds:.2f}" for name, part in found.parts.items())
     lines = [
-        f"{found.slots} slots: lockstep {lock.p50:.2f} / {lock.p99:.2f} / {lock.max:.2f} ms (p50 / p99 / max), "
+        f"{_counted(found.slots)}: lockstep {lock.p50:.2f} / {lock.p99:.2f} / {lock.max:.2f} ms (p50 / p99 / max), "
         f"{lock.misses} of {lock.frames} frames late; calls of 10 s {found.lockstep_10s.p50:.2f} ms",
         f"  random phases {phases.p50:.2f} / {phases.p99:.2f} / {phases.p999:.2f} / {phases.max:.2f} ms (p99.9 third), "
         f"{phases.misses} of {phases.frames} late, {phases.mean_batch:.1f} slots a step",

@@ -1,7 +1,7 @@
 """What the engine is measured with: random weights of a size, and windows as full as after minutes of talk.
 
-Owns sizes, the memory a configuration takes, and how it is filled. Random numbers cost what real ones do: no time here
-depends on the data. They say nothing about quality.
+Owns sizes, and how windows are filled. Random numbers cost what real ones do: no time here depends on the data. They
+say nothing about quality.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ from model.tokenizer import Tokenizer
 from model.wire import Sampling
 
 Size = Literal["full", "tiny"]
-_ROOM = 4 << 30
-"""Bytes for CUDA itself, activations, captured graphs and kept prompts."""
 _FINITE = 0x70
 """e4m3 bytes below are numbers, up to 256."""
 
@@ -144,13 +142,3 @@ def fill_rings(rings: tuple[Tensor, ...]) -> None:
                 layer.normal_()
             else:
                 layer.fill_(0.01)
-
-
-def bytes_for(sizes: Sizes, kv_dtype: torch.dtype, slots: int, spares: int, weights: int) -> int:
-    """Memory of an engine for `slots` calls: `weights` bytes, the rings, the codec's memory and room to work."""
-    main, codec = sizes.lm.transformer, sizes.mimi.transformer
-    scales = 4 if kv_dtype == E4M3 else 0
-    ring = 2 * main.layers * main.context * (main.dim * kv_dtype.itemsize + main.heads * scales)
-    # Both sides, in float32; in flight, inputs of the codec's convolutions are about as much as one layer's rings.
-    mimi = 2 * 2 * codec.layers * (codec.context + codec.step) * codec.dim * 4
-    return weights + (slots + spares + 1) * ring + (slots + 1) * mimi + slots * mimi // codec.layers + _ROOM

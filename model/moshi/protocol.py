@@ -36,8 +36,14 @@ TOKEN_PARAMETERS = ("worker_auth_id", "token")
 
 _VOICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,63}")
 _SUFFIXES = (".pt", ".wav")
-_NUMBERS = {"audio_temperature": "temperature", "text_temperature": "text_temperature"}
-_COUNTS = {"audio_topk": "top_k", "text_topk": "text_top_k", "seed": "seed"}
+_NUMBERS: dict[str, tuple[str, float, float]] = {
+    "audio_temperature": ("temperature", 0.0, 2.0),
+    "text_temperature": ("text_temperature", 0.0, 2.0),
+    "audio_topk": ("top_k", 1, 2_048),
+    "text_topk": ("text_top_k", 1, 32_000),
+    "seed": ("seed", 0, (1 << 63) - 1),
+}
+"""Of `Sampling`, by parameter: the field, and its least and greatest value; whole numbers where those are."""
 _DEFAULTS = SessionRequest("")
 
 
@@ -48,15 +54,15 @@ def query(target: str) -> dict[str, str]:
 
 
 def session_request(parameters: dict[str, str], call_id: str, seed: int) -> SessionRequest:
-    """What the client wants; `seed` where it names none. Raises WireError, naming the parameter.
+    """What the client wants; `seed` where it names none. Raises WireError: a parameter, and what may stand there.
 
     Unlike the original, neither `text_prompt` nor `voice_prompt` need be given. Parameters that it ignores,
     `pad_mult`, `repetition_penalty` and so on, are ignored.
     """
     values: dict[str, float] = {"seed": seed}
-    for name, ours in (*_NUMBERS.items(), *_COUNTS.items()):
+    for name, (ours, least, most) in _NUMBERS.items():
         if text := parameters.get(name, ""):
-            values[ours] = _number(name, text, whole=name in _COUNTS)
+            values[ours] = _number(name, text, least, most)
     return SessionRequest(
         call_id,
         prompt=parameters.get("text_prompt", ""),
@@ -65,14 +71,16 @@ def session_request(parameters: dict[str, str], call_id: str, seed: int) -> Sess
     )
 
 
-def _number(name: str, text: str, whole: bool) -> float:
+def _number(name: str, text: str, least: float, most: float) -> float:
+    kind = type(least)
     try:
-        value = int(text) if whole else float(text)
+        value = kind(text)
+        bounded = least <= value <= most  # which NaN is not
     except ValueError:
-        raise WireError(f"{name} must be a {'whole ' if whole else ''}number, not {text[:40]!r}") from None
-    highest = 1 << 63 if name == "seed" else 1 << 31
-    if not 0 <= value < highest:  # nor NaN
-        raise WireError(f"{name} is out of range")
+        bounded = False
+    if not bounded:
+        whole = "whole " if kind is int else ""
+        raise WireError(f"{name} must be a {whole}number from {least} to {most}, not {text[:40]!r}")
     return value
 
 

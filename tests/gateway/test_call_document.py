@@ -55,6 +55,7 @@ def test_the_document_has_exactly_the_promised_fields() -> None:
             "frames_out": 750,
             "frames_lost": 0,
             "agent_frames_lost": 0,
+            "agent_frames_late": 0,
             "deadline_misses": 0,
         },
     }

@@ -19,8 +19,11 @@ from gateway.resume import AT_ONCE, RESUME_WITHIN, ResumingPool, Watch
 from gateway.settings import load_settings
 from gateway.worker_client import RemoteSession
 from model import wire
-from model.wire import History, SessionRequest
+from model.server import WorkerServer
+from model.wire import CallerFrame, History, Late, SessionRequest
 from tests.gateway.token_workers import Caller, busy, idle, pool_of, token_worker, two_workers, worker_process
+from tests.token_model import TokenModel
+from tests.token_worker import TokenEngine, TokenSession
 
 pytestmark = pytest.mark.anyio
 
@@ -47,6 +50,33 @@ async def test_a_call_goes_on_when_its_worker_is_killed() -> None:
         assert change.missed == len(caller.missed)
         assert "broke the connection" in change.reason
         assert set(caller.missed) <= set(range(90, 130))
+
+
+class LateSession(TokenSession):
+    """Says of all its frames that they came late."""
+
+    def push(self, frame: CallerFrame) -> None:
+        super().push(frame)
+        self._pending.append(Late(frame.index))
+
+
+class LateEngine(TokenEngine):
+    async def open(self, request: SessionRequest) -> LateSession:
+        return LateSession(TokenModel())
+
+
+async def test_what_the_worker_says_of_late_frames_reaches_the_call() -> None:
+    server = WorkerServer(LateEngine(), "127.0.0.1:0")
+    await server.start()
+    pool = WorkerPool(load_settings(workers=server.url))
+    await pool.start()
+    try:
+        caller = await Caller(pace=FAST).call(ResumingPool(pool), 20)
+        assert len(caller.frames) == 20
+        assert [output.index for output in caller.heard if isinstance(output, Late)] == list(range(19))
+    finally:
+        await pool.stop()
+        await server.stop()
 
 
 async def test_a_call_goes_on_when_it_is_lost_before_its_first_frame_was_answered() -> None:

@@ -113,3 +113,25 @@ def test_addresses(text: str, expected: tuple[str, int]) -> None:
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(ValueError, match="is not host:port"):
         split_address(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("CONTEXT", "slide", "must be reprime or sliding"),
+        ("SLOTS", "many", "must be a whole number"),
+        ("WORKER_CAPACITY", "0", "must be 1 or more"),
+        ("RESUME_WITHIN", "long", "must be a number"),
+        ("RESUME_WITHIN", "70", "must be 60 or less"),
+        ("ALLOW_UNSIGNED", "maybe", "must be true or false"),
+        ("SIP_REQUESTS_PER_SECOND", "0", "must be more than 0"),
+        ("LISTEN", "here", "'here' is not host:port, for example 127.0.0.1:8080"),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_told_what_it_must_be(
+    name: str, value: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"CALLPLEX_{name}", value)
+    with pytest.raises(SettingsInvalid) as refused:
+        load_settings()
+    assert str(refused.value) == f"CALLPLEX_{name}: {sentence}"

@@ -15,7 +15,7 @@ from model.engine import StepResult
 from model.folder import ModelFolder
 from model.prompt import SILENCE
 from model.scheduler import FRAME
-from model.wire import AgentFrame, AgentText, Error, Played, Ready, Sampling
+from model.wire import AgentFrame, AgentText, Error, Late, Played, Ready, Sampling
 from tests.model.rig import GREEDY, Rig, caller_pcm, is_ready, request
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -270,6 +270,7 @@ def test_late_answers_are_counted_and_told_when_the_call_ends(rig: Rig, caplog: 
     account = rig.calls.close(1)
     assert account is not None
     assert account.late == 4
+    assert [message.index for message in rig.told[1] if isinstance(message, Late)] == [0, 1, 2, 3]
     assert "call slow" in caplog.text
     assert "4 of 4 frames were answered late, the latest after 12" in caplog.text
     assert "ms; 0 of the caller's never came" in caplog.text

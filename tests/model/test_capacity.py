@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from model.capacity import batch_sizes, slot_bytes, slots_by_memory, slots_by_speed
+from model.capacity import (
+    MOST_SLOTS,
+    batch_sizes,
+    check_asked,
+    engine_bytes,
+    fitting_slots,
+    fixed_bytes,
+    kv_item,
+    slot_bytes,
+    slots_by_memory,
+    slots_by_speed,
+)
 from model.config import mimi_full, personaplex_7b
 from model.engine_options import EngineRefused
 
@@ -18,18 +29,44 @@ def test_a_call_of_the_published_model_takes_one_and_a_half_gigabytes_and_half_i
     assert slot_bytes(personaplex_7b(), mimi_full(), 1) < 0.53 * SLOT
 
 
+@pytest.mark.parametrize(
+    ("slots", "kv_dtype", "least", "most"),
+    [(64, "bf16", 118, 128), (128, "fp8", 122, 133), (96, "bf16", 151, 185)],
+)
+def test_the_published_sizes_need_what_is_known(slots: int, kv_dtype: str, least: int, most: int) -> None:
+    """64 slots in bfloat16, or 128 in FP8, fill most of an H200; the figures of the design."""
+    model = personaplex_7b()
+    slot = slot_bytes(model, mimi_full(), kv_item(kv_dtype, model.transformer.head_dim))
+    needed = engine_bytes(slots, fixed_bytes(WEIGHTS, "cuda"), slot)
+    assert least * GB < needed < most * GB
+
+
+def test_one_slot_more_than_fits_does_not() -> None:
+    fixed = fixed_bytes(WEIGHTS, "cpu", prompts=GB)
+    fitting = fitting_slots(139 * GB, fixed, SLOT)
+    assert engine_bytes(fitting, fixed, SLOT) <= 139 * GB < engine_bytes(fitting + 1, fixed, SLOT)
+
+
 def test_as_many_slots_as_memory_holds_beside_the_weights_and_the_spares() -> None:
-    slots = slots_by_memory(0, 139 * GB, WEIGHTS, SLOT, 2)
+    slots = slots_by_memory(0, 139 * GB, WEIGHTS, SLOT)
     assert 64 <= slots < 80
     assert WEIGHTS + (slots + 2) * SLOT <= 139 * GB < WEIGHTS + (slots + 3) * SLOT
-    assert slots_by_memory(64, 139 * GB, WEIGHTS, SLOT, 2) == 64
+    assert slots_by_memory(64, 139 * GB, WEIGHTS, SLOT) == 64
 
 
 def test_slots_that_do_not_fit_are_refused_with_the_number_that_does() -> None:
     with pytest.raises(EngineRefused, match=r"128 slots need .* GB and 139.0 GB are free; start it with --slots 7\d"):
-        slots_by_memory(128, 139 * GB, WEIGHTS, SLOT, 2)
+        slots_by_memory(128, 139 * GB, WEIGHTS, SLOT)
     with pytest.raises(EngineRefused, match=r"one call needs .* GB with the model's weights, and 16.0 GB are free"):
-        slots_by_memory(1, 16 * GB, WEIGHTS, SLOT, 2)
+        slots_by_memory(1, 16 * GB, WEIGHTS, SLOT)
+
+
+def test_more_slots_than_any_device_is_asked_for_are_refused() -> None:
+    check_asked(MOST_SLOTS)
+    with pytest.raises(
+        EngineRefused, match=r"257 slots are more than the 256 of one device; start it with --slots 256"
+    ):
+        check_asked(257)
 
 
 def test_speed_leaves_room_unless_a_number_was_asked_for() -> None:

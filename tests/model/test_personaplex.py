@@ -146,6 +146,13 @@ async def test_the_engine_is_told_of_more_prompts_than_an_argument_can_hold(tmp_
         await PersonaplexEngine(options).start()
 
 
+async def test_too_many_slots_are_refused_before_anything_is_started() -> None:
+    engine = PersonaplexEngine(EngineOptions("absent", device="cpu", slots=4096))
+    with pytest.raises(EngineRefused, match="4096 slots are more than the 256 of one device"):
+        await engine.start()
+    assert engine.pid is None
+
+
 async def test_a_worker_without_weights_is_refused_in_one_sentence(tmp_path: Path) -> None:
     async with worker(ModelFolder(tmp_path / "absent"), "--slots", "1") as (url, process):
         assert not url

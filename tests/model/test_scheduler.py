@@ -234,7 +234,8 @@ def test_every_late_answer_is_counted_for_its_call_and_calls_are_refused_until_t
     for index in range(10):
         scheduler.push(slot, index, b"", index * FRAME)
         frames = scheduler.due(index * FRAME + 0.01)
-        scheduler.stepped(frames, index * FRAME + (0.1 if index >= 6 else 0.05))
+        late = scheduler.stepped(frames, index * FRAME + (0.1 if index >= 6 else 0.05))
+        assert late == (frames if index >= 6 else [])
     account = scheduler.account(slot)
     assert (account.frames, account.late) == (10, 4)
     assert account.worst == pytest.approx(0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 from collections.abc import AsyncIterator
@@ -156,6 +157,19 @@ async def test_a_broken_message_ends_only_its_own_session(messages: list[str | b
         assert await told(other) == AgentFrame(0, SOUND)
 
 
+async def test_a_peer_that_keeps_sending_is_closed_as_soon_as_it_is_refused() -> None:
+    """What it sent fills the server's queue; its answer to the close comes behind all that."""
+    async with serving() as server, connected(server) as connection:
+        await opened(connection)
+        await connection.send(b"")
+        for index in range(100):
+            await connection.send(wire.encode_frame(CallerFrame(index, SOUND)))
+        async with asyncio.timeout(1):
+            error = await told(connection)
+            assert isinstance(error, wire.Error)
+            assert await closed(connection) == 1008
+
+
 async def test_an_oversized_message_ends_the_session() -> None:
     async with serving(capacity=1) as server:
         async with connected(server) as connection:
@@ -203,6 +217,19 @@ async def test_a_session_that_said_everything_is_closed_well() -> None:
         assert await told(connection) == wire.Done(0, "goodbye")
         assert await closed(connection) == 1000
         assert engine.sessions[0].was_closed
+
+
+@pytest.mark.parametrize("knows", [True, False])
+async def test_only_a_gateway_that_knows_it_is_told_of_late_frames(knows: bool) -> None:
+    engine = ScriptedEngine([AgentFrame(0, SOUND), wire.Late(0), wire.Done(0, "goodbye")])
+    offered = wire.SUBPROTOCOLS if knows else ("callplex.v1",)
+    async with serving(engine) as server, connected(server, subprotocols=list(map(Subprotocol, offered))) as connection:
+        assert connection.subprotocol == offered[0]
+        await opened(connection)
+        assert await told(connection) == AgentFrame(0, SOUND)
+        if knows:
+            assert await told(connection) == wire.Late(0)
+        assert await told(connection) == wire.Done(0, "goodbye")
 
 
 async def test_frames_that_are_never_answered_do_not_pile_up() -> None:
@@ -273,9 +300,14 @@ def test_off_loopback_a_token_and_tls_are_required(listen: str, token: str) -> N
         WorkerServer(EchoEngine(), listen, token=token)
 
 
-async def test_off_loopback_with_a_token_and_tls() -> None:
+def certified() -> ssl.SSLContext:
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(TLS / "cert.pem", TLS / "key.pem")
+    return tls
+
+
+async def test_off_loopback_with_a_token_and_tls() -> None:
+    tls = certified()
     trust = ssl.create_default_context(cafile=str(TLS / "cert.pem"))
     async with serving(listen="0.0.0.0:0", token="secret", tls=tls) as server:
         url = f"wss://127.0.0.1:{server.port}{wire.PATH}"
@@ -305,3 +337,23 @@ async def test_stopping_ends_open_sessions() -> None:
         await server.stop()
         assert await closed(connection) == 1001
         assert server.slots.active == 0
+
+
+async def test_stopping_waits_neither_for_a_peer_that_never_speaks_nor_for_one_that_does_not_answer() -> None:
+    async with serving() as server:
+        _, silent = await asyncio.open_connection("127.0.0.1", server.port)
+        async with connected(server, max_queue=1) as deaf:
+            await opened(deaf)
+            for index in range(20):  # its answers fill the peer's queue, which nobody reads
+                await deaf.send(wire.encode_frame(CallerFrame(index, SOUND)))
+            async with asyncio.timeout(1.5):
+                await server.stop()
+        silent.close()
+
+
+async def test_stopping_does_not_wait_for_a_peer_that_begins_no_tls() -> None:
+    async with serving(tls=certified()) as server:
+        _, silent = await asyncio.open_connection("127.0.0.1", server.port)
+        async with asyncio.timeout(1.5):
+            await server.stop()
+        silent.close()

@@ -33,10 +33,9 @@ async def serving(
 
 @asynccontextmanager
 async def connected(server: WorkerServer, **options: Any) -> AsyncIterator[ClientConnection]:
+    options = {"subprotocols": [Subprotocol(wire.SUBPROTOCOL)], **options}
     async with asyncio.timeout(10):
-        async with connect(
-            server.url, subprotocols=[Subprotocol(wire.SUBPROTOCOL)], compression=None, **options
-        ) as connection:
+        async with connect(server.url, compression=None, **options) as connection:
             yield connection
 
 

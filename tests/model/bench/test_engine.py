@@ -28,6 +28,7 @@ def test_a_small_sweep_measures_everything(capsys: pytest.CaptureFixture[str]) -
     assert all(part["milliseconds"] > 0 and part["launches"] > 0 for part in found["parts"].values())
     assert found["ratio"] > 1
     assert found["beside"] == {}
+    assert 128 << 20 < found["memory_bytes"] < 300 << 20  # what the engine reckons for a CPU, and a tiny model
     for name in ("lockstep", "random_phases", "lockstep_10s"):
         assert 0 < found[name]["p50"] <= found[name]["p99"] <= found[name]["p999"] <= found[name]["max"]
 
@@ -54,25 +55,29 @@ def test_work_beside_the_calls_is_measured(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_what_does_not_fit_is_skipped_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    order = engine.Order("tiny", "cpu", (10_000_000,), "float32", seconds=0.5)
-    assert engine.bench_engine(order) == 1
-    said = capsys.readouterr().err
-    assert "nothing fits: 10000000 slots with float32 keys and values need" in said
+    order = engine.Order("tiny", "cpu", (1, 10_000_000), "float32", seconds=0.3, beside=())
+    assert engine.bench_engine(order) == 0
+    skipped, step, first = capsys.readouterr().out.splitlines()[:3]
+    assert skipped.startswith("skipped: 10000000 slots with float32 keys and values need ")
+    assert step.startswith("a step takes 1: ")
+    assert first.startswith("1 slot: lockstep ")
+
+
+def test_where_nothing_fits_the_reason_is_said_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_free_bytes", lambda device: 0)
+    assert engine.bench_engine(engine.Order("tiny", "cpu", (1, 8), "float32", seconds=0.5)) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("nothing fits: 1 slot with float32 keys and values needs 0.2 GB, and 0.0 GB are free\n")
+    assert said.err.count("\n") == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_no_cuda_device_is_said_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert engine.bench_engine(engine.Order("full", "cuda", (1,), "bf16")) == 1
     assert "--device cpu --size tiny" in capsys.readouterr().err
-
-
-def test_the_published_sizes_need_what_is_known() -> None:
-    """64 slots in bfloat16, or 128 in FP8, fill most of an H200; the figures of the design."""
-    sizes, weights = models.sizes_of("full"), 17_100_000_000
-    assert 118e9 < models.bytes_for(sizes, torch.bfloat16, 64, 1, weights) < 128e9
-    assert 122e9 < models.bytes_for(sizes, E4M3, 128, 1, weights) < 133e9
-    assert models.bytes_for(sizes, torch.bfloat16, 96, 1, weights) > 151e9
-    assert models.bytes_for(sizes, E4M3, 1, 1, 9_000_000_000) < 16e9
 
 
 def test_a_step_reads_the_window_and_the_weights_of_one_voice() -> None:

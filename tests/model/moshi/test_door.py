@@ -149,6 +149,7 @@ async def test_a_client_that_talks_much_faster_than_time_is_told_so() -> None:
     [
         ({"voice_prompt": "../../../etc/passwd"}, "the name of a voice"),
         ({"seed": "tomorrow"}, "seed must be a whole number"),
+        ({"audio_topk": "0"}, "audio_topk must be a whole number from 1 to 2048"),
     ],
 )
 async def test_what_cannot_be_served_is_said_and_takes_no_slot(parameters: dict[str, str], words: str) -> None:

@@ -50,19 +50,30 @@ def test_a_voice_is_never_a_path(voice: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("seed", "x", "seed must be a whole number"),
-        ("seed", "1.5", "seed must be a whole number"),
-        ("seed", "-1", "seed is out of range"),
-        ("seed", str(1 << 63), "seed is out of range"),
-        ("text_topk", "9" * 5_000, "text_topk must be a whole number"),
-        ("audio_temperature", "warm", "audio_temperature must be a number"),
-        ("audio_temperature", "nan", "audio_temperature is out of range"),
-        ("text_temperature", "1e400", "text_temperature is out of range"),
+        ("seed", "x", "a whole number from 0 to 9223372036854775807, not 'x'"),
+        ("seed", "1.5", "a whole number from 0 to 9223372036854775807, not '1.5'"),
+        ("seed", "-1", "a whole number from 0 to 9223372036854775807, not '-1'"),
+        ("seed", str(1 << 63), "a whole number from 0 to 9223372036854775807, not '9223372036854775808'"),
+        ("audio_topk", "0", "a whole number from 1 to 2048, not '0'"),
+        ("audio_topk", "2049", "a whole number from 1 to 2048, not '2049'"),
+        ("text_topk", "0", "a whole number from 1 to 32000, not '0'"),
+        ("text_topk", "9" * 5_000, f"a whole number from 1 to 32000, not '{'9' * 40}'"),
+        ("audio_temperature", "warm", "a number from 0.0 to 2.0, not 'warm'"),
+        ("audio_temperature", "nan", "a number from 0.0 to 2.0, not 'nan'"),
+        ("audio_temperature", "-0.1", "a number from 0.0 to 2.0, not '-0.1'"),
+        ("text_temperature", "1e400", "a number from 0.0 to 2.0, not '1e400'"),
     ],
 )
-def test_a_bad_parameter_is_named(name: str, value: str, words: str) -> None:
-    with pytest.raises(WireError, match=words):
+def test_a_bad_parameter_is_named_with_its_bounds(name: str, value: str, words: str) -> None:
+    with pytest.raises(WireError) as refused:
         protocol.session_request({name: value}, "c1", 0)
+    assert str(refused.value) == f"{name} must be {words}"
+
+
+def test_the_ends_of_the_bounds_are_allowed() -> None:
+    asked = {"audio_temperature": "0", "text_temperature": "2", "audio_topk": "2048", "text_topk": "1", "seed": "0"}
+    request = protocol.session_request(asked, "c1", 9)
+    assert request.sampling == Sampling(0.0, 2.0, 2_048, 1, 0)
 
 
 def test_of_a_parameter_given_twice_the_first_counts() -> None:
