@@ -19,7 +19,7 @@ from model.call_speech import CallSpeech
 from model.codec_passes import CodecPasses
 from model.engine import Stepper, StepResult
 from model.engine_options import NAME, Context
-from model.history import FAST_FRAMES, Columns, TakenOver, kept_frames, refill
+from model.history import FAST_FRAMES, HASTY_FRAMES, Columns, TakenOver, kept_frames, refill
 from model.prompt import PromptTooLong
 from model.prompt_cache import Prompt, PromptCache
 from model.scheduler import Account, Frame, Refused, Scheduler
@@ -37,6 +37,8 @@ _LOOK_AGAIN = 0.0005
 """Seconds until work that waits for a thread or the device is looked at again."""
 _STARVED = 8
 """After so many steps in a row, other work has a turn; the sooner, the more calls wait to speak."""
+_PATIENT = 16
+"""Calls that may wait to speak while each gets as much of its past at once as if it were alone."""
 _TOGETHER = 16
 """Calls whose parts between passes, which are short, are done in one turn."""
 
@@ -180,7 +182,7 @@ class Calls:
     def work(self) -> bool:
         """One step of the slots that are due, or one part of other work. False if there was nothing to do."""
         frames = self.scheduler.due(self._now())
-        waiting = sum(job.room is None for job in self._jobs)
+        waiting = self._waiting
         if frames and self._steps_in_a_row < max(1, _STARVED // max(1, waiting)):
             self._steps_in_a_row += 1
             self._step(frames)
@@ -190,6 +192,11 @@ class Calls:
         if frames:
             self._step(frames)
         return did or bool(frames)
+
+    @property
+    def _waiting(self) -> int:
+        """Calls that are being opened, and others that somebody waits for."""
+        return sum(job.room is None for job in self._jobs)
 
     def wake_at(self) -> float | None:
         """When there is something to do, if nothing comes in before; None: not at all."""
@@ -301,7 +308,7 @@ class Calls:
         columns = taken.columns
         room = self._window - 1 - prompt.frames - self._margin
         whole = max(columns.start, columns.end - room // 2 if columns.end - columns.start > room else columns.start)
-        fast = max(whole, columns.end - FAST_FRAMES)
+        fast = max(whole, columns.end - (FAST_FRAMES if self._waiting <= _PATIENT else HASTY_FRAMES))
         yield from taken.fill(self.stepper, self.prompts, call.share, prompt, call.slot, fast)
         call.columns = columns
         call.base = prompt.frames - fast

@@ -15,6 +15,9 @@ from torch import Tensor
 from model.engine import Stepper
 from model.wire import FRAME_SAMPLES
 
+SOUND = torch.int16
+"""As it comes, and as it is copied to the device, in a quarter of the time that it takes the CPU in float32."""
+_SCALE = 32_768.0
 CODEC_PART = 25
 """Frames of sound of one call that go through the codec at once: what lies between its layers takes 2 MB for each."""
 _HEARD = (CODEC_PART, 5, 1)
@@ -29,7 +32,10 @@ _SIZES = (1, 8, 16)
 
 @dataclass(frozen=True, eq=False, slots=True)
 class CodecWork:
-    """What the call in `slot` hears, `[samples]` float32 of whole frames, or has spoken, codes `[8, n]`. On the CPU."""
+    """What the call in `slot` hears, `[samples]` int16 of whole frames, or has spoken, codes `[8, n]` int64.
+
+    On the CPU.
+    """
 
     slot: int
     given: Tensor
@@ -45,7 +51,7 @@ class CodecPasses:
 
     def parts(self, given: Tensor) -> Iterator[Tensor]:
         """Sound or codes of one call, as `CodecWork` has them, cut into what goes through the codec at once."""
-        unit, lengths = (FRAME_SAMPLES, _HEARD) if given.is_floating_point() else (1, _SPOKEN)
+        unit, lengths = (FRAME_SAMPLES, _HEARD) if given.dtype == SOUND else (1, _SPOKEN)
         while frames := given.shape[-1] // unit:
             length = next(length for length in lengths if length <= frames) if self._padded else CODEC_PART
             yield given[..., : length * unit]
@@ -66,7 +72,7 @@ class CodecPasses:
         for size in self._sizes if self._padded else _SIZES[:1]:
             nobody = [self._stepper.slots] * size
             for length in _HEARD if self._padded else _HEARD[:1]:
-                self._pass(nobody, [torch.zeros(length * FRAME_SAMPLES)] * size)
+                self._pass(nobody, [torch.zeros(length * FRAME_SAMPLES, dtype=SOUND)] * size)
             for length in _SPOKEN if self._padded else _HEARD[:1]:
                 self._pass(nobody, [torch.zeros((books, length), dtype=torch.long)] * size)
 
@@ -81,7 +87,8 @@ class CodecPasses:
         missing = next(size for size in _SIZES if size >= len(slots)) - len(slots) if self._padded else 0
         rows = torch.tensor([*slots, *[stepper.slots] * missing], device=device)
         batch = torch.stack([*given, *[torch.zeros_like(given[0])] * missing]).to(device)
-        if batch.is_floating_point():
-            return mimi.encode_step(codec, rows, batch[:, None], stepper.models.config.codebooks)
+        if batch.dtype == SOUND:
+            sound = batch[:, None].float() / _SCALE
+            return mimi.encode_step(codec, rows, sound, stepper.models.config.codebooks)
         mimi.remember(codec, rows, batch)
         return None

@@ -27,6 +27,8 @@ from model.wire import NO_TOKEN, TOKENS_BYTES, History, Resume
 
 FAST_FRAMES = 250
 """Frames with which a call taken over speaks again; the rest follows in the background."""
+HASTY_FRAMES = 125
+"""The same where many wait: all that can be done for them by then is to read less."""
 CODEC_FRAMES = 125
 """Frames of sound from which the codec is rebuilt: its window."""
 _FEW = 2
@@ -131,7 +133,7 @@ class TakenOver:
         """Give the codec of fresh `slot` the caller's newest sound. Raises ValueError for an unfit history."""
         columns = _repaired(config, Columns(resume.cut, history.columns))
         codes = torch.zeros((config.codebooks, 0), dtype=torch.long)
-        sound = torch.from_numpy(np.frombuffer(history.caller_pcm, "<i2").astype(np.float32) / 32_768.0)
+        sound = torch.from_numpy(np.frombuffer(history.caller_pcm, "<i2").astype(np.int16))
         if sound.shape[0]:
             codes = yield from share.hear(slot, sound)
         return cls(config, resume, columns, codes)

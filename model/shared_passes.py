@@ -88,7 +88,7 @@ class Share:
         self._shared, self._turn = shared, turn
 
     def hear(self, slot: int, sound: Tensor) -> Generator[bool, None, Tensor]:
-        """The caller's next sound in `slot`, `[samples]` float32 of whole frames, not none: its codes `[8, n]`.
+        """The caller's next sound in `slot`, `[samples]` int16 of whole frames, not none: its codes `[8, n]`.
 
         In parts, and on the CPU: whoever iterates goes on when the device has done the part before.
         """

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import cast
 
@@ -215,9 +216,9 @@ def _search(config: MimiConfig, clock: Clock) -> list[tuple[int, SearchTile]]:
 
 
 def _with_steps(config: MimiConfig, now: Tables, found: Tables, clock: Clock) -> Tables:
-    """Time whole steps, and say whether launches are to be chained: if that is sooner for one and no later for all."""
+    """Time whole steps, and say for how many slots launches are to be chained: as long as that is sooner."""
     steps = Steps(config, max(_STEPPED), clock)
-    chained = replace(found, chained=True)
+    chained = replace(found, chained=_STEPPED[-1])
     ways = {"now": now, "found": found, "chained": chained} if clock.device.type == "cuda" else {"found": found}
     times: dict[str, list[tuple[float, float]]] = {}
     for name, tables in ways.items():
@@ -231,10 +232,11 @@ def _with_steps(config: MimiConfig, now: Tables, found: Tables, clock: Clock) ->
     if "chained" not in times:
         return found
     plain, linked = ([sum(both) for both in times[name]] for name in ("found", "chained"))
-    sooner = linked[0] < plain[0] and all(one < 1.01 * other for one, other in zip(linked, plain, strict=True))
+    sooner = takewhile(lambda one: one[0] < one[1], zip(linked, plain, _STEPPED, strict=True))
+    most = max((slots for _, _, slots in sooner), default=0)
     same = steps.alike(found, chained)
-    _say(f"chained: {'sooner' if sooner else 'no sooner'}, {'the same' if same else 'NOT THE SAME'}")
-    return chained if sooner and same else found
+    _say(f"chained: sooner for up to {most} slots, {'the same' if same else 'NOT THE SAME'}")
+    return replace(found, chained=most) if same else found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ model's own packages, so that `python -m model.bench.engine` runs on a bare GPU 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -135,6 +136,9 @@ def _sweep(order: Order, device: torch.device, say: Say) -> tuple[list[Configura
     batches = sorted(set(fitting).union(*(batch_sizes(slots) for slots in fitting)))
     stepper = Stepper(models, fitting[-1] + 1, kv_dtype=kv_dtype, batches=batches)
     warm_long_passes(stepper)
+    # As the engine's process does: what is alive now stays so, and the collector need not walk it between two steps.
+    gc.collect()
+    gc.freeze()
     frames = 3 * sizes.lm.transformer.context
     fill(stepper, fitting[-1], frames)
     costs = {batch: lockstep(stepper, batch, 0.0, least=_FEW).p50 / 1000 for batch in batches}

@@ -25,7 +25,7 @@ LARGEST = tl.constexpr(448.0)
 SMALLEST = tl.constexpr(1e-12)
 """Of a scale's numerator: a row of zeros has a scale too."""
 _LOG2_E = 1.4426950408889634
-_SHORT = 4
+_SHORT = 1
 """Slots whose attention is so short that it is worth to begin it early, and the product after it."""
 _PLACES = 32
 """Chunks that are joined at once, at least: one kernel serves chunks of any length."""

@@ -42,7 +42,7 @@ def attend(
     """
     count, _, _, heads, head_dim = joined.shape
     rows, warps = _CUT_FOR_FEW if count * heads <= 128 else _CUT
-    chained = codec_tiles.used().chained and possible(joined.device)
+    chained = codec_tiles.chains(count) and possible(joined.device)
     _attend[(count, heads)](
         joined,
         frequency,

@@ -63,7 +63,7 @@ def _scored(
     scores = torch.empty((books, count, blocks), dtype=torch.float32, device=projected.device)
     indices = torch.empty((books, count, blocks), dtype=torch.int32, device=projected.device)
     shares = min(cut.shares, triton.next_power_of_2(triton.cdiv(dim, _DEPTH)))
-    chained = codec_tiles.used().chained and possible(projected.device)
+    chained = codec_tiles.chains(count) and possible(projected.device)
     for book in range(1, max(books, 2)):
         _score[(triton.cdiv(count, cut.rows), blocks, (book == 1) + (book < books))](
             projected,

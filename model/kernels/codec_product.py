@@ -95,7 +95,7 @@ def product(
     assert target is not None
     active = target if out.elu is None else out.elu
     residual = target if out.residual is None else out.residual
-    chained = codec_tiles.used().chained and possible(source.device)
+    chained = codec_tiles.chains(source.shape[0]) and possible(source.device)
     kernel, blocks, constants = _launch(cut, count, outer, inner, norm is not None)
     kernel[(blocks,)](
         source,

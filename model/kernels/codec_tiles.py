@@ -115,6 +115,11 @@ def search_tile(count: int) -> SearchTile:
     return SearchTile(power_of_two(count), 32, 8, 8, "fma")
 
 
+def chains(slots: int) -> bool:
+    """Whether the launches of a step of so many slots are chained."""
+    return slots <= used().chained
+
+
 def thin(count: int, outer: int, inner: int) -> Tile:
     """Threads side by side along the factors, 16 bytes each, so that the weights come in one or two turns."""
     warps = 1
@@ -171,11 +176,11 @@ def _programs(count: int, outer: int, entry: tuple[int, int, int]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """What a sweep found: tiles of products and of the search, and whether launches are to be chained."""
+    """What a sweep found: tiles of products and of the search, and for how many slots launches are chained, at most."""
 
     products: Mapping[Shape, Entries] = field(default_factory=dict)
     search: Sequence[tuple[int, SearchTile]] = ()
-    chained: bool = False
+    chained: int = 0
 
 
 def save(path: Path, tables: Tables) -> None:
@@ -203,7 +208,7 @@ def read(found: Any) -> Tables:
             for one in found["products"]
         }
         search = [(most, SearchTile(*cut)) for most, *cut in found["search"]]
-        tables = Tables(products, search, bool(found["chained"]))
+        tables = Tables(products, search, int(found["chained"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"no tables of a codec's tiles: {error!r}") from error
     for shape, entries in products.items():

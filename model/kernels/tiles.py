@@ -63,10 +63,10 @@ ROWS = (16, 64)
 # As `--sweep` found them on an H200 (deploy/benchmarks.md). In bfloat16 four steps a turn cost three times two.
 _attention: dict[Stored, list[AttentionTile]] = {
     "fp8": [
-        AttentionTile(128, 2, 4, 3),
+        AttentionTile(160, 4, 2, 3),
         AttentionTile(512, 4, 2, 3),
-        AttentionTile(1024, 4, 2, 3),
-        AttentionTile(1024, 4, 2, 3),
+        AttentionTile(3072, 4, 2, 3),
+        AttentionTile(1536, 4, 2, 3),
     ],
     "bf16": [
         AttentionTile(160, 4, 2, 3),
@@ -75,10 +75,10 @@ _attention: dict[Stored, list[AttentionTile]] = {
         AttentionTile(1024, 4, 2, 4),
     ],
 }
-# By prediction: a turn is 128 bytes a thread, and four turns are what reading alone has on its way.
+# As `model.bench.row_products` found them there.
 _rows: dict[Stored, list[RowTile]] = {
-    "fp8": [RowTile(16, 1024, 4), RowTile(16, 1024, 4)],
-    "bf16": [RowTile(8, 1024, 4), RowTile(8, 1024, 4)],
+    "fp8": [RowTile(4, 1024, 2), RowTile(4, 1024, 2)],
+    "bf16": [RowTile(4, 1024, 4), RowTile(4, 1024, 4)],
 }
 _matrix = [MatrixTile(16, 32, 128, 4, 6), MatrixTile(64, 32, 128, 4, 3), MatrixTile(128, 64, 128, 8, 3)]
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.codec_passes import SOUND
 from model.conversation import Models
 from model.folder import ModelFolder
 from model.lm import LMState
@@ -94,6 +95,26 @@ def test_all_speak_before_any_remembers_more_than_its_newest_frames(second: Rig)
     assert len(deep) >= CALLS, "each got the rest of its past"
     assert set(deep) == {CALLS}
     assert [len(second.frames(session)) for session in range(CALLS)] == [1] * CALLS
+    offsets = second.stepper.state.cache.offset[second.stepper.lm_slot[:CALLS]].tolist()
+    prompt = second.calls._calls[0].prompt
+    assert prompt is not None
+    assert offsets == [prompt.frames + FRAMES + 1] * CALLS
+
+
+def test_where_many_wait_each_speaks_again_with_less_of_its_past_and_gets_the_rest_too(
+    second: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hasty = 4
+    monkeypatch.setattr("model.calls._PATIENT", CALLS - 1)
+    monkeypatch.setattr("model.calls.HASTY_FRAMES", hasty)
+    with read_passes(second) as seen:
+        prepare_all(second)
+        until_all_are_ready(second)
+        assert [length for rows, length in seen if len(rows) > 1] == [hasty]
+        seen.clear()
+        while second.calls.work() or second._jump():
+            pass
+        assert len(seen) >= CALLS
     offsets = second.stepper.state.cache.offset[second.stepper.lm_slot[:CALLS]].tolist()
     prompt = second.calls._calls[0].prompt
     assert prompt is not None
@@ -190,7 +211,7 @@ def test_eight_calls_take_as_many_passes_of_the_codec_as_one(second: Rig) -> Non
         patch.setattr(mimi, "encode_step", watched)
         prepare_all(second)
         until_all_are_ready(second)
-    parts = list(second.calls._passes.codec.parts(torch.zeros(FRAMES * FRAME_SAMPLES)))
+    parts = list(second.calls._passes.codec.parts(torch.zeros(FRAMES * FRAME_SAMPLES, dtype=SOUND)))
     assert rows == [CALLS] * len(parts)
     heard = second.stepper.codec.encoder_kv.offsets
     for session, call in second.calls._calls.items():

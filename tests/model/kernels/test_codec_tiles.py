@@ -66,17 +66,17 @@ def test_what_is_written_is_taken_from_a_file(tmp_path: Path) -> None:
     "wrong",
     [
         {},
-        {"chained": False, "search": [], "products": [{"precision": "ieee", "outer": 1, "inner": 2, "tiles": []}]},
-        {"chained": False, "search": [[1, 2]], "products": []},
+        {"chained": 0, "search": [], "products": [{"precision": "ieee", "outer": 1, "inner": 2, "tiles": []}]},
+        {"chained": 0, "search": [[1, 2]], "products": []},
         {
-            "chained": False,
+            "chained": 0,
             "search": [],
             "products": [
                 {"precision": "ieee", "outer": 1, "inner": 2, "tiles": [[1, 16, 16, 1, 32, 1, 3, "tf32"]]},
             ],
         },
         {
-            "chained": False,
+            "chained": 0,
             "search": [],
             "products": [
                 {"precision": "ieee", "outer": 1, "inner": 2, "tiles": [[1, 128, 128, 2, 64, 8, 3, "tf32x3"]]},

