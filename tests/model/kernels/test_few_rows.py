@@ -17,6 +17,13 @@ TILE = RowTile(4, 128, 4)
 """Sums of more factors than a turn has, columns that leave a program part of a tile."""
 DIM, OUTER = 200, 9
 NEAR = {torch.float32: 2e-5, torch.bfloat16: 2**-5}  # the interpreter cuts bfloat16 off
+
+
+@pytest.fixture(autouse=True)
+def _the_same_numbers() -> None:
+    torch.manual_seed(8)
+
+
 both_types = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 all_counts = pytest.mark.parametrize("count", [1, 2, 3, few_rows.MOST])
 both_weights = pytest.mark.parametrize("small", [False, True])
@@ -31,6 +38,12 @@ def weight_of(outer: int, inner: int, dtype: torch.dtype, small: bool) -> tuple[
     return codes.float() * scale[:, None], (codes.to(DEVICE), scale.to(DEVICE))
 
 
+def assert_near(found: Tensor, expected: Tensor, plain: Tensor, near: float) -> None:
+    """Each product to its own spread: that of its weights, of which some are a thousand times others."""
+    off = (found.cpu().float() - expected).abs() / (1.0 + expected.abs() + plain.norm(dim=1))
+    assert float(off.max()) < near
+
+
 def normed(x: Tensor, gain: Tensor) -> Tensor:
     return ops.add_norm(x, None, gain)[1].float()
 
@@ -42,8 +55,7 @@ def test_a_norm_and_a_product(count: int, dtype: torch.dtype, small: bool) -> No
     x, gain = torch.randn(count, DIM).to(dtype), torch.randn(1, 1, DIM).to(dtype)
     plain, weight = weight_of(OUTER, DIM, dtype, small)
     found = few_rows.project_normed(x.to(DEVICE), gain.to(DEVICE), weight, ops.RMS_EPS, TILE)
-    expected = functional.linear(normed(x, gain), plain)
-    torch.testing.assert_close(found.cpu().float(), expected, rtol=NEAR[dtype], atol=NEAR[dtype])
+    assert_near(found, functional.linear(normed(x, gain), plain), plain, NEAR[dtype])
 
 
 @both_types
@@ -55,8 +67,7 @@ def test_a_norm_a_product_and_a_gate(count: int, dtype: torch.dtype, small: bool
     found = few_rows.project_gated(x.to(DEVICE), gain.to(DEVICE), weight, ops.RMS_EPS, TILE)
     expected = ops.silu_gate(functional.linear(normed(x, gain), plain).to(dtype))
     assert found.shape == (count, OUTER)
-    near = 4 * NEAR[dtype]
-    torch.testing.assert_close(found.cpu().float(), expected.float(), rtol=near, atol=near)
+    assert_near(found, expected.float(), plain[:OUTER] * plain[OUTER:].norm(dim=1, keepdim=True), NEAR[dtype])
 
 
 @both_types
@@ -66,8 +77,7 @@ def test_a_product_and_a_sum(count: int, dtype: torch.dtype, small: bool) -> Non
     x, residual = torch.randn(count, DIM).to(dtype), torch.randn(count, OUTER).to(dtype)
     plain, weight = weight_of(OUTER, DIM, dtype, small)
     found = few_rows.add_projected(x.to(DEVICE), weight, residual.to(DEVICE), TILE)
-    expected = residual.float() + functional.linear(x.float(), plain)
-    torch.testing.assert_close(found.cpu().float(), expected, rtol=NEAR[dtype], atol=NEAR[dtype])
+    assert_near(found, residual.float() + functional.linear(x.float(), plain), plain, NEAR[dtype])
     assert found.data_ptr() != residual.data_ptr(), "the next product still reads it"
 
 
