@@ -37,8 +37,8 @@ _LOOK_AGAIN = 0.0005
 """Seconds until work that waits for a thread or the device is looked at again."""
 _STARVED = 8
 """After so many steps in a row, other work has a turn; the sooner, the more calls wait to speak."""
-_PATIENT = 16
-"""Calls that may wait to speak while each gets as much of its past at once as if it were alone."""
+_FEW_WAITING = 16
+"""Calls that may wait to speak at once while each gets as much of its past as if it were alone."""
 _TOGETHER = 16
 """Calls whose parts between passes, which are short, are done in one turn."""
 
@@ -111,6 +111,8 @@ class Calls:
         self._assets = assets
         self._passes = SharedPasses(CodecPasses(stepper), prompts.reads)
         self._opened = 0
+        self._crowd = 0
+        """The most calls that have waited at once since nobody did: whoever comes last is not to wait longest."""
         self._tell = tell
         self._now = clock
         self._reprimes = context == "reprime"
@@ -136,6 +138,7 @@ class Calls:
         call = _Call(session, slot, request, speech, self._passes.share(self._opened))
         self._calls[session] = self._by_slot[slot] = call
         self._jobs.append(_Job(call, self._opening(call, history)))
+        self._crowd = max(self._crowd, self._waiting)
 
     def frame(self, session: int, index: int, pcm: bytes) -> None:
         """The caller's 80 ms of a session; of one that has ended, nobody's."""
@@ -251,6 +254,8 @@ class Calls:
                 self.stepper.join()
             if part.refusal:
                 self._end(part.job.call, Error("invalid", part.refusal))
+        if not self._waiting:
+            self._crowd = 0
         return parts is not None
 
     def _next_parts(self) -> list[_Part] | None:
@@ -308,7 +313,7 @@ class Calls:
         columns = taken.columns
         room = self._window - 1 - prompt.frames - self._margin
         whole = max(columns.start, columns.end - room // 2 if columns.end - columns.start > room else columns.start)
-        fast = max(whole, columns.end - (FAST_FRAMES if self._waiting <= _PATIENT else HASTY_FRAMES))
+        fast = max(whole, columns.end - (FAST_FRAMES if self._crowd <= _FEW_WAITING else HASTY_FRAMES))
         yield from taken.fill(self.stepper, self.prompts, call.share, prompt, call.slot, fast)
         call.columns = columns
         call.base = prompt.frames - fast

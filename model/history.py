@@ -27,10 +27,10 @@ from model.wire import NO_TOKEN, TOKENS_BYTES, History, Resume
 
 FAST_FRAMES = 250
 """Frames with which a call taken over speaks again; the rest follows in the background."""
-HASTY_FRAMES = 125
-"""The same where many wait: all that can be done for them by then is to read less."""
 CODEC_FRAMES = 125
 """Frames of sound from which the codec is rebuilt: its window."""
+HASTY_FRAMES = CODEC_FRAMES + 1
+"""The same where many wait: as many as hold all the codes from which the codec is rebuilt."""
 _FEW = 2
 """Columns that are read within the pause between two steps."""
 

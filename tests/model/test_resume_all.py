@@ -105,12 +105,14 @@ def test_where_many_wait_each_speaks_again_with_less_of_its_past_and_gets_the_re
     second: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hasty = 4
-    monkeypatch.setattr("model.calls._PATIENT", CALLS - 1)
+    monkeypatch.setattr("model.calls._FEW_WAITING", CALLS - 1)
     monkeypatch.setattr("model.calls.HASTY_FRAMES", hasty)
+    monkeypatch.setattr("model.long_reads._COLUMNS", 3 * hasty)
     with read_passes(second) as seen:
         prepare_all(second)
         until_all_are_ready(second)
-        assert [length for rows, length in seen if len(rows) > 1] == [hasty]
+        pasts = [length for rows, length in seen if rows[0] in second.stepper.lm_slot[:CALLS] and length == hasty]
+        assert len(pasts) == 3, "three calls in a pass, and those of the last read no more than those of the first"
         seen.clear()
         while second.calls.work() or second._jump():
             pass

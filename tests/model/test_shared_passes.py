@@ -12,6 +12,7 @@ from model import warming
 from model.codec_passes import CodecPasses
 from model.conversation import Models
 from model.engine import Stepper
+from model.history import CODEC_FRAMES, FAST_FRAMES, HASTY_FRAMES, Columns, _agent_codes
 from model.long_reads import LongReads, Read
 from model.shared_passes import SharedPasses
 from model.wire import FRAME_SAMPLES
@@ -90,6 +91,14 @@ def test_a_past_is_cut_into_the_few_lengths_that_passes_have(models: Models) -> 
     heard, spoken = passes.parts(sound(0, 132)), passes.parts(codes(0, 157))
     assert [part.shape[-1] // FRAME_SAMPLES for part in heard] == [25] * 5 + [5, 1, 1]
     assert [part.shape[-1] for part in spoken] == [125, 25, 5, 1, 1]
+
+
+def test_calls_in_haste_still_have_all_the_codes_that_one_pass_takes(models: Models) -> None:
+    columns = Columns(0, torch.zeros((1_000, 17), dtype=torch.int16).numpy().tobytes())
+    for frames in (HASTY_FRAMES, FAST_FRAMES):
+        spoken = _agent_codes(models.config, columns, columns.end - frames)
+        parts = CodecPasses(Stepper(models, 1), padded=True).parts(spoken)
+        assert [part.shape[1] for part in parts] == [CODEC_FRAMES]
 
 
 def test_calls_with_other_lengths_have_a_pass_of_their_own_in_turn_and_none_has_more_than_eight(models: Models) -> None:
