@@ -120,7 +120,7 @@ class Calls:
         self._calls: dict[int, _Call] = {}
         self._by_slot: dict[int, _Call] = {}
         self._jobs: list[_Job] = []
-        self._spares = list(stepper.spare_lm_slots)
+        self._spares = stepper.spare_lm_slots
         self._steps_in_a_row = 0
 
     # What comes in.

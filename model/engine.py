@@ -119,6 +119,7 @@ class Stepper:
         """
         self.models, self.slots, self.device = models, slots, models.device
         self.spare_lm_slots = list(range(slots, slots + spares))
+        """Those that nobody uses. Whoever takes one out puts back the one that is free afterwards."""
         self.state: LMState = models.lm.streaming(slots + spares + 1, window, kv_dtype)
         self.codec: MimiState = models.mimi.streaming(slots + 1)
         self.sampling = SlotSampling(slots + 1, self.device)

@@ -32,13 +32,14 @@ _CUDA_OF_CAPABILITY = (((12, 0), (12, 8)), ((10, 0), (12, 8)), ((9, 0), (11, 8))
 _DRIVER_OF_CUDA = (((13, 0), 580), ((12, 0), 525), ((0, 0), 450))
 """The oldest driver branch on Linux for a CUDA version and those above it, minor versions being compatible."""
 _WHEELS = "https://download.pytorch.org/whl/cu128"
-"""Builds of torch, from 2.7 on, for every card from Ampere to Blackwell."""
+"""Builds of torch, for every card from Ampere to Blackwell."""
 _AMPERE = (8, 0)
 _NOWHERE = Path(os.devnull)
 """No folder says other sizes here than the published ones."""
 _PUBLISHED_BYTES = [16_742_817_792, 385_000_000]
 """Of the language model's file and the codec's."""
-OLDEST_TORCH = (2, 6)
+OLDEST_TORCH = (2, 10)
+"""It comes with Triton 3.6, the oldest that the kernels were compiled with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ def judge(cards: Sequence[Card], torch: Torch | None, demand: Demand, smallest: 
 def _torch_finding(card: Card, torch: Torch) -> Finding:
     capability = f"{card.capability[0]}.{card.capability[1]}"
     wanted = _least(_CUDA_OF_CAPABILITY, card.capability)
-    install = f"{_PIP} --force-reinstall 'torch>=2.7' --index-url {_WHEELS}"
+    install = f"{_PIP} --force-reinstall 'torch>=2.10' --index-url {_WHEELS}"
     version = f"torch {torch.version}"
     if not torch.cuda:
         return Finding("torch", False, f"{version} is built without CUDA", install)

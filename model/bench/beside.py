@@ -104,7 +104,7 @@ class BesideCalls:
             if not calls.work() and (wake := calls.wake_at()) is not None:
                 wait_until(wake)
         for session in range(count):
-            self._stepper.reset(session)
+            calls.close(session)  # and what it has begun to remember: the spare memory is one again
         return tuple(spoke.values())
 
     def _prompt(self) -> Prompt:

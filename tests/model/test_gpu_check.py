@@ -31,8 +31,8 @@ from tests.model.tiny_folder import make_folder
 GB = 1_000_000_000
 H100 = Card("NVIDIA H100 80GB HBM3", (9, 0), 85 * GB, 84 * GB, "575.57.08")
 BLACKWELL = Card("NVIDIA GeForce RTX 5090", (12, 0), 34 * GB, 33 * GB, "575.57.08")
-CU126 = Torch("2.7.1+cu126", "12.6", ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"), available=True)
-CU128 = Torch("2.8.0+cu128", "12.8", ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"), available=True)
+CU126 = Torch("2.10.0+cu126", "12.6", ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"), available=True)
+CU128 = Torch("2.10.0+cu128", "12.8", ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"), available=True)
 CPU = Torch("2.13.0+cpu", "", (), available=False)
 
 
@@ -67,7 +67,7 @@ def test_blackwell_needs_a_build_for_cuda_12_8() -> None:
         (None, "torch is not installed", ".[model]"),
         (CPU, "torch 2.13.0+cpu is built without CUDA", "whl/cu128"),
         (Torch("2.13.0", "13.0", (), available=False), "needs driver 580 or later, here is 575.57.08", "driver-580"),
-        (Torch("2.8.0+cu128", "12.8", CU128.archs, available=False), "cannot use NVIDIA H100", "cuda()"),
+        (Torch("2.10.0+cu128", "12.8", CU128.archs, available=False), "cannot use NVIDIA H100", "cuda()"),
     ],
 )
 def test_a_torch_that_cannot_use_the_card(torch: Torch | None, says: str, fix: str) -> None:
@@ -120,8 +120,8 @@ def test_a_card_on_which_not_one_call_fits_is_told_how_one_would() -> None:
 
 def test_a_torch_that_is_too_old() -> None:
     wrong = found(H100, replace(CU126, version="2.5.1+cu126"))["torch"]
-    assert wrong.detail == "torch 2.5.1+cu126 is older than 2.6, which the engine needs"
-    assert "-m pip install --upgrade 'torch>=2.6'" in wrong.fix
+    assert wrong.detail == "torch 2.5.1+cu126 is older than 2.10, which the engine needs"
+    assert "-m pip install --upgrade 'torch>=2.10'" in wrong.fix
 
 
 def test_an_old_card_and_none_at_all() -> None:
