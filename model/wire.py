@@ -294,6 +294,11 @@ def decode_to_worker(message: str | bytes) -> ToWorker:
     if isinstance(message, str):
         result: ToWorker = _decode_json(message, _TO_WORKER)
         return result
+    return decode_caller_frame(message)
+
+
+def decode_caller_frame(message: bytes) -> CallerFrame:
+    """Read the one binary message that a gateway sends in a session. Raises WireError if it is not one."""
     kind, index, payload = split(message)
     if kind != KIND_FRAME:
         raise WireError(f"unknown binary kind {kind}")
