@@ -109,7 +109,11 @@ class Account:
 
     frames: int = 0
     late: int = 0
-    """Frames answered more than 80 ms after their answer was wanted."""
+    """Frames answered more than 80 ms after their answer was wanted.
+
+    Of a burst, as a gateway sends of what came while a call was resumed, only the first is wanted when it comes, each
+    of the others 80 ms after the one before: how long they waited elsewhere is not known here.
+    """
     worst: float = 0.0
     """Seconds from then to the answer."""
     lost: int = 0
