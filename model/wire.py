@@ -52,8 +52,10 @@ from model.wire_script import Question as Question
 from model.wire_script import Script as Script
 
 SUBPROTOCOL = "callplex.v1"
-SUBPROTOCOLS = ("callplex.v1.1", SUBPROTOCOL)
-"""What a gateway offers, the newest first; the worker takes the first that it knows. With 1.1 it may say `late`."""
+WITH_LATE = "callplex.v1.1"
+"""The worker may say `late`, too."""
+SUBPROTOCOLS = (WITH_LATE, SUBPROTOCOL)
+"""What a gateway offers, the newest first; the worker takes the first that it knows."""
 PATH = "/api/session"
 
 MAX_MESSAGE = 1 << 20
@@ -172,7 +174,7 @@ class Played:
 
 @dataclass(frozen=True, slots=True)
 class Late:
-    """The engine answered with agent frame `index` more than 80 ms after that was waited for."""
+    """The engine answered with agent frame `index` more than 80 ms after its answer was due."""
 
     index: int
 

@@ -219,10 +219,19 @@ async def test_a_session_that_said_everything_is_closed_well() -> None:
         assert engine.sessions[0].was_closed
 
 
-@pytest.mark.parametrize("knows", [True, False])
-async def test_only_a_gateway_that_knows_it_is_told_of_late_frames(knows: bool) -> None:
+@pytest.mark.parametrize(
+    ("offered", "knows"),
+    [
+        (wire.SUBPROTOCOLS, True),
+        (("callplex.v1",), False),
+        pytest.param(("callplex.v9", *wire.SUBPROTOCOLS), False, id="another that is not the first"),
+    ],
+)
+async def test_only_a_gateway_that_knows_it_is_told_of_late_frames(
+    offered: tuple[str, ...], knows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "SUBPROTOCOLS", ("callplex.v9", *wire.SUBPROTOCOLS))
     engine = ScriptedEngine([AgentFrame(0, SOUND), wire.Late(0), wire.Done(0, "goodbye")])
-    offered = wire.SUBPROTOCOLS if knows else ("callplex.v1",)
     async with serving(engine) as server, connected(server, subprotocols=list(map(Subprotocol, offered))) as connection:
         assert connection.subprotocol == offered[0]
         await opened(connection)
