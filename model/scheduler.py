@@ -123,10 +123,8 @@ class Account:
 
     def told(self) -> str:
         """A sentence for the log."""
-        return (
-            f"{self.late} of {self.frames} frames were answered late, the latest after {1000 * self.worst:.0f} ms;"
-            f" {self.lost} of the caller's never came"
-        )
+        latest = f", the latest after {1000 * self.worst:.0f} ms" if self.late else ""
+        return f"{self.late} of {self.frames} frames were answered late{latest}; {self.lost} of the caller's never came"
 
 
 @dataclass(slots=True)

@@ -224,7 +224,7 @@ async def test_a_session_that_said_everything_is_closed_well() -> None:
     [
         (wire.SUBPROTOCOLS, True),
         (("callplex.v1",), False),
-        pytest.param(("callplex.v9", *wire.SUBPROTOCOLS), False, id="another that is not the first"),
+        pytest.param(("callplex.v9", *wire.SUBPROTOCOLS), False, id="a later one"),
     ],
 )
 async def test_only_a_gateway_that_knows_it_is_told_of_late_frames(
