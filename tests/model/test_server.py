@@ -348,7 +348,10 @@ async def test_stopping_ends_open_sessions() -> None:
         assert server.slots.active == 0
 
 
-async def test_stopping_waits_neither_for_a_peer_that_never_speaks_nor_for_one_that_does_not_answer() -> None:
+async def test_stopping_waits_neither_for_a_peer_that_never_speaks_nor_for_one_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_module, "STOP_TIMEOUT", 0.05)
     async with serving() as server:
         _, silent = await asyncio.open_connection("127.0.0.1", server.port)
         async with connected(server, max_queue=1) as deaf:
@@ -360,7 +363,8 @@ async def test_stopping_waits_neither_for_a_peer_that_never_speaks_nor_for_one_t
         silent.close()
 
 
-async def test_stopping_does_not_wait_for_a_peer_that_begins_no_tls() -> None:
+async def test_stopping_does_not_wait_for_a_peer_that_begins_no_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "STOP_TIMEOUT", 0.05)
     async with serving(tls=certified()) as server:
         _, silent = await asyncio.open_connection("127.0.0.1", server.port)
         async with asyncio.timeout(1.5):
