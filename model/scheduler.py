@@ -49,6 +49,11 @@ _NUMBERS = (16, 8, 4, 2, 1)
 """Of ticks that may be in use."""
 
 
+def all_taken(slots: int) -> str:
+    """Why a worker with so many slots takes no other call."""
+    return "the only slot of this worker is taken" if slots == 1 else f"all {slots} slots of this worker are taken"
+
+
 class Refused(Exception):
     """No call is taken now; the message says why."""
 
@@ -169,7 +174,7 @@ class Scheduler:
     def refusal(self, now: float) -> str:
         """Why no call is taken now; empty if one is."""
         if not self._free:
-            return f"all {self.capacity} slots of this worker are taken"
+            return all_taken(self.capacity)
         if now < self._paused_until:
             return self._why_paused
         return ""

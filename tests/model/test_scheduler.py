@@ -48,6 +48,12 @@ def test_a_slot_goes_to_one_call_at_a_time_and_the_call_beyond_is_refused_with_t
     assert scheduler.open(0.0) == first
 
 
+def test_a_worker_of_one_slot_says_so() -> None:
+    scheduler = Scheduler(1)
+    scheduler.open(0.0)
+    assert scheduler.refusal(0.0) == "the only slot of this worker is taken"
+
+
 def test_every_frame_is_stepped_once_and_in_order_however_they_come() -> None:
     chance = random.Random(7)
     scheduler = Scheduler(5, costs=COSTS)
