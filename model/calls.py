@@ -56,8 +56,8 @@ class _Call:
     base: int = 0
     """What the index of its next frame lacks to its place in the language memory."""
     live: bool = False
-    early: list[tuple[int, bytes]] = field(default_factory=list)
-    """Caller frames that came before it could speak."""
+    early: list[tuple[int, bytes, float]] = field(default_factory=list)
+    """Caller frames that came before it could speak, and when."""
     renewing: bool = False
 
 
@@ -105,7 +105,7 @@ class Calls:
         clock: Callable[[], float],
         context: Context = "reprime",
     ) -> None:
-        """`clock` tells seconds."""
+        """`clock` tells seconds: the clock by which caller frames came."""
         self.stepper, self.scheduler, self.prompts = stepper, scheduler, prompts
         self.cuts = self.faults = self.steps = 0
         self._assets = assets
@@ -140,15 +140,18 @@ class Calls:
         self._jobs.append(_Job(call, self._opening(call, history)))
         self._crowd = max(self._crowd, self._waiting)
 
-    def frame(self, session: int, index: int, pcm: bytes) -> None:
-        """The caller's 80 ms of a session; of one that has ended, nobody's."""
+    def frame(self, session: int, index: int, pcm: bytes, came: float) -> None:
+        """The caller's 80 ms of a session, and when they came, which may be long before now.
+
+        Of a session that has ended they are nobody's.
+        """
         call = self._calls.get(session)
         if call is None:
             return
         if call.live:
-            self.scheduler.push(call.slot, index, pcm, self._now())
+            self.scheduler.push(call.slot, index, pcm, came)
         else:
-            call.early.append((index, pcm))
+            call.early.append((index, pcm, came))
 
     def say(self, session: int, text: str) -> None:
         """The agent says this next, in words of its own timing."""
@@ -290,8 +293,8 @@ class Calls:
         if request.resume is not None and request.resume.missed:
             missed = call.columns.end - request.resume.missed
             self._tell(call.session, wire.Columns(missed, call.columns.data(missed)))
-        for index, pcm in call.early:
-            self.scheduler.push(call.slot, index, pcm, self._now())
+        for index, pcm, came in call.early:
+            self.scheduler.push(call.slot, index, pcm, came)
         call.early.clear()
 
     def _prepare(self, call: _Call, history: History) -> Generator[bool]:

@@ -1,20 +1,37 @@
 """What the worker's process and the engine's tell each other over their channel: the wire's messages, each tagged.
 
-Owns one byte before each message that tells text from bytes from an open request. Session 0 is the engine itself: it
-sends its state. Standard library only.
+Owns one byte before each message that tells text from bytes from an open request from a caller's frame, and the time
+that such a frame carries. Session 0 is the engine itself: it sends its state. Standard library only.
 """
 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 
 from model import wire
-from model.wire import FromWorker, History, SessionRequest, ToWorker
+from model.wire import CallerFrame, Close, FromWorker, History, Play, Say, SessionRequest
 
 CONTROL = 0
 """The session that is none: the engine's own reports."""
-_OPEN, _TEXT, _BYTES = b"O", b"T", b"B"
+_OPEN, _FRAME, _TEXT, _BYTES = b"O", b"F", b"T", b"B"
 _LENGTH = struct.Struct("<I")
+_CAME = struct.Struct("<d")
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A caller frame, and when it came to the worker's process.
+
+    came: seconds of `time.monotonic`, one clock for all processes of a machine.
+    """
+
+    frame: CallerFrame
+    came: float
+
+
+Told = Heard | Say | Play | Close
+"""What the engine is told of a session once it is open."""
 
 
 def encode_open(request: SessionRequest, history: History) -> bytes:
@@ -24,13 +41,15 @@ def encode_open(request: SessionRequest, history: History) -> bytes:
     return b"".join((_OPEN, _LENGTH.pack(len(text)), text, rest))
 
 
-def encode(message: ToWorker | FromWorker) -> bytes:
+def encode(message: Told | FromWorker) -> bytes:
     """Any other message."""
+    if isinstance(message, Heard):
+        return b"".join((_FRAME, _CAME.pack(message.came), wire.encode_frame(message.frame)))
     data = wire.encode(message)
     return _TEXT + data.encode() if isinstance(data, str) else _BYTES + data
 
 
-def decode_to_engine(data: bytes) -> tuple[SessionRequest, History] | ToWorker:
+def decode_to_engine(data: bytes) -> tuple[SessionRequest, History] | Told:
     """What the worker's process sent. Raises WireError, which would be our own fault."""
     if data[:1] == _OPEN:
         (length,) = _LENGTH.unpack_from(data, 1)
@@ -40,7 +59,13 @@ def decode_to_engine(data: bytes) -> tuple[SessionRequest, History] | ToWorker:
         if request.resume is not None:
             history = wire.decode_history(data[start + length :], request.resume)
         return request, history
-    return wire.decode_to_worker(_message(data))
+    if data[:1] == _FRAME:
+        (came,) = _CAME.unpack_from(data, 1)
+        return Heard(wire.decode_caller_frame(data[1 + _CAME.size :]), came)
+    message = wire.decode_to_worker(_message(data))
+    if isinstance(message, CallerFrame):
+        raise wire.WireError("a caller frame came without its time")
+    return message
 
 
 def decode_from_engine(data: bytes) -> FromWorker:

@@ -23,13 +23,13 @@ import torch
 from model.calls import Calls
 from model.engine_options import EngineOptions, EngineRefused, EngineState
 from model.engine_start import Started, start
-from model.engine_wire import CONTROL, decode_to_engine, encode
+from model.engine_wire import CONTROL, Heard, decode_to_engine, encode
 from model.folder import FolderInvalid
 from model.load import WeightsError
 from model.ring import Channel, Ends, PeerGone, RingFull
 from model.scheduler import Scheduler
 from model.tokenizer import TokenizerError
-from model.wire import CallerFrame, FromWorker, Play, Say
+from model.wire import FromWorker, Play, Say
 
 log = logging.getLogger(__name__)
 
@@ -129,12 +129,16 @@ class Loop:
         gc.collect()
         gc.freeze()
         while True:
-            self._channel.hush()
-            while (message := self._channel.get()) is not None:
-                self._take(*message)
-            self._say_how_it_is()
-            if not self._calls.work():
-                self._sleep()
+            self.turn()
+
+    def turn(self) -> None:
+        """Take what has come since the last; then one step, or part of other work, or sleep."""
+        self._channel.hush()
+        while (message := self._channel.get()) is not None:
+            self._take(*message)
+        self._say_how_it_is()
+        if not self._calls.work():
+            self._sleep()
 
     def _sleep(self) -> None:
         """Until a message comes, a frame is due, or what was last said of the engine may be out of date."""
@@ -148,8 +152,8 @@ class Loop:
         message = decode_to_engine(data)
         if isinstance(message, tuple):
             self._calls.open(session, *message)
-        elif isinstance(message, CallerFrame):
-            self._calls.frame(session, message.index, message.pcm)
+        elif isinstance(message, Heard):
+            self._calls.frame(session, message.frame.index, message.frame.pcm, message.came)
         elif isinstance(message, Say):
             self._calls.say(session, message.text)
         elif isinstance(message, Play):

@@ -11,6 +11,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from websockets.frames import CloseCode
 from model import engine_wire
 from model.capacity import check_asked
 from model.engine_options import NAME, EngineOptions, EngineRefused, EngineState
-from model.engine_wire import CONTROL
+from model.engine_wire import CONTROL, Heard, Told
 from model.metrics import Histogram
 from model.ring import Channel, Ends, PeerGone, RingFull, make_channel
 from model.scheduler import LATE_CALLS
@@ -41,7 +42,6 @@ from model.wire import (
     Resume,
     Say,
     SessionRequest,
-    ToWorker,
     WireError,
 )
 
@@ -86,8 +86,9 @@ class PersonaplexSession:
         self._wake.set()
 
     def push(self, frame: CallerFrame) -> None:
+        # Stamped here: the engine's process reads between steps only, and after a stall of its own much later.
         self._unheard.append(frame)
-        self._engine.send(self._number, frame)
+        self._engine.send(self._number, Heard(frame, time.monotonic()))
 
     def say(self, text: str) -> None:
         self._engine.send(self._number, Say(text))
@@ -234,7 +235,7 @@ class PersonaplexEngine:
             raise
         return session
 
-    def send(self, number: int, message: ToWorker) -> None:
+    def send(self, number: int, message: Told) -> None:
         """Tell the engine something of a session; nothing, once that is over."""
         if number in self._sessions:
             self._put(number, engine_wire.encode(message))

@@ -49,6 +49,11 @@ _NUMBERS = (16, 8, 4, 2, 1)
 """Of ticks that may be in use."""
 
 
+def all_taken(slots: int) -> str:
+    """Why a worker with so many slots takes no other call."""
+    return "the only slot of this worker is taken" if slots == 1 else f"all {slots} slots of this worker are taken"
+
+
 class Refused(Exception):
     """No call is taken now; the message says why."""
 
@@ -109,7 +114,11 @@ class Account:
 
     frames: int = 0
     late: int = 0
-    """Frames answered more than 80 ms after their answer was wanted."""
+    """Frames answered more than 80 ms after their answer was wanted.
+
+    Of a burst, as a gateway sends of what came while a call was resumed, only the first is wanted when it comes, each
+    of the others 80 ms after the one before: how long they waited elsewhere is not known here.
+    """
     worst: float = 0.0
     """Seconds from then to the answer."""
     lost: int = 0
@@ -119,10 +128,8 @@ class Account:
 
     def told(self) -> str:
         """A sentence for the log."""
-        return (
-            f"{self.late} of {self.frames} frames were answered late, the latest after {1000 * self.worst:.0f} ms;"
-            f" {self.lost} of the caller's never came"
-        )
+        latest = f", the latest after {1000 * self.worst:.0f} ms" if self.late else ""
+        return f"{self.late} of {self.frames} frames were answered late{latest}; {self.lost} of the caller's never came"
 
 
 @dataclass(slots=True)
@@ -167,7 +174,7 @@ class Scheduler:
     def refusal(self, now: float) -> str:
         """Why no call is taken now; empty if one is."""
         if not self._free:
-            return f"all {self.capacity} slots of this worker are taken"
+            return all_taken(self.capacity)
         if now < self._paused_until:
             return self._why_paused
         return ""
@@ -193,24 +200,27 @@ class Scheduler:
             self.late_calls.observe(closed.account.late)
         return closed.account
 
-    def push(self, slot: int, index: int, pcm: bytes, now: float) -> None:
-        """A caller frame has come. Those before it that have not are silence; one that is too late is left out."""
+    def push(self, slot: int, index: int, pcm: bytes, came: float) -> None:
+        """A caller frame came at `came`, before now where whoever tells us was busy: its tick may be over.
+
+        Those before it that have not come are silence; one that is too late is left out.
+        """
         state = self._open[slot]
         if index < state.next_in:
             state.account.repeated += 1
             return
         # Behind others of its own that wait, it can be no later than the caller is ahead.
-        wanted = max(now, state.expected) if state.waiting else now
+        wanted = max(came, state.expected) if state.waiting else came
         for missing in range(state.next_in, index):
-            state.waiting.append(Frame(slot, missing, b"", now, wanted))
+            state.waiting.append(Frame(slot, missing, b"", came, wanted))
             state.account.lost += 1
             self.lost += 1
-        state.waiting.append(Frame(slot, index, pcm, now, wanted))
+        state.waiting.append(Frame(slot, index, pcm, came, wanted))
         state.expected = wanted + FRAME
         state.next_in = index + 1
         if state.hold is None:
-            state.hold = self._choose_hold(now)
-        state.phase = (self._tick_after(now) + self._held(state, now)) % FRAME
+            state.hold = self._choose_hold(came)
+        state.phase = (self._tick_after(came) + self._held(state, came)) % FRAME
 
     def due(self, now: float) -> list[Frame]:
         """The frames to step now, at most one a slot, those that wait longest first. They leave their queues."""
@@ -286,10 +296,10 @@ class Scheduler:
         """The largest number of slots measured whose step takes no longer."""
         return max((count for count, took in self._costs.items() if took <= seconds + _ROUNDING), default=1)
 
-    def _choose_hold(self, now: float) -> float:
+    def _choose_hold(self, came: float) -> float:
         """How long a new call's frames wait beyond their tick: until the first that has room."""
-        spacing, first = self._spacing(), self._tick_after(now)
-        longest = min(LONGEST_HOLD, self._most_hold(now))
+        spacing, first = self._spacing(), self._tick_after(came)
+        longest = min(LONGEST_HOLD, self._most_hold(came))
         room = max(math.ceil(self.active / self._pace.ticks), self._most_within(BUSY * spacing))
         others = [state for state in self._open.values() if state.hold is not None]
         counts = []

@@ -68,7 +68,8 @@ async def serve(
         stack.push_async_callback(server.stop)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopped.set)
-        log.info("worker %s: %s engine, %d slots, %s", server.name, engine.name, server.slots.capacity, server.url)
+        slots = f"{server.slots.capacity} slot{'s' * (server.slots.capacity > 1)}"
+        log.info("worker %s: %s engine, %s, %s", server.name, engine.name, slots, server.url)
         for door in doors:
             log.info("worker %s: %s is served, too", server.name, door.path)
         (announce or _print_url)(server.url)

@@ -61,7 +61,7 @@ class Gateway:
 
     def __init__(self, connection: ServerConnection) -> None:
         self._connection = connection
-        self._knows_late = connection.subprotocol != wire.SUBPROTOCOL
+        self._knows_late = connection.subprotocol == wire.WITH_LATE
 
     async def receive(self) -> ToWorker:
         return wire.decode_to_worker(await self._connection.recv())

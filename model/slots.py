@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
 from model import wire
+from model.scheduler import all_taken
 from model.session import Counts, GatewayStopped, SessionEnded
 from model.worker_engine import WorkerSession
 
@@ -85,8 +86,7 @@ class Slots:
             raise SessionEnded(wire.Error("draining", "the worker is being stopped"), CloseCode.GOING_AWAY)
         if self.active >= self.capacity:
             self.counts.refused += 1
-            error = wire.Error("full", f"all {self.capacity} slots of this worker are taken")
-            raise SessionEnded(error, CloseCode.TRY_AGAIN_LATER)
+            raise SessionEnded(wire.Error("full", all_taken(self.capacity)), CloseCode.TRY_AGAIN_LATER)
 
 
 async def _while_connected(

@@ -52,8 +52,10 @@ from model.wire_script import Question as Question
 from model.wire_script import Script as Script
 
 SUBPROTOCOL = "callplex.v1"
-SUBPROTOCOLS = ("callplex.v1.1", SUBPROTOCOL)
-"""What a gateway offers, the newest first; the worker takes the first that it knows. With 1.1 it may say `late`."""
+WITH_LATE = "callplex.v1.1"
+"""The worker may say `late`, too."""
+SUBPROTOCOLS = (WITH_LATE, SUBPROTOCOL)
+"""What a gateway offers, the newest first; the worker takes the first that it knows."""
 PATH = "/api/session"
 
 MAX_MESSAGE = 1 << 20
@@ -172,7 +174,7 @@ class Played:
 
 @dataclass(frozen=True, slots=True)
 class Late:
-    """The engine answered with agent frame `index` more than 80 ms after that was waited for."""
+    """The engine answered with agent frame `index` more than 80 ms after its answer was due."""
 
     index: int
 
@@ -294,6 +296,11 @@ def decode_to_worker(message: str | bytes) -> ToWorker:
     if isinstance(message, str):
         result: ToWorker = _decode_json(message, _TO_WORKER)
         return result
+    return decode_caller_frame(message)
+
+
+def decode_caller_frame(message: bytes) -> CallerFrame:
+    """Read the one binary message that a gateway sends in a session. Raises WireError if it is not one."""
     kind, index, payload = split(message)
     if kind != KIND_FRAME:
         raise WireError(f"unknown binary kind {kind}")

@@ -99,7 +99,7 @@ class BesideCalls:
         begun = time.perf_counter()
         for session in range(count):
             calls.open(session, asked, history)
-            calls.frame(session, frames, SOUND)
+            calls.frame(session, frames, SOUND, time.perf_counter())
         while len(spoke) < count:
             if not calls.work() and (wake := calls.wake_at()) is not None:
                 wait_until(wake)

@@ -135,7 +135,7 @@ async def test_a_full_worker_is_full_not_lost() -> None:
     async with worker(capacity=1) as server:
         engine = RemoteEngine(server.url)
         first = await engine.open(REQUEST)
-        with pytest.raises(EngineFull, match="1 slots"):
+        with pytest.raises(EngineFull, match="the only slot of this worker is taken"):
             await engine.open(REQUEST)
         assert engine.sessions == 1
         await first.close()

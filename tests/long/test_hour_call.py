@@ -72,7 +72,7 @@ def test_a_call_of_an_hour_is_answered_frame_by_frame_without_growth(tmp_path: P
     sound = [caller_pcm(0, index) for index in range(50)]
     process, begun, answered, cuts, early = psutil.Process(), time.process_time(), 0, 0, 0
     for index in range(FRAMES):
-        rig.calls.frame(1, index, sound[index % 50])
+        rig.hear(1, index, sound[index % 50])
         rig.settle()
         rig.now += 0.08
         told = rig.told.pop(1)

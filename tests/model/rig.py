@@ -85,10 +85,14 @@ class Rig:
         self.now = max(self.now, wake)
         return True
 
+    def hear(self, session: int, index: int, pcm: bytes) -> None:
+        """A caller frame comes now."""
+        self.calls.frame(session, index, pcm, self.now)
+
     def speak(self, session: int, start: int, end: int, seed: int = 0) -> None:
         """The caller's frames from `start` up to `end`, one every 80 ms, each answered before the next."""
         for index in range(start, end):
-            self.calls.frame(session, index, caller_pcm(seed, index))
+            self.hear(session, index, caller_pcm(seed, index))
             self.settle()
             self.now += FRAME
 

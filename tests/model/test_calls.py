@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,7 +15,7 @@ from model.conversation import Models
 from model.engine import StepResult
 from model.folder import ModelFolder
 from model.prompt import SILENCE
-from model.scheduler import FRAME
+from model.scheduler import FRAME, TICK
 from model.wire import AgentFrame, AgentText, Error, Late, Played, Ready, Sampling
 from tests.model.rig import GREEDY, Rig, caller_pcm, is_ready, request
 
@@ -76,7 +77,7 @@ def test_while_a_clip_is_read_steps_go_on_and_what_is_asked_for_next_waits_its_t
     rig.calls.play(1, "last")
     queued = rig.calls._calls[1].speech.queued
     for index in range(3):
-        rig.calls.frame(1, index, caller_pcm(0, index))
+        rig.hear(1, index, caller_pcm(0, index))
         rig.now += FRAME
         for _ in range(4):
             rig.calls.work()
@@ -133,7 +134,7 @@ def interrupted(rig: Rig, **asked: str) -> str:
     rig.open(1, request(**asked))
     for index in range(60):
         loud = " you" in rig.text(1) or "thank" in rig.text(1)
-        rig.calls.frame(1, index, caller_pcm(0, index, level=3000 if loud else 300))
+        rig.hear(1, index, caller_pcm(0, index, level=3000 if loud else 300))
         rig.settle()
         rig.now += FRAME
     return rig.text(1)
@@ -153,7 +154,7 @@ def test_words_the_caller_speaks_over_are_let_go_but_not_those_that_must_be_hear
     assert free.calls._calls[1].speech.queued == deque()
     bound.open(1, request(greeting=LONG, notice=LONG))
     for index in range(120):
-        bound.calls.frame(1, index, caller_pcm(0, index, level=3000))
+        bound.hear(1, index, caller_pcm(0, index, level=3000))
         bound.settle()
         bound.now += FRAME
     assert LONG in bound.text(1)
@@ -194,7 +195,7 @@ def test_an_unknown_voice_is_refused_by_its_name(rig: Rig) -> None:
 def test_frames_sent_before_the_slot_speaks_are_answered_when_it_does(rig: Rig) -> None:
     rig.calls.open(1, request(), rig.history_of_nothing)
     for index in range(3):
-        rig.calls.frame(1, index, caller_pcm(0, index))
+        rig.hear(1, index, caller_pcm(0, index))
     rig.settle()
     assert [frame.index for frame in rig.frames(1)] == [0, 1, 2]
 
@@ -203,11 +204,11 @@ def test_nothing_late_reaches_the_next_caller_of_a_slot(models: Models, tiny: Mo
     rig = Rig(models, tiny, slots=1)
     rig.open(1, request("first", greeting="hello and thank you"))
     rig.speak(1, 0, 6, seed=1)
-    rig.calls.frame(1, 6, caller_pcm(1, 6))
+    rig.hear(1, 6, caller_pcm(1, 6))
     rig.calls.close(1)
     before = len(rig.told[1])
     rig.open(2, request("second"))
-    rig.calls.frame(1, 7, caller_pcm(1, 7))
+    rig.hear(1, 7, caller_pcm(1, 7))
     rig.calls.say(1, "late words")
     rig.speak(2, 0, 10)
     assert len(rig.told[1]) == before
@@ -225,7 +226,7 @@ def test_a_slot_whose_numbers_break_down_is_closed_and_its_neighbour_goes_on(mod
         each.open(2, request("whole"))
         each.speak(2, 0, 2)
     rig.stepper.state.kv.values[:, rig.stepper.lm_slot[0]] = float("nan")
-    rig.calls.frame(1, 0, caller_pcm(0, 0))
+    rig.hear(1, 0, caller_pcm(0, 0))
     for each in (rig, calm):
         each.speak(2, 2, 5)
     errors = [message for message in rig.told[1] if isinstance(message, Error)]
@@ -247,7 +248,7 @@ def test_a_caller_whose_frames_get_lost_is_heard_as_silent_there(rig: Rig, model
     told.open(1, request())
     told.speak(1, 0, 2)
     for index in (2, 3):
-        told.calls.frame(1, index, bytes(3840))
+        told.hear(1, index, bytes(3840))
         told.settle()
     told.speak(1, 4, 6)
     assert rig.columns(1) == told.columns(1)
@@ -276,6 +277,74 @@ def test_late_answers_are_counted_and_told_when_the_call_ends(rig: Rig, caplog: 
     assert "ms; 0 of the caller's never came" in caplog.text
 
 
+def late(rig: Rig, session: int) -> list[int]:
+    return [message.index for message in rig.told[session] if isinstance(message, Late)]
+
+
+def test_frames_that_came_while_the_engine_stood_still_are_late_and_a_burst_is_not(rig: Rig) -> None:
+    rig.open(1, request("stood still"))
+    begun = rig.now
+    rig.now += 5 * FRAME
+    for index in range(4):
+        rig.calls.frame(1, index, caller_pcm(0, index), begun + index * FRAME)
+    rig.settle()
+    assert late(rig, 1) == [0, 1, 2, 3]
+    assert rig.open(2, request("refused")) == Error("full", rig.scheduler.refusal(rig.now))
+    assert "frames run late (4 of 4" in rig.scheduler.refusal(rig.now)
+
+    rig.now += 60
+    rig.open(3, request("sent ahead"))
+    step = rig.stepper.step
+
+    def slow(slots: Sequence[int], pcm: Sequence[bytes]) -> StepResult:
+        rig.now += FRAME / 2
+        return step(slots, pcm)
+
+    rig.stepper.step = slow  # type: ignore[method-assign]
+    begun = rig.now
+    rig.now += FRAME / 4
+    for index in range(4):
+        rig.calls.frame(3, index, caller_pcm(0, index), begun)
+    rig.settle()
+    assert len(rig.frames(3)) == 4
+    assert late(rig, 3) == []
+
+
+def test_frames_sent_before_the_slot_speaks_are_late_by_when_they_came(rig: Rig) -> None:
+    rig.calls.open(1, request(), rig.history_of_nothing)
+    for index in range(4):
+        rig.hear(1, index, caller_pcm(0, index))
+        rig.now += FRAME
+    rig.settle()
+    assert late(rig, 1) == [0, 1, 2, 3]
+
+
+def test_a_frame_told_of_afterwards_steps_at_once_and_its_call_keeps_the_tick_at_which_it_came(
+    models: Models, tiny: ModelFolder
+) -> None:
+    dues = []
+    for told_after in (0.0, 0.0213):
+        rig = Rig(models, tiny, slots=2)
+        rig.open(1, request("before"))
+        rig.open(2, request("at the same phase"))
+        begun = rig.now = math.ceil(rig.now / FRAME) * FRAME + 0.0011
+        rig.hear(1, 0, caller_pcm(0, 0))
+        rig.settle()
+        rig.now = begun + FRAME + told_after
+        rig.calls.frame(2, 0, caller_pcm(0, 0), begun + FRAME)
+        if told_after:
+            rig.calls.work()
+            assert len(rig.frames(2)) == 1, "its tick is over: it waits for no other"
+        rig.settle()
+        rig.now = begun + 2 * FRAME
+        rig.hear(2, 1, caller_pcm(0, 1))
+        due = rig.scheduler.next_due()
+        assert due is not None
+        dues.append(due - begun)
+    assert dues[1] == pytest.approx(dues[0])
+    assert dues[0] > 2 * FRAME + TICK, "held for a tick with room"
+
+
 def test_closing_a_call_while_it_is_being_prepared_leaves_everything_free(rig: Rig) -> None:
     rig.calls.open(1, request(), rig.history_of_nothing)
     rig.calls.work()
@@ -290,7 +359,7 @@ def test_prompts_that_are_read_do_not_hold_up_those_who_talk(models: Models, tin
     rig = Rig(models, tiny, slots=3)
     rig.open(1, request("talking", sampling=GREEDY))
     rig.calls.open(2, request("new", prompt="a long prompt " * 8), rig.history_of_nothing)
-    rig.calls.frame(1, 0, caller_pcm(0, 0))
+    rig.hear(1, 0, caller_pcm(0, 0))
     rig.now += FRAME
     assert rig.calls.work()
     assert [frame.index for frame in rig.frames(1)] == [0], "the step came before the prompt's parts"

@@ -1,20 +1,27 @@
-"""The end of the engine's process: a device's error is told in one sentence, a defect is not hidden."""
+"""The engine's process: when its callers' frames came, and its end, by a device's error or a defect."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 
 import pytest
 import torch
 
-from model import gpu_process
+from model import engine_wire, gpu_process
+from model.conversation import Models
 from model.engine_options import EngineOptions, EngineRefused, EngineState
-from model.engine_wire import CONTROL
+from model.engine_start import Started
+from model.engine_wire import CONTROL, Heard
+from model.folder import ModelFolder
 from model.ring import Channel, make_channel
+from model.scheduler import FRAME
+from model.wire import CallerFrame, FromWorker, History, Late
+from tests.model.rig import Rig, caller_pcm, is_ready, request
 
 
 @pytest.fixture
@@ -95,3 +102,34 @@ def test_a_busy_thread_gives_the_interpreter_back_before_a_step_is_late(
     monkeypatch.setattr(gpu_process, "start", start)
     assert gpu_process.main() == 1
     assert found[0] <= 1e-4
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_frames_that_came_during_a_stall_of_the_loop_are_late(models: Models, tiny: ModelFolder) -> None:
+    """They came one by one; the loop finds them together."""
+    ours, ends = make_channel(1 << 20)
+    rig = Rig(models, tiny, slots=1)
+    engine = Started(rig.stepper, 1, {1: 0.01}, rig.prompts, rig.assets)
+    theirs = ends.channel()
+    loop = gpu_process.Loop(theirs, engine, EngineOptions("weights"))
+    told: list[FromWorker] = []
+
+    def turn() -> None:
+        loop.turn()
+        while (message := ours.get()) is not None:
+            if message[0] != CONTROL:
+                told.append(engine_wire.decode_from_engine(message[1]))
+
+    ours.put(1, engine_wire.encode_open(request(), History()))
+    while not told:
+        turn()
+    assert is_ready(told[0])
+    now = time.monotonic()
+    for index in range(4):
+        heard = Heard(CallerFrame(index, caller_pcm(0, index)), now - (5 - index) * FRAME)
+        ours.put(1, engine_wire.encode(heard))
+    for _ in range(4):
+        turn()
+    assert [message.index for message in told if isinstance(message, Late)] == [0, 1, 2, 3]
+    ours.close()
+    theirs.close()

@@ -273,7 +273,7 @@ def test_calls_that_began_together_are_not_cut_together(short: Models, brief: Mo
     at: dict[int, int] = {}
     for index in range(WINDOW):
         for session in (1, 2, 3):
-            rig.calls.frame(session, index, b"\0" * 3840)
+            rig.hear(session, index, b"\0" * 3840)
         rig.settle()
         rig.now += 0.08
         for session in (1, 2, 3):

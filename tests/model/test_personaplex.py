@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,8 +23,10 @@ from websockets.typing import Subprotocol
 
 from model import wire
 from model.engine_options import EngineOptions, EngineRefused
+from model.engine_wire import Heard, Told
 from model.folder import ModelFolder
-from model.personaplex import PersonaplexEngine
+from model.personaplex import PersonaplexEngine, PersonaplexSession
+from model.transcriber import NoTranscriber
 from model.wire import AgentFrame, CallerFrame, Error, FromWorker, History, Ready, Resume, SessionRequest
 from tests.model.device import DEVICE
 from tests.model.rig import caller_pcm, request
@@ -138,6 +141,27 @@ async def test_a_worker_that_is_killed_takes_its_engine_with_it(tiny: ModelFolde
         process.kill()
         await asyncio.to_thread(psutil.wait_procs, [engine], 20)
         assert not engine.is_running()
+
+
+class Recording(PersonaplexEngine):
+    """Runs no process; what its sessions tell it is kept."""
+
+    def __init__(self) -> None:
+        super().__init__(EngineOptions("absent"))
+        self.heard: list[Told] = []
+
+    def send(self, number: int, message: Told) -> None:
+        self.heard.append(message)
+
+
+async def test_a_caller_frame_carries_when_it_came() -> None:
+    engine, frame = Recording(), CallerFrame(0, caller_pcm(0, 0))
+    before = time.monotonic()
+    PersonaplexSession(engine, 1, NoTranscriber()).push(frame)
+    (heard,) = engine.heard
+    assert isinstance(heard, Heard)
+    assert heard.frame == frame
+    assert before <= heard.came <= time.monotonic()
 
 
 async def test_the_engine_is_told_of_more_prompts_than_an_argument_can_hold(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def taken_over(first: Rig, second: Rig, calls: int) -> Rig:
     resume, history = first.history(1, 0)
     for session in range(calls):
         second.calls.open(session, request(f"c{session}", resume=replace(resume)), history)
-        second.calls.frame(session, FRAMES, caller_pcm(0, FRAMES))
+        second.hear(session, FRAMES, caller_pcm(0, FRAMES))
     return second
 
 
@@ -142,7 +142,7 @@ def test_eight_calls_read_their_past_in_one_pass_and_go_on_as_they_would_have(
     for rig in (first, second):
         for index in range(FRAMES, FRAMES + 6):
             for session in rig.calls._calls:
-                rig.calls.frame(session, index, caller_pcm(0, index))
+                rig.hear(session, index, caller_pcm(0, index))
             rig.settle()
             rig.now += FRAME
     for session in range(CALLS):

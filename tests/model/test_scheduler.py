@@ -16,6 +16,7 @@ from model.scheduler import (
     LONGEST_HOLD,
     PAUSE,
     TICKS,
+    Account,
     Frame,
     Refused,
     Scheduler,
@@ -45,6 +46,12 @@ def test_a_slot_goes_to_one_call_at_a_time_and_the_call_beyond_is_refused_with_t
         scheduler.open(0.0)
     scheduler.close(first)
     assert scheduler.open(0.0) == first
+
+
+def test_a_worker_of_one_slot_says_so() -> None:
+    scheduler = Scheduler(1)
+    scheduler.open(0.0)
+    assert scheduler.refusal(0.0) == "the only slot of this worker is taken"
 
 
 def test_every_frame_is_stepped_once_and_in_order_however_they_come() -> None:
@@ -255,6 +262,13 @@ def test_every_late_answer_is_counted_for_its_call_and_calls_are_refused_until_t
     assert scheduler.late_calls.total == 4
     assert scheduler.refusal(now + PAUSE + 1) == ""
     scheduler.open(now + PAUSE + 1)
+
+
+def test_how_late_the_latest_was_is_said_only_of_a_call_that_had_late_answers() -> None:
+    lost = Account(frames=50, worst=0.04, lost=2)
+    assert lost.told() == "0 of 50 frames were answered late; 2 of the caller's never came"
+    late = Account(frames=50, late=3, worst=0.0954)
+    assert late.told() == "3 of 50 frames were answered late, the latest after 95 ms; 0 of the caller's never came"
 
 
 def test_a_caller_who_sends_ahead_of_time_makes_no_answer_late_and_closes_the_engine_to_nobody() -> None:

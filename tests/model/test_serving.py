@@ -38,6 +38,24 @@ def test_a_worker_process_ends_with_its_parents_pipe() -> None:
         assert process.wait(10) == 0
 
 
+LOGS = """
+import asyncio, logging, os, signal, sys
+from model import echo, serving
+
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+stop = lambda url: os.kill(os.getpid(), signal.SIGTERM)
+asyncio.run(serving.serve(echo.EchoEngine(), "127.0.0.1:0", capacity=int(sys.argv[1]), announce=stop))
+"""
+
+
+@pytest.mark.parametrize(("capacity", "said"), [("1", "1 slot, ws://"), ("4", "4 slots, ws://")])
+def test_a_worker_process_logs_what_it_serves(capacity: str, said: str) -> None:
+    with worker_process("-c", LOGS, capacity) as process:
+        assert process.stdout is not None
+        assert f": echo engine, {said}127.0.0.1:" in process.stdout.read().decode()
+        assert process.wait(10) == 0
+
+
 HANGS = """
 import asyncio, time
 from model import echo, serving
