@@ -28,10 +28,12 @@ def _depth(shape: tl.constexpr, byte: tl.constexpr):
     lanes: tl.constexpr = most if shape[3] > most else shape[3]
     place = tl.arange(0, shape[3] // lanes)[:, None, None] * lanes + tl.arange(0, lanes)[None, None, :]
     if shape[1] == shape[2]:
-        return place, place < shape[0]
-    inside = place % shape[2]
-    depth = place // shape[2] * shape[1] + inside
-    return depth, (inside < shape[1]) & (depth < shape[0])
+        depth, live = place, place < shape[0]
+    else:
+        inside = place % shape[2]
+        depth = place // shape[2] * shape[1] + inside
+        live = (inside < shape[1]) & (depth < shape[0])
+    return depth, live
 
 
 @triton.jit

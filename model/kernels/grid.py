@@ -70,16 +70,20 @@ def publish(mail, value, tag, mask):
 def late(words, tag):
     """1 for each of `words` that has another tag yet, else 0."""
     if words.dtype == tl.int32:
-        return ((words ^ (tag << 16)) >> 16 != 0).to(tl.int32)
-    return ((words >> 32).to(tl.int32) != tag).to(tl.int32)
+        other = (words ^ (tag << 16)) >> 16 != 0
+    else:
+        other = (words >> 32).to(tl.int32) != tag
+    return other.to(tl.int32)
 
 
 @triton.jit
 def number(words):
     """The numbers in `words`, in float32."""
     if words.dtype == tl.int32:
-        return (words << 16).to(tl.float32, bitcast=True)
-    return words.to(tl.int32).to(tl.float32, bitcast=True)
+        bits = words << 16
+    else:
+        bits = words.to(tl.int32)
+    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -216,5 +216,5 @@ _WALK |= {"given": "*u8", "squares": "*fp32", "counter": "*i32", "pitch": "i32",
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("error")
     sys.stdout.write(json.dumps(main(int(sys.argv[1]))))
