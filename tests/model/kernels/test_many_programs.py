@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from model.config import LMConfig
-from model.depformer_walk import TILES, DepformerWalk, Launch, OneRow
+from model.depformer_walk import DepformerWalk, Launch
 from tests.model.kernels.test_depformer import Frame, assert_same, plain
 from tests.model.tiny import FEW, ODD, random_lm
 
@@ -60,7 +60,6 @@ def test_programs_walk_one_row_together(
 
     Twice in the same memory, where the second walk finds what the first has left.
     """
-    monkeypatch.setitem(TILES, 1, OneRow(hints=False, copies=2))
     lm = random_lm(10, config)
     walk = DepformerWalk(lm, "reference")
     walk._form = replace(walk._form, programs=programs)
