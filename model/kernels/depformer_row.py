@@ -196,17 +196,36 @@ def _close_gates(lines, mail, tag, plan: tl.constexpr):
 
 
 @triton.jit
-def _inputs(
-    hidden,
-    tables,
-    entry,
-    line,
-    target,
-    steps,
-    form: tl.constexpr,
-    shape: tl.constexpr,
-    dim: tl.constexpr,
-):
+def _layer(x, lines, mail, joined, tag, time, has_columns, plan: tl.constexpr):
+    """The parts of a layer in order, two of them only where the program `has_columns` of the width.
+
+    Returns `x [D]`, to which all is added but what the MLP gives.
+    """
+    x = _ask_heads(x, lines, mail, joined, tag, time, plan)
+    if has_columns:
+        _hear_heads(lines, mail, joined, tag, time, plan)
+    x = _open_gates(x, lines, mail, tag, plan)
+    if has_columns:
+        _close_gates(lines, mail, tag, plan)
+    return x
+
+
+@triton.jit
+def _head(x, place, logits, step, mail, tag, card: tl.constexpr, turns: tl.constexpr, plan: tl.constexpr):
+    """What the last layer makes of `x [D]`, times the head at `place`, to the step's of `logits [steps, V]`."""
+    narrow: tl.constexpr = plan[FORM][3]
+    whole: tl.constexpr = (narrow, False, plan[FORM][2], narrow)
+    weight = (numbers_at(place, narrow, whole[2]), None)
+    bands = bands_of(weight, card, 1, whole, plan[LAYOUTS][IN_PROJ], turns)
+    x = _added(x, mail, LINEAR_OUT, tag, plan)
+    for turn in tl.static_range(turns):
+        channel = channels_of(turn)
+        value = times(x, bands[turn], whole).to(narrow)
+        tl.store(logits + step * card + channel, value, mask=channel < card)
+
+
+@triton.jit
+def _inputs(hidden, tables, entry, line, target, steps, form: tl.constexpr, shape: tl.constexpr, dim: tl.constexpr):
     """`hidden [K]` times the input's projection of each step, to `target [steps, D]`."""
     place = tl.arange(0, shape[3])
     x = tl.load(hidden + place, mask=place < shape[0], other=0.0).to(tl.float32)
@@ -276,7 +295,6 @@ def walk_row(
     """`model.depformer_walk` says what the tensors are. A launch's tags follow the `epoch`, which it moves on."""
     narrow: tl.constexpr = inputs.dtype.element_ty
     form: tl.constexpr = (tl.float8e4nv if scaled else narrow, scaled, aligned, narrow)
-    whole: tl.constexpr = (narrow, False, aligned, narrow)
     everything: tl.constexpr = (main, main_width, main_width, main_width)
     plain: tl.constexpr = (dim, dim_width, dim_width, dim_width)
     seen: tl.constexpr = (dim, dim // heads, head_width, heads_width * head_width)
@@ -306,21 +324,10 @@ def walk_row(
             # A place that is loaded a layer ahead is there when it is used.
             ahead = _places(table, tl.where(layer + 1 < layers, at + (layer + 1) * COLUMNS, after))
             lines, time = (own, scales + at + layer * COLUMNS), (layer, step, steps, first)
-            x = _ask_heads(x, lines, mail, joined, tag, time, plan)
-            if has_columns:
-                _hear_heads(lines, mail, joined, tag, time, plan)
-            x = _open_gates(x, lines, mail, tag, plan)
-            if has_columns:
-                _close_gates(lines, mail, tag, plan)
+            x = _layer(x, lines, mail, joined, tag, time, has_columns, plan)
             own = ahead
             tag += PARTS
-        weight = (numbers_at(head, narrow, aligned), scales)
-        bands = bands_of(weight, card, 1, whole, plain, head_turns)
-        x = _added(x, mail, LINEAR_OUT, tag - PARTS, plan)
-        for turn in tl.static_range(head_turns):
-            channel = channels_of(turn)
-            value = times(x, bands[turn], whole).to(narrow)
-            tl.store(logits + step * card + channel, value, mask=channel < card)
+        _head(x, head, logits, step, mail, tag - PARTS, card, head_turns, plan)
         sign = meet(counter, sign)
         token = chosen_token(logits, chance, 0, step, steps, card, card_width)
         token = told_token(token, chosen, given, told, pitch, 0, step + 1, steps, reports)
