@@ -1,5 +1,5 @@
 """One position of each slot through the main transformer's layers, in few launches: eight a layer on a GPU, five for
-few slots.
+one slot alone.
 
 Owns the order of one step's operations over `SlotKV`. The layers and their weights are those of `model.transformer`,
 whose own pass does the same for any number of positions; the two agree up to rounding.
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 FEW = 1
-"""Slots for which a layer's products are those of `model.kernels.few_rows`. On an H200 one's step took 5.9 ms where it
-had taken 6.8, but two's 8.3 in place of 7.4."""
+"""Slots at most for which a layer's products are those of `model.kernels.few_rows`. On an H200 one's step took 5.9 ms
+where it had taken 6.8, but two's 8.3 in place of 7.4."""
 
 
 def step(
@@ -33,7 +33,7 @@ def step(
     For layers with RMS norms and a gated MLP.
     """
     if ops.fused(x) and x.shape[0] <= FEW:
-        return _step_of_few(layers, x, rotary, attention), None
+        return _step_of_one(layers, x, rotary, attention), None
     branch: Tensor | None = None
     for index, module in enumerate(layers):
         layer = cast("TransformerLayer", module)
@@ -45,7 +45,7 @@ def step(
     return x, branch
 
 
-def _step_of_few(layers: Iterable[nn.Module], x: Tensor, rotary: Rotary, attention: StepAttention) -> Tensor:
+def _step_of_one(layers: Iterable[nn.Module], x: Tensor, rotary: Rotary, attention: StepAttention) -> Tensor:
     """The same in one launch for each product, with what lies before it and after it."""
     from model.kernels import few_rows
 

@@ -8,7 +8,7 @@ rounding. Weights must not move afterwards.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from model.config import DepformerConfig, LMConfig
+from model.config import LMConfig
 from model.ops import RMS_EPS
 from model.streaming import Window, WindowKind
 
@@ -55,18 +55,14 @@ class Tiles:
 
 @dataclass(frozen=True, slots=True)
 class OneRow:
-    """The walk of a row alone. hints: whether a layer's weights are asked for while the one before it is walked.
-
-    copies: of each number that goes to all programs, a power of two: more are sent, and fewer programs read each.
-    """
-
-    hints: bool
-    copies: int = 1
+    """The walk of a row alone, which is cut in one way only."""
 
 
 Way = Tiles | OneRow
+_ONE_ROW = {"one_row": True}
+"""As it stands in a file of tiles."""
 TILES: dict[int, Way | None] = {
-    1: OneRow(hints=False),
+    1: OneRow(),
     16: Tiles(16, 8, 4, 8, 16, 32, 64, 3, 8),
     32: Tiles(16, 16, 4, 8, 32, 32, 64, 3, 8),
     64: Tiles(32, 16, 3, 8, 64, 32, 64, 4, 1),
@@ -80,8 +76,6 @@ _HELD = 128 << 10
 """Bytes of a weight that a program may hold in registers, of which a multiprocessor has twice as many."""
 _BAND = 8
 """Columns of a product that a row's program has at once, as `model.kernels.depformer_bands` has it."""
-_COPIES = 4
-"""At most, of what goes to all programs."""
 _SMALL = Tiles(16, 16, 2, 8, 16, 32, 64, 2, 8)
 """For float32, and where there is little shared memory."""
 
@@ -138,7 +132,7 @@ class DepformerWalk:
         self._epoch = torch.zeros(1, dtype=torch.int32, device=first.device)
         sizes = lm.config.depformer
         word = torch.int32 if first.dtype == torch.bfloat16 else torch.long
-        self._mail = torch.zeros(_COPIES * _apart(sizes), dtype=word, device=first.device)
+        self._mail = torch.zeros(5 * sizes.dim + sizes.hidden, dtype=word, device=first.device)
         """Of a row alone: each number of a layer with its tag."""
         self._form = Form(
             first.dtype,
@@ -172,9 +166,8 @@ class DepformerWalk:
         told_instead = (given.contiguous().view(torch.uint8), told.contiguous(), told.shape[1])
         settings = (chance.temperature, chance.top_k, chance.seed, chance.frame, chance.slots)
         starts = (self._table, self._scales, hidden.contiguous(), text, *told_instead, *settings)
-        way = way_of(self._config, self._form, count)
-        if isinstance(way, OneRow):
-            return self._alone(way, hidden, starts, logits, chosen)
+        if isinstance(way_of(self._config, self._form, count), OneRow):
+            return self._alone(hidden, starts, logits, chosen)
         return self._together(hidden, starts, logits, chosen)
 
     def _together(self, hidden: Tensor, starts: tuple[object, ...], logits: Tensor, chosen: Tensor) -> Launch:
@@ -194,11 +187,11 @@ class DepformerWalk:
         arguments = (*starts, *between, logits, chosen, self._counter, count, steps, self._first)
         return Launch(depformer.walk, self._form.programs, arguments, compiled_for, logits, chosen)
 
-    def _alone(self, way: OneRow, hidden: Tensor, starts: tuple[object, ...], logits: Tensor, chosen: Tensor) -> Launch:
+    def _alone(self, hidden: Tensor, starts: tuple[object, ...], logits: Tensor, chosen: Tensor) -> Launch:
         from model.kernels import depformer_row
 
         steps, sizes, new = logits.shape[1], self._config.depformer, hidden.new_empty
-        compiled_for = row_constants(self._config, self._form, way, steps)
+        compiled_for = row_constants(self._config, self._form, steps)
         between = (
             new((steps, sizes.dim)),  # the inputs of all steps
             new((sizes.layers, steps, 3 * sizes.dim)),  # queries, keys and values
@@ -243,7 +236,7 @@ def constants(config: LMConfig, form: Form, count: int, steps: int) -> dict[str,
     }
 
 
-def row_constants(config: LMConfig, form: Form, way: OneRow, steps: int) -> dict[str, int | float | bool]:
+def row_constants(config: LMConfig, form: Form, steps: int) -> dict[str, int | float | bool]:
     """The constants of the kernel for a row alone."""
     sizes = config.depformer
 
@@ -251,9 +244,6 @@ def row_constants(config: LMConfig, form: Form, way: OneRow, steps: int) -> dict
         return -(-channels // (_BAND * _row_programs(config, form)))
 
     return {
-        "hints": way.hints and not form.interpreted,
-        "copies": min(way.copies, _COPIES),
-        "apart": _apart(sizes),
         "eps": RMS_EPS,
         "layers": sizes.layers,
         "main": config.transformer.dim,
@@ -278,7 +268,7 @@ def row_constants(config: LMConfig, form: Form, way: OneRow, steps: int) -> dict
 
 
 def load_tiles(path: Path) -> None:
-    """Take the tiles from a file that `model.bench.walk` wrote. Raises ValueError where it holds none, OSError."""
+    """Take the tiles from a file of `save_tiles`. Raises ValueError where it holds none, OSError."""
     try:
         read = json.loads(path.read_text())
         ways = {int(largest): None if way is None else _read(way) for largest, way in read.items()}
@@ -288,9 +278,14 @@ def load_tiles(path: Path) -> None:
     TILES.update(sorted(ways.items()))
 
 
+def save_tiles(path: Path, ways: Mapping[int, Way | None]) -> None:
+    """Write a table, each way as its numbers, for `load_tiles`. Raises OSError."""
+    written = {largest: _ONE_ROW if isinstance(way, OneRow) else way and asdict(way) for largest, way in ways.items()}
+    path.write_text(json.dumps(written) + "\n")
+
+
 def _read(way: dict[str, int]) -> Way:
-    numbers = {name: int(number) for name, number in way.items()}
-    return OneRow(bool(numbers["hints"]), numbers["copies"]) if "hints" in numbers else Tiles(**numbers)
+    return OneRow() if way == _ONE_ROW else Tiles(**{name: int(number) for name, number in way.items()})
 
 
 def way_of(config: LMConfig, form: Form, count: int) -> Way | None:
@@ -300,11 +295,6 @@ def way_of(config: LMConfig, form: Form, count: int) -> Way | None:
 
 def _ways(count: int) -> list[Way | None]:
     return [way for largest, way in TILES.items() if count <= largest]
-
-
-def _apart(sizes: DepformerConfig) -> int:
-    """Words of one copy of what a layer's programs give each other, in whole lines of the cache."""
-    return -(-(5 * sizes.dim + sizes.hidden) // 64) * 64
 
 
 def _row_programs(config: LMConfig, form: Form) -> int:

@@ -6,11 +6,10 @@ Owns the candidates and their measurement at the published sizes, on random weig
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from model.sampling import SlotSampling
 from model.wire import Sampling
 
 CANDIDATES: dict[int, tuple[Way, ...]] = {
-    1: (OneRow(hints=True), OneRow(hints=False), OneRow(hints=True, copies=4), Tiles(16, 8, 4, 8, 16, 32, 64, 3, 8)),
+    1: (OneRow(), Tiles(16, 8, 4, 8, 16, 32, 64, 3, 8)),
     16: (Tiles(16, 16, 4, 8, 16, 32, 64, 3, 8), Tiles(16, 8, 4, 8, 16, 32, 64, 3, 8)),
     32: (Tiles(16, 16, 4, 8, 32, 32, 64, 3, 8), Tiles(16, 16, 4, 8, 16, 32, 64, 3, 8)),
     64: (
@@ -144,9 +143,7 @@ def _compile(way: Way, count: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    found = find(torch.device("cuda"))
-    written = {largest: None if way is None else asdict(way) for largest, way in found.items()}
-    Path(arguments[0]).write_text(json.dumps(written) + "\n")
+    depformer_walk.save_tiles(Path(arguments[0]), find(torch.device("cuda")))
 
 
 if __name__ == "__main__":

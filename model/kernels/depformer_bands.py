@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from model.kernels.grid import ask, empty, late, number, publish
+from model.kernels.grid import empty, late, number, publish
 
 BAND = tl.constexpr(8)
 """Columns that a program multiplies at once, each by a warp: so their sums need no other."""
@@ -28,10 +28,12 @@ def _depth(shape: tl.constexpr, byte: tl.constexpr):
     lanes: tl.constexpr = most if shape[3] > most else shape[3]
     place = tl.arange(0, shape[3] // lanes)[:, None, None] * lanes + tl.arange(0, lanes)[None, None, :]
     if shape[1] == shape[2]:
-        return place, place < shape[0]
-    inside = place % shape[2]
-    depth = place // shape[2] * shape[1] + inside
-    return depth, (inside < shape[1]) & (depth < shape[0])
+        depth, live = place, place < shape[0]
+    else:
+        inside = place % shape[2]
+        depth = place // shape[2] * shape[1] + inside
+        live = (inside < shape[1]) & (depth < shape[0])
+    return depth, live
 
 
 @triton.jit
@@ -69,16 +71,6 @@ def bands_of(
 
 
 @triton.jit
-def ask_bands(place, channels: tl.constexpr, halves: tl.constexpr, column: tl.constexpr, turns: tl.constexpr):
-    """Let the same bands of the weight at `place` set out for the second-level cache. `column`: bytes of one."""
-    for turn in tl.static_range(turns):
-        first = (turn * tl.num_programs(0) + tl.program_id(0)) * BAND
-        if first + BAND <= channels:
-            for half in tl.static_range(halves):
-                ask(place + (half * channels + first).to(tl.int64) * column, BAND * column)
-
-
-@triton.jit
 def times(vector, band, form: tl.constexpr):
     """`[K]` in float32 times a band: `[BAND]`, rounded as a layer's output is."""
     block = band[0].to(form[3]).to(tl.float32)
@@ -97,11 +89,10 @@ def by_warp(target, channel, channels: tl.constexpr):
 
 
 @triton.jit
-def give(mail, channel, value, tag, channels: tl.constexpr, post: tl.constexpr):
-    """A band's numbers to the others, a lane for each copy. `post`: how many copies, and how far apart they lie."""
-    lane = tl.arange(0, 32)[None, :]
-    where = tl.max_contiguous(mail + channel[:, None] + lane * post[1], (1, 2))  # as above: a column for each warp
-    publish(where, value[:, None], tag, (channel[:, None] < channels) & (lane < post[0]))
+def give(mail, channel, value, tag, channels: tl.constexpr):
+    """A band's numbers to the others."""
+    where, writes = by_warp(mail, channel, channels)
+    publish(where, value[:, None], tag, writes)
 
 
 @triton.jit

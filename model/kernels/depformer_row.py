@@ -12,8 +12,7 @@ first product, and none may read what it has no columns for, but for the residua
 later steps read, and logits, are stored without tags: the step's barrier lies between.
 
 D is the width, V the ids of a codebook. What a layer is made for goes together as its plan; layouts and forms are those
-of `model.kernels.depformer_bands`. `mail` is where a program reads, and where all write: each reads one of the copies,
-so that not all ask for the same lines of the cache.
+of `model.kernels.depformer_bands`. `mail` is where all write a layer's numbers, and read them.
 """
 
 from __future__ import annotations
@@ -37,7 +36,6 @@ from model.kernels.depformer import (
 )
 from model.kernels.depformer_bands import (
     BAND,
-    ask_bands,
     bands_of,
     by_warp,
     channels_of,
@@ -48,14 +46,14 @@ from model.kernels.depformer_bands import (
     times,
 )
 from model.kernels.depformer_parts import numbers_at, pointer, weight_at
-from model.kernels.grid import ask, meet, sign_of
+from model.kernels.grid import meet, sign_of
 
 PARTS = tl.constexpr(4)
 """Of a layer, each named by the column of its weight: its numbers have that column's tag."""
-SIZES, FORM, LAYOUTS, TURNS, HINTS, BOXES, POST, HEADS = (tl.constexpr(entry) for entry in range(8))
+SIZES, FORM, LAYOUTS, TURNS, BOXES, HEADS = (tl.constexpr(entry) for entry in range(6))
 """Of a plan: D, the MLP's width and the norm's addend; a weight's form; for each part the layout of the vector that it
-multiplies, how many bands a program has, and where in the mail its numbers lie; the copies of the mail; of the heads
-their number and the powers of two that hold them, the steps, and a head's width."""
+multiplies, how many bands a program has, and where in the mail its numbers lie; of the heads their number and the
+powers of two that hold them, the steps, and a head's width."""
 
 
 @triton.jit
@@ -107,18 +105,10 @@ def _places(table, at):
 
 @triton.jit
 def _held(lines, part: tl.constexpr, channels: tl.constexpr, halves: tl.constexpr, plan: tl.constexpr):
-    """This program's bands of a part's weight, and hints of those that it needs a layer later.
-
-    `lines`: the places of this layer and of the next, and where this one's scales stand.
-    """
+    """This program's bands of a part's weight. `lines`: this layer's places, and where its scales stand."""
     form: tl.constexpr = plan[FORM]
-    layout: tl.constexpr = plan[LAYOUTS][part]
-    weight = (numbers_at(lines[0][part], form[0], form[2]), pointer(lines[2], part, tl.float32, False))
-    bands = bands_of(weight, channels, halves, form, layout, plan[TURNS][part])
-    if plan[HINTS]:
-        column: tl.constexpr = layout[0] * (form[0].primitive_bitwidth // 8)
-        ask_bands(lines[1][part], channels, halves, column, plan[TURNS][part])
-    return bands
+    weight = (numbers_at(lines[0][part], form[0], form[2]), pointer(lines[1], part, tl.float32, False))
+    return bands_of(weight, channels, halves, form, plan[LAYOUTS][part], plan[TURNS][part])
 
 
 @triton.jit
@@ -130,13 +120,13 @@ def _gain(place, dim: tl.constexpr, dim_width: tl.constexpr, form: tl.constexpr)
 @triton.jit
 def _give(mail, part: tl.constexpr, channel, value, tag, channels: tl.constexpr, plan: tl.constexpr):
     """What a part made of a band, to the others."""
-    give(mail[1] + plan[BOXES][part], channel, value, tag + part, channels, plan[POST])
+    give(mail + plan[BOXES][part], channel, value, tag + part, channels)
 
 
 @triton.jit
 def _added(x, mail, part: tl.constexpr, tag, plan: tl.constexpr):
     """The residual stream `[D]` and what a part adds to it, as soon as that is there."""
-    branch = collect(mail[0] + plan[BOXES][part], tag + part, plan[SIZES][0], x.shape[0])
+    branch = collect(mail + plan[BOXES][part], tag + part, plan[SIZES][0], x.shape[0])
     return (x + branch).to(plan[FORM][3]).to(tl.float32)
 
 
@@ -169,7 +159,7 @@ def _hear_heads(lines, mail, joined, tag, time, plan: tl.constexpr):
     """What the heads see times the output's projection, to the others."""
     dim: tl.constexpr = plan[SIZES][0]
     bands = _held(lines, OUT_PROJ, dim, 1, plan)
-    heads = mail[0] + plan[BOXES][IN_PROJ]
+    heads = mail + plan[BOXES][IN_PROJ]
     seen = _seen(joined, heads, tag + IN_PROJ, time, dim, plan[HEADS], plan[FORM][3])
     for turn in tl.static_range(plan[TURNS][OUT_PROJ]):
         _give(mail, OUT_PROJ, channels_of(turn), times(seen, bands[turn], plan[FORM]), tag, dim, plan)
@@ -199,27 +189,44 @@ def _close_gates(lines, mail, tag, plan: tl.constexpr):
     """What has passed the gates times the MLP's last weight, to the others."""
     dim: tl.constexpr = plan[SIZES][0]
     bands = _held(lines, LINEAR_OUT, dim, 1, plan)
-    gates = mail[0] + plan[BOXES][LINEAR_IN]
+    gates = mail + plan[BOXES][LINEAR_IN]
     gated = collect(gates, tag + LINEAR_IN, plan[SIZES][1], plan[LAYOUTS][LINEAR_OUT][3])
     for turn in tl.static_range(plan[TURNS][LINEAR_OUT]):
         _give(mail, LINEAR_OUT, channels_of(turn), times(gated, bands[turn], plan[FORM]), tag, dim, plan)
 
 
 @triton.jit
-def _inputs(
-    hidden,
-    tables,
-    entry,
-    line,
-    target,
-    steps,
-    form: tl.constexpr,
-    shape: tl.constexpr,
-    dim: tl.constexpr,
-    hints: tl.constexpr,
-):
+def _layer(x, lines, mail, joined, tag, time, has_columns, plan: tl.constexpr):
+    """The parts of a layer in order, two of them only where the program `has_columns` of the width.
+
+    Returns `x [D]`, to which all is added but what the MLP gives.
+    """
+    x = _ask_heads(x, lines, mail, joined, tag, time, plan)
+    if has_columns:
+        _hear_heads(lines, mail, joined, tag, time, plan)
+    x = _open_gates(x, lines, mail, tag, plan)
+    if has_columns:
+        _close_gates(lines, mail, tag, plan)
+    return x
+
+
+@triton.jit
+def _head(x, place, logits, step, mail, tag, card: tl.constexpr, turns: tl.constexpr, plan: tl.constexpr):
+    """What the last layer makes of `x [D]`, times the head at `place`, to the step's of `logits [steps, V]`."""
+    narrow: tl.constexpr = plan[FORM][3]
+    whole: tl.constexpr = (narrow, False, plan[FORM][2], narrow)
+    weight = (numbers_at(place, narrow, whole[2]), None)
+    bands = bands_of(weight, card, 1, whole, plan[LAYOUTS][IN_PROJ], turns)
+    x = _added(x, mail, LINEAR_OUT, tag, plan)
+    for turn in tl.static_range(turns):
+        channel = channels_of(turn)
+        value = times(x, bands[turn], whole).to(narrow)
+        tl.store(logits + step * card + channel, value, mask=channel < card)
+
+
+@triton.jit
+def _inputs(hidden, tables, entry, line, target, steps, form: tl.constexpr, shape: tl.constexpr, dim: tl.constexpr):
     """`hidden [K]` times the input's projection of each step, to `target [steps, D]`."""
-    column: tl.constexpr = shape[0] * (form[0].primitive_bitwidth // 8)
     place = tl.arange(0, shape[3])
     x = tl.load(hidden + place, mask=place < shape[0], other=0.0).to(tl.float32)
     bands = tl.cdiv(dim, BAND)
@@ -227,10 +234,6 @@ def _inputs(
         step, channel = task // bands, task % bands * BAND + tl.arange(0, BAND)
         weight = weight_at(tables[0], tables[1], entry + step * line, form)
         band = load_band(weight, channel, channel < dim, form, shape)
-        later = task + tl.num_programs(0)
-        if hints and later < steps * bands and dim % BAND == 0:
-            ahead = tl.load(tables[0] + entry + later // bands * line)
-            ask(ahead + (later % bands * BAND).to(tl.int64) * column, BAND * column)
         product = times(x, band, form)
         tl.store(target + step * dim + channel, product.to(form[3]), mask=channel < dim)
 
@@ -276,9 +279,6 @@ def walk_row(
     card: tl.constexpr,
     scaled: tl.constexpr,
     aligned: tl.constexpr,
-    hints: tl.constexpr,
-    copies: tl.constexpr,
-    apart: tl.constexpr,
     heads: tl.constexpr,
     places: tl.constexpr,
     head_width: tl.constexpr,
@@ -295,7 +295,6 @@ def walk_row(
     """`model.depformer_walk` says what the tensors are. A launch's tags follow the `epoch`, which it moves on."""
     narrow: tl.constexpr = inputs.dtype.element_ty
     form: tl.constexpr = (tl.float8e4nv if scaled else narrow, scaled, aligned, narrow)
-    whole: tl.constexpr = (narrow, False, aligned, narrow)
     everything: tl.constexpr = (main, main_width, main_width, main_width)
     plain: tl.constexpr = (dim, dim_width, dim_width, dim_width)
     seen: tl.constexpr = (dim, dim // heads, head_width, heads_width * head_width)
@@ -304,14 +303,13 @@ def walk_row(
     turns: tl.constexpr = (in_turns, out_turns, gate_turns, out_turns)
     boxes: tl.constexpr = (0, 3 * dim, 4 * dim, 4 * dim + width)
     shape: tl.constexpr = (heads, heads_width, places, head_width)
-    plan: tl.constexpr = ((dim, width, eps), form, layouts, turns, hints, boxes, (copies, apart), shape)
+    plan: tl.constexpr = ((dim, width, eps), form, layouts, turns, boxes, shape)
     last: tl.constexpr = COLUMNS * layers
     line: tl.constexpr = last + 3
     tables, chance = (table, scales), (temperatures, top_ks, seeds, frames, slots)
-    mails = (mail + tl.program_id(0) % copies * apart, mail)
     reports, has_columns = tl.program_id(0) == 0, tl.program_id(0) * BAND < dim
     sign, tag = sign_of(counter), tl.load(epoch, volatile=True) + 1
-    _inputs(hidden, tables, last + INPUT, line, inputs, steps, form, everything, dim, hints)
+    _inputs(hidden, tables, last + INPUT, line, inputs, steps, form, everything, dim)
     sign = meet(counter, sign)
     if reports:
         tl.store(epoch, tag - 1 + PARTS * layers * steps)  # everybody has read it
@@ -319,30 +317,17 @@ def walk_row(
     own = _places(table, 0)
     for step in range(steps):
         at, after = step * line, tl.where(step + 1 < steps, step + 1, 0) * line
-        head, head_after = tl.load(table + at + last + HEAD), tl.load(table + after + last + HEAD)
+        head = tl.load(table + at + last + HEAD)
         vectors = pointer(table, at + last + EMBEDDING, narrow, aligned)
         x = _begun(token, vectors, inputs + step * dim, dim, dim_width, narrow)
         for layer in range(layers):
             # A place that is loaded a layer ahead is there when it is used.
             ahead = _places(table, tl.where(layer + 1 < layers, at + (layer + 1) * COLUMNS, after))
-            lines, time = (own, ahead, scales + at + layer * COLUMNS), (layer, step, steps, first)
-            x = _ask_heads(x, lines, mails, joined, tag, time, plan)
-            if has_columns:
-                _hear_heads(lines, mails, joined, tag, time, plan)
-            x = _open_gates(x, lines, mails, tag, plan)
-            if has_columns:
-                _close_gates(lines, mails, tag, plan)
+            lines, time = (own, scales + at + layer * COLUMNS), (layer, step, steps, first)
+            x = _layer(x, lines, mail, joined, tag, time, has_columns, plan)
             own = ahead
             tag += PARTS
-        weight = (numbers_at(head, narrow, aligned), scales)
-        bands = bands_of(weight, card, 1, whole, plain, head_turns)
-        if hints:
-            ask_bands(head_after, card, 1, dim * (narrow.primitive_bitwidth // 8), head_turns)
-        x = _added(x, mails, LINEAR_OUT, tag - PARTS, plan)
-        for turn in tl.static_range(head_turns):
-            channel = channels_of(turn)
-            value = times(x, bands[turn], whole).to(narrow)
-            tl.store(logits + step * card + channel, value, mask=channel < card)
+        _head(x, head, logits, step, mail, tag - PARTS, card, head_turns, plan)
         sign = meet(counter, sign)
         token = chosen_token(logits, chance, 0, step, steps, card, card_width)
         token = told_token(token, chosen, given, told, pitch, 0, step + 1, steps, reports)

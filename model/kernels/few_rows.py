@@ -6,7 +6,7 @@ last turn's are multiplied, the first turn's, where launches may overlap, while 
 cores would wait like everything else. Rounding is that of the plain layers. Weights may be in e4m3, with a scale for
 each output. `model.decode` chooses between this and the layers' own products.
 
-N is the rows (at most `MOST`), D the width, K the factors of a sum, W the inner width of an MLP.
+N is the rows, at most `MOST` (or ValueError), D the width, K the factors of a sum, W the inner width of an MLP.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from model.kernels.overlap import begin_next, possible, wait_for_last
 from model.kernels.tiles import RowTile, row_tile
 
 MOST = 4
-"""Rows; with more the sums take longer than the weights."""
+"""Rows: as many as it was measured with, if only with tiles found for one, which is all that a step gives it."""
 Weight = tuple[Tensor, Tensor | None]
 """A matrix `[outputs, K]`, and the scale of each output where it is in e4m3."""
 
@@ -57,6 +57,8 @@ def _launch(
     gated: bool = False,
 ) -> None:
     (count, inner), outer = x.shape, result.shape[1]
+    if count > MOST:
+        raise ValueError(f"{count} rows are more than these products take; {MOST} at most")
     matrix, scale = weight
     tile = tile or row_tile("bf16" if scale is None else "fp8", adds=residual is not None)
     rows = triton.next_power_of_2(count)

@@ -69,17 +69,15 @@ def publish(mail, value, tag, mask):
 @triton.jit
 def late(words, tag):
     """1 for each of `words` that has another tag yet, else 0."""
-    if words.dtype == tl.int32:
-        return ((words ^ (tag << 16)) >> 16 != 0).to(tl.int32)
-    return ((words >> 32).to(tl.int32) != tag).to(tl.int32)
+    other = (words ^ (tag << 16)) >> 16 if words.dtype == tl.int32 else (words >> 32).to(tl.int32) ^ tag
+    return (other != 0).to(tl.int32)
 
 
 @triton.jit
 def number(words):
     """The numbers in `words`, in float32."""
-    if words.dtype == tl.int32:
-        return (words << 16).to(tl.float32, bitcast=True)
-    return words.to(tl.int32).to(tl.float32, bitcast=True)
+    bits = words << 16 if words.dtype == tl.int32 else words.to(tl.int32)
+    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -97,19 +95,6 @@ def prefetch(address, size, lines: tl.constexpr):
     part: tl.constexpr = lines * LINE
     place = tl.arange(0, lines) * LINE
     for start in range(tl.program_id(0) * part, size, tl.num_programs(0) * part):
-        line = address + tl.minimum(start + place, size - 1).to(tl.int64)
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [line], dtype=tl.int32, is_pure=False, pack=1
-        )
-
-
-@triton.jit
-def ask(address, size: tl.constexpr):
-    """The same for a piece that is this program's alone: so it comes to the half of the cache that is nearer to it."""
-    step: tl.constexpr = LINE // 2  # as much as the memory gives at once, should a hint bring no whole line
-    part: tl.constexpr = 256 * step
-    place = tl.arange(0, 256) * step
-    for start in tl.static_range(0, size, part):
         line = address + tl.minimum(start + place, size - 1).to(tl.int64)
         tl.inline_asm_elementwise(
             "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [line], dtype=tl.int32, is_pure=False, pack=1

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from model.config import personaplex_7b
-from model.depformer_walk import TILES, DepformerWalk, Form, OneRow, Tiles, constants, load_tiles, way_of
+from model.depformer_walk import TILES, DepformerWalk, Form, OneRow, Tiles, constants, load_tiles, save_tiles, way_of
 from tests.model.tiny import random_lm
 
 BF16 = Form(torch.bfloat16)
@@ -53,10 +53,11 @@ def test_wide_numbers_and_small_cards_get_less_at_once() -> None:
 
 def test_measured_ways_take_the_place_of_the_foreseen(tmp_path: Path) -> None:
     tiles = Tiles(16, 8, 4, 8, 16, 32, 64, 3, 8)
-    found = {"64": None, "16": asdict(tiles), "1": {"hints": False, "copies": 2}}
-    (tmp_path / "tiles.json").write_text(json.dumps(found))
-    load_tiles(tmp_path / "tiles.json")
-    assert list(TILES.items()) == [(1, OneRow(hints=False, copies=2)), (16, tiles), (64, None)]
+    file = tmp_path / "tiles.json"
+    save_tiles(file, {64: None, 16: tiles, 1: OneRow()})
+    load_tiles(file)
+    assert list(TILES.items()) == [(1, OneRow()), (16, tiles), (64, None)]
+    assert json.loads(file.read_text()) == {"64": None, "16": asdict(tiles), "1": {"one_row": True}}
 
 
 @pytest.mark.parametrize(
@@ -68,8 +69,8 @@ def test_measured_ways_take_the_place_of_the_foreseen(tmp_path: Path) -> None:
         '{"16": 3}',
         '{"16": [1]}',
         '{"16": {"rows": 16}}',
-        '{"1": {"hints": "x"}}',
-        '{"1": {"hints": 1}}',
+        '{"1": {"one_row": false}}',
+        '{"1": {"one_row": true, "rows": 16}}',
         '{"1": {}}',
     ],
 )

@@ -135,7 +135,6 @@ def walks(capability: int) -> dict[str, str]:
     config, warps = personaplex_7b(), depformer_walk.WARPS
     form = depformer_walk.Form(torch.bfloat16, programs=132)
     odd = depformer_walk.Form(torch.float32, scaled=True, aligned=False, programs=132)
-    alone = depformer_walk.OneRow(hints=True)
     tiny = _WALK | dict.fromkeys((name for name, kind in _WALK.items() if kind == _BF16), "*fp32")
     tiny["mail"] = "*i64"
     of_many, of_one = depformer_walk.constants, depformer_walk.row_constants
@@ -144,8 +143,8 @@ def walks(capability: int) -> dict[str, str]:
         "walk": compiled(depformer.walk, capability, _WALK, warps, **of_many(config, form, 1, 8)),
         "walk many": compiled(depformer.walk, capability, _WALK, warps, **shared | {"wide_depth": 128}),
         "walk tiny": compiled(depformer.walk, capability, tiny, warps, **of_many(ODD, odd, 1, 8)),
-        "walk row": compiled(depformer_row.walk_row, capability, _WALK, warps, **of_one(config, form, alone, 8)),
-        "walk row tiny": compiled(depformer_row.walk_row, capability, tiny, warps, **of_one(ODD, odd, alone, 3)),
+        "walk row": compiled(depformer_row.walk_row, capability, _WALK, warps, **of_one(config, form, 8)),
+        "walk row tiny": compiled(depformer_row.walk_row, capability, tiny, warps, **of_one(ODD, odd, 3)),
     }
 
 
@@ -216,5 +215,5 @@ _WALK |= {"given": "*u8", "squares": "*fp32", "counter": "*i32", "pitch": "i32",
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("error")
     sys.stdout.write(json.dumps(main(int(sys.argv[1]))))

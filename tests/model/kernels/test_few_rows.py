@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model import decode, fp8, ops
+from model.cuda_graphs import Graph
 from model.fp8_weights import Fp8Linear
 from model.kernels import few_rows
 from model.kernels.tiles import RowTile
@@ -91,8 +92,63 @@ def test_numbers_that_are_none_stay_in_their_row() -> None:
     torch.testing.assert_close(found[::2], expected[::2], rtol=2e-5, atol=2e-5)
 
 
-def test_the_kernel_takes_as_many_rows_as_a_step_gives_it() -> None:
+def test_the_kernel_takes_as_many_rows_as_a_step_gives_it_and_no_more_than_most() -> None:
     assert decode.FEW <= few_rows.MOST
+    x = torch.zeros(few_rows.MOST + 1, DIM, device=DEVICE)
+    with pytest.raises(ValueError, match="5 rows are more than these products take; 4 at most"):
+        few_rows.add_projected(x, (torch.zeros(DIM, DIM, device=DEVICE), None), x)
+
+
+class Chain:
+    """The products of eight layers, one after another as in a step of one slot, but for the attention between them."""
+
+    def __init__(self, dim: int, inner: int, dtype: torch.dtype, small: bool) -> None:
+        shapes = ((dim, dim), (dim, dim), (2 * inner, dim), (dim, inner))
+        made = [[weight_of(*shape, dtype, small) for shape in shapes] for _ in range(8)]
+        self.plain = [[plain for plain, _ in layer] for layer in made]
+        self.weights = [[weight for _, weight in layer] for layer in made]
+        self.gain = torch.randn(1, 1, dim).to(dtype)
+        self.gain_there = self.gain.to(DEVICE)
+
+    def launched(self, x: Tensor) -> Tensor:
+        gain = self.gain_there
+        for mixing, out, opening, closing in self.weights:
+            x = few_rows.add_projected(few_rows.project_normed(x, gain, mixing, ops.RMS_EPS), out, x)
+            x = few_rows.add_projected(few_rows.project_gated(x, gain, opening, ops.RMS_EPS), closing, x)
+        return x
+
+    def as_written(self, x: Tensor) -> Tensor:
+        for mixing, out, opening, closing in self.plain:
+            x = x + functional.linear(functional.linear(normed(x, self.gain), mixing), out)
+            x = x + functional.linear(ops.silu_gate(functional.linear(normed(x, self.gain), opening)), closing)
+        return x
+
+
+@both_weights
+def test_a_chain_of_layers(small: bool) -> None:
+    chain, x = Chain(20, 24, torch.float32, small), torch.randn(1, 20)
+    expected = chain.as_written(x)
+    off = chain.launched(x.to(DEVICE)).cpu() - expected
+    assert float(off.norm() / expected.norm()) < 1e-4
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="launches overlap on a GPU only")
+@both_weights
+def test_launches_that_begin_early_read_what_those_before_them_wrote(
+    monkeypatch: pytest.MonkeyPatch, small: bool
+) -> None:
+    """Two inputs in turn, in the same memory: what one read too soon would be the other's."""
+    chain, inputs = Chain(1024, 2816, torch.bfloat16, small), torch.randn(2, 1, 1024, device=DEVICE).bfloat16()
+    x, results, same = inputs[0].clone(), list[Tensor](), torch.ones((), dtype=torch.bool, device=DEVICE)
+    graph = Graph(lambda: results.append(chain.launched(x)), torch.device(DEVICE))
+    monkeypatch.setattr(few_rows, "possible", lambda _: False)
+    expected = [chain.launched(each) for each in inputs]
+    assert not torch.equal(*expected)
+    for turn in range(100):
+        x.copy_(inputs[turn % 2])
+        graph.replay()
+        same &= (results[-1] == expected[turn % 2]).all()
+    assert bool(same)
 
 
 def test_weights_of_either_kind_are_found() -> None:
