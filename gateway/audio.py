@@ -40,6 +40,9 @@ LINE_FRAME_BYTES = 2 * LINE_FRAME_SAMPLES
 SILENCE = bytes(LINE_FRAME_BYTES)
 QUIET = 60
 """Root mean square below which sound is a pause: nobody misses 20 ms of it."""
+LONGEST_HOLE = 100
+"""20 ms that one hole in the agent's sound counts at most. An engine that is silent for longer than 2 s is lost and its
+call over, so that a longer hole means that this process stood still, for which nobody is to blame."""
 
 TAPS = 147
 _CUTOFF = 3_700.0
@@ -295,7 +298,7 @@ class Pacer:
         self._begun = False
         self._heard_until = -math.inf
         self.missing = 0
-        """20 ms of silence that the line played because a frame came too late; begun ones count."""
+        """20 ms of silence that the line played because a frame came too late, begun ones too; see LONGEST_HOLE."""
         self.dropped = 0
         """20 ms left out to catch up."""
 
@@ -320,7 +323,7 @@ class Pacer:
             self._begun = True
             frame = bytes(round(self._cushion * _BYTES_PER_SECOND)) + frame
         elif (late := now - self._heard_until) > _ROUNDING:
-            self.missing += math.ceil(late / CARRIER_FRAME_SECONDS - _ROUNDING)
+            self.missing += min(math.ceil(late / CARRIER_FRAME_SECONDS - _ROUNDING), LONGEST_HOLE)
         self._heard_until = max(self._heard_until, now) + _seconds(frame)
         return frame
 

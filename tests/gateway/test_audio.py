@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from gateway.audio import (
     CARRIER_FRAME_BYTES,
     LINE_FRAME_BYTES,
+    LONGEST_HOLE,
     TAPS,
     Downsampler,
     JitterBuffer,
@@ -261,6 +262,12 @@ def test_what_is_later_than_the_cushion_leaves_a_hole_and_what_follows_may_be_as
     lateness = (0.0, 0.0, late, 0.0, late, late, 0.0, late)
     play(pacer, [(0.08 * tick + behind, LOUD) for tick, behind in enumerate(lateness)])
     assert (pacer.missing, pacer.dropped) == (missing, 0)
+
+
+def test_a_process_that_stood_still_for_a_minute_counts_one_hole() -> None:
+    pacer = Pacer()
+    play(pacer, [(0.0, LOUD), (60.0, LOUD)])
+    assert pacer.missing == LONGEST_HOLE
 
 
 def test_pacer_takes_a_stalls_delay_back_in_the_first_pause_but_not_its_cushion() -> None:
