@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from gateway.audio import LONGEST_HOLE, QUIET, level
+from gateway.audio import LONGEST_HOLE, MOST_WAITING_SECONDS, QUIET, level
 
 FRAME_BYTES = 320
 SECONDS = 0.02
@@ -17,8 +17,8 @@ CUSHION = 1
 """Ticks that sound waits after the queue was empty."""
 RELAXED = 6
 """Frames that may wait, 120 ms, before quiet ones are left out."""
-LIMIT = 20
-"""Frames that may wait at all: 400 ms."""
+LIMIT = round(MOST_WAITING_SECONDS / SECONDS)
+"""Frames that may wait at all."""
 
 
 class TalkQueue:
@@ -33,7 +33,9 @@ class TalkQueue:
         self.missing = 0
         """20 ms of silence in place of sound that came too late; see LONGEST_HOLE."""
         self.dropped = 0
-        """20 ms frames left out to catch up."""
+        """20 ms of sound left out because too much waited."""
+        self.shortened = 0
+        """20 ms of pauses left out to catch up."""
 
     def push(self, pcm: bytes) -> None:
         """int16 sound at 8 kHz, whole frames of 20 ms. Raises ValueError for anything else."""
@@ -43,8 +45,10 @@ class TalkQueue:
         for start in range(0, len(pcm), FRAME_BYTES):
             frames.append(pcm[start : start + FRAME_BYTES])
         while len(frames) > LIMIT:
-            frames.popleft()
-            self.dropped += 1
+            if level(frames.popleft()) < QUIET:
+                self.shortened += 1
+            else:
+                self.dropped += 1
 
     def pop(self) -> bytes | None:
         """The next 20 ms; None when there is nothing to say."""
@@ -63,7 +67,7 @@ class TalkQueue:
         frame = frames.popleft()
         while len(frames) > RELAXED and level(frame) < QUIET:
             frame = frames.popleft()
-            self.dropped += 1
+            self.shortened += 1
         return frame
 
     def skip(self, ticks: int) -> None:
