@@ -151,7 +151,7 @@ class RtpSession:
 
     @property
     def lost(self) -> int:
-        """20 ms of our sound that came too late, or were left out to catch up."""
+        """20 ms of our sound that came too late, or were left out as too much waited."""
         if self._stream is None:
             return 0
         talk = self._stream.sender.talk
