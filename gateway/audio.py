@@ -40,6 +40,11 @@ LINE_FRAME_BYTES = 2 * LINE_FRAME_SAMPLES
 SILENCE = bytes(LINE_FRAME_BYTES)
 QUIET = 60
 """Root mean square below which sound is a pause: nobody misses 20 ms of it."""
+LONGEST_HOLE = 100
+"""20 ms that one hole in the agent's sound counts at most. An engine that is silent for longer than 2 s is lost and its
+call over, so that a longer hole means that this process stood still, for which nobody is to blame."""
+MOST_WAITING_SECONDS = 0.4
+"""An agent's sound that may wait for its line at all."""
 
 TAPS = 147
 _CUTOFF = 3_700.0
@@ -279,36 +284,43 @@ class JitterBuffer:
 
 
 class Pacer:
-    """Lets an agent's frames out so that the line has a little in hand, and never more than `ahead` seconds.
+    """Lets an agent's frames out so that the line has a little in hand, and never much.
 
     The line begins with `cushion` seconds of silence: a frame that comes by as much later than the first leaves no
     hole. One that is later still does, and from then on the line has so much more in hand. That, and what waits here
-    after a stall of the engine, is delay: quiet frames are shortened by what is over the cushion, and beyond `limit`
-    the oldest go, so that it does not stay for the rest of the call.
+    after a stall of the engine, is delay: quiet frames are shortened by what is over the cushion, in whole 20 ms, and
+    of more than `limit` seconds the oldest go, so that it does not stay for the rest of the call.
+
+    A frame leaves at once if the line then has no more than `ahead` seconds beside its cushion. Those are the 80 ms of
+    the frame and the less than 20 that no pause gives back, which else would cost a timer for each frame of the call.
     """
 
-    def __init__(self, ahead: float = 0.1, cushion: float = CARRIER_FRAME_SECONDS, limit: int = 5) -> None:
+    def __init__(
+        self, ahead: float = 0.1, cushion: float = CARRIER_FRAME_SECONDS, limit: float = MOST_WAITING_SECONDS
+    ) -> None:
         self._frames: deque[bytes] = deque()
-        self._ahead = ahead
+        self._ahead = cushion + ahead
         self._cushion = cushion
         self._limit = limit
         self._begun = False
         self._heard_until = -math.inf
         self.missing = 0
-        """20 ms of silence that the line played because a frame came too late; begun ones count."""
+        """20 ms of silence that the line played because a frame came too late, begun ones too; see LONGEST_HOLE."""
         self.dropped = 0
-        """20 ms left out to catch up."""
+        """20 ms of sound left out because too much waited."""
+        self.shortened = 0
+        """20 ms of pauses left out to catch up."""
 
     def push(self, frame: bytes, now: float) -> None:
         """Queue a frame of int16 sound at 8 kHz, whole 20 ms."""
         over = int((self.unheard(now) - self._cushion) / CARRIER_FRAME_SECONDS + _ROUNDING)
         if over > 0 and level(frame) < QUIET:
-            self._drop(min(over * CARRIER_FRAME_BYTES, len(frame)))
+            self.shortened += min(over, len(frame) // CARRIER_FRAME_BYTES)
             frame = frame[over * CARRIER_FRAME_BYTES :]
         if frame:
             self._frames.append(frame)
-        if len(self._frames) > self._limit:
-            self._drop(len(self._frames.popleft()))
+        while self._waiting() > self._limit + _ROUNDING:
+            self.dropped += len(self._frames.popleft()) // CARRIER_FRAME_BYTES
 
     def pop(self, now: float) -> bytes | None:
         """The next sound if it may leave now, else None."""
@@ -320,7 +332,7 @@ class Pacer:
             self._begun = True
             frame = bytes(round(self._cushion * _BYTES_PER_SECOND)) + frame
         elif (late := now - self._heard_until) > _ROUNDING:
-            self.missing += math.ceil(late / CARRIER_FRAME_SECONDS - _ROUNDING)
+            self.missing += min(math.ceil(late / CARRIER_FRAME_SECONDS - _ROUNDING), LONGEST_HOLE)
         self._heard_until = max(self._heard_until, now) + _seconds(frame)
         return frame
 
@@ -333,7 +345,7 @@ class Pacer:
 
     def unheard(self, now: float) -> float:
         """Seconds of sound that left or wait here and that the line has not played yet."""
-        return max(0.0, self._heard_until - now) + sum(map(_seconds, self._frames))
+        return max(0.0, self._heard_until - now) + self._waiting()
 
     def clear(self, now: float) -> None:
         """Forget what waits, and what the line was holding: it has been told to drop it."""
@@ -341,8 +353,8 @@ class Pacer:
         self._begun = False
         self._heard_until = min(self._heard_until, now)
 
-    def _drop(self, size: int) -> None:
-        self.dropped += size // CARRIER_FRAME_BYTES
+    def _waiting(self) -> float:
+        return sum(map(_seconds, self._frames))
 
 
 def _seconds(pcm: bytes) -> float:

@@ -80,9 +80,9 @@ class CallCounters:
     frames_lost: int = 0
     """20 ms carrier frames that never came, came too late, or were dropped to catch up."""
     agent_frames_lost: int = 0
-    """20 ms of the agent's that came too late for the line, or were left out to catch up."""
+    """20 ms of the agent's that came too late for the line, or were left out to catch up; see `CallLeg.lost`."""
     agent_frames_late: int = 0
-    """Agent frames that the engine itself says came late; none where it, or its worker, does not say."""
+    """Agent frames that the engine itself says came late; 0 where it, or its worker, does not say."""
     deadline_misses: int = 0
 
 

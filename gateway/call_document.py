@@ -15,18 +15,33 @@ from gateway.transcript import Utterance
 
 @dataclass(frozen=True, slots=True)
 class CallMetrics:
-    """What a call measured of itself: milliseconds, and counts of 80 ms frames."""
+    """What a call measured of itself. What is None was not counted, as in calls of older versions, and is left out."""
 
     answer_ms: float = 0.0
+    """Milliseconds from the open line to the agent's first sound, as the line is given it; 0 if there was none.
+
+    What the line has in hand, 20 ms unless sound was held up, is heard first and not in it, nor in `response_ms`.
+    """
     response_ms: Sequence[float] = ()
+    """Milliseconds from the end of the caller's speech to the agent's next sound, for each turn."""
     frames_in: int = 0
+    """80 ms frames of the caller's that the engine was given."""
     frames_out: int = 0
+    """80 ms frames of the agent's that the line was given."""
     frames_lost: int = 0
-    """20 ms frames of the caller's, and the next of the agent's: they never came, came too late, or were left out."""
-    agent_frames_lost: int = 0
-    agent_frames_late: int = 0
-    """Frames that the engine says it answered more than 80 ms after they came, or were due."""
+    """20 ms frames of the caller's that never came, came too late, or were left out to catch up."""
+    agent_frames_lost: int | None = None
+    """20 ms of the agent's for which the line was silent, as they came too late, or that were left out to catch up.
+
+    Pauses that were shortened to catch up are no loss.
+    """
+    agent_frames_late: int | None = None
+    """80 ms frames that the engine says it answered more than 80 ms after they came, or were due.
+
+    0 also where it does not say: echo, rehearsal, a worker of an older version.
+    """
     deadline_misses: int = 0
+    """Ticks of the call's clock, of 80 ms, that were over 20 ms late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +74,15 @@ def to_document(record: CallRecord) -> dict[str, Any]:
         "ended_at": _timestamp(record.ended_at),
         "end_reason": record.end_reason,
         "utterances": [_utterance(one) for one in record.utterances],
-        "metrics": {
-            **asdict(record.metrics),
-            "answer_ms": round(record.metrics.answer_ms, 1),
-            "response_ms": [round(value, 1) for value in record.metrics.response_ms],
-        },
+        "metrics": _metrics(record.metrics),
+    }
+
+
+def _metrics(measured: CallMetrics) -> dict[str, Any]:
+    return {
+        **{name: value for name, value in asdict(measured).items() if value is not None},
+        "answer_ms": round(measured.answer_ms, 1),
+        "response_ms": [round(value, 1) for value in measured.response_ms],
     }
 
 

@@ -1,6 +1,7 @@
 """How long the caller waits for the agent, read from the sound of both sides as the call runs.
 
-Pure: levels and times in, milliseconds out. It needs no transcript and no engine's word for it.
+Pure: levels and times in, milliseconds out. It needs no transcript and no engine's word for it. The agent's sound
+counts from when the line is given it: what the line has in hand, some 20 ms, is heard first and not known here.
 """
 
 from __future__ import annotations

@@ -55,7 +55,10 @@ class CallLeg(Protocol):
 
     @property
     def lost(self) -> int:
-        """20 ms of the agent's sound that came too late for the line, which was silent instead, or were left out."""
+        """20 ms of the agent's sound that came too late for the line, which was silent instead, or were left out.
+
+        Pauses left out to catch up are none.
+        """
 
     on_digit: Callable[[str], None] | None
     """Called with each key the caller presses, if somebody wants to know."""

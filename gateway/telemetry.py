@@ -28,7 +28,7 @@ class Telemetry:
         self.lost = Counter("callplex_carrier_frames_lost", "20 ms frames lost or dropped", registry=self.registry)
         self.agent_lost = Counter(
             "callplex_agent_frames_lost",
-            "20 ms of the agent's that came too late for the line or were left out",
+            "20 ms of the agent's sound that came too late for the line or were left out, shortened pauses not counted",
             registry=self.registry,
         )
         self.misses = Counter("callplex_deadline_misses", "Clock ticks over 20 ms late", registry=self.registry)
@@ -64,13 +64,13 @@ class Telemetry:
         self.stored_calls = Gauge("callplex_records_calls", "Calls in the database", ["state"], registry=self.registry)
         self.answer = Histogram(
             "callplex_answer_seconds",
-            "From the line's opening to the agent's first sound",
+            "From the line's opening to the agent's first sound, as the line is given it",
             buckets=(0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2, 4, 8),
             registry=self.registry,
         )
         self.response = Histogram(
             "callplex_response_seconds",
-            "From the caller's last sound to the agent's next",
+            "From the caller's last sound to the agent's next, as the line is given it",
             buckets=(0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.6, 2, 3, 5),
             registry=self.registry,
         )
@@ -81,7 +81,7 @@ class Telemetry:
         self.frames.labels("in").inc(metrics.frames_in)
         self.frames.labels("out").inc(metrics.frames_out)
         self.lost.inc(metrics.frames_lost)
-        self.agent_lost.inc(metrics.agent_frames_lost)
+        self.agent_lost.inc(metrics.agent_frames_lost or 0)
         self.misses.inc(metrics.deadline_misses)
         self.call_misses.observe(metrics.deadline_misses)
         if metrics.answer_ms:

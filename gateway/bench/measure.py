@@ -21,7 +21,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from gateway.audio import CARRIER_FRAME_SAMPLES, ENGINE_RATE, LINE_RATE, RATIO, TAPS
+from gateway.audio import CARRIER_FRAME_SAMPLES, ENGINE_RATE, LINE_FRAME_SAMPLES, LINE_RATE, RATIO, TAPS
 from gateway.bench.tracks import TRACK_FRAMES, VOICED_FRAMES, find_frames
 
 FRAME_SECONDS = CARRIER_FRAME_SAMPLES / LINE_RATE
@@ -30,8 +30,6 @@ JITTER_SECONDS = 0.04
 FILTER_SECONDS = (TAPS - RATIO) / ENGINE_RATE
 """Up 73 engine samples; down 71, since a line sample is made when its third engine sample is there."""
 DESIGNED_SECONDS = GATHER_SECONDS + JITTER_SECONDS + FILTER_SECONDS
-CUSHION_SECONDS = 0.02
-"""What the carrier's playout holds before it starts, and again after it ran dry."""
 
 Floats = NDArray[np.float64]
 
@@ -60,7 +58,7 @@ class Measured:
     lost: int
     """20 ms frames sent that never came back."""
     underruns: int
-    """Times a caller's playout ran dry."""
+    """Times a caller's playout ran dry, which holds nothing but what it was sent."""
     silent: int
     """Calls of which nothing came back."""
     lateness: Floats
@@ -128,7 +126,8 @@ def _measure_call(log: LineLog, start: float, end: float) -> tuple[Floats, int, 
     lost = sent - len(np.intersect1d(np.flatnonzero(in_window), numbers))
     _, first = np.unique(message, return_index=True)
     numbers, message, starts = numbers[first], message[first], starts[first]
-    spoken = due[numbers] - FRAME_SECONDS - (starts - (ends - sizes)[message]) / LINE_RATE
+    # A message is 80 ms to its end; the first has the silence in hand before them, one of a pause may be cut short.
+    spoken = due[numbers] - FRAME_SECONDS - (starts - (ends[message] - LINE_FRAME_SAMPLES)) / LINE_RATE
     trips = (arrivals[message] - spoken)[in_window[numbers]]
     return trips, sent, lost, _underruns(arrivals, sizes, start, end)
 
@@ -156,12 +155,12 @@ def _unwrapped(frames: NDArray[np.int64], arrivals: Floats, due: Floats) -> NDAr
 
 
 def _underruns(arrivals: Floats, sizes: Floats, start: float, end: float) -> int:
-    """How often a playout that starts with a cushion runs dry, counted within the window."""
+    """How often a playout that has only what it was sent runs dry, counted within the window."""
     count = 0
     heard_until = -np.inf
     for when, size in zip(arrivals, sizes, strict=True):
         if when > heard_until:
             count += bool(start <= when <= end and heard_until > -np.inf)
-            heard_until = when + CUSHION_SECONDS
+            heard_until = when
         heard_until += size / LINE_RATE
     return count

@@ -150,8 +150,8 @@ class RtpSession:
         return 0.0 if self._stream is None else self._stream.sender.talk.unheard
 
     @property
-    def unsaid(self) -> int:
-        """20 ms of our sound that came too late, or were left out to catch up."""
+    def lost(self) -> int:
+        """20 ms of our sound that came too late, or were left out as too much waited."""
         if self._stream is None:
             return 0
         talk = self._stream.sender.talk

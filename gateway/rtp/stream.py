@@ -215,8 +215,9 @@ class MediaStream:
         return packets
 
     def skip(self, ticks: int) -> None:
-        """Ticks were left out: our timestamps still tell the time."""
+        """Ticks were left out: our timestamps still tell the time, and what was to be said then was not."""
         self.sender.skip(ticks)
+        self.sender.talk.skip(ticks)
 
     def report(self, now: float, wall: float, chance: float, goodbye: bool = False) -> bytes:
         """The RTCP packet that is due; `wall` is Unix time, `chance` in [0, 1) scatters the next."""

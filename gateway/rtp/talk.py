@@ -9,20 +9,16 @@ from __future__ import annotations
 
 from collections import deque
 
-from gateway.audio import level
+from gateway.audio import LONGEST_HOLE, MOST_WAITING_SECONDS, QUIET, level
 
 FRAME_BYTES = 320
 SECONDS = 0.02
-QUIET = 60
-"""Root mean square under which a frame may be left out to catch up."""
 CUSHION = 1
 """Ticks that sound waits after the queue was empty."""
 RELAXED = 6
 """Frames that may wait, 120 ms, before quiet ones are left out."""
-LIMIT = 20
-"""Frames that may wait at all: 400 ms."""
-PAUSE = 25
-"""A longer silence, in ticks, is no sound that came late: nobody had anything to say."""
+LIMIT = round(MOST_WAITING_SECONDS / SECONDS)
+"""Frames that may wait at all."""
 
 
 class TalkQueue:
@@ -35,9 +31,11 @@ class TalkQueue:
         self._silent = 0
         """Ticks since the last that had something to say."""
         self.missing = 0
-        """20 ms of silence in place of sound that came too late."""
+        """20 ms of silence in place of sound that came too late; see LONGEST_HOLE."""
         self.dropped = 0
-        """20 ms frames left out to catch up."""
+        """20 ms of sound left out because too much waited."""
+        self.shortened = 0
+        """20 ms of pauses left out to catch up."""
 
     def push(self, pcm: bytes) -> None:
         """int16 sound at 8 kHz, whole frames of 20 ms. Raises ValueError for anything else."""
@@ -47,8 +45,10 @@ class TalkQueue:
         for start in range(0, len(pcm), FRAME_BYTES):
             frames.append(pcm[start : start + FRAME_BYTES])
         while len(frames) > LIMIT:
-            frames.popleft()
-            self.dropped += 1
+            if level(frames.popleft()) < QUIET:
+                self.shortened += 1
+            else:
+                self.dropped += 1
 
     def pop(self) -> bytes | None:
         """The next 20 ms; None when there is nothing to say."""
@@ -61,14 +61,18 @@ class TalkQueue:
             self._wait -= 1
             self._silent += 1
             return None
-        if self._begun and self._silent <= PAUSE:
-            self.missing += self._silent
+        if self._begun:
+            self.missing += min(self._silent, LONGEST_HOLE)
         self._begun, self._silent = True, 0
         frame = frames.popleft()
         while len(frames) > RELAXED and level(frame) < QUIET:
             frame = frames.popleft()
-            self.dropped += 1
+            self.shortened += 1
         return frame
+
+    def skip(self, ticks: int) -> None:
+        """These many ticks did not come: the line was silent."""
+        self._silent += ticks
 
     def clear(self) -> None:
         """Forget what waits; the silence that follows was asked for."""

@@ -44,7 +44,9 @@ class SipLeg:
         self._sdp = sdp
         self._hand_over = hand_over
         self._hung_up = False
-        self._lost_before = line.rtp.unsaid
+        # Nobody speaks until this call's agent does, which leaves no hole in what was said before.
+        line.rtp.flush()
+        self._lost_before = line.rtp.lost
         """By those whom the caller was connected to."""
         line.call = call
         line.on_digit = self._press
@@ -57,7 +59,7 @@ class SipLeg:
     @property
     def lost(self) -> int:
         """See `CallLeg.lost`."""
-        return self.line.rtp.unsaid - self._lost_before
+        return self.line.rtp.lost - self._lost_before
 
     def answer(self) -> None:
         """Pick up; a caller who comes back from somebody else is there already."""

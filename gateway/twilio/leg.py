@@ -69,6 +69,9 @@ class TwilioLeg:
         self._now = self._loop.time
         self._timer: asyncio.TimerHandle | None = None
         """Runs while sound waits for its time."""
+        self._all_left = asyncio.Event()
+        """No sound waits, or the line is down."""
+        self._all_left.set()
         self.down = False
         """Nothing more is heard or sent."""
         self._hung_up = False
@@ -99,9 +102,17 @@ class TwilioLeg:
             self._fault = str(error)
             raise
         finally:
-            self.down = True
-            for waiting in self._marks.values():
-                waiting.set()
+            self._go_down()
+
+    def _go_down(self) -> None:
+        """Nothing more is heard or sent, nor waited for."""
+        self.down = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._all_left.set()
+        for waiting in self._marks.values():
+            waiting.set()
 
     def _hear(self, text: str) -> None:
         """One message, straight from the socket: 50 a second."""
@@ -143,8 +154,9 @@ class TwilioLeg:
 
     async def play(self, pcm: bytes) -> None:
         """80 ms of the agent, 640 int16 samples at 8 kHz, in one message as soon as it may leave."""
-        self.pacer.push(pcm, self._now())
-        self._pump()
+        if not self.down:
+            self.pacer.push(pcm, self._now())
+            self._pump()
 
     @property
     def lost(self) -> int:
@@ -154,6 +166,7 @@ class TwilioLeg:
     async def flush(self) -> None:
         """Drop what waits here and what Twilio has queued."""
         self.pacer.clear(self._now())
+        self._pump()
         self._send(self._protocol.clear())
 
     async def drain(self, timeout: float) -> None:
@@ -163,9 +176,7 @@ class TwilioLeg:
         heard = self._marks[name] = asyncio.Event()
         try:
             async with asyncio.timeout(timeout):
-                while not self.down and (due := self.pacer.next_time(self._now())) is not None:
-                    await asyncio.sleep(due - self._now())
-                    self._pump()
+                await self._all_left.wait()
                 self._send(self._protocol.mark(name))
                 if not self.down:
                     await heard.wait()
@@ -188,9 +199,7 @@ class TwilioLeg:
             await self._rest.end_call(self.info.carrier_call_id)
 
     async def _close(self, reason: str) -> None:
-        self.down = True
-        for waiting in self._marks.values():
-            waiting.set()
+        self._go_down()
         code, why = (1008, self._fault[:MAX_REASON]) if self._fault else (1000, reason[:MAX_REASON])
         with suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
             # Not asyncio.timeout: in a cancelled task Python before 3.11.4 lets its own cancellation out.
@@ -203,14 +212,18 @@ class TwilioLeg:
             self._timer = None
         while (pcm := self.pacer.pop(self._now())) is not None:
             self._send(self._protocol.media(encode_ulaw(pcm)))
-        if not self.down and (due := self.pacer.next_time(self._now())) is not None:
+        due = self.pacer.next_time(self._now())
+        if self.down or due is None:
+            self._all_left.set()
+        else:
+            self._all_left.clear()
             self._timer = self._loop.call_at(due, self._pump)
 
     def _send(self, text: str) -> None:
         if self.down:
             return
         if self._socket.backlog > MAX_BACKLOG:
-            self.down = True
+            self._go_down()
             self._end(PeerError("the line does not take what it is sent"))
             return
         self._socket.send_text(text)

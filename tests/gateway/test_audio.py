@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from gateway.audio import (
     CARRIER_FRAME_BYTES,
     LINE_FRAME_BYTES,
+    LONGEST_HOLE,
     TAPS,
     Downsampler,
     JitterBuffer,
@@ -239,18 +240,37 @@ def play(pacer: Pacer, arrivals: list[tuple[float, bytes]]) -> list[tuple[float,
     return left
 
 
-def test_pacer_keeps_a_burst_within_100_ms_of_the_clock() -> None:
+def test_pacer_keeps_a_burst_within_100_ms_of_the_clock_beside_its_cushion() -> None:
     left = play(Pacer(), [(1.0, LOUD)] * 4)
-    assert left == [(1.0, CUSHION + LOUD), (1.08, LOUD), (1.16, LOUD), (1.24, LOUD)]
+    assert left == [(1.0, CUSHION + LOUD), (1.06, LOUD), (1.14, LOUD), (1.22, LOUD)]
 
 
-def test_pacer_shortens_quiet_frames_to_catch_up_and_is_bounded() -> None:
-    pacer = Pacer(limit=3)
-    for sound in (LOUD, QUIET, LOUD, LOUD, LOUD):
+@pytest.mark.parametrize("late", [0.001, 0.005, 0.012, 0.0199])
+def test_frames_sooner_than_the_first_wait_for_no_timer_unless_a_pause_would_give_it_back(late: float) -> None:
+    arrivals = [(late, LOUD), *((0.08 * tick, LOUD if tick % 5 else QUIET) for tick in range(1, 50))]
+    pacer = Pacer()
+    assert [when for when, _ in play(pacer, arrivals)] == [round(when, 3) for when, _ in arrivals]
+    assert (pacer.missing, pacer.dropped, pacer.shortened) == (0, 0, 0)
+
+
+def test_pacer_shortens_quiet_frames_to_catch_up_which_is_no_loss() -> None:
+    pacer = Pacer()
+    for sound in (LOUD, QUIET, LOUD, LOUD):
         pacer.push(sound, 0.0)
-    # 60 ms of the quiet one, so that the cushion stays, and then the oldest.
-    assert pacer.dropped == 3 + 4 + 1
-    assert pacer.unheard(0.0) == pytest.approx(0.24)
+    # 60 ms of the quiet one, so that the cushion stays.
+    assert (pacer.dropped, pacer.shortened) == (0, 3)
+    assert pacer.unheard(0.0) == pytest.approx(0.26)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "dropped"), [([4] * 5, 0), ([4] * 6, 4), ([1] * 20, 0), ([1] * 21, 1), ([1, 4, 4, 4, 4, 4], 1)]
+)
+def test_of_more_than_400_ms_however_cut_the_oldest_go(pieces: list[int], dropped: int) -> None:
+    pacer = Pacer()
+    for frames in pieces:
+        pacer.push(LOUD[: frames * CARRIER_FRAME_BYTES], 0.0)
+    assert (pacer.dropped, pacer.shortened) == (dropped, 0)
+    assert pacer.unheard(0.0) == pytest.approx(0.02 * (sum(pieces) - dropped))
 
 
 @pytest.mark.parametrize(("late", "missing"), [(0.0, 0), (0.019, 0), (0.020, 0), (0.021, 1), (0.040, 1), (0.055, 2)])
@@ -263,15 +283,22 @@ def test_what_is_later_than_the_cushion_leaves_a_hole_and_what_follows_may_be_as
     assert (pacer.missing, pacer.dropped) == (missing, 0)
 
 
+def test_a_process_that_stood_still_for_a_minute_counts_one_hole() -> None:
+    pacer = Pacer()
+    play(pacer, [(0.0, LOUD), (60.0, LOUD)])
+    assert pacer.missing == LONGEST_HOLE
+
+
 def test_pacer_takes_a_stalls_delay_back_in_the_first_pause_but_not_its_cushion() -> None:
     pacer = Pacer()
     # The first five come together, 320 ms late, and speech goes on: the delay stays as long.
     speech = [(0.32, LOUD)] * 5 + [(0.08 * tick, LOUD) for tick in range(5, 10)]
     pause = [(0.08 * tick, QUIET) for tick in range(10, 16)]
     left = play(pacer, [*speech, *pause, (0.08 * 16, LOUD)])
-    assert left[9][0] == pytest.approx(0.08 * 9 + 0.32)
+    # It leaves 20 ms before it must, see `ahead`.
+    assert left[9][0] == pytest.approx(0.08 * 9 + 0.32 - 0.02)
     assert left[-1][0] == pytest.approx(0.08 * 16, abs=0.02)
-    assert (pacer.missing, pacer.dropped) == (0, 16)
+    assert (pacer.missing, pacer.dropped, pacer.shortened) == (0, 0, 16)
 
 
 @pytest.mark.parametrize(("late", "given_back"), [(0.0, 0), (0.019, 0), (0.021, 1), (0.039, 1), (0.041, 2)])
@@ -280,7 +307,7 @@ def test_a_pause_gives_back_whole_20_ms_of_what_is_over_the_cushion(late: float,
     pacer.push(LOUD, late)
     pacer.pop(late)
     pacer.push(QUIET, 0.08)
-    assert pacer.dropped == given_back
+    assert (pacer.shortened, pacer.dropped) == (given_back, 0)
 
 
 def test_pacer_starts_afresh_after_clear() -> None:

@@ -30,7 +30,16 @@ def test_the_document_has_exactly_the_promised_fields() -> None:
         ended_at=datetime(2026, 7, 25, 12, 1, tzinfo=UTC),
         end_reason="agent_goodbye",
         utterances=SAID,
-        metrics=CallMetrics(answer_ms=41.26, response_ms=(812.44,), frames_in=750, frames_out=750),
+        metrics=CallMetrics(
+            answer_ms=41.26,
+            response_ms=(812.44,),
+            frames_in=750,
+            frames_out=749,
+            frames_lost=1,
+            agent_frames_lost=2,
+            agent_frames_late=0,
+            deadline_misses=3,
+        ),
     )
     document = to_document(record)
     assert json.loads(json.dumps(document)) == {
@@ -52,11 +61,11 @@ def test_the_document_has_exactly_the_promised_fields() -> None:
             "answer_ms": 41.3,
             "response_ms": [812.4],
             "frames_in": 750,
-            "frames_out": 750,
-            "frames_lost": 0,
-            "agent_frames_lost": 0,
+            "frames_out": 749,
+            "frames_lost": 1,
+            "agent_frames_lost": 2,
             "agent_frames_late": 0,
-            "deadline_misses": 0,
+            "deadline_misses": 3,
         },
     }
 
@@ -65,3 +74,11 @@ def test_a_date_without_a_zone_is_refused() -> None:
     naive = datetime(2026, 7, 25)
     with pytest.raises(ValueError, match="time zone"):
         to_document(CallRecord("c", "p", "v", "echo", "", "", naive, naive, "failed"))
+
+
+def test_what_was_not_counted_is_left_out_rather_than_none() -> None:
+    at = datetime(2026, 7, 25, tzinfo=UTC)
+    record = CallRecord("c", "p", "v", "echo", "", "", at, at, "failed", metrics=CallMetrics(agent_frames_lost=0))
+    metrics = to_document(record)["metrics"]
+    assert metrics["agent_frames_lost"] == 0
+    assert "agent_frames_late" not in metrics

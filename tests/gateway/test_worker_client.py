@@ -199,19 +199,28 @@ async def test_a_worker_that_never_says_ready(monkeypatch: pytest.MonkeyPatch) -
             await RemoteEngine(server.url).open(REQUEST)
 
 
-@pytest.mark.parametrize(
-    ("status", "why"),
-    [("200 OK", r"does not speak callplex\.v1"), ("503 Service Unavailable", "takes no connections now")],
-)
-async def test_something_else_on_the_port(status: str, why: str) -> None:
+@asynccontextmanager
+async def http(status: str) -> AsyncIterator[str]:
+    """Something that answers any request with this status; its URL."""
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(f"HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nhi".encode())
         writer.close()
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        with pytest.raises(WorkerUnreachable, match=why):
+        yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_something_else_on_the_port() -> None:
+    async with http("200 OK") as url:
+        with pytest.raises(WorkerUnreachable, match=r"does not speak callplex\.v1"):
+            await RemoteEngine(url).open(REQUEST)
+
+
+async def test_a_worker_that_is_being_stopped_takes_no_connections() -> None:
+    async with http("503 Service Unavailable") as url:
+        with pytest.raises(WorkerUnreachable, match="takes no connections now"):
             await RemoteEngine(url).open(REQUEST)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import orjson
 import pytest
 
+from gateway.audio import CARRIER_FRAME_BYTES, encode_ulaw
 from gateway.bench.measure import DESIGNED_SECONDS, FILTER_SECONDS, LineLog, measure, merged
 from gateway.bench.tracks import TRACK_FRAMES, track_payloads
 
@@ -16,11 +17,13 @@ from .test_tracks import through_a_gateway
 
 FRAMES = 400
 START = 1000.0
+IN_HAND = encode_ulaw(bytes(CARRIER_FRAME_BYTES))
 
 
 def a_call(delay: float, drop: slice = slice(0, 0), late: tuple[int, float] = (0, 0.0)) -> LineLog:
     """A call that gets its sound back in 80 ms messages: each `delay` after its last frame was sent.
 
+    Before the first come 20 ms of silence, as the gateway sends them, for the line to have in hand.
     `drop`: 80 ms messages that never come. `late`: one message and by how much it comes later still.
     """
     payloads = track_payloads()
@@ -29,7 +32,8 @@ def a_call(delay: float, drop: slice = slice(0, 0), late: tuple[int, float] = (0
     received = []
     for number in range(FRAMES // 4):
         when = sent_at[4 * number + 3] + delay + (late[1] if number == late[0] else 0.0)
-        payload = base64.b64encode(sound[640 * number : 640 * (number + 1)]).decode()
+        in_hand = b"" if number else IN_HAND
+        payload = base64.b64encode(in_hand + sound[640 * number : 640 * (number + 1)]).decode()
         received.append((when, orjson.dumps({"event": "media", "media": {"payload": payload}})))
     del received[drop]
     return LineLog(sent_at, received)
@@ -57,8 +61,15 @@ def test_one_late_message_is_an_underrun_and_a_long_round_trip() -> None:
     assert np.median(seen.over_best) < 0.001
 
 
-def test_the_playout_s_cushion_takes_small_lateness() -> None:
-    assert measure([a_call(delay=0.05, late=(40, 0.015))], [], START + 1, START + 6).underruns == 0
+def test_the_silence_before_the_first_message_is_no_latency() -> None:
+    seen = measure([a_call(delay=0.07)], [], START - 1, START + 6)
+    assert np.allclose(seen.round_trips, 0.08 + 0.07 + FILTER_SECONDS, atol=0.0005)
+    assert seen.over_best.max() < 0.001
+
+
+@pytest.mark.parametrize(("late", "underruns"), [(0.015, 0), (0.019, 0), (0.021, 1), (0.039, 1)])
+def test_the_playout_has_20_ms_in_hand_and_no_more(late: float, underruns: int) -> None:
+    assert measure([a_call(delay=0.05, late=(40, late))], [], START + 1, START + 6).underruns == underruns
 
 
 def test_a_call_that_hears_nothing_lost_everything() -> None:

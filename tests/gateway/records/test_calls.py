@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.records.calls import CallFilter, QueryInvalid, find
+from gateway.records.calls import CallFilter, QueryInvalid, document_of, find
 from gateway.records.database import Database
 from gateway.records.portion import Portion
 from gateway.records.storing import store
@@ -91,3 +91,13 @@ async def test_a_text_without_words_is_refused(database: Database) -> None:
     async with database.read() as connection:
         with pytest.raises(QueryInvalid, match="has no words"):
             await find(connection, CallFilter(words="?!"))
+
+
+async def test_a_call_of_an_older_version_does_not_say_that_nothing_was_lost(database: Database) -> None:
+    await keep(database, "old")
+    async with database.read() as connection:
+        row = dict((await find(connection, CallFilter())).calls[0])
+    row["metrics"] = {"frames_in": 7, "frames_lost": 1, "of_a_later_version": 3}
+    metrics = document_of(row, [])["metrics"]
+    assert (metrics["frames_in"], metrics["frames_lost"]) == (7, 1)
+    assert not {"agent_frames_lost", "agent_frames_late", "of_a_later_version"} & set(metrics)

@@ -88,6 +88,17 @@ def test_packets_are_numbered_timed_and_marked() -> None:
     assert parse_rtp(stream.tick(1.0)[0]).timestamp == 160 * 7
 
 
+def test_ticks_that_were_left_out_while_somebody_spoke_are_missing() -> None:
+    stream = MediaStream(Identity(9, 1, 1), MediaPlan(RIGHT), 0.0)
+    stream.skip(7)
+    stream.sender.talk.push(b"\x00\x10" * 640)
+    for index in range(3):
+        stream.tick(index * TICK)
+    stream.skip(30)
+    stream.tick(33 * TICK)
+    assert stream.sender.talk.missing == 30
+
+
 def test_the_peer_may_change_codec_at_any_packet() -> None:
     stream = MediaStream(Identity(1, 1, 1), MediaPlan(LEFT), 0.0)
     heard: list[bytes] = []

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.rtp.talk import CUSHION, FRAME_BYTES, LIMIT, PAUSE, TalkQueue
+from gateway.audio import LONGEST_HOLE
+from gateway.rtp.talk import CUSHION, FRAME_BYTES, LIMIT, TalkQueue
 
 LOUD, QUIET = b"\x00\x10" * 160, b"\x01\x00" * 160
 
@@ -32,10 +33,10 @@ def test_a_frame_late_by_less_than_the_cushion_leaves_no_hole() -> None:
     assert heard[CUSHION:] == [frame(number) for number in range(8)]
 
 
-def test_silence_in_place_of_late_sound_is_counted_and_a_pause_is_not() -> None:
+def test_silence_in_place_of_late_sound_is_counted_however_long_but_for_what_was_asked_for() -> None:
     talk = TalkQueue()
     talk.pop()
-    for silent, missing in ((0, 0), (2, 2 + CUSHION), (PAUSE + 1, 2 + CUSHION)):
+    for silent, missing in ((0, 0), (2, 2 + CUSHION), (60, 62 + 2 * CUSHION)):
         assert [talk.pop() for _ in range(silent)] == silent * [None]
         talk.push(b"".join(map(frame, range(4))))
         assert [talk.pop() for _ in range(CUSHION + 4)].count(None) == CUSHION
@@ -47,20 +48,30 @@ def test_silence_in_place_of_late_sound_is_counted_and_a_pause_is_not() -> None:
     assert talk.missing == missing, "silence that was asked for"
 
 
+def test_a_process_that_stood_still_for_a_minute_counts_one_hole() -> None:
+    talk = TalkQueue()
+    talk.push(b"".join(map(frame, range(4))))
+    assert [talk.pop() for _ in range(CUSHION + 2)][-1] == frame(1)
+    talk.skip(3_000)
+    assert talk.pop() == frame(2)
+    assert talk.missing == LONGEST_HOLE
+
+
 def test_a_burst_loses_its_quiet_frames_first() -> None:
     talk = TalkQueue()
     talk.push(b"".join(frame(number) if number % 2 else QUIET for number in range(16)))
     heard = [talk.pop() for _ in range(CUSHION + 16)]
     loud = [spoken for spoken in heard if spoken not in (None, QUIET)]
     assert loud == [frame(number) for number in range(1, 16, 2)]
-    assert talk.dropped == heard.count(None) - CUSHION > 3
+    assert talk.shortened == heard.count(None) - CUSHION > 3
+    assert talk.dropped == 0
 
 
 def test_beyond_the_limit_the_oldest_go() -> None:
     talk = TalkQueue()
-    talk.push(b"".join(map(frame, range(LIMIT + 5))))
-    assert talk.unheard == pytest.approx(0.02 * LIMIT)
-    assert talk.dropped == 5
+    talk.push(2 * QUIET + b"".join(map(frame, range(LIMIT + 5))))
+    assert talk.unheard == pytest.approx(0.4)
+    assert (talk.dropped, talk.shortened) == (5, 2)
     assert [talk.pop() for _ in range(CUSHION + 1)][-1] == frame(5)
 
 

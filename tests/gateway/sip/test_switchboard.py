@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from gateway.rtp.talk import CUSHION
 from gateway.sip.events import Terminated
+from gateway.sip.leg import SipLeg
 from gateway.sip.message import Request, Response
 from tests.gateway.sip.switchboards import DEPUTY, PERSON, TONE, dial, gateway, hears, peer, phone
 
@@ -117,6 +119,32 @@ async def test_a_caller_whom_nobody_was_reached_for_is_the_agents_again() -> Non
         await after.hangup("agent_goodbye")
         await caller.line.over.wait()
         await listening
+
+
+async def test_a_hole_in_what_an_agent_says_is_its_own_calls_and_not_the_next_ones() -> None:
+    async with asyncio.timeout(20), gateway() as (desk, port), phone() as caller:
+        await caller.dial(port)
+        before = await desk.legs.get()
+        rtp = before.line.rtp
+        rtp._ticker.remove(rtp)
+
+        def pass_time(ticks: int) -> None:
+            for _ in range(ticks):
+                rtp.send_due(0.0)
+
+        await before.play(TONE[:1_280])
+        pass_time(CUSHION + 4)
+        assert before.lost == 0
+        pass_time(30)
+        await before.play(TONE[:1_280])
+        pass_time(CUSHION + 1)
+        assert before.lost == 30 + CUSHION
+        after = SipLeg(before.info, before.call, before.line, b"", lambda leg, target: False)
+        assert (after.lost, rtp.unheard) == (0, 0)
+        pass_time(50)
+        await after.play(TONE[:1_280])
+        pass_time(CUSHION + 1)
+        assert after.lost == 0, "the next agent had not begun to speak"
 
 
 async def test_a_caller_does_not_go_to_and_fro_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
