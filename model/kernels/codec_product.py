@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -40,6 +41,13 @@ Precision = codec_tiles.Precision
 _NORM_EPS = 1e-5
 _WIDE = 1024
 """Factors that a warp reads at once for the moments of its rows: 32 a thread."""
+
+
+def cut_for(device: torch.device) -> None:
+    """From now on cut for this card, if it is one: for the shared memory that its programs have."""
+    if device.type == "cuda":
+        card = triton.runtime.driver.active.utils.get_device_properties(device.index)
+        codec_tiles.fit_into(card["max_shared_mem"])
 
 
 @dataclass(frozen=True, slots=True)

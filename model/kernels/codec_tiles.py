@@ -91,14 +91,14 @@ _SPLIT = 32
 """Factors of a sum from which three products of halves are as exact as float32: the tensor cores cut each sum off."""
 _DEPTH = 32
 _SHARED = 227_000
-"""Bytes of shared memory that a program of a Hopper has."""
+"""Bytes of shared memory that a program has on a Hopper, and on no card more."""
 _FILE = Path(__file__).with_suffix(".json")
 
 
 def tile(count: int, outer: int, inner: int, precision: Precision = "ieee") -> Tile:
     """For `count` rows, `outer` columns and sums of `inner` factors."""
     found = _of(used().products.get(Shape(precision, outer, inner), ()), count)
-    if found is not None and (found.way != "thin" or count <= found.rows):
+    if found is not None and (found.way != "thin" or count <= found.rows) and _has_room(found):
         return found
     return thin(count, outer, inner) if count <= THIN else tiled(count, outer, inner, precision)
 
@@ -149,20 +149,36 @@ def tiled(count: int, outer: int, inner: int, precision: Precision) -> Tile:
     while cut.shares * warps < most and cut.shares * busy < 12 * _PROCESSORS and 2 * cut.shares * _DEPTH < inner:
         shares = 2 * cut.shares
         larger = replace(cut, shares=shares, warps=shares if way != "fma" else shares * warps)
-        if not fits(larger):
+        if not (fits(larger) and _has_room(larger)):
             break
         cut = larger
     return cut
 
 
-def shared_bytes(cut: Tile) -> int:
-    """Of shared memory that a program needs at most."""
-    return 4 * cut.stages * cut.shares * cut.depth * (cut.rows + cut.columns)
+def shared_bytes(cut: Tile, parts: int) -> int:
+    """Of shared memory for so many parts of a program's factors; a thin one has them in registers."""
+    return 0 if cut.way == "thin" else 4 * parts * cut.shares * cut.depth * (cut.rows + cut.columns)
 
 
 def fits(cut: Tile) -> bool:
-    """Whether a program finds room for its factors and its sums."""
-    return shared_bytes(cut) < _SHARED and cut.warps <= 16
+    """Whether a program finds room on the cards that have most."""
+    return shared_bytes(cut, cut.stages) < _SHARED and cut.warps <= 16
+
+
+def fit_into(shared: int) -> None:
+    """From now on cut for a card whose programs have so many bytes of shared memory, until told: a Hopper's.
+
+    What a table says, but has no room there, is cut by the rules.
+    """
+    _room[0] = shared
+
+
+def _has_room(cut: Tile) -> bool:
+    """Whether a program does on this card, where the part in use has gone to registers.
+
+    (On a Hopper, whose tensor cores read large tiles where they lie, all parts stay.)
+    """
+    return shared_bytes(cut, cut.stages - 1) <= _room[0]
 
 
 def power_of_two(number: int) -> int:
@@ -235,4 +251,5 @@ def _of(entries: Sequence[tuple[int, _Cut]], count: int) -> _Cut | None:
     return entries[bisect_left([most for most, _ in entries[:-1]], count)][1]
 
 
+_room = [_SHARED]
 _used = [load(_FILE) if _FILE.exists() else Tables()]

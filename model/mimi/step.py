@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from model.config import MimiConfig
 from model.kernels import codec_attention, codec_chunk, codec_codes, codec_rows
-from model.kernels.codec_product import Edge, Out, Precision, product
+from model.kernels.codec_product import Edge, Out, Precision, cut_for, product
 from model.mimi.conv import CausalConv1d, CausalConvTranspose1d
 from model.mimi.quantizer import SplitQuantizer
 from model.mimi.stages import Convolutions, Places, Stage, Workspace, convolution, seanet
@@ -217,7 +217,8 @@ class Decoder:
 
 
 def both_sides(mimi: Mimi) -> tuple[Encoder, Decoder]:
-    """The codec's two directions; the codebooks in use are kept once more, for both."""
+    """The codec's two directions, cut for the card they are on; the codebooks in use are kept once more, for both."""
+    cut_for(next(mimi.parameters()).device)
     entries, half_squares = codebooks(mimi.quantizer, mimi.config.active)
     return Encoder(mimi, entries, half_squares), Decoder(mimi, entries)
 

@@ -11,11 +11,17 @@ from model.kernels import codec_tiles, tiles
 from model.kernels.codec_tiles import WAYS, Precision, SearchTile, Shape, Tables, Tile, search_tile, tile
 
 SMALL, LARGE = Tile(16, 16, 8, 32, 8, 3, "tf32x3"), Tile(128, 64, 1, 32, 8, 3, "tf32x3")
+BORDERLINE = Tile(16, 16, 8, 32, 8, 4, "tf32x3")
 THIN = Tile(2, 4, 1, 512, 4, 2, "thin")
 
 
+ADA = 101_376
+"""Bytes of shared memory of a program on capability 8.6, 8.9 and 12.0."""
+
+
 @pytest.fixture(autouse=True)
-def _the_rules_alone() -> Iterator[None]:
+def _the_rules_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(codec_tiles, "_room", list(codec_tiles._room))
     before = codec_tiles.used()
     codec_tiles.use(Tables())
     yield
@@ -41,6 +47,31 @@ def test_every_tile_fits_and_is_as_exact_as_asked(precision: Precision) -> None:
                 assert codec_tiles.fits(cut), cut
                 assert cut.way in WAYS[precision]
                 assert cut.shares == 1 or cut.way == "fma" or cut.warps == cut.shares
+
+
+def test_on_a_card_with_less_shared_memory_shares_are_fewer() -> None:
+    codec_tiles.fit_into(ADA)
+    assert tile(16, 512, 3072) == Tile(16, 16, 8, 32, 8, 3, "tf32x3")
+    for precision in WAYS:
+        for count in (5, 16, 64, 1920, 245_760):
+            for outer in (1, 32, 512, 4096):
+                for inner in (7, 192, 2048, 8192):
+                    cut = tile(count, outer, inner, precision)
+                    assert codec_tiles.shared_bytes(cut, cut.stages - 1) <= ADA, cut
+
+
+def test_on_a_card_with_less_shared_memory_what_is_too_large_is_not_taken_from_a_table() -> None:
+    large = Tile(16, 16, 16, 32, 16, 3, "tf32x3")
+    shape = Shape("ieee", 512, 2048)
+    codec_tiles.use(Tables({shape: [(2, THIN), (9, large), (20, BORDERLINE)]}))
+    assert [tile(count, 512, 2048) for count in (2, 9, 20)] == [THIN, large, BORDERLINE]
+    codec_tiles.fit_into(ADA)
+    assert [tile(count, 512, 2048) for count in (2, 9, 20)] == [THIN, SMALL, BORDERLINE]
+
+
+def test_a_thin_tile_takes_no_shared_memory() -> None:
+    codec_tiles.fit_into(0)
+    assert tile(4, 512, 8192).way == "thin"
 
 
 def test_a_table_is_asked_before_the_rules() -> None:
