@@ -151,11 +151,10 @@ class Encoder:
         edge = Edge(space[:, encoding.flag :], down.head, width)
         product(source, self._down.weight, Out(latent), length=frames, hop=down.hop, edge=edge)
         codec_rows.finish(rows, slots, places.after, space, kv.offsets, frames * codec_attention.STEP)
-        projected = pcm.new_empty(count * frames, self._projection.shape[0])
-        product(latent.view(-1, width), self._projection, Out(projected), length=1, hop=width)
+        projected = pcm.new_empty(count, frames * self._projection.shape[0])
+        product(latent, self._projection, Out(projected), length=frames, hop=width)
         books = (self._entries[:n_q], self._columns[:n_q], self._half_squares[:n_q])
-        codes = codec_codes.search(projected.view(count * frames, 2, -1), *books)
-        return codes.view(count, frames, n_q).transpose(1, 2)
+        return codec_codes.search(projected.view(count, frames, 2, -1), *books).transpose(1, 2)
 
 
 class Decoder:
@@ -199,9 +198,9 @@ class Decoder:
         rows = state.decoder_rows[:, self._carried :]
         space = rows.new_empty(count, places.width)
         codec_rows.begin(rows, slots, places.before, space, None, 0)
-        entries = codec_codes.sums(codes.transpose(1, 2).flatten(0, 1), self._entries).flatten(1)
-        latent = rows.new_empty(count * frames, width)
-        product(entries, self._projection, Out(latent), length=1, hop=entries.shape[1], precision=self._precision)
+        entries = codec_codes.sums(codes.transpose(1, 2).flatten(0, 1), self._entries).view(count, -1)
+        latent, hop = rows.new_empty(count, frames * width), self._projection.shape[1]
+        product(entries, self._projection, Out(latent), length=frames, hop=hop, precision=self._precision)
         x = rows.new_empty(count, frames * codec_attention.STEP * width)
         codec_rows.double(latent.view(count, frames, width), self._up, state.decoder_rows, slots, x)
         chunk = convolutions.first(space)

@@ -155,7 +155,7 @@ def test_tiles_are_cut_for_the_card_that_the_codec_is_on(monkeypatch: pytest.Mon
 def test_the_published_codec_takes_few_launches(
     monkeypatch: pytest.MonkeyPatch, frames: int, launches: tuple[int, int, int]
 ) -> None:
-    """A frame 125, two seconds 130. On the meta device, where nothing is computed. Before there were kernels they took 869."""
+    """A frame 125, two seconds 130, on the meta device, where nothing is computed; the layers take 869."""
     mimi = on_meta(lambda: Mimi(mimi_full()))
     mimi.fused = True
     state, slots = mimi.streaming(4), torch.empty(3, dtype=torch.long, device="meta")
@@ -171,6 +171,22 @@ def test_the_published_codec_takes_few_launches(
     assert (codes.shape, codes.dtype, sound.shape) == ((3, 8, frames), torch.int64, pcm.shape)
     found = (encode, decode, remember)
     assert tuple(one.count for one in found) == launches, [one.by_name for one in found]
+
+
+@pytest.mark.parametrize("frames", [1, 25])
+def test_whether_launches_are_chained_is_a_matter_of_slots_not_of_rows(
+    monkeypatch: pytest.MonkeyPatch, frames: int
+) -> None:
+    """Of every launch that may be: a single one that is not would wait for the one before to end."""
+    asked: list[int] = []
+    monkeypatch.setattr(codec_tiles, "chains", lambda slots: bool(asked.append(slots)))
+    mimi = on_meta(lambda: Mimi(mimi_full()))
+    mimi.fused = True
+    state, slots = mimi.streaming(2), torch.empty(1, dtype=torch.long, device="meta")
+    with counting(monkeypatch):
+        mimi.encode_step(state, slots, torch.empty(1, 1, frames * mimi.frame_size, device="meta"))
+        mimi.decode_step(state, slots, torch.empty(1, 8, frames, dtype=torch.long, device="meta"))
+    assert set(asked) == {1}
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: the interpreter would take minutes")
