@@ -116,8 +116,8 @@ def search_tile(count: int) -> SearchTile:
 
 
 def chains(slots: int) -> bool:
-    """Whether the launches of a step of so many slots are chained."""
-    return slots <= used().chained
+    """Whether the launches of a step, or a pass, of so many slots are chained, however many rows each of them has."""
+    return slots <= used().chained_slots
 
 
 def thin(count: int, outer: int, inner: int) -> Tile:
@@ -192,11 +192,14 @@ def _programs(count: int, outer: int, entry: tuple[int, int, int]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """What a sweep found: tiles of products and of the search, and for how many slots launches are chained, at most."""
+    """What a sweep found.
+
+    products, search: tiles; chained_slots: the most slots for which launches are chained, 0 if they never are.
+    """
 
     products: Mapping[Shape, Entries] = field(default_factory=dict)
     search: Sequence[tuple[int, SearchTile]] = ()
-    chained: int = 0
+    chained_slots: int = 0
 
 
 def save(path: Path, tables: Tables) -> None:
@@ -207,7 +210,7 @@ def save(path: Path, tables: Tables) -> None:
     ]
     search = [[most, *astuple(cut)] for most, cut in tables.search]
     lines = ",\n".join(json.dumps(one) for one in products)
-    about = f'"chained": {json.dumps(tables.chained)}, "search": {json.dumps(search)}'
+    about = f'"chained_slots": {tables.chained_slots}, "search": {json.dumps(search)}'
     path.write_text(f'{{"codec": {{{about}, "products": [\n{lines}\n]}}}}\n', encoding="utf-8")
 
 
@@ -224,7 +227,7 @@ def read(found: Any) -> Tables:
             for one in found["products"]
         }
         search = [(most, SearchTile(*cut)) for most, *cut in found["search"]]
-        tables = Tables(products, search, int(found["chained"]))
+        tables = Tables(products, search, int(found["chained_slots"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"no tables of a codec's tiles: {error!r}") from error
     for shape, entries in products.items():

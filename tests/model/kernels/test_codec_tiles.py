@@ -86,7 +86,7 @@ def test_a_table_is_asked_before_the_rules() -> None:
 
 
 def test_what_is_written_is_taken_from_a_file(tmp_path: Path) -> None:
-    tables = Tables({Shape("ieee", 512, 2048): [(2, THIN), (9, SMALL)]}, [(8, SearchTile(16, 32, 8, 8, "fma"))], True)
+    tables = Tables({Shape("ieee", 512, 2048): [(2, THIN), (9, SMALL)]}, [(8, SearchTile(16, 32, 8, 8, "fma"))], 3)
     file = tmp_path / "codec.json"
     codec_tiles.save(file, tables)
     tiles.load(file)
@@ -97,17 +97,17 @@ def test_what_is_written_is_taken_from_a_file(tmp_path: Path) -> None:
     "wrong",
     [
         {},
-        {"chained": 0, "search": [], "products": [{"precision": "ieee", "outer": 1, "inner": 2, "tiles": []}]},
-        {"chained": 0, "search": [[1, 2]], "products": []},
+        {"chained_slots": 0, "search": [], "products": [{"precision": "ieee", "outer": 1, "inner": 2, "tiles": []}]},
+        {"chained_slots": 0, "search": [[1, 2]], "products": []},
         {
-            "chained": 0,
+            "chained_slots": 0,
             "search": [],
             "products": [
                 {"precision": "ieee", "outer": 1, "inner": 2, "tiles": [[1, 16, 16, 1, 32, 1, 3, "tf32"]]},
             ],
         },
         {
-            "chained": 0,
+            "chained_slots": 0,
             "search": [],
             "products": [
                 {"precision": "ieee", "outer": 1, "inner": 2, "tiles": [[1, 128, 128, 2, 64, 8, 3, "tf32x3"]]},
