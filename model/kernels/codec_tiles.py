@@ -23,6 +23,8 @@ encoder, with random weights, what reaches the codebooks is then off by 1.1e-6 o
 against float64); by 2.6e-6 where FMA units sum one factor after the other, by 0.8e-6 in blocks, by 1.1e-3 in TF32.
 """
 WAYS: dict[Precision, tuple[Way, ...]] = {"ieee": ("thin", "fma", "tf32x3"), "tf32": ("thin", "fma", "tf32")}
+SEARCHES: tuple[Way, ...] = ("fma", "tf32x3")
+"""What a search may be made by, which is as exact as float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +217,12 @@ def save(path: Path, tables: Tables) -> None:
 
 
 def load(path: Path) -> Tables:
-    """The tables of a file. Raises ValueError if it holds none."""
-    return read(json.loads(path.read_text(encoding="utf-8")).get("codec"))
+    """The tables of a file. Raises ValueError, which names it, if it holds none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return read(found["codec"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no tables of a codec's tiles: {error}") from error
 
 
 def read(found: Any) -> Tables:
@@ -227,14 +233,40 @@ def read(found: Any) -> Tables:
             for one in found["products"]
         }
         search = [(most, SearchTile(*cut)) for most, *cut in found["search"]]
-        tables = Tables(products, search, int(found["chained_slots"]))
+        tables = Tables(products, search, found["chained_slots"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"no tables of a codec's tiles: {error!r}") from error
+        raise ValueError(f"no tables of tiles: {error!r}") from error
     for shape, entries in products.items():
-        ways = WAYS.get(shape.precision, ())
-        if not entries or any(cut.way not in ways or not fits(cut) for _, cut in entries):
-            raise ValueError(f"no tiles that fit {shape}")
+        numbers = [shape.outer, shape.inner, *(most for most, _ in entries)]
+        if not (entries and all(map(_counts, numbers)) and all(_can_make(shape, cut) for _, cut in entries)):
+            raise ValueError(f"no tiles that can make {shape}")
+    if not all(_counts(most) and _can_search(cut) for most, cut in search):
+        raise ValueError("no tiles that can search")
+    if not (type(tables.chained_slots) is int and tables.chained_slots >= 0):
+        raise ValueError(f"no tables of tiles: launches chained for {tables.chained_slots!r} slots")
     return tables
+
+
+def _can_make(shape: Shape, cut: Tile) -> bool:
+    """Whether a kernel can be compiled for a tile, and is as exact as asked."""
+    sizes = (cut.rows, cut.columns, cut.shares, cut.depth, cut.warps)
+    if not (all(map(_doubles, sizes)) and _counts(cut.stages) and cut.way in WAYS.get(shape.precision, ())):
+        return False
+    return fits(cut) and (cut.way != "thin" or (cut.rows <= THIN and cut.shares == 1))
+
+
+def _can_search(cut: SearchTile) -> bool:
+    sizes = (cut.rows, cut.entries, cut.shares, cut.warps)
+    return all(map(_doubles, sizes)) and cut.warps <= 16 and cut.way in SEARCHES
+
+
+def _counts(number: object) -> bool:
+    return type(number) is int and number > 0
+
+
+def _doubles(number: object) -> bool:
+    """Whether it is a power of two, as the kernels' blocks are."""
+    return type(number) is int and number > 0 and number & (number - 1) == 0
 
 
 def use(tables: Tables) -> None:
@@ -255,4 +287,4 @@ def _of(entries: Sequence[tuple[int, _Cut]], count: int) -> _Cut | None:
 
 
 _room = [_SHARED]
-_used = [load(_FILE) if _FILE.exists() else Tables()]
+_used = [load(_FILE)]

@@ -93,29 +93,54 @@ def test_what_is_written_is_taken_from_a_file(tmp_path: Path) -> None:
     assert codec_tiles.used() == tables
 
 
+def written(*tile: object, search: object = (), chained_slots: object = 0, **shape: object) -> dict[str, object]:
+    """As in a file, with a tile for one product."""
+    product = {"precision": "ieee", "outer": 1, "inner": 2, **shape, "tiles": [list(tile)] if tile else []}
+    return {"chained_slots": chained_slots, "search": search, "products": [product]}
+
+
+GOOD = (1, 16, 16, 1, 32, 1, 3, "tf32x3")
+
+
+def test_a_table_in_the_form_of_a_file_is_read() -> None:
+    tables = codec_tiles.read(written(*GOOD, search=[[5, 1, 32, 8, 8, "fma"]], chained_slots=2))
+    shape, cut = Shape("ieee", 1, 2), Tile(16, 16, 1, 32, 1, 3, "tf32x3")
+    assert tables == Tables({shape: [(1, cut)]}, [(5, SearchTile(1, 32, 8, 8, "fma"))], 2)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
-        {},
-        {"chained_slots": 0, "search": [], "products": [{"precision": "ieee", "outer": 1, "inner": 2, "tiles": []}]},
-        {"chained_slots": 0, "search": [[1, 2]], "products": []},
-        {
-            "chained_slots": 0,
-            "search": [],
-            "products": [
-                {"precision": "ieee", "outer": 1, "inner": 2, "tiles": [[1, 16, 16, 1, 32, 1, 3, "tf32"]]},
-            ],
-        },
-        {
-            "chained_slots": 0,
-            "search": [],
-            "products": [
-                {"precision": "ieee", "outer": 1, "inner": 2, "tiles": [[1, 128, 128, 2, 64, 8, 3, "tf32x3"]]},
-            ],
-        },
+        *(None, 5, [], {}),
+        written(),
+        written(*GOOD, precision="fp8"),
+        written(*GOOD, outer=0),
+        written(1, 16, 16, 1, 32, 1, 3, "tf32"),  # not exact enough
+        written(1, 128, 128, 2, 64, 8, 3, "tf32x3"),  # too large
+        written(1, 24, 16, 1, 32, 1, 3, "tf32x3"),
+        written(1, "16", 16, 1, 32, 1, 3, "tf32x3"),
+        written(1, 16, 16, True, 32, 1, 3, "tf32x3"),
+        written(1, 16, 16, 1, 32.0, 1, 3, "tf32x3"),
+        written(1, 16, 16, 1, 32, 0, 3, "tf32x3"),
+        written(1, 16, 16, 1, 32, 1, 0, "tf32x3"),
+        written("1", 16, 16, 1, 32, 1, 3, "tf32x3"),
+        written(1, 8, 4, 1, 128, 1, 2, "thin"),  # more rows than are thin
+        written(1, 2, 4, 2, 128, 1, 2, "thin"),
+        written(*GOOD, search=[[1, 2]]),
+        written(*GOOD, search=[[8, 16, 32, 8, 8, "tf32"]]),
+        written(*GOOD, search=[[8, 24, 32, 8, 8, "fma"]]),
+        written(*GOOD, search=[[0, 16, 32, 8, 8, "fma"]]),
+        written(*GOOD, search=5),
+        written(*GOOD, chained_slots=-1),
+        written(*GOOD, chained_slots=True),
+        written(*GOOD, chained_slots="1"),
     ],
 )
-def test_tables_that_are_none_or_not_exact_enough_or_too_large_are_refused(wrong: object) -> None:
+def test_tables_that_are_none_or_cannot_be_or_are_not_exact_enough_are_refused(wrong: object) -> None:
     with pytest.raises(ValueError, match="tiles"):
         codec_tiles.read(wrong)
-    assert codec_tiles.used() == Tables()
+
+
+def test_a_file_that_is_missing_is_not_passed_over(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        codec_tiles.load(tmp_path / "codec_tiles.json")
