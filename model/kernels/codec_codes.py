@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from model.kernels import codec_tiles
-from model.kernels.codec_parts import across, down, steps, zeros
+from model.kernels.codec_parts import as_left, as_right, steps, zeros
 from model.kernels.codec_tiles import SearchTile
 from model.kernels.overlap import begin_next, possible, wait_for_last
 
@@ -169,10 +169,10 @@ def _score(
         taken = entries + (before.to(tl.int64) * bins + code) * dim
     place = book.to(tl.int64) * count + row
     along, below = steps(shares, depth)
-    right, used = columns + book.to(tl.int64) * dim * bins + across(column, shares), across(known, shares)
-    source, here, place = down(source, shares), down(there, shares), down(place, shares)
+    right, used = columns + book.to(tl.int64) * dim * bins + as_right(column, shares), as_right(known, shares)
+    source, here, place = as_left(source, shares), as_left(there, shares), as_left(place, shares)
     if not begins:
-        taken = down(taken, shares)
+        taken = as_left(taken, shares)
     total = zeros(rows, width, shares)
     for start in range(0, dim, depth * shares):
         component = start + along

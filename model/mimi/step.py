@@ -110,7 +110,7 @@ class _Encoding:
 
 
 class Encoder:
-    """Frames of sound to their codes. Products are full float32: a code must not flip."""
+    """Frames of sound to their codes. Products are as exact as float32, in another order: a code must not flip."""
 
     def __init__(self, mimi: Mimi, entries: Tensor, half_squares: Tensor) -> None:
         """`entries [Q, E, d]`, of the codebooks in use, and half their squared lengths `[Q, E]`."""

@@ -30,7 +30,7 @@ def codec_kernels(capability: int, compiled: Callable[..., str]) -> dict[str, st
         kernel, _, sizes = codec_product._launch(cut, count, outer, inner, norm)
         warps, _ = sizes.pop("num_warps"), sizes.pop("num_stages", None)
         options = {"has_norm": norm, "has_edge": edge, "chained": chained, "factor_stride": 1}
-        types = _TYPES | dict.fromkeys(codec_product._ASKED, "i32")
+        types = _TYPES | dict.fromkeys(codec_product._AT_RUN_TIME, "i32")
         return compiled(kernel, capability, types, warps, **sizes, **options)
 
     codec_tiles.use(codec_tiles.Tables())  # what the rules say
