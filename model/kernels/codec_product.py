@@ -77,6 +77,12 @@ class Out:
     gain: Tensor | None = None
     residual: Tensor | None = None
 
+    @property
+    def flags(self) -> tuple[int, ...]:
+        """As the kernels take it whether there is a bias, a gain, a residual, either result, and GELU."""
+        parts = (self.bias, self.gain, self.residual, self.plain, self.elu)
+        return (*(int(part is not None) for part in parts), int(self.gelu))
+
 
 def product(
     source: Tensor,
@@ -108,14 +114,12 @@ def product(
         count,
         *(rows.stride(0) for rows in (source, residual, target, active)),
         *weight.stride(),
-        outer,
-        inner,
+        *weight.shape,
         _NORM_EPS,
         length,
         hop,
         *((0, 1) if edge is None else (edge.head, edge.channels)),
-        *(int(part is not None) for part in (out.bias, out.gain, out.residual, out.plain, out.elu)),
-        int(out.gelu),
+        *out.flags,
         has_norm=norm is not None,
         has_edge=edge is not None,
         chained=chained,
