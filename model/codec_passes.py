@@ -1,7 +1,7 @@
 """The codec's passes over sound and codes of calls taken over, of one call or of several.
 
-Owns the sizes of such passes. A pass over two seconds costs a GPU little and the thread that launches it a few
-milliseconds, for one call as for many. Knows no sessions and no history.
+Owns for how many calls a pass is; `model.codec_lengths` has its lengths. A pass over two seconds costs a GPU little and
+the thread that launches it a few milliseconds, for one call as for many. Knows no sessions and no history.
 """
 
 from __future__ import annotations
@@ -12,18 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.codec_lengths import CODEC_PART, HEARD, SPOKEN, cut
 from model.engine import Stepper
 from model.wire import FRAME_SAMPLES
 
 SOUND = torch.int16
 """As it comes, and as it is copied to the device, in a quarter of the time that it takes the CPU in float32."""
 _SCALE = 32_768.0
-CODEC_PART = 25
-"""Frames of sound of one call that go through the codec at once: what lies between its layers takes 2 MB for each."""
-_HEARD = (CODEC_PART, 5, 1)
-"""Frames of sound of one call in a pass on a GPU: whatever is left of a short call makes no new size."""
-_SPOKEN = (5 * CODEC_PART, *_HEARD)
-"""Frames of codes: most of them go through a transformer only, and take 0.3 MB each."""
 _MANY = 32
 """An engine with more slots has the memory for the largest passes: some 2 MB a frame while they last."""
 _SIZES = (1, 8, 16)
@@ -51,9 +46,12 @@ class CodecPasses:
 
     def parts(self, given: Tensor) -> Iterator[Tensor]:
         """Sound or codes of one call, as `CodecWork` has them, cut into what goes through the codec at once."""
-        unit, lengths = (FRAME_SAMPLES, _HEARD) if given.dtype == SOUND else (1, _SPOKEN)
-        while frames := given.shape[-1] // unit:
-            length = next(length for length in lengths if length <= frames) if self._padded else CODEC_PART
+        unit, lengths = (FRAME_SAMPLES, HEARD) if given.dtype == SOUND else (1, SPOKEN)
+        if not self._padded:
+            step = CODEC_PART * unit
+            yield from (given[..., begin : begin + step] for begin in range(0, given.shape[-1], step))
+            return
+        for length in cut(given.shape[-1] // unit, lengths):
             yield given[..., : length * unit]
             given = given[..., length * unit :]
 
@@ -71,9 +69,9 @@ class CodecPasses:
         books = self._stepper.models.config.codebooks
         for size in self._sizes if self._padded else _SIZES[:1]:
             nobody = [self._stepper.slots] * size
-            for length in _HEARD if self._padded else _HEARD[:1]:
+            for length in HEARD if self._padded else HEARD[:1]:
                 self._pass(nobody, [torch.zeros(length * FRAME_SAMPLES, dtype=SOUND)] * size)
-            for length in _SPOKEN if self._padded else _HEARD[:1]:
+            for length in SPOKEN if self._padded else HEARD[:1]:
                 self._pass(nobody, [torch.zeros((books, length), dtype=torch.long)] * size)
 
     @property

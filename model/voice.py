@@ -17,11 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from model.codec_lengths import cut
 from model.config import UNGENERATED, LMConfig
 from model.mimi.codec import Mimi
-
-_CHUNK_FRAMES = 125
-"""Frames encoded at once: bounds the memory that a long recording takes."""
 
 _ARCHIVE = b"PK\x03\x04"
 _DAMAGED = (
@@ -54,7 +52,9 @@ class VoiceReplay:
 def voice_codes(mimi: Mimi, pcm: Tensor) -> Tensor:
     """Sound `[samples]`, float32 at 24 kHz, to codes `[8, ceil(samples / 1920)]`, the last frame padded with zeros.
 
-    On the CPU, complete: a thread that reads a voice hands it to another, whose streams on a GPU do not wait for its.
+    Goes through the codec in the lengths of calls taken over: that bounds the memory of a long recording, and beside
+    live calls on a GPU nothing is compiled for it. On the CPU, complete: a thread that reads a voice hands it to
+    another, whose streams on a GPU do not wait for its.
     """
     if pcm.ndim != 1 or pcm.shape[0] == 0:
         raise VoiceError(f"sound of shape {list(pcm.shape)}; a voice prompt is mono")
@@ -62,8 +62,7 @@ def voice_codes(mimi: Mimi, pcm: Tensor) -> Tensor:
     size = mimi.frame_size
     padded = functional.pad(pcm.to(device), (0, -pcm.shape[0] % size))[None, None]
     state, slot = mimi.streaming(1), torch.zeros(1, dtype=torch.long, device=device)
-    step = _CHUNK_FRAMES * size
-    chunks = [padded[..., start : start + step] for start in range(0, padded.shape[-1], step)]
+    chunks = torch.split(padded, [length * size for length in cut(padded.shape[-1] // size)], dim=-1)
     return torch.cat([mimi.encode_step(state, slot, chunk) for chunk in chunks], dim=-1)[0].cpu()
 
 

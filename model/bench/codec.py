@@ -50,13 +50,14 @@ def sweep(config: MimiConfig, device: torch.device) -> Tables:
     """What is fastest on `device`; prints what was measured."""
     points = [(case, slots) for case in cases(config) for slots in measured(case)]
     clock, now = Clock(device), codec_tiles.used()
-    codec_tiles.use(replace(now, chained=False))
+    codec_tiles.use(replace(now, chained_slots=0))
     with _pool(device) as compile_all, torch.no_grad():
-        compile_all(points, {point: candidates(point[0].shape, point[1] * point[0].length) for point in points}, False)
+        compile_all(points, {point: candidates(point[0].shape, point[1] * point[0].length) for point in points}, 0)
         with _no_old_garbage():
             times = {point: _times(point, clock) for point in points}
             found = Tables(_entries(_chosen(times)), _search(config, clock))
-        compile_all(points, {point: _taken(found, point) for point in points}, True)
+        codec_tiles.use(found)
+        compile_all(points, {point: [_taken(point)] for point in points}, 1)
         with _no_old_garbage():
             return _with_steps(config, now, found, clock)
 
@@ -74,21 +75,22 @@ def _say(line: str) -> None:
     print(line, flush=True)  # noqa: T201
 
 
-CompileAll = Callable[[Sequence[Point], Mapping[Point, Sequence[Tile]], bool], None]
+CompileAll = Callable[[Sequence[Point], Mapping[Point, Sequence[Tile]], int], None]
+"""Tiles for each point, where launches are chained for so many slots."""
 
 
 @contextmanager
 def _pool(device: torch.device) -> Iterator[CompileAll]:
     """What fills Triton's cache on disk, in as many processes as there are cores."""
     if device.type != "cuda":
-        yield lambda points, tiles, chained: None
+        yield lambda points, tiles, chained_slots: None
         return
     with ProcessPoolExecutor(min(16, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
 
-        def compile_all(points: Sequence[Point], tiles: Mapping[Point, Sequence[Tile]], chained: bool) -> None:
+        def compile_all(points: Sequence[Point], tiles: Mapping[Point, Sequence[Tile]], chained_slots: int) -> None:
             begun = time.perf_counter()
             jobs = {_compiled_as(case, cut): (case, cut) for case, slots in points for cut in tiles[case, slots]}
-            futures = [pool.submit(_compile, *job, device, chained) for job in jobs.values()]
+            futures = [pool.submit(_compile, *job, device, chained_slots) for job in jobs.values()]
             for future in futures:
                 if (reason := future.result(timeout=120)) is not None:
                     _say(reason)
@@ -105,11 +107,11 @@ def _compiled_as(case: Case, cut: Tile) -> tuple[object, ...]:
     return cut, case.norm, case.edge, whole, aligned
 
 
-def _compile(case: Case, cut: Tile, device: torch.device, chained: bool) -> str | None:
+def _compile(case: Case, cut: Tile, device: torch.device, chained_slots: int) -> str | None:
     """Run once for as few rows as there are, in a process of its own. Returns what went wrong."""
     from model.kernels.failures import FAILURES
 
-    codec_tiles.use(Tables(chained=chained))
+    codec_tiles.use(Tables(chained_slots=chained_slots))
     try:
         Data(case, 1, device).make(cut)
     except FAILURES as error:
@@ -140,8 +142,7 @@ def _times(point: Point, clock: Clock) -> dict[Tile, float]:
         except FAILURES as error:
             _say(f"failed: {case.name} {astuple(cut)}: {type(error).__name__}: {str(error)[:200]}")
     shown = "  ".join(f"{_short(cut)} {took:.1f}" for cut, took in sorted(found.items(), key=lambda one: one[1])[:3])
-    now = codec_tiles.tile(count, shape.outer, shape.inner, shape.precision)
-    _say(f"{case.name:<17} {slots:>3} x {case.length:<4} now {found.get(now, math.nan):>6.1f} us; {shown}")
+    _say(f"{case.name:<17} {slots:>3} x {case.length:<4} now {found.get(_taken(point), math.nan):>6.1f} us; {shown}")
     return found
 
 
@@ -181,11 +182,10 @@ def _with_bounds(rows: Sequence[tuple[int, Tile]]) -> list[tuple[int, Tile]]:
     return entries
 
 
-def _taken(found: Tables, point: Point) -> list[Tile]:
-    """The tile that a point will have."""
+def _taken(point: Point) -> Tile:
+    """The tile that a point has now."""
     case, slots = point
-    codec_tiles.use(found)
-    return [codec_tiles.tile(slots * case.length, case.shape.outer, case.shape.inner, case.shape.precision)]
+    return codec_tiles.tile(slots * case.length, case.shape.outer, case.shape.inner, case.shape.precision)
 
 
 def _search(config: MimiConfig, clock: Clock) -> list[tuple[int, SearchTile]]:
@@ -218,7 +218,7 @@ def _search(config: MimiConfig, clock: Clock) -> list[tuple[int, SearchTile]]:
 def _with_steps(config: MimiConfig, now: Tables, found: Tables, clock: Clock) -> Tables:
     """Time whole steps, and say for how many slots launches are to be chained: as long as that is sooner."""
     steps = Steps(config, max(_STEPPED), clock)
-    chained = replace(found, chained=_STEPPED[-1])
+    chained = replace(found, chained_slots=_STEPPED[-1])
     ways = {"now": now, "found": found, "chained": chained} if clock.device.type == "cuda" else {"found": found}
     times: dict[str, list[tuple[float, float]]] = {}
     for name, tables in ways.items():
@@ -236,7 +236,7 @@ def _with_steps(config: MimiConfig, now: Tables, found: Tables, clock: Clock) ->
     most = max((slots for _, _, slots in sooner), default=0)
     same = steps.alike(found, chained)
     _say(f"chained: sooner for up to {most} slots, {'the same' if same else 'NOT THE SAME'}")
-    return replace(found, chained=most) if same else found
+    return replace(found, chained_slots=most) if same else found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

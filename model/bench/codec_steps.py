@@ -91,6 +91,6 @@ def search_work(config: MimiConfig, slots: int, device: torch.device, cut: Searc
     generator = torch.Generator(device).manual_seed(slots)
     sizes = (config.active, quantizer.bins, quantizer.dimension)
     entries = torch.randn(sizes, device=device, generator=generator)
-    projected = torch.randn((slots, 2, quantizer.dimension), device=device, generator=generator)
+    projected = torch.randn((slots, 1, 2, quantizer.dimension), device=device, generator=generator)
     columns, half_squares = entries.transpose(1, 2).contiguous(), entries.square().sum(dim=2) / 2
     return lambda: codec_codes.search(projected, entries, columns, half_squares, cut=cut)

@@ -21,7 +21,8 @@ STEP = 2
 """Positions of one step: 25 Hz against 12.5."""
 _CUT, _CUT_FOR_FEW = (64, 4), (128, 8)
 """Positions that a program reads at once, and its warps; few programs do not fill the GPU, so each then reads more."""
-_LOG2_E = 1.4426950408889634
+LOG2_E = 1.4426950408889634
+"""Scores are scaled by it, too, so that powers of two weigh them."""
 
 
 def attend(
@@ -54,7 +55,7 @@ def attend(
         heads,
         window.capacity,
         window.context,
-        head_dim**-0.5 * _LOG2_E,
+        head_dim**-0.5 * LOG2_E,
         full=window.kind == "full",
         head_dim=head_dim,
         width=triton.next_power_of_2(head_dim),
@@ -73,7 +74,7 @@ def _turned(source, component, there, cos, sin):
 
 
 @triton.jit
-def _first(position, context, full: tl.constexpr):
+def oldest_in_sight(position, context, full: tl.constexpr):
     """The oldest position in sight, as `Window.first` has it for steps of two."""
     first = position - (context - 1) if full else position - position % 2 + (3 - context)
     return tl.maximum(first, 0)
@@ -135,7 +136,7 @@ def _attend(
     tl.store(values + cell_a + component, value_a, mask=there)
     tl.store(values + cell_b + component, value_b, mask=there)
 
-    first_a, first_b = _first(begin, context, full), _first(begin + 1, context, full)
+    first_a, first_b = oldest_in_sight(begin, context, full), oldest_in_sight(begin + 1, context, full)
     count = (begin - first_a).to(tl.int32)
     start, skipped = (first_a % capacity).to(tl.int32), (first_b - first_a).to(tl.int32)
     lane = tl.arange(0, rows)

@@ -2,7 +2,8 @@
 
 Owns three kernels. `turns` works out by what the new positions turn, once a pass; `attend` lets their queries see what
 their windows show, one launch a layer; `store` puts keys and values of all layers into the rings, once a pass and last:
-more than a step's positions would overwrite what is still in sight. Knows no weights. Everything is float32.
+more than a step's positions would overwrite what is still in sight. Knows no weights. Everything is float32 but the
+factors of products, where the caller asks for TF32.
 `model.kernels.codec_attention` is the same for one frame, `model.streaming` in plain PyTorch.
 
 b is the slots of a pass, S all slots, T new positions of each, at most as many as a window shows, L layers, H heads, C
@@ -15,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.kernels.codec_attention import _LOG2_E, _first
+from model.kernels.codec_attention import LOG2_E, oldest_in_sight
 from model.kernels.codec_product import Precision
 from model.streaming import Window
 
@@ -71,7 +72,7 @@ def attend(
         window.capacity,
         window.context,
         length,
-        head_dim**-0.5 * _LOG2_E,
+        head_dim**-0.5 * LOG2_E,
         full=window.kind == "full",
         head_dim=head_dim,
         width=max(16, triton.next_power_of_2(head_dim)),
@@ -180,14 +181,14 @@ def _attend(
     # The last query stands in for those beyond, whose results nobody keeps.
     ahead = tl.minimum(block + tl.arange(0, queries), length - 1)
     query = _turned(source, cos, sin, ahead, ahead >= 0, 3 * part, head_dim, width) * scale
-    first = _first(begin + ahead, context, full)
+    first = oldest_in_sight(begin + ahead, context, full)
     peak = tl.full([queries], float("-inf"), tl.float32)
     total = tl.zeros([queries], tl.float32)
     seen = tl.zeros([queries, width], tl.float32)
 
     component = tl.arange(0, width)[None, :]
     there = component < head_dim
-    oldest = _first(begin + block, context, full)
+    oldest = oldest_in_sight(begin + block, context, full)
     count = tl.maximum(begin - oldest, 0).to(tl.int32)
     start, base = (oldest % capacity).to(tl.int32), (slot * heads + head) * capacity
     for offset in tl.range(0, count, places, num_stages=2):  # the next keys and values come while these are weighed

@@ -5,8 +5,8 @@ into blocks of entries so that the whole GPU searches for few rows as for many; 
 before what that one chose, and takes it off. Everything is as exact as float32. `model.mimi.quantizer` has the same in
 plain PyTorch.
 
-b is the rows (one column of one slot each), Q codebooks, E entries of each, d an entry's width. Codebook 0 is the
-semantic one; the others quantise what the ones between left over, side by side with it.
+b is the slots of a step or pass, n its columns of each, Q codebooks, E entries of each, d an entry's width. Codebook 0
+is the semantic one; the others quantise what the ones between left over, side by side with it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from model.kernels import codec_tiles
-from model.kernels.codec_parts import across, down, steps, zeros
+from model.kernels.codec_parts import as_left, as_right, steps, zeros
 from model.kernels.codec_tiles import SearchTile
 from model.kernels.overlap import begin_next, possible, wait_for_last
 
@@ -28,16 +28,17 @@ _DEPTH = 32
 def search(
     projected: Tensor, entries: Tensor, columns: Tensor, half_squares: Tensor, *, cut: SearchTile | None = None
 ) -> Tensor:
-    """`projected [b, 2, d]`, for the semantic side and the acoustic one, to the nearest `[b, Q]`, the first of equals.
+    """`projected [b, n, 2, d]`, for the semantic side and the acoustic one, to the nearest `[b, n, Q]`.
 
-    `entries [Q, E, d]`; `columns [Q, d, E]`, the same, as a product reads them fastest; `half_squares [Q, E]`, half
-    their squared lengths. `cut`: another tile than the one meant for so many rows.
+    Of equals the first. `entries [Q, E, d]`; `columns [Q, d, E]`, the same, as a product reads them fastest;
+    `half_squares [Q, E]`, half their squared lengths. `cut`: another tile than the one meant for so many rows.
     """
-    books, count = entries.shape[0], projected.shape[0]
+    books, (slots, length) = entries.shape[0], projected.shape[:2]
+    count = slots * length
     cut = cut or codec_tiles.search_tile(count)
     scores, indices = _scored(projected, entries, columns, half_squares, cut)
     blocks = scores.shape[2]
-    codes = torch.empty((count, books), dtype=torch.int64, device=projected.device)
+    codes = torch.empty((slots, length, books), dtype=torch.int64, device=projected.device)
     _choose[(count,)](
         scores,
         indices,
@@ -55,15 +56,16 @@ def search(
 def _scored(
     projected: Tensor, entries: Tensor, columns: Tensor, half_squares: Tensor, cut: SearchTile
 ) -> tuple[Tensor, Tensor]:
-    """The best score of each block of entries, and whose it is: `[Q, b, blocks]` each."""
+    """The best score of each block of entries, and whose it is: `[Q, b n, blocks]` each."""
     books, bins, dim = entries.shape
-    count = projected.shape[0]
+    slots, length = projected.shape[:2]
+    count = slots * length
     blocks = triton.cdiv(bins, cut.entries)
     rests = torch.empty((books, count, dim), dtype=torch.float32, device=projected.device)
     scores = torch.empty((books, count, blocks), dtype=torch.float32, device=projected.device)
     indices = torch.empty((books, count, blocks), dtype=torch.int32, device=projected.device)
     shares = min(cut.shares, triton.next_power_of_2(triton.cdiv(dim, _DEPTH)))
-    chained = codec_tiles.chains(count) and possible(projected.device)
+    chained = codec_tiles.chains(slots) and possible(projected.device)
     for book in range(1, max(books, 2)):
         _score[(triton.cdiv(count, cut.rows), blocks, (book == 1) + (book < books))](
             projected,
@@ -93,7 +95,7 @@ def _scored(
 
 
 def sums(codes: Tensor, entries: Tensor) -> Tensor:
-    """`codes [b, K]`, of the first K codebooks, to the sums of their entries, semantic and acoustic: `[b, 2, d]`.
+    """`codes [rows, K]`, of the first K codebooks, to the sums of their entries, semantic and acoustic: `[rows, 2, d]`.
 
     `entries [Q, E, d]`. An id that is no entry (a marker) reads the closest one that is.
     """
@@ -167,10 +169,10 @@ def _score(
         taken = entries + (before.to(tl.int64) * bins + code) * dim
     place = book.to(tl.int64) * count + row
     along, below = steps(shares, depth)
-    right, used = columns + book.to(tl.int64) * dim * bins + across(column, shares), across(known, shares)
-    source, here, place = down(source, shares), down(there, shares), down(place, shares)
+    right, used = columns + book.to(tl.int64) * dim * bins + as_right(column, shares), as_right(known, shares)
+    source, here, place = as_left(source, shares), as_left(there, shares), as_left(place, shares)
     if not begins:
-        taken = down(taken, shares)
+        taken = as_left(taken, shares)
     total = zeros(rows, width, shares)
     for start in range(0, dim, depth * shares):
         component = start + along

@@ -1,6 +1,7 @@
 """What the products of a codec's step have in common, in Triton.
 
-Owns how the factors of a tile's shares lie side by side, layer norms, and what is done to sums at last. Knows no sizes.
+Owns how the factors of a tile's shares lie side by side, layer norms, padding by the edge, and the epilogue of sums.
+Knows no sizes.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import triton.language as tl
 
 
 @triton.jit
-def down(x, shares: tl.constexpr):
+def as_left(x, shares: tl.constexpr):
     """A vector of rows as left factors have it, `[rows, depth]` or `[shares, rows, depth]`."""
     return x[:, None] if shares == 1 else x[None, :, None]
 
 
 @triton.jit
-def across(x, shares: tl.constexpr):
+def as_right(x, shares: tl.constexpr):
     """A vector of columns as right factors have it, `[depth, columns]` or `[shares, depth, columns]`."""
     return x[None, :] if shares == 1 else x[None, None, :]
 
@@ -75,20 +76,20 @@ def moments_at_once(row, live, inner, eps):
 
 
 @triton.jit
-def inside(place, fresh, begin, head, channels):
+def edge_padded(place, fresh, begin, head, channels):
     """Where to read in a row that begins at `begin`: of a `fresh` stream, the chunk's first input before the chunk."""
     return tl.where(fresh & (begin + place < head), head + place % channels - begin, place)
 
 
 @triton.jit
-def ends(bias, gain, column, known, has_bias, has_gain):
+def bias_and_gain(bias, gain, column, known, has_bias, has_gain):
     """Bias and gain of some columns, 0 and 1 where there is none."""
     added = tl.load(bias + column, mask=known & (has_bias != 0), other=0.0)
     return added, tl.load(gain + column, mask=known & (has_gain != 0), other=1.0)
 
 
 @triton.jit
-def finished(total, added, strength, gelu):
+def epilogue(total, added, strength, gelu):
     """Products with their bias, GELU (exact) and gain."""
     total += added[None, :]
     if gelu != 0:

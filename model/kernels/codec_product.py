@@ -16,17 +16,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from model.kernels import codec_tiles
 from model.kernels.codec_parts import (
-    across,
-    down,
-    ends,
-    finished,
-    inside,
+    as_left,
+    as_right,
+    bias_and_gain,
+    edge_padded,
+    epilogue,
     moments,
     moments_at_once,
     steps,
@@ -40,6 +41,13 @@ Precision = codec_tiles.Precision
 _NORM_EPS = 1e-5
 _WIDE = 1024
 """Factors that a warp reads at once for the moments of its rows: 32 a thread."""
+
+
+def cut_for(device: torch.device) -> None:
+    """From now on cut for this card, if it is one: for the shared memory that its programs have."""
+    if device.type == "cuda":
+        card = triton.runtime.driver.active.utils.get_device_properties(device.index)
+        codec_tiles.fit_into(card["max_shared_mem"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,12 @@ class Out:
     gain: Tensor | None = None
     residual: Tensor | None = None
 
+    @property
+    def flags(self) -> tuple[int, ...]:
+        """As the kernels take it whether there is a bias, a gain, a residual, either result, and GELU."""
+        parts = (self.bias, self.gain, self.residual, self.plain, self.elu)
+        return (*(int(part is not None) for part in parts), int(self.gelu))
+
 
 def product(
     source: Tensor,
@@ -91,41 +105,43 @@ def product(
     outer, inner = weight.shape
     count = source.shape[0] * length
     cut = cut or codec_tiles.tile(count, outer, inner, precision)
-    target = out.plain if out.plain is not None else out.elu
-    assert target is not None
-    active = target if out.elu is None else out.elu
-    residual = target if out.residual is None else out.residual
     chained = codec_tiles.chains(source.shape[0]) and possible(source.device)
     kernel, blocks, constants = _launch(cut, count, outer, inner, norm is not None)
+    tensors = _tensors(source, weight, out, norm, edge)
+    residual, _, target, active = tensors[6:]
     kernel[(blocks,)](
-        source,
-        weight,
-        *(weight if part is None else part for part in (out.bias, out.gain, *(norm or (None, None)))),
-        residual,
-        source if edge is None else edge.begun,
-        target,
-        active,
+        *tensors,
         count,
-        source.stride(0),
-        residual.stride(0),
-        target.stride(0),
-        active.stride(0),
-        weight.stride(0),
-        weight.stride(1),
-        outer,
-        inner,
+        *(rows.stride(0) for rows in (source, residual, target, active)),
+        *weight.stride(),
+        *weight.shape,
         _NORM_EPS,
         length,
         hop,
-        0 if edge is None else edge.head,
-        1 if edge is None else edge.channels,
-        *(int(part is not None) for part in (out.bias, out.gain, out.residual, out.plain, out.elu)),
-        int(out.gelu),
+        *((0, 1) if edge is None else (edge.head, edge.channels)),
+        *out.flags,
         has_norm=norm is not None,
         has_edge=edge is not None,
         chained=chained,
         launch_pdl=chained,
         **constants,
+    )
+
+
+def _tensors(
+    source: Tensor, weight: Tensor, out: Out, norm: tuple[Tensor, Tensor] | None, edge: Edge | None
+) -> tuple[Tensor, ...]:
+    """The kernels' ten, in their order; another one, which is not touched, where there is none."""
+    target = out.plain if out.plain is not None else out.elu
+    assert target is not None
+    return (
+        source,
+        weight,
+        *(weight if part is None else part for part in (out.bias, out.gain, *(norm or (None, None)))),
+        target if out.residual is None else out.residual,
+        source if edge is None else edge.begun,
+        target,
+        target if out.elu is None else out.elu,
     )
 
 
@@ -158,10 +174,13 @@ def _blocks(count, outer, inner, rows: tl.constexpr, columns: tl.constexpr):
 
 
 # What varies from layer to layer and costs nothing is asked while it runs: every kernel less is a second's start less.
-_ASKED = ["count", "length", "head", "channels", "has_bias", "has_gain", "has_residual", "has_plain", "has_elu", "gelu"]
+_AT_RUN_TIME = [
+    *("count", "length", "head", "channels"),
+    *("has_bias", "has_gain", "has_residual", "has_plain", "has_elu", "gelu"),
+]
 
 
-@triton.jit(do_not_specialize=_ASKED)
+@triton.jit(do_not_specialize=_AT_RUN_TIME)
 def _product(
     source,
     weight,
@@ -214,20 +233,20 @@ def _product(
     left = source + stream * source_stride + time * hop
     if has_norm:
         mean, spread = moments(left[:, None], there[:, None], inner, eps, rows, wide)
-        mean, spread = down(mean, shares), down(spread, shares)
+        mean, spread = as_left(mean, shares), as_left(spread, shares)
     if has_edge:
-        fresh = down(tl.load(begun + stream * source_stride, mask=there, other=1.0) <= 0, shares)
-    left, here = down(left, shares), down(there, shares)
-    right, used = weight + across(column.to(tl.int64) * column_stride, shares), across(known, shares)
+        fresh = as_left(tl.load(begun + stream * source_stride, mask=there, other=1.0) <= 0, shares)
+    left, here = as_left(left, shares), as_left(there, shares)
+    right, used = weight + as_right(column.to(tl.int64) * column_stride, shares), as_right(known, shares)
     along, below = steps(shares, depth)
     if shares > 1:  # a small tile has registers for what is needed last, too
-        added, strength = ends(bias, gain, column, known, has_bias, has_gain)
+        added, strength = bias_and_gain(bias, gain, column, known, has_bias, has_gain)
     total = zeros(rows, columns, shares)
     for start in range(0, inner, depth * shares):
         place = start + along
         live = place < inner
         if has_edge:
-            place = inside(place, fresh, down(time * hop, shares), head, channels)
+            place = edge_padded(place, fresh, as_left(time * hop, shares), head, channels)
         value = tl.load(left + place, mask=here & live, other=0.0)
         if has_norm:
             slope = tl.load(norm_gain + place, mask=live, other=0.0)
@@ -239,15 +258,15 @@ def _product(
     if shares > 1:
         total = tl.sum(total, axis=0)
     else:
-        added, strength = ends(bias, gain, column, known, has_bias, has_gain)
-    total = finished(total, added, strength, gelu)
+        added, strength = bias_and_gain(bias, gain, column, known, has_bias, has_gain)
+    total = epilogue(total, added, strength, gelu)
     within, kept = (time * outer)[:, None] + column[None, :], there[:, None] & known[None, :]
     where = residual + (stream * residual_stride)[:, None] + within
     total += tl.load(where, mask=kept & (has_residual != 0), other=0.0)
     store(total, out, active, stream, within, kept, out_stride, active_stride, has_plain, has_elu)
 
 
-@triton.jit(do_not_specialize=_ASKED)
+@triton.jit(do_not_specialize=_AT_RUN_TIME)
 def _thin(
     source,
     weight,
@@ -299,7 +318,7 @@ def _thin(
     live = along < inner
     right, used = weight + (column.to(tl.int64) * column_stride)[None, :, None], known[None, :, None]
     factor = tl.load(right + along * factor_stride, mask=used & live, other=0.0)
-    added, strength = ends(bias, gain, column, known, has_bias, has_gain)
+    added, strength = bias_and_gain(bias, gain, column, known, has_bias, has_gain)
     if has_norm and whole:
         slope = tl.load(norm_gain + along, mask=live, other=0.0)
         shift = tl.load(norm_shift + along, mask=live, other=0.0)
@@ -324,7 +343,7 @@ def _thin(
         place = start + along
         live = place < inner
         if has_edge:
-            place = inside(place, fresh, (time * hop)[:, None, None], head, channels)
+            place = edge_padded(place, fresh, (time * hop)[:, None, None], head, channels)
         value = tl.load(left + place, mask=here & live, other=0.0)
         if has_norm:
             if whole:
@@ -336,5 +355,5 @@ def _thin(
         total += value * factor
         if not whole:
             factor = following
-    total = finished(tl.sum(total, axis=2), added, strength, gelu) + rest
+    total = epilogue(tl.sum(total, axis=2), added, strength, gelu) + rest
     store(total, out, active, stream, within, kept, out_stride, active_stride, has_plain, has_elu)

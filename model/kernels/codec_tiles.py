@@ -23,6 +23,8 @@ encoder, with random weights, what reaches the codebooks is then off by 1.1e-6 o
 against float64); by 2.6e-6 where FMA units sum one factor after the other, by 0.8e-6 in blocks, by 1.1e-3 in TF32.
 """
 WAYS: dict[Precision, tuple[Way, ...]] = {"ieee": ("thin", "fma", "tf32x3"), "tf32": ("thin", "fma", "tf32")}
+SEARCHES: tuple[Way, ...] = ("fma", "tf32x3")
+"""What a search may be made by, which is as exact as float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +93,14 @@ _SPLIT = 32
 """Factors of a sum from which three products of halves are as exact as float32: the tensor cores cut each sum off."""
 _DEPTH = 32
 _SHARED = 227_000
-"""Bytes of shared memory that a program of a Hopper has."""
+"""Bytes of shared memory that a program has on a Hopper, and on no card more."""
 _FILE = Path(__file__).with_suffix(".json")
 
 
 def tile(count: int, outer: int, inner: int, precision: Precision = "ieee") -> Tile:
     """For `count` rows, `outer` columns and sums of `inner` factors."""
     found = _of(used().products.get(Shape(precision, outer, inner), ()), count)
-    if found is not None and (found.way != "thin" or count <= found.rows):
+    if found is not None and (found.way != "thin" or count <= found.rows) and _has_room(found):
         return found
     return thin(count, outer, inner) if count <= THIN else tiled(count, outer, inner, precision)
 
@@ -116,8 +118,8 @@ def search_tile(count: int) -> SearchTile:
 
 
 def chains(slots: int) -> bool:
-    """Whether the launches of a step of so many slots are chained."""
-    return slots <= used().chained
+    """Whether the launches of a step, or a pass, of so many slots are chained, however many rows each of them has."""
+    return slots <= used().chained_slots
 
 
 def thin(count: int, outer: int, inner: int) -> Tile:
@@ -149,20 +151,36 @@ def tiled(count: int, outer: int, inner: int, precision: Precision) -> Tile:
     while cut.shares * warps < most and cut.shares * busy < 12 * _PROCESSORS and 2 * cut.shares * _DEPTH < inner:
         shares = 2 * cut.shares
         larger = replace(cut, shares=shares, warps=shares if way != "fma" else shares * warps)
-        if not fits(larger):
+        if not (fits(larger) and _has_room(larger)):
             break
         cut = larger
     return cut
 
 
-def shared_bytes(cut: Tile) -> int:
-    """Of shared memory that a program needs at most."""
-    return 4 * cut.stages * cut.shares * cut.depth * (cut.rows + cut.columns)
+def shared_bytes(cut: Tile, parts: int) -> int:
+    """Of shared memory for so many parts of a program's factors; a thin one has them in registers."""
+    return 0 if cut.way == "thin" else 4 * parts * cut.shares * cut.depth * (cut.rows + cut.columns)
 
 
 def fits(cut: Tile) -> bool:
-    """Whether a program finds room for its factors and its sums."""
-    return shared_bytes(cut) < _SHARED and cut.warps <= 16
+    """Whether a program finds room on the cards that have most."""
+    return shared_bytes(cut, cut.stages) < _SHARED and cut.warps <= 16
+
+
+def fit_into(shared: int) -> None:
+    """From now on cut for a card whose programs have so many bytes of shared memory, until told: a Hopper's.
+
+    What a table says, but has no room there, is cut by the rules.
+    """
+    _room[0] = shared
+
+
+def _has_room(cut: Tile) -> bool:
+    """Whether a program does on this card, where the part in use has gone to registers.
+
+    (On a Hopper, whose tensor cores read large tiles where they lie, all parts stay.)
+    """
+    return shared_bytes(cut, cut.stages - 1) <= _room[0]
 
 
 def power_of_two(number: int) -> int:
@@ -176,11 +194,14 @@ def _programs(count: int, outer: int, entry: tuple[int, int, int]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """What a sweep found: tiles of products and of the search, and for how many slots launches are chained, at most."""
+    """What a sweep found.
+
+    products, search: tiles; chained_slots: the most slots for which launches are chained, 0 if they never are.
+    """
 
     products: Mapping[Shape, Entries] = field(default_factory=dict)
     search: Sequence[tuple[int, SearchTile]] = ()
-    chained: int = 0
+    chained_slots: int = 0
 
 
 def save(path: Path, tables: Tables) -> None:
@@ -191,13 +212,17 @@ def save(path: Path, tables: Tables) -> None:
     ]
     search = [[most, *astuple(cut)] for most, cut in tables.search]
     lines = ",\n".join(json.dumps(one) for one in products)
-    about = f'"chained": {json.dumps(tables.chained)}, "search": {json.dumps(search)}'
+    about = f'"chained_slots": {tables.chained_slots}, "search": {json.dumps(search)}'
     path.write_text(f'{{"codec": {{{about}, "products": [\n{lines}\n]}}}}\n', encoding="utf-8")
 
 
 def load(path: Path) -> Tables:
-    """The tables of a file. Raises ValueError if it holds none."""
-    return read(json.loads(path.read_text(encoding="utf-8")).get("codec"))
+    """The tables of a file. Raises ValueError, which names it, if it holds none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return read(found["codec"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no tables of a codec's tiles: {error}") from error
 
 
 def read(found: Any) -> Tables:
@@ -208,14 +233,40 @@ def read(found: Any) -> Tables:
             for one in found["products"]
         }
         search = [(most, SearchTile(*cut)) for most, *cut in found["search"]]
-        tables = Tables(products, search, int(found["chained"]))
+        tables = Tables(products, search, found["chained_slots"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"no tables of a codec's tiles: {error!r}") from error
+        raise ValueError(f"no tables of tiles: {error!r}") from error
     for shape, entries in products.items():
-        ways = WAYS.get(shape.precision, ())
-        if not entries or any(cut.way not in ways or not fits(cut) for _, cut in entries):
-            raise ValueError(f"no tiles that fit {shape}")
+        numbers = [shape.outer, shape.inner, *(most for most, _ in entries)]
+        if not (entries and all(map(_counts, numbers)) and all(_can_make(shape, cut) for _, cut in entries)):
+            raise ValueError(f"no tiles that can make {shape}")
+    if not all(_counts(most) and _can_search(cut) for most, cut in search):
+        raise ValueError("no tiles that can search")
+    if not (type(tables.chained_slots) is int and tables.chained_slots >= 0):
+        raise ValueError(f"no tables of tiles: launches chained for {tables.chained_slots!r} slots")
     return tables
+
+
+def _can_make(shape: Shape, cut: Tile) -> bool:
+    """Whether a kernel can be compiled for a tile, and is as exact as asked."""
+    sizes = (cut.rows, cut.columns, cut.shares, cut.depth, cut.warps)
+    if not (all(map(_doubles, sizes)) and _counts(cut.stages) and cut.way in WAYS.get(shape.precision, ())):
+        return False
+    return fits(cut) and (cut.way != "thin" or (cut.rows <= THIN and cut.shares == 1))
+
+
+def _can_search(cut: SearchTile) -> bool:
+    sizes = (cut.rows, cut.entries, cut.shares, cut.warps)
+    return all(map(_doubles, sizes)) and cut.warps <= 16 and cut.way in SEARCHES
+
+
+def _counts(number: object) -> bool:
+    return type(number) is int and number > 0
+
+
+def _doubles(number: object) -> bool:
+    """Whether it is a power of two, as the kernels' blocks are."""
+    return type(number) is int and number > 0 and number & (number - 1) == 0
 
 
 def use(tables: Tables) -> None:
@@ -235,4 +286,5 @@ def _of(entries: Sequence[tuple[int, _Cut]], count: int) -> _Cut | None:
     return entries[bisect_left([most for most, _ in entries[:-1]], count)][1]
 
 
-_used = [load(_FILE) if _FILE.exists() else Tables()]
+_room = [_SHARED]
+_used = [load(_FILE)]

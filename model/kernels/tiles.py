@@ -117,9 +117,14 @@ def save(
 def load(path: Path) -> None:
     """From now on take the tiles of a file, which holds some of the tables, or those of a codec.
 
-    Raises ValueError if it holds none, or one that has not as many tiles as here.
+    Raises ValueError, which names it, if it holds none, or one that has not as many tiles as here.
     """
-    tables = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        tables = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} holds no tables of tiles: {error}") from error
+    if not isinstance(tables, dict):
+        raise ValueError(f"{path} holds no tables of tiles")
     if "codec" in tables:
         codec_tiles.use(codec_tiles.load(path))
         return

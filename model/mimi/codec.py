@@ -14,8 +14,10 @@ model. B is the batch, n the number of 80 ms frames (1,920 samples), K codebooks
     SEANet decoder        24 kHz   float32   as above
 
 On a GPU frames go through `model.mimi.step`: one of each slot in 125 launches where this takes 869 operations, several
-in 130. It keeps full float32 by itself, and with `decoder_tf32` takes TF32 in all of the decoder's products. More
-frames at once than a window shows, 125, take the way through the layers there too.
+in 130. There "full float32" means as exact as float32, in another order: where there are more than a few rows, sums of
+32 factors or more are three products of halves on tensor cores (`model.kernels.codec_tiles`); everything else is
+float32 itself. With `decoder_tf32` the decoder's are TF32 where tensor cores make them. More frames at once than a
+window shows, 125, take the way through the layers there too.
 
 Streaming works on any slots, in any order, and touches no other. Nothing in a step waits for the device or depends
 on data in its shape, so that a step can be captured as a CUDA graph. Slot ids in a step are distinct, save those of
@@ -73,7 +75,7 @@ class Mimi(nn.Module):
     """The codec. Module and parameter names are those of the published checkpoint.
 
     `decoder_tf32` leaves the decoder's products as the process has them (torch's default: TF32 in convolutions), and
-    makes all of them TF32 in the step of a GPU. That is faster and not exact; no code depends on it.
+    has tensor cores make all of them in TF32 in the step of a GPU. That is faster and not exact; no code depends on it.
     """
 
     def __init__(self, config: MimiConfig, *, decoder_tf32: bool = False) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from model.config import MimiConfig
 from model.kernels import codec_attention, codec_chunk, codec_codes, codec_rows
-from model.kernels.codec_product import Edge, Out, Precision, product
+from model.kernels.codec_product import Edge, Out, Precision, cut_for, product
 from model.mimi.conv import CausalConv1d, CausalConvTranspose1d
 from model.mimi.quantizer import SplitQuantizer
 from model.mimi.stages import Convolutions, Places, Stage, Workspace, convolution, seanet
@@ -110,7 +110,7 @@ class _Encoding:
 
 
 class Encoder:
-    """Frames of sound to their codes. Products are full float32: a code must not flip."""
+    """Frames of sound to their codes. Products are as exact as float32, in another order: a code must not flip."""
 
     def __init__(self, mimi: Mimi, entries: Tensor, half_squares: Tensor) -> None:
         """`entries [Q, E, d]`, of the codebooks in use, and half their squared lengths `[Q, E]`."""
@@ -151,11 +151,10 @@ class Encoder:
         edge = Edge(space[:, encoding.flag :], down.head, width)
         product(source, self._down.weight, Out(latent), length=frames, hop=down.hop, edge=edge)
         codec_rows.finish(rows, slots, places.after, space, kv.offsets, frames * codec_attention.STEP)
-        projected = pcm.new_empty(count * frames, self._projection.shape[0])
-        product(latent.view(-1, width), self._projection, Out(projected), length=1, hop=width)
+        projected = pcm.new_empty(count, frames * self._projection.shape[0])
+        product(latent, self._projection, Out(projected), length=frames, hop=width)
         books = (self._entries[:n_q], self._columns[:n_q], self._half_squares[:n_q])
-        codes = codec_codes.search(projected.view(count * frames, 2, -1), *books)
-        return codes.view(count, frames, n_q).transpose(1, 2)
+        return codec_codes.search(projected.view(count, frames, 2, -1), *books).transpose(1, 2)
 
 
 class Decoder:
@@ -199,9 +198,9 @@ class Decoder:
         rows = state.decoder_rows[:, self._carried :]
         space = rows.new_empty(count, places.width)
         codec_rows.begin(rows, slots, places.before, space, None, 0)
-        entries = codec_codes.sums(codes.transpose(1, 2).flatten(0, 1), self._entries).flatten(1)
-        latent = rows.new_empty(count * frames, width)
-        product(entries, self._projection, Out(latent), length=1, hop=entries.shape[1], precision=self._precision)
+        entries = codec_codes.sums(codes.transpose(1, 2).flatten(0, 1), self._entries).view(count, -1)
+        latent, hop = rows.new_empty(count, frames * width), self._projection.shape[1]
+        product(entries, self._projection, Out(latent), length=frames, hop=hop, precision=self._precision)
         x = rows.new_empty(count, frames * codec_attention.STEP * width)
         codec_rows.double(latent.view(count, frames, width), self._up, state.decoder_rows, slots, x)
         chunk = convolutions.first(space)
@@ -217,7 +216,8 @@ class Decoder:
 
 
 def both_sides(mimi: Mimi) -> tuple[Encoder, Decoder]:
-    """The codec's two directions; the codebooks in use are kept once more, for both."""
+    """The codec's two directions, cut for the card they are on; the codebooks in use are kept once more, for both."""
+    cut_for(next(mimi.parameters()).device)
     entries, half_squares = codebooks(mimi.quantizer, mimi.config.active)
     return Encoder(mimi, entries, half_squares), Decoder(mimi, entries)
 

@@ -112,6 +112,27 @@ def test_an_image_s_context_is_not_ignored(name: str) -> None:
             assert (REPOSITORY / source).exists()
 
 
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_installs_what_is_not_python_too(name: str, tmp_path: Path) -> None:
+    """Of both packages: tables, schemas, sounds, the mark that they are typed."""
+    copied, built = tmp_path / "copied", tmp_path / "built"
+    copy_into(image(name), copied)
+    command = [
+        sys.executable,
+        "-c",
+        "import setuptools; setuptools.setup()",
+        "-q",
+        "build_py",
+        "--build-lib",
+        str(built),
+    ]
+    subprocess.run(command, cwd=copied, capture_output=True, check=True)
+    files = {path for package in ("gateway", "model") for path in (copied / package).rglob("*") if path.is_file()}
+    data = {path.relative_to(copied) for path in files if path.suffix not in (".py", ".pyc")}
+    assert Path("model/kernels/codec_tiles.json") in data
+    assert [path for path in data if not (built / path).is_file()] == []
+
+
 def test_the_start_commands_work_here(tmp_path: Path, ports: dict[str, str]) -> None:
     apps = {name: tmp_path / name for name in IMAGES}
     for name, app in apps.items():

@@ -13,8 +13,9 @@ import pytest
 import torch
 from scipy.io import wavfile  # type: ignore[import-untyped]
 
-from model import voice
+from model.codec_lengths import HEARD
 from model.config import DepformerConfig, LMConfig, TransformerConfig
+from model.mimi.codec import MimiState
 from model.voice import VoiceError, load_replay, voice_codes, voice_codes_from_wav
 from tests.model.mimi.tiny import FRAME, random_mimi, random_pcm
 
@@ -47,12 +48,23 @@ def test_a_recording_is_streamed_through_a_fresh_codec() -> None:
     assert torch.equal(voice_codes(mimi, pcm[0, 0]), voice_codes(mimi, padded[0, 0]))
 
 
-def test_a_long_recording_is_encoded_in_parts_that_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    mimi = random_mimi()
-    pcm = random_pcm(2, 20 * FRAME)[0, 0]
-    whole = voice_codes(mimi, pcm)
-    monkeypatch.setattr(voice, "_CHUNK_FRAMES", 6)
-    assert torch.equal(voice_codes(mimi, pcm), whole)
+def test_a_long_recording_goes_through_the_codec_in_the_lengths_that_calls_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The last frame begun but not full; the parts do not show."""
+    mimi, seen = random_mimi(), []
+    pcm = random_pcm(2, 36 * FRAME + 5)
+    whole = mimi.encode_step(mimi.streaming(1), torch.tensor([0]), torch.nn.functional.pad(pcm, (0, FRAME - 5)))
+    encode = mimi.encode_step
+
+    def watched(state: MimiState, slots: torch.Tensor, sound: torch.Tensor) -> torch.Tensor:
+        seen.append(sound.shape[-1] // FRAME)
+        return encode(state, slots, sound)
+
+    monkeypatch.setattr(mimi, "encode_step", watched)
+    assert torch.equal(voice_codes(mimi, pcm[0, 0]), whole[0])
+    assert seen == [25, 5, 5, 1, 1]
+    assert set(seen) == set(HEARD)
 
 
 def test_a_wav_file_becomes_codes(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Compiles every kernel for a GPU that need not be there, and prints its PTX as JSON: `python -m ... CAPABILITY`.
 
-A process of its own: in the tests' process the kernels are interpreted.
+With `all` after it, every tile of the codec's table too, not only the small ones. A process of its own: in the tests'
+process the kernels are interpreted.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from model.kernels import (
     word_queue,
 )
 from model.kernels.tiles import Stored
-from tests.model.kernels.compiling_codec import codec_kernels
+from tests.model.kernels.compiling_codec import codec_kernels, codec_table
 from tests.model.tiny import ODD
 
 _TYPES: dict[str, tuple[str, ...]] = {
@@ -84,7 +85,15 @@ _BF16 = "*bf16"
 
 
 def compiled(kernel: Any, capability: int, types: dict[str, str], warps: int = 4, **constants: object) -> str:
-    """The PTX of a kernel at the published sizes, whose tensors begin at multiples of 16 bytes."""
+    """The PTX of a kernel as `built`."""
+    ptx: str = built(kernel, capability, types, {"num_warps": warps}, constants).asm["ptx"]
+    return ptx
+
+
+def built(
+    kernel: Any, capability: int, types: dict[str, str], options: dict[str, int], constants: dict[str, object]
+) -> Any:
+    """A kernel at the published sizes, whose tensors begin at multiples of 16 bytes."""
     known = {name: kind for kind, names in _TYPES.items() for name in names} | types
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else known.get(name, _BF16) for name in names}
@@ -99,11 +108,10 @@ def compiled(kernel: Any, capability: int, types: dict[str, str], warps: int = 4
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(place,): [["tt.divisibility", 16]] for place in aligned},
     )
-    ptx: str = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps}).asm["ptx"]
-    return ptx
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def main(capability: int) -> dict[str, str]:
+def main(capability: int, every: bool) -> dict[str, str]:
     """The PTX of each kernel, by what it stores where that differs."""
     plain = dict.fromkeys(("key_scales", "value_scales"), _BF16)
     small = dict.fromkeys(("keys", "values"), "*fp8e4nv")
@@ -127,7 +135,8 @@ def main(capability: int) -> dict[str, str]:
     names, lists = {"shortlist": "*i32", "parts": "i32"}, {"part": 2048, "short": 128, "digits": 16}
     found["list"] = compiled(wide_sampling._list, capability, names, **lists)
     found["choose"] = compiled(wide_sampling._choose, capability, names, 16, usual=32, places=16, width=32_768, **lists)
-    return found | walks(capability) | long_passes(capability) | ends(capability) | codec_kernels(capability, compiled)
+    found |= walks(capability) | long_passes(capability) | ends(capability)
+    return found | codec_kernels(capability, built) | codec_table(capability, built, every)
 
 
 def walks(capability: int) -> dict[str, str]:
@@ -216,4 +225,4 @@ _WALK |= {"given": "*u8", "squares": "*fp32", "counter": "*i32", "pitch": "i32",
 
 if __name__ == "__main__":
     warnings.simplefilter("error")
-    sys.stdout.write(json.dumps(main(int(sys.argv[1]))))
+    sys.stdout.write(json.dumps(main(int(sys.argv[1]), "all" in sys.argv)))

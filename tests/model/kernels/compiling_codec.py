@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+from model.bench.codec_cases import cases
+from model.config import mimi_full
 from model.kernels import codec_attention, codec_chunk, codec_codes, codec_product, codec_rows, codec_tiles
-from model.kernels.codec_tiles import Precision
+from model.kernels.codec_tiles import Precision, Shape, Tile
 
+TABLE = "codec tile"
+"""How the names of the table's products begin."""
 _FLOATS = """
 source weight bias gain norm_gain norm_shift residual begun out active joined frequency keys values result rows
 workspace sound x cos sin projected rests entries half_squares scores
@@ -20,20 +27,85 @@ _TYPES = dict.fromkeys(_FLOATS.split(), "*fp32") | dict.fromkeys(_NUMBERS.split(
 _TYPES |= {"offsets": "*i64", "codes": "*i64", "places": "*i32", "indices": "*i32"}
 
 
-def codec_kernels(capability: int, compiled: Callable[..., str]) -> dict[str, str]:
-    """The PTX of each kernel, of the product in its different forms."""
+_ROOM = {89: 101_376, 120: 101_376}
+"""Bytes of shared memory that a program has, where they are fewer than a Hopper's."""
+_MOST = 232_448
+
+
+Built = Callable[[Any, int, dict[str, str], dict[str, int], dict[str, object]], Any]
+"""A kernel for a capability, with its types, options and constants."""
+
+
+def _compiled(
+    built: Built,
+    kernel: Any,
+    capability: int,
+    types: dict[str, str],
+    warps: int = 4,
+    num_stages: int = 3,
+    **constants: object,
+) -> str:
+    """The PTX of a kernel whose programs find room."""
+    options = {"num_warps": warps, "num_stages": num_stages}
+    done = built(kernel, capability, types, options, constants)
+    assert done.metadata.shared <= _ROOM.get(capability, _MOST), (constants, options, done.metadata.shared)
+    ptx: str = done.asm["ptx"]
+    return ptx
+
+
+def codec_table(capability: int, built: Built, every: bool) -> dict[str, str]:
+    """The PTX of the shipped table's products, one for each tile: of the small ones, or of `every` one.
+
+    With a norm where one of its products has it, which takes more shared memory.
+    """
+    normed = {case.shape for case in cases(mimi_full()) if case.norm}
+    forms = {cut: shape for shape, cut in table_tiles() if every or is_small(cut)}
+    forms |= {cut: shape for shape, cut in table_tiles() if cut in forms and shape in normed}
+    codec_tiles.fit_into(_ROOM.get(capability, _MOST))
+    return {
+        f"{TABLE} {cut}": _product(capability, built, cut, cut.rows, shape, norm=shape in normed)
+        for cut, shape in forms.items()
+    }
+
+
+def table_tiles() -> list[tuple[Shape, Tile]]:
+    """Of the shipped table, each with a product that takes it."""
+    products = codec_tiles.load(Path(codec_tiles.__file__).with_suffix(".json")).products
+    return [(shape, cut) for shape, entries in products.items() for _, cut in entries]
+
+
+def is_small(cut: Tile) -> bool:
+    """Whether it takes but some tenths of a second to compile: of tiles for tensor cores those with several shares."""
+    return cut.shares > 1 or cut.way in ("thin", "fma")
+
+
+def _product(
+    capability: int,
+    built: Built,
+    cut: Tile,
+    count: int,
+    shape: Shape,
+    norm: bool = False,
+    edge: bool = False,
+) -> str:
+    kernel, _, sizes = codec_product._launch(cut, count, shape.outer, shape.inner, norm)
+    options = {"has_norm": norm, "has_edge": edge, "chained": capability >= 90, "factor_stride": 1}
+    types = _TYPES | dict.fromkeys(codec_product._AT_RUN_TIME, "i32")
+    return _compiled(built, kernel, capability, types, sizes.pop("num_warps"), **sizes, **options)
+
+
+def codec_kernels(capability: int, built: Built) -> dict[str, str]:
+    """The PTX of each kernel, of the product in its different forms as the rules cut them."""
 
     def product(
         count: int, outer: int, inner: int, precision: Precision = "ieee", norm: bool = False, edge: bool = False
     ) -> str:
         cut = codec_tiles.tile(count, outer, inner, precision)
-        kernel, _, sizes = codec_product._launch(cut, count, outer, inner, norm)
-        warps, _ = sizes.pop("num_warps"), sizes.pop("num_stages", None)
-        options = {"has_norm": norm, "has_edge": edge, "chained": chained, "factor_stride": 1}
-        types = _TYPES | dict.fromkeys(codec_product._ASKED, "i32")
-        return compiled(kernel, capability, types, warps, **sizes, **options)
+        return _product(capability, built, cut, count, Shape(precision, outer, inner), norm, edge)
 
-    codec_tiles.use(codec_tiles.Tables())  # what the rules say
+    compiled: Callable[..., str] = partial(_compiled, built)
+    codec_tiles.use(codec_tiles.Tables())
+    codec_tiles.fit_into(_ROOM.get(capability, _MOST))
     chained = capability >= 90
     found = {
         "codec product": product(128 * 480, 128, 512),
@@ -56,7 +128,7 @@ def codec_kernels(capability: int, compiled: Callable[..., str]) -> dict[str, st
     found["codec begin"] = compiled(codec_rows._begin, capability, _TYPES, block=1024)
     found["codec finish"] = compiled(codec_rows._finish, capability, _TYPES, block=1024)
     found["codec double"] = compiled(codec_rows._double, capability, _TYPES, block=1024)
-    for name, count in (("codec score", 128), ("codec score few", 1)):
+    for name, count in (("codec score", 128), ("codec score some", 16), ("codec score few", 1)):
         cut = codec_tiles.search_tile(count)
         search: dict[str, object] = {
             "dim": 256,

@@ -57,7 +57,7 @@ def test_its_products_are_those_of_a_step(monkeypatch: pytest.MonkeyPatch) -> No
 def test_chained_launches_say_the_very_same() -> None:
     with torch.no_grad():
         steps = codec_steps.Steps(SMALL, 3, Clock(DEVICE))
-        assert steps.alike(Tables(), Tables(chained=2))
+        assert steps.alike(Tables(), Tables(chained_slots=2))
 
 
 def test_every_kind_of_product_is_right_and_a_wrong_one_is_left_out(

@@ -172,21 +172,22 @@ def book(bins: int, dim: int, seed: int) -> Codebook:
 
 
 @pytest.mark.parametrize("cut", [None, SearchTile(16, 64, 1, 4, "tf32x3")])
-@pytest.mark.parametrize(("books", "count"), [(1, 3), (3, 20)])
+@pytest.mark.parametrize(("books", "slots", "columns"), [(1, 3, 1), (3, 4, 5)])
 def test_the_search_finds_what_one_codebook_after_the_other_finds(
-    books: int, count: int, cut: SearchTile | None
+    books: int, slots: int, columns: int, cut: SearchTile | None
 ) -> None:
     dim = 40
     made = [book(150, dim, seed) for seed in range(books)]
     entries, squares = (torch.stack(parts) for parts in zip(*(one.table() for one in made), strict=True))
-    projected = 2 * torch.randn(count, 2, dim, generator=torch.Generator().manual_seed(9))
-    columns = entries.transpose(1, 2).contiguous()
-    found = codec_codes.search(*(part.to(DEVICE) for part in (projected, entries, columns, squares)), cut=cut).cpu()
-    expected, rest = [made[0].nearest(projected[:, 0])], projected[:, 1]
+    projected = 2 * torch.randn(slots, columns, 2, dim, generator=torch.Generator().manual_seed(9))
+    turned = entries.transpose(1, 2).contiguous()
+    found = codec_codes.search(*(part.to(DEVICE) for part in (projected, entries, turned, squares)), cut=cut).cpu()
+    semantic, rest = projected.flatten(0, 1).unbind(1)
+    expected = [made[0].nearest(semantic)]
     for one in made[1:]:
         expected.append(one.nearest(rest))
         rest = rest - one.entries(expected[-1])
-    assert torch.equal(found, torch.stack(expected, dim=1))
+    assert torch.equal(found.flatten(0, 1), torch.stack(expected, dim=1))
 
 
 def test_of_equal_entries_the_first_is_found() -> None:
@@ -194,5 +195,5 @@ def test_of_equal_entries_the_first_is_found() -> None:
     entries = torch.zeros(2, 150, 8, device=DEVICE)
     entries[:, [140, 70, 75, 149]] = 1.0
     columns, squares = entries.transpose(1, 2).contiguous(), entries.square().sum(2) / 2
-    found = codec_codes.search(torch.ones(2, 2, 8, device=DEVICE), entries, columns, squares)
-    assert found.tolist() == [[70, 70], [70, 70]]
+    found = codec_codes.search(torch.ones(2, 1, 2, 8, device=DEVICE), entries, columns, squares)
+    assert found.tolist() == [[[70, 70]], [[70, 70]]]

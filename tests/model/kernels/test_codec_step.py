@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model.config import MimiConfig, QuantizerConfig, SeanetConfig, TransformerConfig, mimi_full
+from model.kernels import codec_tiles
 from model.load import on_meta
 from model.mimi.codec import Mimi, MimiState
 from model.streaming import WindowKind
@@ -143,11 +144,19 @@ def test_weights_that_changed_are_seen_by_the_next_streams() -> None:
     torch.testing.assert_close(said, sound_there, rtol=0, atol=NEAR)
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: which one it is")
+def test_tiles_are_cut_for_the_card_that_the_codec_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec_tiles, "_room", [0])
+    pair()[0].streaming(1)
+    unasked = torch.cuda.get_device_properties(DEVICE).shared_memory_per_block
+    assert unasked < codec_tiles._room[0] < 5 * unasked
+
+
 @pytest.mark.parametrize(("frames", "launches"), [(1, (66, 59, 59)), (25, (68, 62, 63))])
-def test_a_frame_of_the_published_codec_takes_125_launches(
+def test_the_published_codec_takes_few_launches(
     monkeypatch: pytest.MonkeyPatch, frames: int, launches: tuple[int, int, int]
 ) -> None:
-    """And two seconds 130. On the meta device, where nothing is computed. Before there were kernels they took 869."""
+    """A frame 125, two seconds 130, on the meta device, where nothing is computed; the layers take 869."""
     mimi = on_meta(lambda: Mimi(mimi_full()))
     mimi.fused = True
     state, slots = mimi.streaming(4), torch.empty(3, dtype=torch.long, device="meta")
@@ -163,6 +172,27 @@ def test_a_frame_of_the_published_codec_takes_125_launches(
     assert (codes.shape, codes.dtype, sound.shape) == ((3, 8, frames), torch.int64, pcm.shape)
     found = (encode, decode, remember)
     assert tuple(one.count for one in found) == launches, [one.by_name for one in found]
+
+
+@pytest.mark.parametrize("frames", [1, 25])
+def test_whether_launches_are_chained_is_a_matter_of_slots_not_of_rows(
+    monkeypatch: pytest.MonkeyPatch, frames: int
+) -> None:
+    """Of every launch that may be: a single one that is not would wait for the one before to end."""
+    asked: list[int] = []
+
+    def watched(slots: int) -> bool:
+        asked.append(slots)
+        return False
+
+    monkeypatch.setattr(codec_tiles, "chains", watched)
+    mimi = on_meta(lambda: Mimi(mimi_full()))
+    mimi.fused = True
+    state, slots = mimi.streaming(2), torch.empty(1, dtype=torch.long, device="meta")
+    with counting(monkeypatch):
+        mimi.encode_step(state, slots, torch.empty(1, 1, frames * mimi.frame_size, device="meta"))
+        mimi.decode_step(state, slots, torch.empty(1, 8, frames, dtype=torch.long, device="meta"))
+    assert set(asked) == {1}
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: the interpreter would take minutes")

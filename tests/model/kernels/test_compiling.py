@@ -12,19 +12,23 @@ from pathlib import Path
 
 import pytest
 
+from model.kernels.codec_tiles import Tile
+from tests.model.kernels.compiling_codec import TABLE, is_small, table_tiles
+
 ROOT = Path(__file__).parents[3]
 WIDEST = "ld.global.v4.b32"
 """A load of 16 bytes by each thread."""
-KERNELS = 58
+KERNELS = 59
+"""Without those of the codec's table."""
 LAST_HAS_ENDED = "griddepcontrol.wait"
 AHEAD = "cp.async.cg.shared.global"
 """The same into shared memory, while what came before is used."""
 
 
-def ptx_for(capability: int, cache: Path) -> dict[str, str]:
+def ptx_for(capability: int, cache: Path, *options: str) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.model.kernels.compiling", str(capability)],
+        [sys.executable, "-m", "tests.model.kernels.compiling", str(capability), *options],
         cwd=ROOT,
         env={**environment, "TRITON_CACHE_DIR": str(cache)},
         capture_output=True,
@@ -38,7 +42,9 @@ def ptx_for(capability: int, cache: Path) -> dict[str, str]:
 
 def test_every_kernel_compiles_for_hopper_and_reads_wide(tmp_path: Path) -> None:
     found = ptx_for(90, tmp_path)
-    assert len(found) == KERNELS
+    tiles = {cut for _, cut in table_tiles() if is_small(cut)}
+    assert len(found) == KERNELS + len(tiles)
+    check_table(found, tiles)
     check_walk(found["walk"])
     assert "wgmma.mma_async" in found["walk many"]
     check_row(found["walk row"])
@@ -88,6 +94,13 @@ def check_codec(found: dict[str, str]) -> None:
         assert LAST_HAS_ENDED in found[name], name
 
 
+def check_table(found: dict[str, str], tiles: set[Tile]) -> None:
+    """Of the codec's table each of `tiles`, on tensor cores or not, as it says."""
+    for cut in tiles:
+        ptx = found[f"{TABLE} {cut}"]
+        assert (re.search(r"mma\.sync|wgmma", ptx) is not None) == cut.way.startswith("tf32"), cut
+
+
 def check_walk(ptx: str) -> None:
     """Weights come 16 bytes at a time, and to the cache before; programs that wait see what the others stored."""
     for part in ("cp.async.cg.shared.global", "mma.sync", "prefetch.global.L2", ".release.", ".acquire."):
@@ -111,7 +124,12 @@ def check_row(ptx: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("capability", [89, 100, 120])
-def test_every_kernel_compiles_for_other_cards(capability: int, tmp_path: Path) -> None:
-    """Ada, and Blackwell in both forms."""
-    assert len(ptx_for(capability, tmp_path)) == KERNELS
+@pytest.mark.parametrize("capability", [89, 90, 100, 120])
+def test_every_kernel_compiles_for_other_cards_and_every_tile_of_the_codecs_table(
+    capability: int, tmp_path: Path
+) -> None:
+    """Ada, and Blackwell in both forms. A program of 89 and 120 has less than half of a Hopper's shared memory."""
+    found, tiles = ptx_for(capability, tmp_path, "all"), {cut for _, cut in table_tiles()}
+    assert len(found) == KERNELS + len(tiles)
+    if capability == 90:
+        check_table(found, tiles)

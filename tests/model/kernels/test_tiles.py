@@ -46,7 +46,13 @@ def test_a_file_of_one_table_leaves_the_others_as_they_are(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["{}", '{"attention": {"fp8": [], "bf16": []}, "matrix": []}', '{"attention": [], "matrix": 1}']
+    "text",
+    [
+        *("", "5", "null", "[]", '"codec"', "{}"),
+        *('{"codec": null}', '{"codec": 5}', '{"codec": []}', '{"codec": {}}'),
+        '{"attention": {"fp8": [], "bf16": []}, "matrix": []}',
+        '{"attention": [], "matrix": 1}',
+    ],
 )
 def test_what_holds_no_tables_is_refused_and_changes_nothing(text: str, tmp_path: Path) -> None:
     before = tiles.attention_tile("fp8", 1)
