@@ -216,23 +216,11 @@ def constants(config: LMConfig, form: Form, count: int, steps: int) -> dict[str,
         **asdict(tiles),
         "depth": depth(tiles.slices),
         "wide_depth": depth(tiles.wide_slices),
-        "eps": RMS_EPS,
-        "layers": sizes.layers,
-        "main": config.transformer.dim,
-        "dim": sizes.dim,
-        "width": sizes.hidden,
-        "card": config.card,
-        "heads": sizes.heads,
-        "scaled": form.scaled,
-        "aligned": form.aligned,
+        **_shared(config, form, steps),
         "interpreted": form.interpreted,
         "hints": not form.interpreted,
         "marks": _power(-(-sizes.dim // tiles.columns)),
         "together": min(_power(sizes.heads), 4 if count <= 32 else 16),
-        "places": _power(steps),
-        "head_width": _power(sizes.head_dim),
-        "dim_width": _power(sizes.dim),
-        "card_width": _power(config.card),
     }
 
 
@@ -244,26 +232,34 @@ def row_constants(config: LMConfig, form: Form, steps: int) -> dict[str, int | f
         return -(-channels // (_BAND * _row_programs(config, form)))
 
     return {
+        **_shared(config, form, steps),
+        "heads_width": _power(sizes.heads),
+        "main_width": _power(config.transformer.dim),
+        "inner_width": _power(sizes.hidden),
+        "in_turns": turns(3 * sizes.dim),
+        "out_turns": turns(sizes.dim),
+        "gate_turns": turns(sizes.hidden),
+        "head_turns": turns(config.card),
+    }
+
+
+def _shared(config: LMConfig, form: Form, steps: int) -> dict[str, int | float | bool]:
+    """Constants of both kernels."""
+    sizes = config.depformer
+    return {
         "eps": RMS_EPS,
         "layers": sizes.layers,
         "main": config.transformer.dim,
         "dim": sizes.dim,
         "width": sizes.hidden,
         "card": config.card,
+        "heads": sizes.heads,
         "scaled": form.scaled,
         "aligned": form.aligned,
-        "heads": sizes.heads,
         "places": _power(steps),
         "head_width": _power(sizes.head_dim),
-        "heads_width": _power(sizes.heads),
-        "main_width": _power(config.transformer.dim),
         "dim_width": _power(sizes.dim),
-        "inner_width": _power(sizes.hidden),
         "card_width": _power(config.card),
-        "in_turns": turns(3 * sizes.dim),
-        "out_turns": turns(sizes.dim),
-        "gate_turns": turns(sizes.hidden),
-        "head_turns": turns(config.card),
     }
 
 
