@@ -62,6 +62,8 @@ class TokenCache:
     def move(self, source: int, source_offset: int, target: int, offset: int) -> None:
         """Let `target`, put at `offset`, hold what `source` holds at its `source_offset`: other times, same tokens."""
         cells = self.tokens.shape[2]
+        # Not all cells are moved. One that keeps its flags would count as given when its column is decided.
+        self.provided[target] = False
         for ahead in range(-1, self.max_delay + 1):
             there, here = (source_offset + ahead) % cells, (offset + ahead) % cells
             self.tokens[target, :, here] = self.tokens[source, :, there]

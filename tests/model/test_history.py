@@ -134,6 +134,38 @@ def test_a_call_speaks_with_its_newest_frames_first_and_knows_the_rest_soon_afte
     assert third.columns(1) == second.columns(1)[2:]
 
 
+@pytest.mark.parametrize("frames", [8, 9, 10, 11])
+def test_a_call_primed_anew_goes_on_token_for_token_wherever_in_its_ring_of_cells_it_stands(
+    models: Models, tiny: ModelFolder, frames: int
+) -> None:
+    unbroken, renewed = Rig(models, tiny), Rig(models, tiny)
+    for rig in (unbroken, renewed):
+        rig.open(1, request())
+        rig.speak(1, 0, frames)
+    renewed.calls._renew(renewed.calls._calls[1], 0)
+    renewed.settle()
+    for rig in (unbroken, renewed):
+        rig.speak(1, frames, frames + 6)
+    assert renewed.stepper.lm_slot[0] != unbroken.stepper.lm_slot[0]
+    assert renewed.columns(1) == unbroken.columns(1)
+
+
+@pytest.mark.parametrize("frames", [8, 9, 10, 11])
+def test_a_call_taken_over_goes_on_as_the_unbroken_one_once_it_knows_the_rest_whenever_it_was_cut(
+    models: Models, tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch, frames: int
+) -> None:
+    monkeypatch.setattr("model.calls.FAST_FRAMES", 6)
+    first, second = Rig(models, tiny), Rig(models, tiny)
+    first.open(1, request())
+    first.speak(1, 0, frames)
+    resume, history = first.history(1, 0)
+    second.open(1, request(resume=resume), history)
+    second.settle()
+    for rig in (first, second):
+        rig.speak(1, frames, frames + 6)
+    assert second.columns(1) == first.columns(1)[frames:]
+
+
 def test_a_call_taken_over_with_a_full_history_has_time_before_the_window_pushes_its_prompt_out(
     short: Models, brief: ModelFolder
 ) -> None:

@@ -19,7 +19,7 @@ STATE = ("tokens", "provided", "offset")
 
 def same(mine: object, theirs: object, names: tuple[str, ...]) -> None:
     for name in names:
-        assert torch.equal(getattr(mine, name).cpu(), getattr(theirs, name)), name
+        assert torch.equal(getattr(mine, name).cpu(), getattr(theirs, name).cpu()), name
 
 
 @pytest.mark.parametrize("delays", DELAYS)
@@ -55,6 +55,28 @@ def test_a_conversation_by_kernels_is_one_in_plain_pytorch(
         if number % 7 == 6:
             plain.reset(slots[:1])
             fused.reset(slots[:1].to(DEVICE))
+
+
+@pytest.mark.parametrize("kernels", [False, True], ids=["plain", "kernels"])
+@pytest.mark.parametrize("ahead", range(4))
+def test_where_a_slot_takes_anothers_place_nothing_counts_as_given_that_it_held_before(
+    ahead: int, kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call primed anew: what the prompt left in the spare lies in any of the grid's cells."""
+    monkeypatch.setattr(ops, "fused", lambda x: kernels)
+    cache = TokenCache(CONFIG, SLOTS, DEVICE if kernels else "cpu")
+    device, rows, books = cache.tokens.device, CONFIG.rows, CONFIG.codebooks
+    call, spare, offset = 1, 3, 6
+    ids = torch.arange(rows, device=device)
+    cache.place(call, offset, ids, ids, ids > books)
+    cache.place(spare, offset, ids, ids, ids >= 0)
+    cache.move(call, offset, spare, offset + ahead)
+    for number in range(4):
+        codes, chosen = torch.full((1, books), number, device=device), torch.full((1, rows), number, device=device)
+        opened = [cache.begin(torch.tensor([slot], device=device), codes) for slot in (call, spare)]
+        assert [each.given.tolist() for each in opened] == 2 * [[[False] * (1 + books) + [True] * books]]
+        theirs, mine = (each.finish(chosen) for each in opened)
+        same(mine, theirs, ("column", "frame"))
 
 
 def test_rows_that_fill_a_batch_up_harm_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
