@@ -31,8 +31,10 @@ CODEC_FRAMES = 125
 """Frames of sound from which the codec is rebuilt: its window."""
 HASTY_FRAMES = CODEC_FRAMES + 1
 """The same where many wait: as many as hold all the codes from which the codec is rebuilt."""
-_FEW = 2
-"""Columns that are read within the pause between two steps."""
+_FEW = 8
+"""Columns that are read last, in a pass that the next step waits for: like one for two it costs the weights' way from
+memory. As many as a call can get between two parts, for `model.calls` steps so often in a row where there is always a
+frame to step. Were it fewer, there would be as many to read after each pass as before it, for ever."""
 
 Column = npt.NDArray[np.int64]
 
@@ -97,7 +99,9 @@ def refill(
     def read(end: int) -> Read:
         return Read(lm_slot, torch.cat((before, columns.between(done, end)), dim=1), prompt.frames + done - start)
 
-    while columns.end - 1 - done > _FEW:
+    # A call that shares its passes does not speak yet: it gets no columns meanwhile.
+    few = _FEW if share is None else 0
+    while columns.end - 1 - done > few:
         end = min(done + CHUNK - before.shape[1], columns.end - 1)
         yield from prompts.reads.alone(read(end)) if share is None else share.read(read(end))
         before, done = before[:, :0], end

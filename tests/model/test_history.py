@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,13 +10,16 @@ import pytest
 import torch
 
 from model import wire
+from model.calls import _STARVED
 from model.conversation import Models
+from model.engine import StepResult
 from model.folder import ModelFolder
-from model.history import Columns, kept_frames
+from model.history import _FEW, Columns, kept_frames
 from model.lm import LM
 from model.prompt import voice_frames
+from model.scheduler import FRAME, Scheduler
 from model.wire import NO_TOKEN, Cut, Error, History, Resume, Sampling
-from tests.model.rig import GREEDY, Rig, request
+from tests.model.rig import GREEDY, Rig, caller_pcm, request
 from tests.model.tiny_folder import VOICE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -164,6 +168,47 @@ def test_a_call_taken_over_goes_on_as_the_unbroken_one_once_it_knows_the_rest_wh
     for rig in (first, second):
         rig.speak(1, frames, frames + 6)
     assert second.columns(1) == first.columns(1)[frames:]
+
+
+def saturated(rig: Rig, step: float, frames: int) -> None:
+    """So many more frames of calls 1 and 2, by turns, while each step takes `step` seconds."""
+    real = rig.stepper.step
+
+    def slow(slots: Sequence[int], pcm: Sequence[bytes]) -> StepResult:
+        rig.now += step
+        return real(slots, pcm)
+
+    first = len(rig.frames(1))
+    coming = [
+        (rig.now + FRAME * index + step * (session - 1), session, first + index)
+        for index in range(frames)
+        for session in (1, 2)
+    ]
+    rig.stepper.step = slow  # type: ignore[method-assign]
+    while coming or rig.scheduler.next_due() is not None:
+        while coming and coming[0][0] <= rig.now:
+            came, session, index = coming.pop(0)
+            rig.calls.frame(session, index, caller_pcm(session, index), came)
+        if not rig.calls.work():
+            rig.now = min(at for at in (coming[0][0] if coming else None, rig.calls.wake_at()) if at is not None)
+    rig.stepper.step = real  # type: ignore[method-assign]
+
+
+def test_on_an_engine_without_a_pause_between_its_steps_priming_anew_comes_to_an_end(
+    models: Models, tiny: ModelFolder
+) -> None:
+    """Eight steps come between two of its parts: four frames more of each call."""
+    rig = Rig(models, tiny, slots=2)
+    rig.scheduler = rig.calls.scheduler = Scheduler(2, costs={1: FRAME / 2, 2: FRAME / 2})
+    for session in (1, 2):
+        rig.open(session, request(f"c{session}"))
+    saturated(rig, FRAME / 2, 6)
+    rig.calls._renew(rig.calls._calls[1], 2)
+    saturated(rig, FRAME / 2, 24)
+    assert [message for message in rig.told[1] if isinstance(message, Cut)] == [Cut(2)]
+    assert len(rig.calls._spares) == 1
+    assert rig.scheduler.late == 0
+    assert _FEW >= _STARVED, "of one call alone all eight steps can be"
 
 
 def test_a_call_taken_over_with_a_full_history_has_time_before_the_window_pushes_its_prompt_out(
