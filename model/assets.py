@@ -18,6 +18,7 @@ from model.clip import Clip, ClipError, load_clip
 from model.conversation import Models, check_prompt, role_ids
 from model.prompt_cache import Prompt, make_prompt
 from model.voice_store import VoiceKey, VoiceStore
+from model.voices import VoiceRefused
 
 KEPT = 64
 """Prompts in memory, of which a persona's calls share one where its facts are the same: 0.1 MB each."""
@@ -69,7 +70,10 @@ class FileAssets:
             future.cancel()  # of a call that hung up, what was not begun need not be
 
     def _made(self, voice: str, text: str, asked: float) -> Prompt:
-        key = (self._voices.permit(voice, asked), text)
+        try:
+            key = (self._voices.permit(voice, asked), text)
+        except OSError as error:
+            raise VoiceRefused(f"the voice {voice} cannot be looked for: {error.strerror}") from error
         prompt = self._prompts.get(key)
         if prompt is None:
             loaded, ids = self._voices.load(key[0]), role_ids(self._models, text)
@@ -85,7 +89,10 @@ def find_clip(personas: Path, name: str) -> Clip:
     """The clip of that name in a folder `clips` below `personas`. Raises ClipError."""
     if not _CLIP_NAME.fullmatch(name):
         raise ClipError(f"{name!r} is no name of a clip")
-    found = next(personas.glob(f"**/clips/{name}.clip"), None)
+    try:
+        found = next(personas.glob(f"**/clips/{name}.clip"), None)
+    except OSError as error:  # a folder that is being replaced, a network's disk that is gone, a name too long
+        raise ClipError(f"the clip {name!r} cannot be looked for below {personas}: {error.strerror}") from error
     if found is None:
         raise ClipError(f"there is no clips/{name}.clip below {personas}")
     return load_clip(found)

@@ -123,6 +123,20 @@ def test_a_prompt_that_is_too_long_is_refused_where_it_is_asked_for(assets: File
         waited(assets.prompt(VOICE, "the bank " * 200))
 
 
+def test_a_folder_that_cannot_be_looked_into_costs_a_call_its_clip_or_its_voice_and_the_engine_nothing(
+    models: Models, assets: FileAssets, tmp_path: Path
+) -> None:
+    """As while it is replaced, or where a network's disk is gone. Here the system refuses a name for its length."""
+    (tmp_path / "bank" / "clips").mkdir(parents=True)
+    with pytest.raises(ClipError, match="a" * 300):
+        waited(assets.clip("a" * 300))
+    gone = VoiceStore(models, tmp_path / ("a" * 300), tmp_path)
+    lost = FileAssets(models, gone, lambda name: find_clip(tmp_path, name))
+    with pytest.raises(VoiceRefused, match=f"the voice {VOICE} "):
+        waited(lost.prompt(VOICE, "hello"))
+    lost.close()
+
+
 def test_a_clip_is_found_in_any_personas_folder_of_clips_and_nowhere_else(assets: FileAssets, tmp_path: Path) -> None:
     clips = tmp_path / "bank" / "clips"
     clips.mkdir(parents=True)
