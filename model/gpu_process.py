@@ -194,7 +194,11 @@ class Loop:
 
 
 if __name__ == "__main__":
-    status = main()
+    try:
+        status = main()
+    except Exception:  # a defect of our own; its calls go on elsewhere once this process is gone, threads and all
+        log.exception("a defect ends the engine")
+        status = 1
     logging.shutdown()
     # Nothing is left to be put in order, and what CUDA and its compilers would do on the way out takes seconds.
     os._exit(status)

@@ -72,6 +72,34 @@ def test_a_defect_of_our_own_is_not_taken_for_the_devices(channel: Channel, monk
         gpu_process.main()
 
 
+DEFECT = """
+import runpy
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from model import engine_start
+
+def start(options):
+    ThreadPoolExecutor(1).submit(Event().wait)
+    raise IndexError("a defect of our own")
+
+engine_start.start = start
+runpy.run_module("model.gpu_process", run_name="__main__")
+"""
+
+
+def test_after_a_defect_of_our_own_the_process_ends_though_a_thread_waits_for_a_disk() -> None:
+    """Its calls go on elsewhere only once it is gone."""
+    ours, ends = make_channel(1 << 16)
+    ours.put(CONTROL, EngineOptions("weights").to_json().encode())
+    command = [sys.executable, "-c", DEFECT, json.dumps(asdict(ends))]
+    done = subprocess.run(command, pass_fds=ends.descriptors, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "IndexError: a defect of our own" in done.stderr
+    ends.close()
+    ours.close()
+
+
 OUT_OF_RANGE = """
 import torch
 from model.gpu_process import device_failed
