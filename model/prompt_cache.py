@@ -28,7 +28,8 @@ from model.token_cache import TokenCache
 from model.voice import VoiceReplay
 
 _WORTH = 0.25
-"""A prompt is kept if at least this part of it was not known before, and another's beginning used if it is more."""
+"""A prompt is kept if at least this part of it was not known before, another's beginning used if it is more, and
+another waited for that spares more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ class PromptCache:
         self._most = most_bytes
         self._kept: OrderedDict[str, tuple[Prompt, SavedKV]] = OrderedDict()
         self._coming: list[Prompt] = []
-        """Being read for calls that share passes."""
+        """Being read for calls that share passes, and kept then."""
 
     @property
     def nbytes(self) -> int:
@@ -123,25 +124,30 @@ class PromptCache:
     def fill(self, prompt: Prompt, lm_slot: int, share: Share | None = None) -> Generator[bool]:
         """Leave fresh `lm_slot` after `prompt`, in parts: whoever iterates may step calls in between.
 
-        With a `share` it is read in passes with others; of those that begin alike one is read first. Else alone.
+        With a `share` it is read in passes with others, and after one that will be kept and spares it much. Else alone.
         """
         if share is None:
             yield from self._fill(prompt, lm_slot, None)
             return
-        yield from self._after_alike(prompt)
-        self._coming.append(prompt)
+        known = yield from self._after_alike(prompt)
+        if self._keeps(prompt, known):
+            self._coming.append(prompt)
         try:
             yield from self._fill(prompt, lm_slot, share)
         finally:
             self._coming = [other for other in self._coming if other is not prompt]
 
-    def _after_alike(self, prompt: Prompt) -> Generator[bool]:
-        """Wait while another is read that spares this one more than what is kept."""
+    def _after_alike(self, prompt: Prompt) -> Generator[bool, None, int]:
+        """Wait while another is read that spares this one much of what is not kept. So many positions are kept then.
+
+        What spares little is not waited for: calls that wait for each other are prepared one by one.
+        """
         while True:
             known = self._known(prompt)[1]
-            ahead = [other for other in self._coming if prompt.shared(other) > known]
+            least = known + _WORTH * prompt.positions
+            ahead = [other for other in self._coming if prompt.shared(other) > least]
             if not ahead:
-                return
+                return known
             while any(one is other for one in ahead for other in self._coming):
                 yield False
 
@@ -158,8 +164,14 @@ class PromptCache:
         state.cache.place(
             lm_slot, prompt.frames, prompt.last.to(device), prompt.ahead.to(device), prompt.given.to(device)
         )
-        if prompt.positions - known >= _WORTH * prompt.positions:
+        if self._keeps(prompt, known):
             self._keep(prompt, state.kv.save(lm_slot, prompt.positions))
+
+    def _keeps(self, prompt: Prompt, known: int) -> bool:
+        """Whether it will be kept once it has been read, of which `known` positions were."""
+        rings = self._stepper.state.kv.rings()
+        fits = sum(ring[:, 0, :, : prompt.positions].nbytes for ring in rings) <= self._most
+        return fits and prompt.positions - known >= _WORTH * prompt.positions
 
     def warm(self, prompt: Prompt) -> None:
         """Read a prompt into the cache, through a spare language memory, before there are calls."""
@@ -195,8 +207,6 @@ class PromptCache:
         return best, most
 
     def _keep(self, prompt: Prompt, saved: SavedKV) -> None:
-        if saved.nbytes > self._most:
-            return
         self._kept[prompt.key] = (prompt, saved)
         while self.nbytes > self._most:
             self._kept.popitem(last=False)

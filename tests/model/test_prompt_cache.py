@@ -130,6 +130,46 @@ def test_of_prompts_that_begin_alike_one_is_read_before_the_others_even_where_ca
         torch.testing.assert_close(held, expected[0], rtol=0, atol=2e-5)
 
 
+FACTS = "you are a kind and wise teacher and you help children with numbers; today is"
+
+
+def passes_for(models: Models, voice: Voice, texts: list[str], most_bytes: int = 1 << 30) -> int:
+    """Passes until so many calls have the prompts of `texts`, where the one of another day is kept if it fits."""
+    stepper, alone = Stepper(models, len(texts)), Stepper(models, 1)
+    cache = PromptCache(stepper, most_bytes)
+    filled(stepper, cache, prompt_of(models, voice, f"{FACTS} sunday"))
+    passes, count = SharedPasses(CodecPasses(stepper), cache.reads), 0
+    prompts = [prompt_of(models, voice, text) for text in texts]
+    filling = [cache.fill(prompt, slot, passes.share(slot)) for slot, prompt in enumerate(prompts)]
+    while filling := [parts for parts in filling if next(parts, None) is False]:
+        count += passes.work()
+    for slot, prompt in enumerate(prompts):
+        held = stepper.state.kv.keys[:, slot, :, : prompt.positions]
+        expected = filled(alone, PromptCache(alone, 0), prompt)
+        torch.testing.assert_close(held, expected[0], rtol=0, atol=2e-5)
+    return count
+
+
+def test_nobody_waits_for_a_prompt_that_will_not_be_kept(models: Models, voice: Voice) -> None:
+    """Most of each is known, and all read the rest together: in one pass for each length."""
+    assert passes_for(models, voice, [f"{FACTS} monday"] * 8) == 1
+    assert passes_for(models, voice, [f"{FACTS} monday x{letter}" for letter in "abcdefg"] + [f"{FACTS} monday"]) == 2
+
+
+def test_nobody_waits_for_a_prompt_that_memory_has_no_room_for(models: Models, voice: Voice) -> None:
+    alone = passes_for(models, voice, [f"{FACTS} monday"], most_bytes=1)
+    assert passes_for(models, voice, [f"{FACTS} monday"] * 4, most_bytes=1) == alone
+
+
+def test_nobody_waits_for_a_prompt_that_spares_little(models: Models, voice: Voice) -> None:
+    """All of these are kept, for half of each is new; what they have in common of it is a few letters."""
+    rest = "is who calls; the bank on the corner is open, and on sunday you like to be kind to those who call you"
+    texts = [f"{FACTS} monday, x{letter} {rest}" for letter in "abcd"]
+    known, mine, theirs = (prompt_of(models, voice, text) for text in (f"{FACTS} sunday", *texts[:2]))
+    assert known.shared(mine) < theirs.shared(mine) < 0.75 * mine.positions
+    assert passes_for(models, voice, texts) == passes_for(models, voice, texts[:1])
+
+
 def test_a_prompt_whose_reader_hangs_up_is_read_by_the_next(models: Models, voice: Voice) -> None:
     stepper = Stepper(models, 2)
     cache = PromptCache(stepper, 1 << 30)
