@@ -59,6 +59,8 @@ class _Call:
     early: list[tuple[int, bytes, float]] = field(default_factory=list)
     """Caller frames that came before it could speak, and when."""
     renewing: bool = False
+    has_spare: bool = False
+    """It is being renewed, and no longer waits for a spare language memory."""
 
 
 class _CannotOpen(Exception):
@@ -67,12 +69,12 @@ class _CannotOpen(Exception):
 
 @dataclass(slots=True)
 class _Job:
-    """Work in parts, done between steps. room: frames until the call has none left; None: somebody waits for it."""
+    """Work in parts, done between steps. pressing: somebody waits for it; else it is for when the window is full."""
 
     call: _Call
     parts: Generator[bool]
     """Each says whether anything was done: nothing, where it waits for a thread, or for a pass it shares."""
-    room: int | None = None
+    pressing: bool = True
 
 
 class _Part(NamedTuple):
@@ -202,7 +204,7 @@ class Calls:
     @property
     def _waiting(self) -> int:
         """Calls that are being opened, and others that somebody waits for."""
-        return sum(job.room is None for job in self._jobs)
+        return sum(job.pressing for job in self._jobs)
 
     def wake_at(self) -> float | None:
         """When there is something to do, if nothing comes in before; None: not at all."""
@@ -267,17 +269,27 @@ class Calls:
         Only then those that get their past back, least room first. While anybody waits to speak, one that has room
         does not begin a part: resumed together, all speak before any of them remembers more. None: nothing was done.
         """
-        waiting = [job for job in self._jobs if job.room is None]
+        waiting = [job for job in self._jobs if job.pressing]
         parts = list(islice((part for job in waiting if (part := _part(job)).did is not False), _TOGETHER))
         if parts or self._passes.work():
             return parts
-        deep = [(job.room, job) for job in self._jobs if job.room is not None]
-        for _, job in sorted(deep, key=lambda each: each[0]):
-            if waiting and self._room(job.call) > self._margin:
-                continue
+        for room, job in self._by_room():
+            if waiting and room > self._margin:
+                break
             if (part := _part(job)).did is not False:
                 return [part]
         return None
+
+    def _by_room(self) -> list[tuple[int, _Job]]:
+        """Those that get their past back, least room first, and their room.
+
+        Who has a spare has no more of it than who waits for one, and cannot begin before this is done.
+        """
+        deep = [(self._room(job.call), job) for job in self._jobs if not job.pressing]
+        waiting = () if self._spares else (room for room, job in deep if not job.call.has_spare)
+        least = min(waiting, default=self._window)
+        rooms = [(min(room, least) if job.call.has_spare else room, job) for room, job in deep]
+        return sorted(rooms, key=lambda each: each[0])
 
     def _opening(self, call: _Call, history: History) -> Generator[bool]:
         """From the request to a slot that speaks."""
@@ -344,7 +356,7 @@ class Calls:
 
     def _renew(self, call: _Call, start: int) -> None:
         call.renewing = True
-        self._jobs.append(_Job(call, self._renewing(call, start), self._room(call)))
+        self._jobs.append(_Job(call, self._renewing(call, start), pressing=False))
 
     def _renewing(self, call: _Call, start: int) -> Generator[bool]:
         """Fill a spare language memory with the prompt and the frames from `start` on, and put it in place."""
@@ -352,6 +364,7 @@ class Calls:
         while not self._spares:
             yield False
         stepper, spare = self.stepper, self._spares.pop()
+        call.has_spare = True
         try:
             yield from refill(self.prompts, call.prompt, spare, call.columns, start)
             base = call.prompt.frames - start
@@ -361,6 +374,7 @@ class Calls:
         finally:
             stepper.reset_lm(spare)
             self._spares.append(spare)
+            call.has_spare = False
         call.base = base
         call.renewing = False
         if start > call.columns.start:

@@ -220,10 +220,40 @@ def test_eight_calls_take_as_many_passes_of_the_codec_as_one(second: Rig) -> Non
         assert heard[call.slot] == 2 * (FRAMES + len(second.frames(session))), "of what a caller said, nothing twice"
 
 
+def test_whoever_has_the_least_room_when_the_spare_is_free_gets_it(second: Rig) -> None:
+    """Not whoever had when it was asked for."""
+    until_all_are_ready(second)
+    calls = second.calls
+    hurried = calls._jobs[-1].call
+    hurried.base += 50
+    while hurried.renewing:
+        assert calls._advance_job()
+    assert sum(call.renewing for call in calls._calls.values()) == CALLS - 1
+
+
+def test_who_holds_the_spare_has_no_more_room_than_who_waits_for_it(second: Rig) -> None:
+    until_all_are_ready(second)
+    calls = second.calls
+    assert calls._advance_job()
+    assert not calls._spares
+    second.reading.clear()
+    hurried = calls._jobs[-1].call
+    calls.play(hurried.session, "slow")
+    for _ in range(20):
+        calls._advance_job()
+    assert not calls._spares, "somebody waits, and all have room"
+    hurried.base = calls._window - 2 - hurried.columns.end
+    for _ in range(20):
+        calls._advance_job()
+    assert not hurried.renewing
+    assert sum(call.renewing for call in calls._calls.values()) == CALLS - 2
+    second.reading.set()
+
+
 def test_one_whose_window_is_nearly_full_does_not_wait_for_others_to_speak(second: Rig) -> None:
     until_all_are_ready(second)
     calls = second.calls
-    assert all(job.room is not None for job in calls._jobs)
+    assert not any(job.pressing for job in calls._jobs)
     hurried = calls._jobs[-1].call
     second.reading.clear()
     calls.play(hurried.session, "slow")
