@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import ssl
 import sys
@@ -28,6 +29,9 @@ PROBE_SECONDS = 1.0
 PROBE_LAST = 5.0
 """Longest pause between questions to a worker that does not answer: doubled each time, up to this."""
 PROBE_TIMEOUT = 2.0
+SILENT_SECONDS = 5.0
+"""A worker that was silent in a call is asked after others for so long, whatever it says of itself: it finds out that
+its engine hangs only after 3 s (`model.engine_watch`), and until then lets calls wait for it."""
 HUNG_SECONDS = 20.0
 """A local worker that has answered nothing for this long is killed, and so started anew."""
 WORKER_COMMAND = (sys.executable, "-m", "gateway.cli", "worker", "--listen", "127.0.0.1:0", "--exit-with-parent")
@@ -42,12 +46,13 @@ class PooledWorker:
         self.reason = f"the worker at {engine.url} has not answered yet"
         """Why it is not healthy, in a sentence."""
         self.suspect = False
-        """It lost a session since it last answered: others are asked first."""
+        """It lost a session since it last answered, or was silent just now: others are asked first."""
         self.hung = False
         """It was silent while it held one: nobody who cannot wait asks it."""
         self._http = http
         self._free = 0
         self._sessions = 0
+        self._silent_until = -math.inf
 
     @property
     def free(self) -> int:
@@ -80,29 +85,30 @@ class PooledWorker:
         if not self.healthy:
             log.info("the worker at %s answers, %d slots free", self.engine.url, free)
         self._know(free, asked)
-        self.suspect = self.hung = False
+        self.hung = False
+        self.suspect = _now() < self._silent_until
 
     async def watch(self, on_hung: Callable[[], None] | None = None) -> None:
         """Probe for ever: often while it answers, with growing pauses while it does not.
 
         `on_hung` is called when nothing has been answered for HUNG_SECONDS.
         """
-        clock = asyncio.get_running_loop().time
-        pause, answered = PROBE_SECONDS, clock()
+        pause, answered = PROBE_SECONDS, _now()
         while True:
             await asyncio.sleep(pause)
             await self.probe()
             if self.healthy:
-                pause, answered = PROBE_SECONDS, clock()
+                pause, answered = PROBE_SECONDS, _now()
                 continue
             pause = min(2 * pause, PROBE_LAST)
-            if on_hung is not None and clock() - answered > HUNG_SECONDS:
+            if on_hung is not None and _now() - answered > HUNG_SECONDS:
                 on_hung()
 
     def lost_session(self, hung: bool) -> None:
         """A session of this worker broke, or was given up because the worker was silent."""
         self.suspect = True
-        self.hung = self.hung or hung
+        if hung:
+            self.hung, self._silent_until = True, _now() + SILENT_SECONDS
 
     def _know(self, free: int, sessions: int | None = None) -> None:
         self.healthy = True
@@ -228,6 +234,10 @@ class WorkerPool:
         for task in self._tasks:
             task.cancel()
         self._tasks.clear()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _local_environment(settings: Settings) -> dict[str, str]:

@@ -181,7 +181,7 @@ class Calls:
             job.parts.close()
         account = self.scheduler.close(call.slot)
         self.stepper.reset(call.slot)
-        if account.late or account.lost:
+        if account.late or account.lost or account.repeated:
             log.warning("call %s: %s", call.request.call_id, account.told())
         return account
 

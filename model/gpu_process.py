@@ -23,6 +23,7 @@ import torch
 from model.calls import Calls
 from model.engine_options import EngineOptions, EngineRefused, EngineState
 from model.engine_start import Started, start
+from model.engine_watch import BEAT_SECONDS
 from model.engine_wire import CONTROL, Heard, decode_to_engine, encode
 from model.folder import FolderInvalid
 from model.load import WeightsError
@@ -34,7 +35,7 @@ from model.wire import FromWorker, Play, Say
 log = logging.getLogger(__name__)
 
 STATE_SECONDS = 0.25
-"""Between two reports of the engine's state."""
+"""Between two reports of the engine's state where it has changed. Where not, one a BEAT_SECONDS says that we work."""
 SWITCH_SECONDS = 5e-5
 """After so long another thread gives the interpreter's lock back. A step lets go of it in some twenty calls into torch.
 Beside a busy thread, as one that reads YAML is, each may wait for Python's 5 ms: twenty took 26 ms in the median and
@@ -121,7 +122,7 @@ class Loop:
             options.context,
         )
         self._state = EngineState()
-        self._state_at = 0.0
+        self._state_at = self._said_at = 0.0
 
     def run(self) -> None:
         """For ever. Raises PeerGone when the worker's process ends, RingFull when it hangs."""
@@ -141,12 +142,13 @@ class Loop:
             self._sleep()
 
     def _sleep(self) -> None:
-        """Until a message comes, a frame is due, or what was last said of the engine may be out of date."""
-        wake = self._calls.wake_at()
+        """Until a message comes, a frame is due, or it is time to say how it is."""
+        report = self._said_at + BEAT_SECONDS
         if self._scheduler.active or self._state.refusal or self._now() != self._state:
-            report = self._state_at + STATE_SECONDS
-            wake = report if wake is None else min(wake, report)
-        select.select([self._channel.ears], [], [], None if wake is None else max(0.0, wake - time.monotonic()))
+            report = min(report, self._state_at + STATE_SECONDS)
+        wake = self._calls.wake_at()
+        wake = report if wake is None else min(wake, report)
+        select.select([self._channel.ears], [], [], max(0.0, wake - time.monotonic()))
 
     def _take(self, session: int, data: bytes) -> None:
         message = decode_to_engine(data)
@@ -184,12 +186,13 @@ class Loop:
 
     def _say_how_it_is(self) -> None:
         now = time.monotonic()
-        if now - self._state_at < STATE_SECONDS:
+        beat = now >= self._said_at + BEAT_SECONDS
+        if not beat and now < self._state_at + STATE_SECONDS:
             return
         self._state_at = now
         state = self._now()
-        if state != self._state:
-            self._state = state
+        if beat or state != self._state:
+            self._state, self._said_at = state, now
             self._channel.put(CONTROL, state.to_json().encode())
 
 

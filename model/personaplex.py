@@ -1,7 +1,7 @@
 """The PersonaPlex engine as the worker's server sees it: sessions here, the model in a process of its own.
 
 Owns that process, the channel to it and which session each of its messages is for. Loads no torch. When the process
-ends, for whatever reason, so do its sessions, told that they can go on elsewhere.
+ends, for whatever reason, so do its sessions, told that they can go on elsewhere. One that hangs is ended.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from websockets.frames import CloseCode
 from model import engine_wire
 from model.capacity import check_asked
 from model.engine_options import NAME, EngineOptions, EngineRefused, EngineState
+from model.engine_watch import LOOK_SECONDS, EngineWatch
 from model.engine_wire import CONTROL, Heard, Told
 from model.metrics import Histogram
 from model.ring import Channel, Ends, PeerGone, RingFull, make_channel
@@ -54,6 +55,7 @@ STOP_SECONDS = 3.0
 """The engine's process has so long to end once we have let go of it."""
 ASSUMED_SLOTS = 64
 """Where the engine chooses their number."""
+QUIET = "the worker's engine does not answer; no call is taken until it does"
 
 
 class PersonaplexSession:
@@ -159,6 +161,8 @@ class PersonaplexEngine:
         """What the process said was wrong, before it ended."""
         self._up: asyncio.Future[None] | None = None
         self._lost: asyncio.Future[str] | None = None
+        self._watch = EngineWatch()
+        self._next_look: asyncio.TimerHandle | None = None
 
     @property
     def capacity(self) -> int:
@@ -166,7 +170,7 @@ class PersonaplexEngine:
 
     @property
     def refusal(self) -> str:
-        return self.state.refusal
+        return QUIET if self._watch.quiet else self.state.refusal
 
     def counters(self) -> Mapping[str, int]:
         return {**self.state.counters(), "untranscribed_frames": self._transcriber.dropped}
@@ -191,6 +195,8 @@ class PersonaplexEngine:
         except BaseException:
             await self.stop()
             raise
+        self._watch = EngineWatch(self.state.step_seconds.get("1", 0.0))
+        self._keep_watch()
         costs = ", ".join(f"{slots}: {1000 * took:.1f} ms" for slots, took in self.state.step_seconds.items())
         log.info("the engine is ready; a step by slots: %s", costs)
 
@@ -208,11 +214,14 @@ class PersonaplexEngine:
         process, self._process, self.pid = self._process, None, None
         if process is None:
             return
-        try:
-            await asyncio.to_thread(process.wait, STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            await asyncio.to_thread(process.wait)
+        for _ in range(2):
+            try:
+                await asyncio.to_thread(process.wait, STOP_SECONDS)
+                return
+            except subprocess.TimeoutExpired:
+                process.kill()
+        # It waits for a driver that hangs, and ends when that lets go of it.
+        log.error("the engine's process %d has been killed and does not end; it is left to the system", process.pid)
 
     async def lost(self) -> str:
         """Returns when the process has ended by itself: why."""
@@ -224,6 +233,8 @@ class PersonaplexEngine:
         return await self.resume(request, History())
 
     async def resume(self, request: SessionRequest, history: History) -> PersonaplexSession:
+        if self._watch.quiet:
+            raise _silent()
         number = next(self._numbers)
         session = self._sessions[number] = PersonaplexSession(self, number, self._transcriber)
         try:
@@ -255,9 +266,7 @@ class PersonaplexEngine:
         except PeerGone:
             self._end()
         except RingFull:
-            log.critical("the engine's process takes nothing any more and is ended")
-            if self._process is not None:
-                self._process.kill()
+            self._kill("the engine's process took nothing any more and was killed")
 
     def _read(self) -> None:
         channel = self._channel
@@ -269,6 +278,9 @@ class PersonaplexEngine:
         except PeerGone:
             gone = True
         while (message := channel.get()) is not None:
+            if self._watch.quiet:
+                log.warning("the engine's process works again")
+            self._watch.heard()
             number, data = message
             if number == CONTROL:
                 self._know(EngineState.from_json(data.decode()))
@@ -288,6 +300,34 @@ class PersonaplexEngine:
         if not self._up.done():
             self._up.set_result(None)
 
+    def _keep_watch(self) -> None:
+        if self._channel is not None:
+            self._next_look = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._keep_watch)
+            self.look(time.monotonic())
+
+    def look(self, now: float) -> None:
+        """See whether the process still works; `now` as of `time.monotonic`. One that hangs is killed."""
+        self._read()  # What has come is heard, however late we are.
+        was_quiet, watch = self._watch.quiet, self._watch
+        watch.look(now)
+        if self._channel is None or not watch.quiet:
+            return
+        if watch.hung:
+            self._kill(f"the engine's process has said nothing for {watch.patience:.0f} s and was killed")
+        elif not was_quiet:
+            log.error("the engine's process says nothing any more; no call is taken until it does")
+            for session in self._sessions.values():
+                if not session.opened.done():
+                    session.fail(_silent())
+
+    def _kill(self, reason: str) -> None:
+        """End the process. Its end is not waited for: one that hangs in a driver may not be killed at once."""
+        log.critical("%s", reason)
+        self._failure = self._failure or reason
+        if self._process is not None:
+            self._process.kill()
+        self._end()
+
     def _end(self) -> None:
         """The process is no more, and nobody asked it to end."""
         self._hang_up()
@@ -303,6 +343,8 @@ class PersonaplexEngine:
 
     def _hang_up(self) -> None:
         channel, self._channel = self._channel, None
+        if self._next_look is not None:
+            self._next_look.cancel()
         if channel is not None:
             asyncio.get_running_loop().remove_reader(channel.ears)
             channel.close()
@@ -310,6 +352,10 @@ class PersonaplexEngine:
 
 def _gone() -> SessionEnded:
     return SessionEnded(Error("draining", "the worker's engine has ended; it is started anew"), CloseCode.GOING_AWAY)
+
+
+def _silent() -> SessionEnded:
+    return SessionEnded(Error("full", QUIET), CloseCode.TRY_AGAIN_LATER)
 
 
 def _ended(error: Error) -> SessionEnded | WireError:

@@ -129,7 +129,9 @@ class Account:
     def told(self) -> str:
         """A sentence for the log."""
         latest = f", the latest after {1000 * self.worst:.0f} ms" if self.late else ""
-        return f"{self.late} of {self.frames} frames were answered late{latest}; {self.lost} of the caller's never came"
+        again = f", {self.repeated} came again" if self.repeated else ""
+        lost = f"{self.lost} of the caller's never came{again}"
+        return f"{self.late} of {self.frames} frames were answered late{latest}; {lost}"
 
 
 @dataclass(slots=True)

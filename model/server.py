@@ -275,8 +275,9 @@ class WorkerServer:
         history = wire.decode_history(await _first_message(connection, "history"), resume)
         if not isinstance(engine, ResumingEngine):
             raise wire.WireError(f"the {engine.name} engine cannot go on with another worker's session")
+        session = await engine.resume(request, history)
         self.slots.counts.resumed += 1
-        return await engine.resume(request, history)
+        return session
 
 
 async def _all_gone(server: Server) -> bool:

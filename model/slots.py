@@ -63,7 +63,7 @@ class Slots:
         self.active += 1
         self._idle.clear()
         try:
-            session = await _while_connected(connection, opening())
+            session = await self._opened(connection, opening)
             self.counts.sessions += 1
             try:
                 yield session
@@ -80,6 +80,14 @@ class Slots:
             self.active -= 1
             if not self.active:
                 self._idle.set()
+
+    async def _opened(self, connection: ServerConnection, opening: Opening) -> WorkerSession:
+        """What the engine opens; a call for which it has no time is refused like one for which it has no slot."""
+        try:
+            return await _while_connected(connection, opening())
+        except SessionEnded as ended:
+            self.counts.refused += ended.error.code == "full"
+            raise
 
     def _check(self) -> None:
         if self.draining.is_set():

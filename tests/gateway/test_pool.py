@@ -71,6 +71,24 @@ async def test_a_worker_that_dies_between_probes_costs_the_call_nothing(monkeypa
         await session.close()
 
 
+async def test_a_worker_that_was_silent_is_asked_last_though_it_says_that_it_is_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its server answers; what hangs is the engine behind it, which takes the server seconds to find out."""
+    async with worker(capacity=9) as silent, worker() as other, started(among(silent, other)) as pool:
+        pool.lost_session(silent.url, hung=True)
+        await until(lambda: not pool.workers[0].hung)
+        session = await pool.open(REQUEST)
+        assert other.slots.active == 1
+        await session.close()
+        monkeypatch.setattr(pool_module, "SILENT_SECONDS", 0.0)
+        pool.lost_session(silent.url, hung=True)
+        await until(lambda: not pool.workers[0].suspect)
+        session = await pool.open(REQUEST)
+        assert silent.slots.active == 1
+        await session.close()
+
+
 async def test_a_wrong_token_is_said() -> None:
     async with worker(token="secret") as server:
         async with started(among(server, token="guess")) as pool:

@@ -257,6 +257,17 @@ def test_a_caller_whose_frames_get_lost_is_heard_as_silent_there(rig: Rig, model
     assert (account.frames, account.lost) == (6, 2)
 
 
+def test_a_frame_that_comes_again_is_left_out_and_told_when_the_call_ends(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.open(1, request("twice"))
+    rig.speak(1, 0, 3)
+    rig.speak(1, 1, 4)
+    assert [frame.index for frame in rig.frames(1)] == [0, 1, 2, 3]
+    rig.calls.close(1)
+    assert "call twice: 0 of 4 frames were answered late; 0 of the caller's never came, 2 came again" in caplog.text
+
+
 def test_late_answers_are_counted_and_told_when_the_call_ends(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     rig.open(1, request("slow"))
     step = rig.stepper.step

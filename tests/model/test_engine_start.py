@@ -18,6 +18,7 @@ from model.engine_options import EngineOptions, EngineRefused
 from model.engine_start import check_card, engine_cores, measure, start
 from model.folder import ModelFolder
 from model.fp8_weights import Fp8Linear
+from tests.model.device import DEVICE
 from tests.model.rig import caller_pcm
 from tests.model.tiny_folder import VOICE
 
@@ -26,13 +27,15 @@ pytestmark = pytest.mark.usefixtures("keeps_threads")
 
 @pytest.fixture
 def keeps_threads(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The start sets this process's threads, which the tests share."""
+    """The start sets this process's threads, stream and cores, which the tests share."""
     monkeypatch.setattr(engine_start, "prepare", lambda device: None)
+    monkeypatch.setattr(engine_start, "keep_cores", lambda device: None)
 
 
 def test_slots_that_would_be_late_are_given_back_and_it_says_so(
     tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(engine_start, "slots_by_memory", lambda *_: 4)  # a card's memory holds hundreds of tiny calls
     monkeypatch.setattr(engine_start, "slots_by_speed", lambda asked, costs: 2)
     made: list[weakref.ref[Stepper]] = []
     make = engine_start._stepper
@@ -44,7 +47,7 @@ def test_slots_that_would_be_late_are_given_back_and_it_says_so(
 
     monkeypatch.setattr(engine_start, "_stepper", remembered)
     with caplog.at_level(logging.INFO):
-        started = start(EngineOptions(str(tiny.path), device="cpu"))
+        started = start(EngineOptions(str(tiny.path), device=DEVICE))
     assert started.slots == started.stepper.slots == 2
     assert started.stepper.state.kv.keys.shape[1] == 2 + SPARES + 1
     assert max(started.costs) == 2
@@ -58,7 +61,7 @@ def test_slots_that_would_be_late_are_given_back_and_it_says_so(
 
 
 def test_weights_in_8_bits_are_an_option_of_the_engine(tiny: ModelFolder) -> None:
-    started = start(EngineOptions(str(tiny.path), device="cpu", slots=1, weights_dtype="fp8"))
+    started = start(EngineOptions(str(tiny.path), device=DEVICE, slots=1, weights_dtype="fp8"))
     assert any(isinstance(module, Fp8Linear) for module in started.stepper.models.lm.modules())
     assert started.stepper.step([0], [b""]).finite.all()
     assert torch.isfinite(started.stepper.state.kv.keys[:, 0]).all()
@@ -68,7 +71,7 @@ def test_the_prompts_of_personas_are_read_before_the_first_call_and_one_that_can
     tiny: ModelFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     warm = ((VOICE, "you are a kind teacher"), ("NOBODY", "you are"), (VOICE, "you are a teacher on the corner"))
-    started = start(EngineOptions(str(tiny.path), device="cpu", slots=1, warm=warm))
+    started = start(EngineOptions(str(tiny.path), device=DEVICE, slots=1, warm=warm))
     assert "a persona's prompt is not prepared: there is no voice 'NOBODY'" in caplog.text
     misses = started.prompts.misses
     for voice, text in (warm[0], warm[2]):

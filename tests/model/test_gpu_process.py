@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import pairwise
 
 import pytest
 import torch
@@ -16,11 +18,12 @@ from model import engine_wire, gpu_process
 from model.conversation import Models
 from model.engine_options import EngineOptions, EngineRefused, EngineState
 from model.engine_start import Started
+from model.engine_watch import BEAT_SECONDS
 from model.engine_wire import CONTROL, Heard
 from model.folder import ModelFolder
 from model.ring import Channel, make_channel
 from model.scheduler import FRAME
-from model.wire import CallerFrame, FromWorker, History, Late
+from model.wire import CallerFrame, Close, FromWorker, History, Late
 from tests.model.rig import Rig, caller_pcm, is_ready, request
 
 
@@ -100,6 +103,19 @@ def test_after_a_defect_of_our_own_the_process_ends_though_a_thread_waits_for_a_
     ours.close()
 
 
+def test_the_worker_hears_nothing_before_the_start_is_over(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its listener opens with the first state: after the last graph was captured, which the start does."""
+    heard: list[tuple[int, bytes] | None] = []
+
+    def start(options: EngineOptions) -> None:
+        heard.append(channel.get())
+        raise EngineRefused("that is all")
+
+    monkeypatch.setattr(gpu_process, "start", start)
+    assert gpu_process.main() == 1
+    assert heard == [None]
+
+
 OUT_OF_RANGE = """
 import torch
 from model.gpu_process import device_failed
@@ -130,6 +146,30 @@ def test_a_busy_thread_gives_the_interpreter_back_before_a_step_is_late(
     monkeypatch.setattr(gpu_process, "start", start)
     assert gpu_process.main() == 1
     assert found[0] <= 1e-4
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_an_engine_without_calls_says_every_second_that_it_works_and_sleeps_else(
+    models: Models, tiny: ModelFolder
+) -> None:
+    ours, ends = make_channel(1 << 20)
+    rig, theirs = Rig(models, tiny, slots=1), ends.channel()
+    started = Started(rig.stepper, 1, {1: 0.01}, rig.prompts, rig.assets)
+    loop = gpu_process.Loop(theirs, started, EngineOptions("weights"))
+    # What comes shortly before it is due to speak wakes it, too, and changes nothing.
+    threading.Timer(0.9 * BEAT_SECONDS, ours.put, (7, engine_wire.encode(Close()))).start()
+    turns = 0
+    said: list[tuple[float, EngineState]] = []
+    while len(said) < 3:
+        loop.turn()
+        turns += 1
+        while (message := ours.get()) is not None:
+            said.append((time.monotonic(), EngineState.from_json(message[1].decode())))
+    assert said[0][1] == said[1][1] == said[2][1]
+    assert all(later[0] - sooner[0] > 0.9 * BEAT_SECONDS for sooner, later in pairwise(said))
+    assert turns < 20
+    ours.close()
+    theirs.close()
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -25,7 +26,7 @@ from model import wire
 from model.engine_options import EngineOptions, EngineRefused
 from model.engine_wire import Heard, Told
 from model.folder import ModelFolder
-from model.personaplex import PersonaplexEngine, PersonaplexSession
+from model.personaplex import QUIET, PersonaplexEngine, PersonaplexSession
 from model.transcriber import NoTranscriber
 from model.wire import AgentFrame, CallerFrame, Error, FromWorker, History, Ready, Resume, SessionRequest
 from tests.model.device import DEVICE
@@ -52,6 +53,8 @@ async def worker(tiny: ModelFolder, *arguments: str) -> AsyncIterator[tuple[str,
         yield (json.loads(line)["listening"] if line else ""), process
     finally:
         if process.returncode is None:
+            for engine in psutil.Process(process.pid).children():
+                engine.kill()  # one that a test made stand still would not see that its worker is gone
             process.kill()
         await process.communicate()
 
@@ -77,13 +80,18 @@ async def answers(connection: ClientConnection, start: int, end: int) -> tuple[l
     text = ""
     for index in range(start, end):
         await connection.send(wire.encode(CallerFrame(index, caller_pcm(0, index))))
-        while len(frames) <= index - start:
-            message = await told(connection)
-            if isinstance(message, AgentFrame):
-                frames.append(message)
-            elif isinstance(message, wire.AgentText):
-                text += message.text
+        frame, words = await answer(connection)
+        frames.append(frame)
+        text += words
     return frames, text
+
+
+async def answer(connection: ClientConnection) -> tuple[AgentFrame, str]:
+    """The agent's next frame, and the text before it."""
+    text = ""
+    while not isinstance(message := await told(connection), AgentFrame):
+        text += message.text if isinstance(message, wire.AgentText) else ""
+    return message, text
 
 
 async def test_calls_talk_move_and_are_refused_and_all_end_when_the_engines_process_is_killed(
@@ -125,14 +133,72 @@ async def test_calls_talk_move_and_are_refused_and_all_end_when_the_engines_proc
         assert "Traceback" not in said
 
 
+def _base(url: str) -> str:
+    """Where the worker answers plain HTTP."""
+    return url.replace("ws://", "http://").removesuffix(wire.PATH)
+
+
 def _figures(url: str) -> None:
-    base = url.replace("ws://", "http://").removesuffix(wire.PATH)
+    base = _base(url)
     ready = httpx.get(base + "/readyz", timeout=5)
     assert (ready.status_code, ready.json()) == (503, {"engine": "personaplex", "capacity": 2, "free": 0})
     metrics = httpx.get(base + "/metrics", timeout=5).text
     assert "callplex_worker_engine_faults_total 0" in metrics
     assert "callplex_worker_engine_untranscribed_frames_total 0" in metrics
     assert 'callplex_worker_engine_late_frames_per_call_bucket{le="+Inf"}' in metrics
+
+
+async def readiness(url: str, status: int) -> None:
+    """Wait until the worker's readiness is that."""
+    async with asyncio.timeout(60), httpx.AsyncClient(timeout=20) as http:
+        while (await http.get(_base(url) + "/readyz")).status_code != status:  # noqa: ASYNC110  another process
+            await asyncio.sleep(0.05)
+
+
+async def test_an_engine_that_stands_still_takes_no_call_and_has_lost_nothing_when_it_goes_on(
+    tiny: ModelFolder,
+) -> None:
+    async with worker(tiny, "--slots", "3") as (url, process), session(url, request("held")) as held:
+        assert isinstance(await told(held), Ready)
+        await answers(held, 0, 2)
+        (engine,) = psutil.Process(process.pid).children()
+        engine.suspend()
+        for index in range(2, 7):
+            await held.send(wire.encode(CallerFrame(index, caller_pcm(0, index))))
+        async with session(url, request("while nobody knows")) as early:
+            assert await told(early) == Error("full", QUIET)
+        await readiness(url, 503)
+        async with session(url, request("while it is known")) as late:
+            assert await told(late) == Error("full", QUIET)
+        engine.resume()
+        assert [(await answer(held))[0].index for _ in range(5)] == list(range(2, 7)), "late, but none lost"
+        async with session(url, request("too soon")) as soon:
+            refusal = await told(soon)
+            assert isinstance(refusal, Error)
+            assert refusal.code == "full"
+            assert "frames run late (5 of 5 in 2 s)" in refusal.message
+        await readiness(url, 200)
+        assert [frame.index for frame in (await answers(held, 7, 9))[0]] == [7, 8]
+        metrics = await asyncio.to_thread(httpx.get, _base(url) + "/metrics", timeout=20)
+        assert "callplex_worker_refused_total 3\n" in metrics.text
+        assert engine.is_running()
+
+
+async def test_an_engine_that_hangs_is_killed_and_its_worker_ends(tiny: ModelFolder) -> None:
+    async with worker(tiny, "--slots", "1") as (url, process), session(url, request("held")) as held:
+        assert isinstance(await told(held), Ready)
+        (engine,) = psutil.Process(process.pid).children()
+        engine.suspend()
+        async with asyncio.timeout(120):
+            ended = wire.decode_from_worker(await held.recv())
+        assert isinstance(ended, Error)
+        assert ended.code == "draining", "the gateway takes it elsewhere"
+        assert process.stderr is not None
+        said = (await process.stderr.read()).decode()
+        assert await process.wait() == 1
+        assert re.search(r"callplex: the engine's process has said nothing for \d+ s and was killed", said)
+        assert "Traceback" not in said
+        assert not engine.is_running()
 
 
 async def test_a_worker_that_is_killed_takes_its_engine_with_it(tiny: ModelFolder) -> None:

@@ -269,6 +269,8 @@ def test_how_late_the_latest_was_is_said_only_of_a_call_that_had_late_answers() 
     assert lost.told() == "0 of 50 frames were answered late; 2 of the caller's never came"
     late = Account(frames=50, late=3, worst=0.0954)
     assert late.told() == "3 of 50 frames were answered late, the latest after 95 ms; 0 of the caller's never came"
+    again = Account(frames=50, repeated=2)
+    assert again.told() == "0 of 50 frames were answered late; 0 of the caller's never came, 2 came again"
 
 
 def test_a_caller_who_sends_ahead_of_time_makes_no_answer_late_and_closes_the_engine_to_nobody() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import httpx
 import pytest
 from websockets.asyncio.client import ClientConnection
+from websockets.frames import CloseCode
 
 from model import server as server_module
 from model import wire
 from model.echo import EchoEngine, EchoSession
+from model.session import SessionEnded
 from model.wire import AgentFrame, CallerFrame, History, SessionRequest
 from model.worker_engine import WorkerEngine
 from tests.model.worker_connections import SOUND, MuteEngine, closed, connected, opened, serving, told
@@ -70,6 +72,29 @@ async def test_a_history_that_cannot_be_taken_is_refused(
         assert error.code == "invalid"
         assert words in error.message
         assert await closed(connection) == 1008
+        assert server.slots.active == 0
+
+
+class BusyEngine(RememberingEngine):
+    """Has a slot, but no time."""
+
+    async def open(self, request: SessionRequest) -> EchoSession:
+        raise SessionEnded(wire.Error("full", "frames run late"), CloseCode.TRY_AGAIN_LATER)
+
+    async def resume(self, request: SessionRequest, history: History) -> EchoSession:
+        return await self.open(request)
+
+
+async def test_whom_the_engine_refuses_is_counted_as_refused_and_as_nothing_else() -> None:
+    async with serving(BusyEngine()) as server:
+        async with connected(server) as connection:
+            assert await opened(connection) == wire.Error("full", "frames run late")
+            assert await closed(connection) == 1013
+        async with connected(server) as connection:
+            assert await resumed(connection, wire.encode_history(RESUME, PAST)) == wire.Error("full", "frames run late")
+            assert await closed(connection) == 1013
+        counts = server.slots.counts
+        assert (counts.refused, counts.sessions, counts.failed, counts.resumed) == (2, 0, 0, 0)
         assert server.slots.active == 0
 
 

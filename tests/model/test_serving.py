@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 pytestmark = pytest.mark.anyio
@@ -53,6 +56,43 @@ def test_a_worker_process_logs_what_it_serves(capacity: str, said: str) -> None:
     with worker_process("-c", LOGS, capacity) as process:
         assert process.stdout is not None
         assert f": echo engine, {said}127.0.0.1:" in process.stdout.read().decode()
+        assert process.wait(10) == 0
+
+
+LOADS = """
+import asyncio, sys
+from model import echo, serving
+
+class Loading(echo.EchoEngine):
+    async def start(self):
+        print("loading", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+
+asyncio.run(serving.serve(Loading(), sys.argv[1]))
+"""
+"""Its event loop is free while it loads: nothing but the order of things keeps it from taking calls."""
+
+
+async def test_nobody_is_let_in_before_the_engine_is_ready() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    readiness = f"http://127.0.0.1:{port}/readyz"
+    with worker_process("-c", LOADS, f"127.0.0.1:{port}", stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"loading\n"
+        async with httpx.AsyncClient(timeout=10) as http:
+            for _ in range(3):
+                with pytest.raises(httpx.ConnectError):
+                    await http.get(readiness)
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", port)
+            process.stdin.write(b"captured\n")
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["listening"] == f"ws://127.0.0.1:{port}/api/session"
+            assert (await http.get(readiness)).status_code == 200
+        process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
 
 
