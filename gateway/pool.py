@@ -1,7 +1,7 @@
 """Which worker gets a call: our own child process, or the best of those given as URLs.
 
-Owns what is known of each worker: whether it answers and how many slots it has free. Knows nothing of
-calls or of the wire's messages: sessions are `gateway.worker_client`'s.
+Owns which workers there are and in which order they are asked. What is known of each is
+`gateway.pooled_worker`'s, sessions are `gateway.worker_client`'s. Knows nothing of calls or of the wire's messages.
 """
 
 from __future__ import annotations
@@ -11,109 +11,20 @@ import logging
 import os
 import ssl
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import httpx
 
 from gateway.engine import EngineFull, EngineLost
 from gateway.local_worker import START_TIMEOUT, LocalWorker
+from gateway.pooled_worker import PooledWorker
 from gateway.settings import PREFIX, Settings, SettingsInvalid
-from gateway.worker_client import RemoteEngine, RemoteSession, WorkerUnreachable
+from gateway.worker_client import RemoteEngine, RemoteSession
 from model.wire import History, SessionRequest
 
 log = logging.getLogger(__name__)
 
-PROBE_SECONDS = 1.0
-"""Between two questions to a worker how many slots it has free."""
-PROBE_LAST = 5.0
-"""Longest pause between questions to a worker that does not answer: doubled each time, up to this."""
-PROBE_TIMEOUT = 2.0
-HUNG_SECONDS = 20.0
-"""A local worker that has answered nothing for this long is killed, and so started anew."""
 WORKER_COMMAND = (sys.executable, "-m", "gateway.cli", "worker", "--listen", "127.0.0.1:0", "--exit-with-parent")
-
-
-class PooledWorker:
-    """One worker and what is known of it."""
-
-    def __init__(self, engine: RemoteEngine, http: httpx.AsyncClient) -> None:
-        self.engine = engine
-        self.healthy = False
-        self.reason = f"the worker at {engine.url} has not answered yet"
-        """Why it is not healthy, in a sentence."""
-        self.suspect = False
-        """It lost a session since it last answered: others are asked first."""
-        self.hung = False
-        """It was silent while it held one: nobody who cannot wait asks it."""
-        self._http = http
-        self._free = 0
-        self._sessions = 0
-
-    @property
-    def free(self) -> int:
-        """Free slots: what the worker said last, less what we have opened since. 0 if it is not healthy."""
-        return max(0, self._free + self._sessions - self.engine.sessions) if self.healthy else 0
-
-    async def open(self, request: SessionRequest, history: History | None = None) -> RemoteSession:
-        """Raises EngineFull or EngineLost, and remembers either."""
-        try:
-            return await self.engine.open(request, history)
-        except EngineFull:
-            self._know(0)
-            raise
-        except WorkerUnreachable as error:
-            self._lost(str(error))
-            raise
-
-    async def probe(self) -> None:
-        """Ask the worker how many slots it has free."""
-        asked = self.engine.sessions
-        try:
-            response = await self._http.get(self.engine.readiness_url, headers=self.engine.headers)
-            if response.status_code == 401:
-                self._lost(f"the worker at {self.engine.url} refuses our token; set the same CALLPLEX_WORKER_TOKEN")
-                return
-            free = int(response.json()["free"])
-        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-            self._lost(f"the worker at {self.engine.url} does not answer ({error or type(error).__name__})")
-            return
-        if not self.healthy:
-            log.info("the worker at %s answers, %d slots free", self.engine.url, free)
-        self._know(free, asked)
-        self.suspect = self.hung = False
-
-    async def watch(self, on_hung: Callable[[], None] | None = None) -> None:
-        """Probe for ever: often while it answers, with growing pauses while it does not.
-
-        `on_hung` is called when nothing has been answered for HUNG_SECONDS.
-        """
-        clock = asyncio.get_running_loop().time
-        pause, answered = PROBE_SECONDS, clock()
-        while True:
-            await asyncio.sleep(pause)
-            await self.probe()
-            if self.healthy:
-                pause, answered = PROBE_SECONDS, clock()
-                continue
-            pause = min(2 * pause, PROBE_LAST)
-            if on_hung is not None and clock() - answered > HUNG_SECONDS:
-                on_hung()
-
-    def lost_session(self, hung: bool) -> None:
-        """A session of this worker broke, or was given up because the worker was silent."""
-        self.suspect = True
-        self.hung = self.hung or hung
-
-    def _know(self, free: int, sessions: int | None = None) -> None:
-        self.healthy = True
-        self._free = free
-        self._sessions = self.engine.sessions if sessions is None else sessions
-
-    def _lost(self, reason: str) -> None:
-        if self.healthy:
-            log.warning("%s; its calls go elsewhere until it does", reason)
-        self.healthy = False
-        self.reason = reason
 
 
 class WorkerPool:
@@ -129,7 +40,7 @@ class WorkerPool:
         self.workers: list[PooledWorker] = []
         self.local: LocalWorker | None = None
         self._tls = _tls_context(settings)
-        self._http = httpx.AsyncClient(verify=self._tls or False, timeout=PROBE_TIMEOUT, trust_env=False)
+        self._http = httpx.AsyncClient(verify=self._tls or False, trust_env=False)
         self._tasks: list[asyncio.Task[None]] = []
         if settings.workers.strip() == "local":
             environment = _local_environment(settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import SecretStr
 
-from gateway import pool as pool_module
+from gateway import pooled_worker
 from gateway.engine import EngineFull, EngineLost
 from gateway.pool import WorkerPool
 from gateway.settings import SettingsInvalid, load_settings
@@ -33,7 +33,7 @@ async def test_calls_go_to_the_worker_with_the_most_free_slots() -> None:
 
 
 async def test_slots_that_another_gateway_took_are_found_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "PROBE_SECONDS", 60.0)
+    monkeypatch.setattr(pooled_worker, "PROBE_SECONDS", 60.0)
     async with worker(capacity=2) as first, worker(capacity=1) as second, started(among(first, second)) as pool:
         theirs = [await RemoteEngine(first.url).open(REQUEST) for _ in range(2)]
         ours = await pool.open(REQUEST)
@@ -62,7 +62,7 @@ async def test_a_worker_that_is_down_is_passed_over_and_found_again() -> None:
 
 
 async def test_a_worker_that_dies_between_probes_costs_the_call_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "PROBE_SECONDS", 60.0)
+    monkeypatch.setattr(pooled_worker, "PROBE_SECONDS", 60.0)
     async with worker(capacity=9) as dying, worker() as alive, started(among(dying, alive)) as pool:
         await dying.stop()
         session = await pool.open(REQUEST)

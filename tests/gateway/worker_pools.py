@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from gateway import local_worker
-from gateway import pool as pool_module
+from gateway import local_worker, pooled_worker
 from gateway.pool import WorkerPool
 from gateway.settings import Settings, load_settings
 from gateway.worker_client import RemoteSession
@@ -29,8 +28,8 @@ def make_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short waits between starts and probes; children find the tests."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(local_worker, "BACKOFF_FIRST", 0.01)
-    monkeypatch.setattr(pool_module, "PROBE_SECONDS", 0.05)
-    monkeypatch.setattr(pool_module, "PROBE_LAST", 0.1)
+    monkeypatch.setattr(pooled_worker, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(pooled_worker, "PROBE_LAST", 0.1)
 
 
 @asynccontextmanager
