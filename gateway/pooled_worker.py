@@ -7,6 +7,7 @@ workers, of calls or of the wire's messages: sessions are `gateway.worker_client
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ import httpx
 
 from gateway.engine import EngineFull
 from gateway.worker_client import RemoteEngine, RemoteSession, WorkerUnreachable
+from model import wire
 from model.wire import History, SessionRequest
 
 log = logging.getLogger(__name__)
@@ -23,8 +25,13 @@ PROBE_SECONDS = 1.0
 PROBE_LAST = 5.0
 """Longest pause between questions to a worker that does not answer: doubled each time, up to this."""
 PROBE_TIMEOUT = 2.0
+"""Seconds that a worker has for its whole answer to that."""
+MAX_FREE = 10_000
+"""No worker has more slots."""
 HUNG_SECONDS = 20.0
 """A local worker that has answered nothing for this long is killed, and so started anew."""
+
+_NO_WORKER = "answers otherwise than a worker does; look what listens there"
 
 
 class PooledWorker:
@@ -62,15 +69,20 @@ class PooledWorker:
     async def probe(self) -> None:
         """Ask the worker how many slots it has free."""
         asked = self.engine.sessions
+        url, headers = self.engine.readiness_url, self.engine.headers
         try:
-            url, headers = self.engine.readiness_url, self.engine.headers
-            response = await self._http.get(url, headers=headers, timeout=PROBE_TIMEOUT)
-            if response.status_code == 401:
-                self._lost(f"the worker at {self.engine.url} refuses our token; set the same CALLPLEX_WORKER_TOKEN")
-                return
-            free = int(response.json()["free"])
-        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            async with asyncio.timeout(PROBE_TIMEOUT):
+                response = await self._http.get(url, headers=headers, timeout=PROBE_TIMEOUT)
+        except (httpx.HTTPError, TimeoutError) as error:
             self._lost(f"the worker at {self.engine.url} does not answer ({error or type(error).__name__})")
+            return
+        if response.status_code == 401:
+            self._lost(f"the worker at {self.engine.url} refuses our token; set the same CALLPLEX_WORKER_TOKEN")
+            return
+        try:
+            free = _free_slots(response.content)
+        except ValueError as error:
+            self._lost(f"the worker at {self.engine.url} {error}")
             return
         if not self.healthy:
             log.info("the worker at %s answers, %d slots free", self.engine.url, free)
@@ -109,3 +121,21 @@ class PooledWorker:
             log.warning("%s; its calls go elsewhere until it does", reason)
         self.healthy = False
         self.reason = reason
+
+
+def _free_slots(readiness: bytes) -> int:
+    """What a worker says of itself. Raises ValueError, with the rest of a sentence, if it cannot serve us."""
+    try:
+        said = json.loads(readiness)
+        free, theirs = said["free"], said.get("subprotocols", [wire.SUBPROTOCOL])  # which older workers do not say
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(_NO_WORKER) from None
+    listed = isinstance(theirs, list) and all(isinstance(one, str) for one in theirs)
+    if not (listed and type(free) is int and 0 <= free <= MAX_FREE):
+        raise ValueError(_NO_WORKER)
+    if not set(theirs) & set(wire.SUBPROTOCOLS):
+        raise ValueError(
+            f"speaks {' or '.join(theirs)} and we {' or '.join(wire.SUBPROTOCOLS)};"
+            " install the same version of Callplex on both sides"
+        )
+    return free

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import pytest
 from pydantic import SecretStr
 
@@ -10,6 +15,7 @@ from gateway.engine import EngineFull, EngineLost
 from gateway.pool import WorkerPool
 from gateway.settings import SettingsInvalid, load_settings
 from gateway.worker_client import RemoteEngine
+from model import wire
 from tests.gateway.worker_pools import REQUEST, among, make_impatient, started, until, worker
 
 pytestmark = pytest.mark.anyio
@@ -93,3 +99,77 @@ async def test_a_wrong_token_is_said() -> None:
 def test_workers_that_cannot_be_used(workers: str, words: str) -> None:
     with pytest.raises(SettingsInvalid, match=words):
         WorkerPool(load_settings(workers=workers, worker_token=SecretStr("secret")))
+
+
+@asynccontextmanager
+async def says(body: bytes) -> AsyncIterator[str]:
+    """Something that answers every request with this body; its URL."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"free": 1e999}',
+        b'{"free": 2.5}',
+        b'{"free": true}',
+        b'{"free": "4"}',
+        b'{"free": -1}',
+        b'{"free": 99999999999}',
+        b'{"capacity": 4}',
+        b"[4]",
+        b"[" * 60_000,
+        b"\xff",
+        b'{"free": 4, "subprotocols": 7}',
+        b'{"free": 4, "subprotocols": "callplex.v1"}',
+        b'{"free": 4, "subprotocols": [["callplex.v1"]]}',
+    ],
+)
+async def test_what_does_not_answer_as_a_worker_does_is_none(body: bytes) -> None:
+    async with says(body) as url, started(load_settings(workers=url)) as pool:
+        assert not pool.ready
+        with pytest.raises(EngineLost, match="answers otherwise than a worker does; look what listens there"):
+            await pool.open(REQUEST)
+
+
+async def test_a_worker_of_another_version_serves_nobody_and_the_gateway_says_so() -> None:
+    later = b'{"free": 4, "subprotocols": ["callplex.v3", "callplex.v2"]}'
+    async with says(later) as url, started(load_settings(workers=url)) as pool:
+        assert not pool.ready
+        assert not pool.reachable
+        with pytest.raises(EngineLost, match=r"speaks callplex\.v3 or callplex\.v2 and we .* the same version"):
+            await pool.open(REQUEST)
+
+
+@pytest.mark.parametrize(
+    "known", [None, [wire.SUBPROTOCOL], ["callplex.v2", wire.WITH_LATE]], ids=["does-not-say", "older", "newer"]
+)
+async def test_a_worker_with_which_one_protocol_is_shared_serves(known: list[str] | None) -> None:
+    body = {"free": 4} if known is None else {"free": 4, "subprotocols": known}
+    async with says(json.dumps(body).encode()) as url, started(load_settings(workers=url)) as pool:
+        assert pool.ready
+
+
+async def test_a_probe_that_is_answered_drop_by_drop_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooled_worker, "PROBE_TIMEOUT", 0.2)
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        while not writer.is_closing():
+            writer.write(b" ")
+            await asyncio.sleep(0.02)
+        ended.set()
+
+    ended = asyncio.Event()
+    async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with started(load_settings(workers=url)) as pool:
+            assert "does not answer" in pool.workers[0].reason
+        await ended.wait()

@@ -128,7 +128,8 @@ async def test_calls_talk_move_and_are_refused_and_all_end_when_the_engines_proc
 def _figures(url: str) -> None:
     base = url.replace("ws://", "http://").removesuffix(wire.PATH)
     ready = httpx.get(base + "/readyz", timeout=5)
-    assert (ready.status_code, ready.json()) == (503, {"engine": "personaplex", "capacity": 2, "free": 0})
+    said = ready.json()
+    assert (ready.status_code, said["engine"], said["capacity"], said["free"]) == (503, "personaplex", 2, 0)
     metrics = httpx.get(base + "/metrics", timeout=5).text
     assert "callplex_worker_engine_faults_total 0" in metrics
     assert "callplex_worker_engine_untranscribed_frames_total 0" in metrics
