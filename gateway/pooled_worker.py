@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 
 import httpx
 
-from gateway.engine import EngineFull
-from gateway.worker_client import RemoteEngine, RemoteSession, WorkerUnreachable
+from gateway.engine import EngineFull, EngineLost
+from gateway.worker_client import Describe, RemoteEngine, RemoteSession, WorkerSilent, WorkerUnreachable
 from model import wire
-from model.wire import History, SessionRequest
+from model.wire import SessionRequest
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +26,15 @@ PROBE_LAST = 5.0
 """Longest pause between questions to a worker that does not answer: doubled each time, up to this."""
 PROBE_TIMEOUT = 2.0
 """Seconds that a worker has for its whole answer to that."""
+SUSPECT_SECONDS, SUSPECT_LAST = 15.0, 300.0
+"""How long others are asked before a worker that failed: doubled each time, up to the last."""
 MAX_FREE = 10_000
 """No worker has more slots."""
 HUNG_SECONDS = 20.0
 """A local worker that has answered nothing for this long is killed, and so started anew."""
+HUNG_IN_CALL_SECONDS = 2.5
+"""The same where a call found it silent, and was not answered since: a probe's pause and its time are longer than
+this, so that the first probe without an answer decides, and the call is still there when the next worker is."""
 
 _NO_WORKER = "answers otherwise than a worker does; look what listens there"
 
@@ -42,29 +47,57 @@ class PooledWorker:
         self.healthy = False
         self.reason = f"the worker at {engine.url} has not answered yet"
         """Why it is not healthy, in a sentence."""
-        self.suspect = False
-        """It lost a session since it last answered: others are asked first."""
         self.hung = False
-        """It was silent while it held one: nobody who cannot wait asks it."""
+        """It was silent while it held a session, or should have opened one, and has not answered since."""
         self._http = http
         self._free = 0
         self._sessions = 0
+        self._doubts = 0
+        """How often it lost sessions or opened none, since it last opened one."""
+        self._suspect_until = 0.0
+        self._opening = 0
 
     @property
     def free(self) -> int:
         """Free slots: what the worker said last, less what we have opened since. 0 if it is not healthy."""
         return max(0, self._free + self._sessions - self.engine.sessions) if self.healthy else 0
 
-    async def open(self, request: SessionRequest, history: History | None = None) -> RemoteSession:
+    @property
+    def suspect(self) -> bool:
+        """It lost a session, or opened none, and has opened none since: others are asked first.
+
+        What it says of itself does not clear it. After a while one caller at a time finds out, so that it is not
+        left out for ever.
+        """
+        return self._doubts > 0 and (self._opening > 0 or _now() < self._suspect_until)
+
+    async def open(self, request: SessionRequest) -> RemoteSession:
         """Raises EngineFull or EngineLost, and remembers either."""
+        return await self._remember(self.engine.open(request))
+
+    async def resume(self, describe: Describe) -> RemoteSession:
+        """Raises as `open`."""
+        return await self._remember(self.engine.resume(describe))
+
+    async def _remember(self, opening: Coroutine[None, None, RemoteSession]) -> RemoteSession:
+        self._opening += 1
         try:
-            return await self.engine.open(request, history)
+            session = await opening
         except EngineFull:
             self._know(0)
             raise
         except WorkerUnreachable as error:
             self._lost(str(error))
+            self.doubt()
             raise
+        except EngineLost as error:
+            self.hung = self.hung or isinstance(error, WorkerSilent)
+            self.doubt()
+            raise
+        finally:
+            self._opening -= 1
+        self._doubts = 0
+        return session
 
     async def probe(self) -> None:
         """Ask the worker how many slots it has free."""
@@ -74,7 +107,7 @@ class PooledWorker:
             async with asyncio.timeout(PROBE_TIMEOUT):
                 response = await self._http.get(url, headers=headers, timeout=PROBE_TIMEOUT)
         except (httpx.HTTPError, TimeoutError) as error:
-            self._lost(f"the worker at {self.engine.url} does not answer ({error or type(error).__name__})")
+            self._lost(f"the worker at {self.engine.url} does not answer ({str(error) or type(error).__name__})")
             return
         if response.status_code == 401:
             self._lost(f"the worker at {self.engine.url} refuses our token; set the same CALLPLEX_WORKER_TOKEN")
@@ -87,29 +120,35 @@ class PooledWorker:
         if not self.healthy:
             log.info("the worker at %s answers, %d slots free", self.engine.url, free)
         self._know(free, asked)
-        self.suspect = self.hung = False
+        self.hung = False
 
-    async def watch(self, on_hung: Callable[[], None] | None = None) -> None:
-        """Probe for ever: often while it answers, with growing pauses while it does not.
+    async def watch(self, awaited: Callable[[], bool], on_hung: Callable[[], None] | None = None) -> None:
+        """Probe for ever: often while it answers or is `awaited`, with growing pauses while it does not.
 
-        `on_hung` is called when nothing has been answered for HUNG_SECONDS.
+        `on_hung` is called when nothing has been answered for HUNG_SECONDS, or for HUNG_IN_CALL_SECONDS where a call
+        found that it hangs.
         """
-        clock = asyncio.get_running_loop().time
-        pause, answered = PROBE_SECONDS, clock()
+        pause, asked, answered = PROBE_SECONDS, _now(), _now()
         while True:
-            await asyncio.sleep(pause)
+            await asyncio.sleep(PROBE_SECONDS)
+            if _now() - asked < pause - PROBE_SECONDS / 2 and not (self.hung or awaited()):
+                continue
             await self.probe()
+            asked = _now()
             if self.healthy:
-                pause, answered = PROBE_SECONDS, clock()
+                pause, answered = PROBE_SECONDS, asked
                 continue
             pause = min(2 * pause, PROBE_LAST)
-            if on_hung is not None and clock() - answered > HUNG_SECONDS:
+            limit = HUNG_IN_CALL_SECONDS if self.hung else HUNG_SECONDS
+            if on_hung is not None and asked - answered > limit:
                 on_hung()
 
-    def lost_session(self, hung: bool) -> None:
-        """A session of this worker broke, or was given up because the worker was silent."""
-        self.suspect = True
-        self.hung = self.hung or hung
+    def doubt(self) -> None:
+        """It lost a session, or opened none. Twice as long as the last time others are asked first; of losses that
+        come together the first counts."""
+        if _now() >= self._suspect_until:
+            self._suspect_until = _now() + min(SUSPECT_SECONDS * 2 ** min(self._doubts, 9), SUSPECT_LAST)
+            self._doubts += 1
 
     def _know(self, free: int, sessions: int | None = None) -> None:
         self.healthy = True
@@ -121,6 +160,10 @@ class PooledWorker:
             log.warning("%s; its calls go elsewhere until it does", reason)
         self.healthy = False
         self.reason = reason
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _free_slots(readiness: bytes) -> int:

@@ -12,7 +12,7 @@ import ipaddress
 import logging
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import cast
 
 from websockets.client import ClientProtocol
@@ -30,6 +30,8 @@ CONNECT_TIMEOUT = 2.0
 """Seconds until a worker has accepted the connection and the WebSocket."""
 READY_TIMEOUT = 10.0
 """Seconds until a connected worker has opened the session."""
+RESUME_CONNECT_TIMEOUT, RESUME_READY_TIMEOUT = 0.5, 1.5
+"""The same where a caller is on the line already: until ready below the 2 s that a call waits for sound it is owed."""
 CLOSE_TIMEOUT = 1.0
 """Seconds a worker has to close its end before the connection is cut."""
 MAX_UNSENT = 256 * 1024
@@ -43,6 +45,14 @@ _QUIET.setLevel(logging.CRITICAL)  # what goes wrong is raised as EngineLost; no
 
 class WorkerUnreachable(EngineLost):
     """No WebSocket could be opened: the worker is down, elsewhere, or refuses us altogether."""
+
+
+class WorkerSilent(EngineLost):
+    """It did not answer in the time it had."""
+
+
+Describe = Callable[[], tuple[SessionRequest, wire.History]]
+"""What a worker must know to go on with a session, as it stands at that moment; `resume` of the request says so."""
 
 
 class _Connection(asyncio.Protocol):
@@ -252,8 +262,14 @@ class RemoteSession:
         if not self._closed:
             self._connection.send(wire.encode(wire.Play(clip)))
 
+    @property
+    def unread(self) -> bool:
+        """The worker has answered a frame, and `outputs` has not taken it yet."""
+        return any(isinstance(message, wire.AgentFrame) for message in self._connection.inbox)
+
     def give_up(self, reason: str) -> None:
-        """The worker is not waited for any longer: `outputs` raises EngineLost with this reason."""
+        """The worker is not waited for any longer: `outputs` raises EngineLost with this reason, and says no more."""
+        self._connection.inbox.clear()
         self._connection.fail(reason)
 
     async def close(self) -> None:
@@ -289,13 +305,23 @@ class RemoteEngine:
         """What shows a worker that we may talk to it."""
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
 
-    async def open(self, request: SessionRequest, history: wire.History | None = None) -> RemoteSession:
-        """A new session, or one that goes on: then `request.resume` describes `history`."""
+    async def open(self, request: SessionRequest) -> RemoteSession:
+        """A new session. Raises EngineFull, or EngineLost of the kind that it is."""
+        return await self._open(lambda: (request, None), CONNECT_TIMEOUT, READY_TIMEOUT)
+
+    async def resume(self, describe: Describe) -> RemoteSession:
+        """One that goes on; raises as `open`. `describe` is called once the worker has accepted the connection."""
+        return await self._open(describe, RESUME_CONNECT_TIMEOUT, RESUME_READY_TIMEOUT)
+
+    async def _open(
+        self, describe: Callable[[], tuple[SessionRequest, wire.History | None]], connect: float, ready: float
+    ) -> RemoteSession:
         self.sessions += 1
         try:
-            connection = await self._connect()
+            connection = await self._connect(connect)
             try:
-                ready = await self._ask(connection, request, history)
+                request, history = describe()
+                answer = await self._ask(connection, request, history, ready)
             except (EngineError, asyncio.CancelledError):
                 connection.fail("")
                 raise
@@ -304,15 +330,15 @@ class RemoteEngine:
             raise
         connection.lost.add_done_callback(self._left)
         first = request.resume.next_index if request.resume else 0
-        return RemoteSession(connection, ready, self.url, first)
+        return RemoteSession(connection, answer, self.url, first)
 
     def _left(self, _: asyncio.Future[None]) -> None:
         self.sessions -= 1
 
-    async def _connect(self) -> _Connection:
+    async def _connect(self, timeout: float) -> _Connection:
         uri = self.uri
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
+            async with asyncio.timeout(timeout):
                 _, connection = await asyncio.get_running_loop().create_connection(
                     lambda: _Connection(uri, self.headers), uri.host, uri.port, ssl=self._tls
                 )
@@ -322,21 +348,23 @@ class RemoteEngine:
                     connection.fail("")
                     raise
         except TimeoutError:
-            raise WorkerUnreachable(f"the worker at {self.url} did not answer within {CONNECT_TIMEOUT:.0f} s") from None
+            raise WorkerSilent(f"the worker at {self.url} did not answer within {timeout:.1f} s") from None
         except OSError as error:
             raise WorkerUnreachable(f"the worker at {self.url} cannot be reached: {_reason(error)}") from None
         return connection
 
-    async def _ask(self, connection: _Connection, request: SessionRequest, history: wire.History | None) -> wire.Ready:
+    async def _ask(
+        self, connection: _Connection, request: SessionRequest, history: wire.History | None, timeout: float
+    ) -> wire.Ready:
         """Send the open request and read the answer to it."""
         try:
-            async with asyncio.timeout(READY_TIMEOUT):
+            async with asyncio.timeout(timeout):
                 connection.send(wire.encode_open(request))
                 if history is not None and request.resume is not None:
                     connection.send(wire.encode_history(request.resume, history))
                 await connection.arrival()
         except TimeoutError:
-            raise EngineLost(f"the worker at {self.url} opened no session within {READY_TIMEOUT:.0f} s") from None
+            raise WorkerSilent(f"the worker at {self.url} opened no session within {timeout:.1f} s") from None
         answer = connection.inbox.popleft() if connection.inbox else None
         if isinstance(answer, wire.Ready):
             return answer
