@@ -14,7 +14,8 @@ from collections.abc import Callable, Coroutine
 import httpx
 
 from gateway.engine import EngineFull, EngineLost
-from gateway.worker_client import Describe, RemoteEngine, RemoteSession, WorkerSilent, WorkerUnreachable
+from gateway.worker_client import Describe, RemoteEngine, RemoteSession, WorkerSilent
+from gateway.worker_connection import WorkerUnreachable
 from model import wire
 from model.wire import SessionRequest
 
