@@ -179,7 +179,7 @@ class ResumingSession:
                 if not output.final:
                     yield output
                 elif output.end > history.heard:
-                    history.heard = output.end
+                    history.heard = min(output.end, history.sent)
                     yield output
             case Cut():
                 history.cut(output.index)

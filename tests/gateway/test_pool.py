@@ -10,12 +10,14 @@ from contextlib import asynccontextmanager
 import pytest
 from pydantic import SecretStr
 
-from gateway import pooled_worker
+from gateway import pooled_worker, worker_client
 from gateway.engine import EngineFull, EngineLost
 from gateway.pool import WorkerPool
 from gateway.settings import SettingsInvalid, load_settings
 from gateway.worker_client import RemoteEngine
 from model import wire
+from model.echo import EchoEngine, EchoSession
+from model.wire import History, Resume, SessionRequest
 from tests.gateway.worker_pools import REQUEST, among, make_impatient, started, until, worker
 
 pytestmark = pytest.mark.anyio
@@ -60,7 +62,7 @@ async def test_a_worker_that_is_down_is_passed_over_and_found_again() -> None:
             await until(lambda: not pool.ready)
             with pytest.raises(EngineLost, match="does not answer"):
                 await pool.open(REQUEST)
-            async with worker(address) as again:
+            async with worker(listen=address) as again:
                 await until(lambda: pool.ready)
                 session = await pool.open(REQUEST)
                 assert again.slots.active == 1
@@ -75,6 +77,81 @@ async def test_a_worker_that_dies_between_probes_costs_the_call_nothing(monkeypa
         assert alive.slots.active == 1
         assert not pool.workers[0].healthy
         await session.close()
+
+
+class StuckEngine(EchoEngine):
+    """Opens no session until it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+        self.well = asyncio.Event()
+
+    async def open(self, request: SessionRequest) -> EchoSession:
+        self.asked += 1
+        await self.well.wait()
+        return await super().open(request)
+
+
+async def test_a_worker_that_answers_probes_and_opens_nothing_is_not_asked_first_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_client, "READY_TIMEOUT", 0.2)
+    monkeypatch.setattr(pooled_worker, "PROBE_SECONDS", 60.0)
+    engine = StuckEngine()
+    async with worker(engine, capacity=9) as stuck, worker() as alive, started(among(stuck, alive)) as pool:
+        sessions = [await pool.open(REQUEST)]
+        assert (engine.asked, alive.slots.active) == (1, 1)
+        await pool.workers[0].probe()
+        assert pool.workers[0].free == 9
+        sessions += [await pool.open(REQUEST) for _ in range(2)]
+        assert (engine.asked, alive.slots.active) == (1, 3)
+
+        pool.workers[0]._suspect_until = 0.0  # a while later
+        monkeypatch.setattr(worker_client, "READY_TIMEOUT", 20.0)
+        trying = asyncio.create_task(pool.open(REQUEST))
+        await until(lambda: engine.asked == 2)
+        sessions += [await pool.open(REQUEST)]
+        assert (engine.asked, alive.slots.active) == (2, 4), "one finds out, others are not held up"
+        engine.well.set()
+        sessions += [await trying, await pool.open(REQUEST)]
+        assert (engine.asked, stuck.slots.active) == (3, 2)
+        for session in sessions:
+            await session.close()
+
+
+async def test_a_worker_that_goes_on_with_nothing_is_remembered_as_one_that_hangs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pooled_worker, "PROBE_SECONDS", 60.0)
+    async with worker(capacity=9) as first, worker() as second, started(among(first, second)) as pool:
+        held = await pool.open(REQUEST)
+        monkeypatch.setattr(worker_client, "RESUME_READY_TIMEOUT", 0.0)
+        going_on = GoesOn()
+        with pytest.raises(EngineLost, match="opened no session within"):
+            await pool.resume(going_on, leaves=first.url)
+        assert (going_on.described, going_on.refusals) == (1, 1)
+        assert [(known.hung, known.suspect) for known in pool.workers] == [(False, False), (True, True)]
+        with pytest.raises(EngineLost, match="no worker that answers in time is left"):
+            await pool.resume(going_on, leaves=first.url)
+        assert going_on.described == 1
+        await pool.workers[1].probe()
+        assert (pool.workers[1].hung, pool.workers[1].suspect) == (False, True)
+        await held.close()
+
+
+class GoesOn:
+    """A session that is to go on elsewhere. Implements `gateway.pool.Continuation`."""
+
+    def __init__(self) -> None:
+        self.described = self.refusals = 0
+
+    def describe(self) -> tuple[SessionRequest, History]:
+        self.described += 1
+        return SessionRequest("c1", resume=Resume()), History()
+
+    def refused(self) -> None:
+        self.refusals += 1
 
 
 async def test_a_wrong_token_is_said() -> None:

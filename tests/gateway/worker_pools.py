@@ -18,6 +18,7 @@ from gateway.worker_client import RemoteSession
 from model.echo import EchoEngine
 from model.server import WorkerServer
 from model.wire import AgentFrame, SessionRequest
+from model.worker_engine import WorkerEngine
 
 ROOT = Path(__file__).parents[2]
 SOUND = bytes(3840)
@@ -60,8 +61,10 @@ async def ending(session: RemoteSession) -> None:
 
 
 @asynccontextmanager
-async def worker(listen: str = "127.0.0.1:0", **options: Any) -> AsyncIterator[WorkerServer]:
-    server = WorkerServer(EchoEngine(), listen, **options)
+async def worker(
+    engine: WorkerEngine | None = None, listen: str = "127.0.0.1:0", **options: Any
+) -> AsyncIterator[WorkerServer]:
+    server = WorkerServer(engine or EchoEngine(), listen, **options)
     await server.start()
     try:
         yield server
