@@ -37,7 +37,6 @@ from gateway.worker_client import RemoteSession
 from model.wire import (
     FRAME_BYTES,
     FRAME_SECONDS,
-    TOKENS_BYTES,
     AgentFrame,
     AgentText,
     CallerText,
@@ -184,11 +183,10 @@ class ResumingSession:
             case Cut():
                 history.cut(output.index)
             case Columns():
-                end = output.index + len(output.columns) // TOKENS_BYTES
-                if end > history.sent:
-                    self._refuse(f"it told of frame {end - 1} when {history.sent} had been sent")
-                else:
+                try:
                     history.agent(output.index, output.columns)
+                except ValueError as error:
+                    self._refuse(f"of its columns, {error}")
             case Played():
                 history.played(output.clip)
             case Late():

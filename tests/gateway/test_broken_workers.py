@@ -49,8 +49,8 @@ def columns(index: int, count: int) -> Callable[[AgentFrame], Output]:
         pytest.param(at(2**32 - 1), "it answered frame 4294967295 where 12 of 13 was due", id="farther-ahead"),
         pytest.param(at(13), "it answered frame 13 where 12 of 13 was due", id="not-sent-yet"),
         pytest.param(at(11), "it answered frame 11 where 12 of 13 was due", id="again"),
-        pytest.param(columns(60_000, 1), "it told of frame 60000 when 13 had been sent", id="columns-far-ahead"),
-        pytest.param(columns(10, 4), "it told of frame 13 when 13 had been sent", id="columns-beyond"),
+        pytest.param(columns(60_000, 1), "frame 60000 has not been sent, only 13 have", id="columns"),
+        pytest.param(columns(10, 4), "frame 13 has not been sent, only 13 have", id="beyond"),
     ],
 )
 def test_a_worker_that_answers_what_cannot_be_is_left(lie: Callable[[AgentFrame], Output], words: str) -> None:
@@ -63,7 +63,8 @@ def test_a_worker_that_answers_what_cannot_be_is_left(lie: Callable[[AgentFrame]
     caller = virtual_time.run(scenario())
     caller.check()
     (change,) = caller.changes
-    assert f"broke the protocol: {words}" in change.reason
+    assert "broke the protocol: " in change.reason
+    assert words in change.reason
     assert change.worker == "worker-of-4"
     assert AT in caller.missed
     assert len(caller.missed) <= 3
