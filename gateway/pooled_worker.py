@@ -15,7 +15,7 @@ import httpx
 
 from gateway.engine import EngineFull, EngineLost
 from gateway.worker_client import Describe, RemoteEngine, RemoteSession, WorkerSilent
-from gateway.worker_connection import WorkerUnreachable
+from gateway.worker_connection import WorkerIncompatible, WorkerUnreachable
 from model import wire
 from model.wire import SessionRequest
 
@@ -53,6 +53,8 @@ class PooledWorker:
         self._http = http
         self._free = 0
         self._sessions = 0
+        self._incompatible = False
+        """It said that it is ready, and opened us no WebSocket: until it is asked again its word counts for nothing."""
         self._doubts = 0
         """How often it lost sessions or opened none, since it last opened one."""
         self._suspect_until = 0.0
@@ -88,6 +90,7 @@ class PooledWorker:
             self._know(0)
             raise
         except WorkerUnreachable as error:
+            self._incompatible = isinstance(error, WorkerIncompatible)
             self._lost(str(error))
             self.doubt()
             raise
@@ -97,7 +100,7 @@ class PooledWorker:
             raise
         finally:
             self._opening -= 1
-        self._doubts = 0
+        self._doubts, self._incompatible = 0, False
         return session
 
     async def probe(self) -> None:
@@ -117,6 +120,8 @@ class PooledWorker:
             free = _free_slots(response.content)
         except ValueError as error:
             self._lost(f"the worker at {self.engine.url} {error}")
+            return
+        if self._incompatible and self.suspect:
             return
         if not self.healthy:
             log.info("the worker at %s answers, %d slots free", self.engine.url, free)

@@ -35,6 +35,10 @@ class WorkerUnreachable(EngineLost):
     """No WebSocket could be opened: the worker is down, elsewhere, or refuses us altogether."""
 
 
+class WorkerIncompatible(WorkerUnreachable):
+    """Something answers there, and opens no WebSocket to us: another version, or a proxy that passes none on."""
+
+
 class WorkerConnection(asyncio.Protocol):
     """One WebSocket to a worker: bytes in, decoded messages in `inbox`; messages in, bytes out."""
 
@@ -48,6 +52,7 @@ class WorkerConnection(asyncio.Protocol):
         self._where = f"the worker at {uri.host}:{uri.port}"
         self._headers = headers
         self._open = False
+        self._incompatible = False
         self._waiter: asyncio.Future[None] | None = None
         self._parts: list[bytes] = []
         self._text = False
@@ -97,6 +102,7 @@ class WorkerConnection(asyncio.Protocol):
         elif isinstance(failure, InvalidStatus) and failure.response.status_code == 503:
             self.fail(f"{self._where} takes no connections now: it is being stopped, or not up yet")
         else:
+            self._incompatible = True
             self.fail(f"{self._where} does not speak {wire.SUBPROTOCOL}: {failure}")
 
     def _frame_received(self, frame: Frame) -> None:
@@ -148,7 +154,7 @@ class WorkerConnection(asyncio.Protocol):
         while not self._open and not self.ended:
             await self._change()
         if not self._open:
-            raise WorkerUnreachable(self.error)
+            raise (WorkerIncompatible if self._incompatible else WorkerUnreachable)(self.error)
 
     async def arrival(self) -> None:
         """Wait until something is in `inbox`, or nothing more will come."""

@@ -15,6 +15,7 @@ from gateway.engine import EngineFull, EngineLost
 from gateway.pool import WorkerPool
 from gateway.settings import SettingsInvalid, load_settings
 from gateway.worker_client import RemoteEngine
+from gateway.worker_connection import WorkerIncompatible
 from model import wire
 from model.echo import EchoEngine, EchoSession
 from model.wire import History, Resume, SessionRequest
@@ -232,6 +233,20 @@ async def test_a_worker_with_which_one_protocol_is_shared_serves(known: list[str
     body = {"free": 4} if known is None else {"free": 4, "subprotocols": known}
     async with says(json.dumps(body).encode()) as url, started(load_settings(workers=url)) as pool:
         assert pool.ready
+
+
+async def test_what_says_that_it_is_ready_and_opens_no_websocket_is_believed_only_once_in_a_while() -> None:
+    async with says(b'{"free": 4}') as url, started(load_settings(workers=url)) as pool:
+        (known,) = pool.workers
+        with pytest.raises(WorkerIncompatible, match=r"does not speak callplex\.v1"):
+            await known.open(REQUEST)
+        await known.probe()
+        assert not pool.ready
+        with pytest.raises(EngineLost, match=r"does not speak callplex\.v1"):
+            await pool.open(REQUEST)
+        known._suspect_until = 0.0  # a while later
+        await known.probe()
+        await until(lambda: pool.ready)
 
 
 async def test_a_probe_that_is_answered_drop_by_drop_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
