@@ -73,7 +73,13 @@ class SessionHistory:
         self.sent += 1
 
     def agent(self, index: int, columns: bytes) -> None:
-        """The columns of frames `index` and on. Of those that were passed over nobody knows any."""
+        """The columns of frames `index` and on. Of those that were passed over nobody knows any.
+
+        Raises ValueError for frames that were never sent.
+        """
+        end = index + len(columns) // TOKENS_BYTES
+        if end > self.sent:
+            raise ValueError(f"frame {end - 1} has not been sent, only {self.sent} have")
         if index < self.answered:
             self._fill(index, columns)
             return

@@ -1,125 +1,42 @@
 """Which worker gets a call: our own child process, or the best of those given as URLs.
 
-Owns what is known of each worker: whether it answers and how many slots it has free. Knows nothing of
-calls or of the wire's messages: sessions are `gateway.worker_client`'s.
+Owns which workers there are and in which order they are asked. What is known of each is
+`gateway.pooled_worker`'s, sessions are `gateway.worker_client`'s. Knows nothing of calls or of the wire's messages.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import ssl
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
 
 import httpx
 
-from gateway.engine import EngineFull, EngineLost
+from gateway.engine import EngineError, EngineFull, EngineLost
 from gateway.local_worker import START_TIMEOUT, LocalWorker
+from gateway.pooled_worker import PooledWorker
 from gateway.settings import PREFIX, Settings, SettingsInvalid
-from gateway.worker_client import RemoteEngine, RemoteSession, WorkerUnreachable
+from gateway.worker_client import RemoteEngine, RemoteSession
 from model.wire import History, SessionRequest
 
 log = logging.getLogger(__name__)
 
-PROBE_SECONDS = 1.0
-"""Between two questions to a worker how many slots it has free."""
-PROBE_LAST = 5.0
-"""Longest pause between questions to a worker that does not answer: doubled each time, up to this."""
-PROBE_TIMEOUT = 2.0
-SILENT_SECONDS = 5.0
-"""A worker that was silent in a call is asked after others for so long, whatever it says of itself: it finds out that
-its engine hangs only after 3 s (`model.engine_watch`), and until then lets calls wait for it."""
-HUNG_SECONDS = 20.0
-"""A local worker that has answered nothing for this long is killed, and so started anew."""
 WORKER_COMMAND = (sys.executable, "-m", "gateway.cli", "worker", "--listen", "127.0.0.1:0", "--exit-with-parent")
 
 
-class PooledWorker:
-    """One worker and what is known of it."""
+class Continuation(Protocol):
+    """A session that is to go on elsewhere, as the pool sees it."""
 
-    def __init__(self, engine: RemoteEngine, http: httpx.AsyncClient) -> None:
-        self.engine = engine
-        self.healthy = False
-        self.reason = f"the worker at {engine.url} has not answered yet"
-        """Why it is not healthy, in a sentence."""
-        self.suspect = False
-        """It lost a session since it last answered, or was silent just now: others are asked first."""
-        self.hung = False
-        """It was silent while it held one: nobody who cannot wait asks it."""
-        self._http = http
-        self._free = 0
-        self._sessions = 0
-        self._silent_until = -math.inf
+    def describe(self) -> tuple[SessionRequest, History]:
+        """How it stands now. What comes from here on is for the worker that has just accepted the connection."""
 
-    @property
-    def free(self) -> int:
-        """Free slots: what the worker said last, less what we have opened since. 0 if it is not healthy."""
-        return max(0, self._free + self._sessions - self.engine.sessions) if self.healthy else 0
-
-    async def open(self, request: SessionRequest, history: History | None = None) -> RemoteSession:
-        """Raises EngineFull or EngineLost, and remembers either."""
-        try:
-            return await self.engine.open(request, history)
-        except EngineFull:
-            self._know(0)
-            raise
-        except WorkerUnreachable as error:
-            self._lost(str(error))
-            raise
-
-    async def probe(self) -> None:
-        """Ask the worker how many slots it has free."""
-        asked = self.engine.sessions
-        try:
-            response = await self._http.get(self.engine.readiness_url, headers=self.engine.headers)
-            if response.status_code == 401:
-                self._lost(f"the worker at {self.engine.url} refuses our token; set the same CALLPLEX_WORKER_TOKEN")
-                return
-            free = int(response.json()["free"])
-        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-            self._lost(f"the worker at {self.engine.url} does not answer ({error or type(error).__name__})")
-            return
-        if not self.healthy:
-            log.info("the worker at %s answers, %d slots free", self.engine.url, free)
-        self._know(free, asked)
-        self.hung = False
-        self.suspect = _now() < self._silent_until
-
-    async def watch(self, on_hung: Callable[[], None] | None = None) -> None:
-        """Probe for ever: often while it answers, with growing pauses while it does not.
-
-        `on_hung` is called when nothing has been answered for HUNG_SECONDS.
-        """
-        pause, answered = PROBE_SECONDS, _now()
-        while True:
-            await asyncio.sleep(pause)
-            await self.probe()
-            if self.healthy:
-                pause, answered = PROBE_SECONDS, _now()
-                continue
-            pause = min(2 * pause, PROBE_LAST)
-            if on_hung is not None and _now() - answered > HUNG_SECONDS:
-                on_hung()
-
-    def lost_session(self, hung: bool) -> None:
-        """A session of this worker broke, or was given up because the worker was silent."""
-        self.suspect = True
-        if hung:
-            self.hung, self._silent_until = True, _now() + SILENT_SECONDS
-
-    def _know(self, free: int, sessions: int | None = None) -> None:
-        self.healthy = True
-        self._free = free
-        self._sessions = self.engine.sessions if sessions is None else sessions
-
-    def _lost(self, reason: str) -> None:
-        if self.healthy:
-            log.warning("%s; its calls go elsewhere until it does", reason)
-        self.healthy = False
-        self.reason = reason
+    def refused(self) -> None:
+        """That worker does not take it."""
 
 
 class WorkerPool:
@@ -135,8 +52,9 @@ class WorkerPool:
         self.workers: list[PooledWorker] = []
         self.local: LocalWorker | None = None
         self._tls = _tls_context(settings)
-        self._http = httpx.AsyncClient(verify=self._tls or False, timeout=PROBE_TIMEOUT, trust_env=False)
+        self._http = httpx.AsyncClient(verify=self._tls or False, trust_env=False)
         self._tasks: list[asyncio.Task[None]] = []
+        self._awaited = 0
         if settings.workers.strip() == "local":
             environment = _local_environment(settings)
             self.local = LocalWorker(command, environment, self._local_up, self._local_down, start_timeout)
@@ -177,7 +95,7 @@ class WorkerPool:
         for worker in self.workers:
             if not worker.healthy:
                 log.warning("%s; it is asked again", worker.reason)
-            self._tasks.append(asyncio.create_task(worker.watch()))
+            self._tasks.append(asyncio.create_task(worker.watch(self._is_awaited)))
 
     async def stop(self) -> None:
         """End the local worker and leave the others. Safe to call twice."""
@@ -186,32 +104,92 @@ class WorkerPool:
         self._forget_tasks()
         await self._http.aclose()
 
-    async def open(self, request: SessionRequest, history: History | None = None) -> RemoteSession:
+    async def open(self, request: SessionRequest) -> RemoteSession:
         """A session of the worker with the most free slots; if it refuses, of the next one.
 
-        With `history` it is one that goes on; it cannot wait for a worker that hangs. Raises EngineFull
-        if none accepted and one of them only for being full, else EngineLost.
+        Raises EngineFull if none accepted and one of them only for being full, else EngineLost.
         """
-        full = ""
-        lost = next((worker.reason for worker in self.workers if not worker.healthy), "")
-        for worker in sorted(self.workers, key=lambda worker: (worker.suspect, -worker.free)):
-            if not worker.healthy or (worker.hung and history is not None):
-                continue
+        return await self._first(lambda _: True, lambda worker: worker.open(request))
+
+    async def resume(self, session: Continuation, leaves: str = "", hung: bool = False) -> RemoteSession:
+        """A session that goes on; raises as `open`. It has no time for a worker that hangs, unless `hung`.
+
+        `leaves`: the URL of a worker that has it still and may yet answer. Then only another is asked that has
+        a free slot, as far as is known.
+        """
+
+        def fits(worker: PooledWorker) -> bool:
+            beside = not leaves or (worker.free > 0 and worker.engine.url != leaves)
+            return beside and (hung or not worker.hung)
+
+        async def ask(worker: PooledWorker) -> RemoteSession:
             try:
-                return await worker.open(request, history)
+                return await worker.resume(session.describe)
+            except EngineError:
+                session.refused()
+                raise
+
+        return await self._first(fits, ask)
+
+    async def _first(
+        self, fits: Callable[[PooledWorker], bool], ask: Callable[[PooledWorker], Awaitable[RemoteSession]]
+    ) -> RemoteSession:
+        """Ask one after the other, the best that is left each time, until one accepts."""
+        full = lost = ""
+        asked: list[PooledWorker] = []
+        while worker := self._best(lambda one: one not in asked and fits(one)):
+            asked.append(worker)
+            try:
+                return await ask(worker)
             except EngineFull as error:
                 full = str(error)
             except EngineLost as error:
                 lost = str(error)
         if full:
             raise EngineFull(full if len(self.workers) == 1 else "no worker has a free slot")
-        raise EngineLost(lost or "the local worker is being started again; its messages say why it ended")
+        raise EngineLost(lost or self._nobody())
 
-    def lost_session(self, url: str, hung: bool) -> None:
-        """A session of the worker at `url` was lost; `hung`: it was silent, else its connection broke."""
-        for worker in self.workers:
-            if worker.engine.url == url:
-                worker.lost_session(hung)
+    def _best(self, fits: Callable[[PooledWorker], bool]) -> PooledWorker | None:
+        able = (worker for worker in self.workers if worker.healthy and fits(worker))
+        return min(able, key=lambda one: (not one.free, one.hung, one.suspect, -one.free), default=None)
+
+    def _nobody(self) -> str:
+        """Why there was nobody to ask."""
+        if self.local is not None and not self.workers:
+            return "the local worker is being started again; its messages say why it ended"
+        silent = "no worker that answers in time is left; their messages say why"
+        return next((worker.reason for worker in self.workers if not worker.healthy), silent)
+
+    @contextmanager
+    def awaiting(self) -> Iterator[None]:
+        """A call waits inside for a worker: those that do not answer are asked more often."""
+        self._awaited += 1
+        try:
+            yield
+        finally:
+            self._awaited -= 1
+
+    def lost_session(self, url: str) -> None:
+        """A session of the worker at `url` was lost."""
+        for worker in self._at(url):
+            worker.doubt()
+
+    def silent(self, url: str) -> None:
+        """The worker at `url` holds a session and does not answer in time."""
+        for worker in self._at(url):
+            worker.hung = True
+            worker.doubt()
+
+    def answers(self, url: str) -> None:
+        """It does again."""
+        for worker in self._at(url):
+            worker.hung = False
+
+    def _at(self, url: str) -> list[PooledWorker]:
+        return [worker for worker in self.workers if worker.engine.url == url]
+
+    def _is_awaited(self) -> bool:
+        return self._awaited > 0
 
     def _worker(self, url: str, token: str) -> PooledWorker:
         return PooledWorker(RemoteEngine(url, token, self._tls), self._http)
@@ -224,7 +202,7 @@ class WorkerPool:
             raise EngineLost(f"the local worker listens where it cannot be reached: {error}") from None
         await worker.probe()
         self.workers.append(worker)
-        self._tasks.append(asyncio.create_task(worker.watch(self.local.kill)))
+        self._tasks.append(asyncio.create_task(worker.watch(self._is_awaited, self.local.kill)))
 
     def _local_down(self) -> None:
         self.workers.clear()
@@ -234,10 +212,6 @@ class WorkerPool:
         for task in self._tasks:
             task.cancel()
         self._tasks.clear()
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def _local_environment(settings: Settings) -> dict[str, str]:

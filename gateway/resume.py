@@ -2,12 +2,14 @@
 
 Owns when a worker counts as lost, where its sessions go, and what the caller hears meanwhile: silence,
 one frame for each of theirs, so that the call's clock never notices. What is remembered is
-`gateway.history`'s, which worker there is `gateway.pool`'s.
+`gateway.history`'s, which worker there is `gateway.pool`'s, whether it keeps up `gateway.watch`'s.
 
 A session's way out of its worker:
 
-    lost         its connection breaks, or it says `draining`: at once. It owes frames and answers none
-                 for three ticks of the call's clock, 240 ms: it hangs
+    doubtful     it owes frames and answers none for three ticks of the call's clock, 240 ms, or falls 1.2 s behind.
+                 Another that has a free slot is asked; until that one has the session, the first may answer and keep it
+    lost         its connection breaks, or it says `draining`: at once. A doubtful one: once it owes so much that the
+                 call would end, if the session is being opened elsewhere or may wait for a worker
     waiting      for its turn: some sessions are opened at a time, those whose line was silent longest last
     opening      on another worker, with all that is known by then. Caller frames that come from here on
                  are for that worker; all before, unanswered, are missed
@@ -30,6 +32,7 @@ from gateway.engine import EngineError, EngineLost, Session, WorkerChanged
 from gateway.history import SessionHistory
 from gateway.pool import WorkerPool
 from gateway.turns import Turns
+from gateway.watch import MISSED_FRAMES, Watch
 from gateway.worker_client import RemoteSession
 from model.wire import (
     FRAME_BYTES,
@@ -39,53 +42,27 @@ from model.wire import (
     CallerText,
     Columns,
     Cut,
+    History,
     Late,
     Output,
     Played,
     SessionRequest,
 )
 
-MISSED_FRAMES = 3
-"""Ticks without any answer, while answers are owed, after which a worker hangs."""
 RESUME_WITHIN = 8.0
 """Seconds from the loss in which our own worker, started again, may take the call, unless the settings say otherwise:
 callers hear silence meanwhile, and few hold on for longer. With an attempt's time it stays below the 10 s of a caller's
 sound that a history holds. An engine that loads 17 GB takes longer: see CALLPLEX_RESUME_WITHIN."""
-ATTEMPT_SECONDS = 1.5
-"""For one attempt to open a session elsewhere; below the 2 s that a call waits for sound it is owed."""
-RETRY_SECONDS = 0.1
+PATIENCE = 1.6
+"""Seconds of sound that a doubtful worker may owe, where there is another way; the call itself ends at 2 s."""
+RETRY_SECONDS, RETRY_LAST = 0.1, 0.8
+"""Between two attempts; after one that a worker refused twice as long each time, for it costs 5 ms of our processor."""
 AT_ONCE = 32
 """Sessions that are opened anew at a time. A worker prepares sixteen together; while it does, the next sixteen come.
 All at once would be no sooner, and the last would have most to catch up with: what was said since it was asked for."""
 MAX_LOSSES, LOSSES_WITHIN = 3, 10.0
 """A session lost this often in so many seconds is what breaks the workers."""
 _SILENCE = bytes(FRAME_BYTES)
-
-
-class Watch:
-    """Tells a worker that hangs from one that is slow, and from a gateway that is. Pure: time comes in.
-
-    Counted are ticks, not seconds, and of a burst of late ticks only the first: after our own process
-    stood still, answers that wait to be read are not held against the worker.
-    """
-
-    def __init__(self) -> None:
-        self._owed = 0
-        self._missed = 0
-        self._last = 0.0
-
-    def sent(self, now: float) -> bool:
-        """A caller frame is about to be sent; whether the worker hangs."""
-        if self._owed and now - self._last >= FRAME_SECONDS / 2:
-            self._missed += 1
-        self._last = now
-        self._owed += 1
-        return self._missed >= MISSED_FRAMES
-
-    def answered(self) -> None:
-        """An agent frame came."""
-        self._owed = max(0, self._owed - 1)
-        self._missed = 0
 
 
 class ResumingPool:
@@ -108,7 +85,7 @@ class ResumingPool:
 
 
 class ResumingSession:
-    """One call's. Implements `gateway.engine.Session`."""
+    """One call's. Implements `gateway.engine.Session`, and `gateway.pool.Continuation`."""
 
     def __init__(
         self, pool: WorkerPool, turns: Turns, within: float, request: SessionRequest, session: RemoteSession
@@ -122,21 +99,28 @@ class ResumingSession:
         self._request = request
         self._session = session
         self._watch = Watch()
-        self._hung = False
-        self._moving = False
+        self._lost = False
+        """No worker holds the session."""
+        self._reason = ""
+        """Why it goes elsewhere, in a sentence."""
+        self._until = 0.0
+        """When a lost one has waited long enough."""
         self._opening_from: int | None = None
-        """Once a session is being opened: the caller frame from which it will answer."""
+        """While a worker opens it: the caller frame from which that one will answer."""
         self._unsent: list[bytes] = []
         """Caller frames since then."""
         self._unsaid: list[str] = []
+        self._refusals = 0
         self._texts: list[AgentText] = []
         """What the agent says with its next frame: said only once that frame is here."""
         self._answered = 0
-        self._last_speech = 0
+        """The frame that the caller hears next."""
         self._lost_at = 0
         """The first frame that the worker lost last has not answered."""
+        self._last_speech = 0
         self._losses: deque[float] = deque(maxlen=MAX_LOSSES)
         self._reopening: asyncio.Task[WorkerChanged] | None = None
+        self._given_up: set[asyncio.Task[WorkerChanged]] = set()
         self._news = asyncio.Event()
         self._over = asyncio.Event()
         self._now = asyncio.get_running_loop().time
@@ -147,29 +131,26 @@ class ResumingSession:
         self.history.caller(line)
         if level(line) >= QUIET:
             self._last_speech = self.history.sent
-        if self._moving:
+        if self._opening_from is not None:
             self._unsent.append(pcm)
+        if self._lost:
             self._news.set()
             return
-        if self._watch.sent(self._now()):
-            self._hung = True
-            silent = MISSED_FRAMES * FRAME_SECONDS
-            self._session.give_up(f"the worker at {self._session.url} was silent for {silent:.2f} s")
+        if self._watch.sent(self._now()) and not self._session.unread:
+            self._doubt()
         with suppress(EngineLost):  # which `outputs` raises too, where it is dealt with
             await self._session.send(pcm)
 
     async def outputs(self) -> AsyncIterator[Output | WorkerChanged]:
         while not self._over.is_set():
+            session = self._session
             try:
-                async for output in self._session.outputs():
+                async for output in session.outputs():
                     for known in self._take(output):
                         yield known
                 return
             except EngineLost as error:
-                self._lose(str(error))
-                reason = str(error)
-            reopening = self._reopening = asyncio.create_task(self._reopen(reason))
-            reopening.add_done_callback(lambda _: self._news.set())
+                reopening = self._leave(session, str(error))
             while not (reopening.done() or self._over.is_set()):
                 for silence in self._silence():
                     yield silence
@@ -178,6 +159,7 @@ class ResumingSession:
             if self._over.is_set():
                 return
             change = reopening.result()
+            self._reopening = None
             for silence in self._silence(change.index):
                 yield silence
             yield change
@@ -187,24 +169,24 @@ class ResumingSession:
         history = self.history
         match output:
             case AgentFrame():
-                self._watch.answered()
-                yield from self._spoken()
-                if output.tokens:
-                    history.agent(output.index, output.tokens)
-                self._answered = output.index + 1
-                yield output
+                if self._answers(output):
+                    yield from self._spoken()
+                    yield output
             case AgentText():
                 self._texts.append(output)
             case CallerText():
                 if not output.final:
                     yield output
                 elif output.end > history.heard:
-                    history.heard = output.end
+                    history.heard = min(output.end, history.sent)
                     yield output
             case Cut():
                 history.cut(output.index)
             case Columns():
-                history.agent(output.index, output.columns)
+                try:
+                    history.agent(output.index, output.columns)
+                except ValueError as error:
+                    self._refuse(f"of its columns, {error}")
             case Played():
                 history.played(output.clip)
             case Late():
@@ -213,68 +195,132 @@ class ResumingSession:
                 yield from self._spoken()
                 yield output
 
-    def _spoken(self) -> Iterator[AgentText]:
-        for text in self._texts:
+    def _answers(self, frame: AgentFrame) -> bool:
+        """Take note of an answer; whether it is the one that is due."""
+        if frame.index != self._answered or frame.index >= self.history.sent:
+            self._refuse(f"it answered frame {frame.index} where {self._answered} of {self.history.sent} was due")
+            return False
+        self._watch.answered()
+        if frame.tokens:
+            self.history.agent(frame.index, frame.tokens)
+        self._answered = frame.index + 1
+        caught_up = self._opening_from is not None and frame.index >= self._opening_from
+        if self._reopening is not None and (caught_up or not self._watch.fails):
+            self._stay(self._reopening)
+        return True
+
+    def _refuse(self, fault: str) -> None:
+        """The worker cannot be believed any longer."""
+        self._session.give_up(f"the worker at {self._session.url} broke the protocol: {fault}")
+
+    def _spoken(self) -> list[AgentText]:
+        texts, self._texts = self._texts, []
+        for text in texts:
             self._last_speech = self.history.sent
             self.history.spoke(text.text)
-            yield text
-        self._texts.clear()
+        return texts
 
     def _silence(self, until: int | None = None) -> Iterator[AgentFrame]:
         """What the caller hears in place of frames that nobody will answer, up to `until` if that is known."""
         if until is None:
             until = self.history.sent if self._opening_from is None else self._opening_from
         while self._answered < until:
-            yield AgentFrame(self._answered, _SILENCE)
             self._answered += 1
+            yield AgentFrame(self._answered - 1, _SILENCE)
 
-    # Going on elsewhere.
+    # Leaving a worker.
 
-    def _lose(self, reason: str) -> None:
-        """The worker is gone. Raises EngineLost if that happened too often."""
-        self._moving = True
-        self._opening_from = None
+    def _doubt(self) -> None:
+        """The worker fails. Another is looked for, and this one waited for as long as the call can bear."""
+        url = self._session.url
+        if self._reopening is None:
+            silent = f"was silent for {MISSED_FRAMES * FRAME_SECONDS:.2f} s"
+            how = silent if self._watch.hangs else f"was {self._watch.owed:.1f} s behind"
+            self._reason = f"the worker at {url} {how}"
+            self._pool.silent(url)
+            self._begin()
+        elif self._watch.owed >= PATIENCE and (self._within or self._opening_from is not None):
+            self._session.give_up(self._reason)
+
+    def _stay(self, reopening: asyncio.Task[WorkerChanged]) -> None:
+        """The worker answers again before another had the session: it keeps it."""
+        self._reopening = None
+        reopening.cancel()
+        self._given_up.add(reopening)
+        reopening.add_done_callback(self._given_up.discard)
+        self.refused()
+        self._pool.answers(self._session.url)
+
+    def _leave(self, session: RemoteSession, reason: str) -> asyncio.Task[WorkerChanged]:
+        """That worker is gone; what goes on elsewhere. Raises EngineLost if it happened too often."""
         self._texts.clear()
-        self._lost_at = self.history.answered
-        self._pool.lost_session(self._session.url, self._hung)
+        self._pool.lost_session(session.url)
         now = self._now()
         self._losses.append(now)
         if len(self._losses) == MAX_LOSSES and now - self._losses[0] < LOSSES_WITHIN:
             raise EngineLost(f"the session was lost {MAX_LOSSES} times within {LOSSES_WITHIN:.0f} s; {reason}")
+        if self._session is session:  # else another has it by now
+            self._lost = True
+            self._lost_at = self._answered
+            self._reason = reason
+            self._until = now + self._within
+        return self._reopening or self._begin()
 
-    async def _reopen(self, reason: str) -> WorkerChanged:
-        """Open the session elsewhere. Raises EngineLost, with both reasons, if nobody takes it in time."""
-        until = self._now() + self._within
-        while True:
-            try:
-                async with self._turns.turn(self.history.sent - self._last_speech):
-                    return await self._attempt(reason)
-            except EngineError as error:
-                self._opening_from = None
-                self._news.set()
-                if self._now() + RETRY_SECONDS > until:
-                    raise EngineLost(f"{reason}; {error}") from None
-            await asyncio.sleep(RETRY_SECONDS)
+    # Going on elsewhere.
 
-    async def _attempt(self, reason: str) -> WorkerChanged:
+    def _begin(self) -> asyncio.Task[WorkerChanged]:
+        reopening = self._reopening = asyncio.create_task(self._reopen())
+        reopening.add_done_callback(lambda _: self._news.set())
+        return reopening
+
+    async def _reopen(self) -> WorkerChanged:
+        """Open the session elsewhere. Raises EngineLost, with both reasons, if it is lost and nobody takes it."""
+        pause = RETRY_SECONDS
+        with self._pool.awaiting():
+            while True:
+                last, refusals = self._lost and self._now() + pause > self._until, self._refusals
+                try:
+                    async with self._turns.turn(self.history.sent - self._last_speech):
+                        return await self._attempt(last)
+                except EngineError as error:
+                    if last:
+                        raise EngineLost(f"{self._reason}; {error}") from None
+                pause = RETRY_SECONDS if self._refusals == refusals else min(2 * pause, RETRY_LAST)
+                await asyncio.sleep(pause)
+
+    async def _attempt(self, last: bool) -> WorkerChanged:
+        """`last`: one that hangs is better than none."""
+        session = await self._pool.resume(self, leaves="" if self._lost else self._session.url, hung=last)
+        index = self._opening_from
+        assert index is not None
+        if not self._lost:
+            if self._session.unread:
+                session.give_up("the worker before answers again")
+                self.refused()
+                raise EngineLost("the worker answers again")
+            self._lost_at = self._answered
+            self._session.give_up(self._reason)
+        self._session = session
+        await self._catch_up()
+        return WorkerChanged(index, index - self._lost_at, session.worker, self._reason)
+
+    def describe(self) -> tuple[SessionRequest, History]:
         resume = self.history.resume()
         self._opening_from = resume.next_index
         self._unsent.clear()
         self._unsaid.clear()
         self._news.set()
-        request = replace(self._request, resume=resume)
-        try:
-            async with asyncio.timeout(ATTEMPT_SECONDS):
-                self._session = await self._pool.open(request, self.history.content())
-        except TimeoutError:
-            raise EngineLost(f"no worker took the session within {ATTEMPT_SECONDS:.1f} s") from None
-        await self._catch_up()
-        missed = resume.next_index - self._lost_at
-        return WorkerChanged(resume.next_index, missed, self._session.worker, reason)
+        return replace(self._request, resume=resume), self.history.content()
+
+    def refused(self) -> None:
+        self._refusals += 1
+        self._opening_from = None
+        self._news.set()
 
     async def _catch_up(self) -> None:
         """Hand the new worker what came while it was being opened."""
-        self._moving = self._hung = False
+        self._lost = False
+        self._opening_from = None
         self._watch = Watch()
         session, unsent, unsaid = self._session, self._unsent, self._unsaid
         self._unsent, self._unsaid = [], []
@@ -291,15 +337,15 @@ class ResumingSession:
 
     async def say(self, text: str) -> None:
         self.history.say(text)
-        if self._moving:
+        if self._opening_from is not None:
             self._unsaid.append(text)
-            return
-        with suppress(EngineLost):
-            await self._session.say(text)
+        if not self._lost:
+            with suppress(EngineLost):
+                await self._session.say(text)
 
     async def play(self, clip: str) -> None:
         self.history.play(clip)
-        if not self._moving:
+        if not self._lost:
             with suppress(EngineLost):
                 await self._session.play(clip)
 
@@ -308,8 +354,9 @@ class ResumingSession:
             return
         self._over.set()
         self._news.set()
-        if self._reopening is not None:
-            self._reopening.cancel()
-            await asyncio.gather(self._reopening, return_exceptions=True)
+        tasks = [*self._given_up, *([self._reopening] if self._reopening is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self.history.wipe()
         await self._session.close()

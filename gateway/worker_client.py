@@ -1,28 +1,21 @@
 """The gateway's end of the wire: sessions of a worker over one WebSocket each.
 
-Owns the connection to a worker and its losses. Knows nothing of calls, phones or where workers are
-(`gateway.pool`). Built on the sans-I/O core of `websockets`, so that a frame is decoded in the same
-step of the event loop in which it arrives, and sent without a task, a lock or a wait.
+Owns how a session is opened, spoken and closed, and the time each of that may take. Knows nothing of calls, phones or
+where workers are (`gateway.pool`); the connection is `gateway.worker_connection`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-import logging
 import ssl
-from collections import deque
-from collections.abc import AsyncIterator
-from typing import cast
+from collections.abc import AsyncIterator, Callable
 
-from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidStatus, InvalidURI
-from websockets.frames import Frame, Opcode
-from websockets.protocol import State
-from websockets.typing import Subprotocol
+from websockets.exceptions import InvalidURI
 from websockets.uri import WebSocketURI, parse_uri
 
 from gateway.engine import EngineError, EngineFull, EngineLost
+from gateway.worker_connection import WorkerConnection, WorkerUnreachable
 from model import wire
 from model.wire import CallerFrame, Output, SessionRequest
 
@@ -30,187 +23,24 @@ CONNECT_TIMEOUT = 2.0
 """Seconds until a worker has accepted the connection and the WebSocket."""
 READY_TIMEOUT = 10.0
 """Seconds until a connected worker has opened the session."""
+RESUME_CONNECT_TIMEOUT, RESUME_READY_TIMEOUT = 0.5, 1.5
+"""The same where a caller is on the line already: until ready below the 2 s that a call waits for sound it is owed."""
 CLOSE_TIMEOUT = 1.0
 """Seconds a worker has to close its end before the connection is cut."""
-MAX_UNSENT = 256 * 1024
-"""Bytes waiting in our process for a worker that does not read: about 5 s of the caller's sound."""
-MAX_UNREAD = 1_000
-"""Messages waiting for a call that does not read them: about a minute."""
-
-_QUIET = logging.getLogger(__name__).getChild("websocket")
-_QUIET.setLevel(logging.CRITICAL)  # what goes wrong is raised as EngineLost; nobody needs to read it twice
 
 
-class WorkerUnreachable(EngineLost):
-    """No WebSocket could be opened: the worker is down, elsewhere, or refuses us altogether."""
+class WorkerSilent(EngineLost):
+    """It did not answer in the time it had."""
 
 
-class _Connection(asyncio.Protocol):
-    """One WebSocket to a worker: bytes in, decoded messages in `inbox`; messages in, bytes out."""
-
-    def __init__(self, uri: WebSocketURI, headers: dict[str, str]) -> None:
-        self.inbox: deque[wire.FromWorker] = deque()
-        self.error = ""
-        """Why the connection is unusable; empty while it is usable, and after a good end."""
-        self.ended = False
-        """Nothing more will arrive in `inbox`."""
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._where = f"the worker at {uri.host}:{uri.port}"
-        self._headers = headers
-        self._open = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._parts: list[bytes] = []
-        self._text = False
-        self._done = False
-        offered = [Subprotocol(one) for one in wire.SUBPROTOCOLS]
-        self._websocket = ClientProtocol(uri, subprotocols=offered, max_size=wire.MAX_MESSAGE, logger=_QUIET)
-
-    # What asyncio calls.
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        request = self._websocket.connect()
-        request.headers.update(self._headers)
-        self._websocket.send_request(request)
-        self._flush()
-
-    def data_received(self, data: bytes) -> None:
-        websocket = self._websocket
-        websocket.receive_data(data)
-        for event in websocket.events_received():
-            if isinstance(event, Frame):
-                self._frame_received(event)
-            else:
-                self._handshake_answered()
-        self._flush()
-        if self._open and websocket.state is not State.OPEN:
-            self._closed_by_peer()
-
-    def eof_received(self) -> bool:
-        self._websocket.receive_eof()
-        self._closed_by_peer()
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._closed_by_peer()
-        self.lost.set_result(None)
-
-    # Receiving.
-
-    def _handshake_answered(self) -> None:
-        failure = self._websocket.handshake_exc
-        if failure is None:
-            self._open = True
-            self._wake()
-        elif isinstance(failure, InvalidStatus) and failure.response.status_code == 401:
-            self.fail(f"{self._where} refuses our token; set the same CALLPLEX_WORKER_TOKEN on both sides")
-        elif isinstance(failure, InvalidStatus) and failure.response.status_code == 503:
-            self.fail(f"{self._where} takes no connections now: it is being stopped, or not up yet")
-        else:
-            self.fail(f"{self._where} does not speak {wire.SUBPROTOCOL}: {failure}")
-
-    def _frame_received(self, frame: Frame) -> None:
-        opcode = frame.opcode
-        if opcode is Opcode.BINARY or opcode is Opcode.TEXT:
-            self._text = opcode is Opcode.TEXT
-        elif opcode is not Opcode.CONT:
-            return
-        data = bytes(frame.data)
-        if not frame.fin:
-            self._parts.append(data)
-            return
-        if self._parts:
-            data = b"".join([*self._parts, data])
-            self._parts.clear()
-        try:
-            message = wire.decode_from_worker(data.decode() if self._text else data)
-        except (wire.WireError, UnicodeDecodeError) as error:
-            self.fail(f"{self._where} broke the protocol: {error}")
-            return
-        if isinstance(message, wire.Done):
-            self._done = True
-        elif isinstance(message, wire.Error):
-            self.error = f"the worker ended the session: {message.message}"
-        if len(self.inbox) >= MAX_UNREAD:
-            self.fail("the call does not read what the worker says")
-            return
-        self.inbox.append(message)
-        self._wake()
-
-    def _closed_by_peer(self) -> None:
-        """The worker ends the session: well after Done or our close, else we have lost it."""
-        if not self._done and not self.error:
-            close = self._websocket.close_rcvd
-            how = f"closed the session (code {int(close.code)})" if close else "broke the connection"
-            self.error = f"{self._where} {how}"
-        self._end()
-
-    def _end(self) -> None:
-        self.ended = True
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def opened(self) -> None:
-        """Wait until messages can be sent. Raises WorkerUnreachable if that will never be."""
-        while not self._open and not self.ended:
-            await self._change()
-        if not self._open:
-            raise WorkerUnreachable(self.error)
-
-    async def arrival(self) -> None:
-        """Wait until something is in `inbox`, or nothing more will come."""
-        while not self.inbox and not self.ended:
-            await self._change()
-
-    async def _change(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    # Sending.
-
-    def send(self, message: str | bytes) -> None:
-        """Raises EngineLost if the worker is gone, or does not read."""
-        if self.ended:
-            if self.error:
-                raise EngineLost(self.error)
-            return
-        if self._transport.get_write_buffer_size() > MAX_UNSENT:
-            self.fail(f"{self._where} does not read what it is sent")
-            raise EngineLost(self.error)
-        if isinstance(message, bytes):
-            self._websocket.send_binary(message)
-        else:
-            self._websocket.send_text(message.encode())
-        self._flush()
-
-    def finish(self) -> None:
-        """From now on the end of the connection is what we want."""
-        self._done = True
-
-    def fail(self, reason: str) -> None:
-        """Cut the connection; whoever reads or sends is told why."""
-        self.error = self.error or reason
-        self._end()
-        self._transport.abort()
-
-    def _flush(self) -> None:
-        for data in self._websocket.data_to_send():
-            if data and not self._transport.is_closing():
-                self._transport.write(data)
-            elif not data:
-                self._transport.close()
+Describe = Callable[[], tuple[SessionRequest, wire.History]]
+"""What a worker must know to go on with a session, as it stands at that moment; `resume` of the request says so."""
 
 
 class RemoteSession:
     """A session of a worker. Implements `gateway.engine.Session`."""
 
-    def __init__(self, connection: _Connection, ready: wire.Ready, url: str, first: int = 0) -> None:
+    def __init__(self, connection: WorkerConnection, ready: wire.Ready, url: str, first: int = 0) -> None:
         self.engine = ready.engine
         self.worker = ready.worker
         """Which worker holds the session, for records and logs."""
@@ -252,8 +82,14 @@ class RemoteSession:
         if not self._closed:
             self._connection.send(wire.encode(wire.Play(clip)))
 
+    @property
+    def unread(self) -> bool:
+        """The worker has answered a frame, and `outputs` has not taken it yet."""
+        return any(isinstance(message, wire.AgentFrame) for message in self._connection.inbox)
+
     def give_up(self, reason: str) -> None:
-        """The worker is not waited for any longer: `outputs` raises EngineLost with this reason."""
+        """The worker is not waited for any longer: `outputs` raises EngineLost with this reason, and says no more."""
+        self._connection.inbox.clear()
         self._connection.fail(reason)
 
     async def close(self) -> None:
@@ -289,13 +125,23 @@ class RemoteEngine:
         """What shows a worker that we may talk to it."""
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
 
-    async def open(self, request: SessionRequest, history: wire.History | None = None) -> RemoteSession:
-        """A new session, or one that goes on: then `request.resume` describes `history`."""
+    async def open(self, request: SessionRequest) -> RemoteSession:
+        """A new session. Raises EngineFull, or EngineLost of the kind that it is."""
+        return await self._open(lambda: (request, None), CONNECT_TIMEOUT, READY_TIMEOUT)
+
+    async def resume(self, describe: Describe) -> RemoteSession:
+        """One that goes on; raises as `open`. `describe` is called once the worker has accepted the connection."""
+        return await self._open(describe, RESUME_CONNECT_TIMEOUT, RESUME_READY_TIMEOUT)
+
+    async def _open(
+        self, describe: Callable[[], tuple[SessionRequest, wire.History | None]], connect: float, ready: float
+    ) -> RemoteSession:
         self.sessions += 1
         try:
-            connection = await self._connect()
+            connection = await self._connect(connect)
             try:
-                ready = await self._ask(connection, request, history)
+                request, history = describe()
+                answer = await self._ask(connection, request, history, ready)
             except (EngineError, asyncio.CancelledError):
                 connection.fail("")
                 raise
@@ -304,17 +150,17 @@ class RemoteEngine:
             raise
         connection.lost.add_done_callback(self._left)
         first = request.resume.next_index if request.resume else 0
-        return RemoteSession(connection, ready, self.url, first)
+        return RemoteSession(connection, answer, self.url, first)
 
     def _left(self, _: asyncio.Future[None]) -> None:
         self.sessions -= 1
 
-    async def _connect(self) -> _Connection:
+    async def _connect(self, timeout: float) -> WorkerConnection:
         uri = self.uri
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
+            async with asyncio.timeout(timeout):
                 _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: _Connection(uri, self.headers), uri.host, uri.port, ssl=self._tls
+                    lambda: WorkerConnection(uri, self.headers), uri.host, uri.port, ssl=self._tls
                 )
                 try:
                     await connection.opened()
@@ -322,21 +168,23 @@ class RemoteEngine:
                     connection.fail("")
                     raise
         except TimeoutError:
-            raise WorkerUnreachable(f"the worker at {self.url} did not answer within {CONNECT_TIMEOUT:.0f} s") from None
+            raise WorkerSilent(f"the worker at {self.url} did not answer within {timeout:.1f} s") from None
         except OSError as error:
             raise WorkerUnreachable(f"the worker at {self.url} cannot be reached: {_reason(error)}") from None
         return connection
 
-    async def _ask(self, connection: _Connection, request: SessionRequest, history: wire.History | None) -> wire.Ready:
+    async def _ask(
+        self, connection: WorkerConnection, request: SessionRequest, history: wire.History | None, timeout: float
+    ) -> wire.Ready:
         """Send the open request and read the answer to it."""
         try:
-            async with asyncio.timeout(READY_TIMEOUT):
+            async with asyncio.timeout(timeout):
                 connection.send(wire.encode_open(request))
                 if history is not None and request.resume is not None:
                     connection.send(wire.encode_history(request.resume, history))
                 await connection.arrival()
         except TimeoutError:
-            raise EngineLost(f"the worker at {self.url} opened no session within {READY_TIMEOUT:.0f} s") from None
+            raise WorkerSilent(f"the worker at {self.url} opened no session within {timeout:.1f} s") from None
         answer = connection.inbox.popleft() if connection.inbox else None
         if isinstance(answer, wire.Ready):
             return answer
@@ -346,7 +194,7 @@ class RemoteEngine:
         raise EngineLost(f"the worker at {self.url} refused the session: {reason}")
 
 
-async def _hang_up(connection: _Connection) -> None:
+async def _hang_up(connection: WorkerConnection) -> None:
     connection.finish()
     if not connection.ended:
         try:

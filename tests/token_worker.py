@@ -37,7 +37,7 @@ class TokenSession:
         while not self._closed:
             while self._pending:
                 yield self._pending.popleft()
-            if self._steps == self._breaks_after:
+            if self._breaks_after is not None and self._steps >= self._breaks_after:
                 raise ZeroDivisionError("a fault of the engine")
             self._wake.clear()
             await self._wake.wait()

@@ -96,11 +96,20 @@ def test_columns_of_missed_frames_may_come_first() -> None:
 
 
 def test_late_columns_that_were_cut_away_meanwhile_change_nothing() -> None:
-    history = talked(frames=10, missed=3)
+    history = talked(frames=10, missed=4)
     history.agent(13, column(13))
     history.cut(12)
     history.agent(10, column(10) + column(11) + column(12))
     assert history.content().columns == column(12) + column(13)
+
+
+@pytest.mark.parametrize(("index", "count"), [(13, 1), (10, 4), (60_000, 1), (2**32 - 1, 1)])
+def test_columns_of_frames_that_were_never_sent_are_refused_and_take_no_memory(index: int, count: int) -> None:
+    history = talked(frames=10, missed=3)
+    size = history.size
+    with pytest.raises(ValueError, match=f"frame {index + count - 1} has not been sent, only 13 have"):
+        history.agent(index, column(0) * count)
+    assert history.size == size
 
 
 def spoken(text: str, *pieces: str) -> tuple[str, ...]:

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from gateway import local_worker
-from gateway import pool as pool_module
+from gateway import local_worker, pooled_worker
 from gateway.engine import EngineFull, EngineLost
 from gateway.local_worker import Backoff, LocalWorker
 from gateway.pool import WorkerPool
@@ -79,8 +78,8 @@ async def test_a_killed_local_worker_loses_its_calls_and_is_started_again() -> N
 
 
 async def test_a_frozen_local_worker_is_killed_and_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "PROBE_TIMEOUT", 0.1)
-    monkeypatch.setattr(pool_module, "HUNG_SECONDS", 0.2)
+    monkeypatch.setattr(pooled_worker, "PROBE_TIMEOUT", 0.1)
+    monkeypatch.setattr(pooled_worker, "HUNG_SECONDS", 0.2)
     async with started(load_settings(), command=ECHO) as pool:
         frozen = child(pool)
         os.kill(frozen, signal.SIGSTOP)

@@ -9,18 +9,19 @@ import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
+from typing import Any
 
 import pytest
 
 from gateway import local_worker
 from gateway.engine import EngineLost
-from gateway.pool import WorkerPool
-from gateway.resume import AT_ONCE, RESUME_WITHIN, ResumingPool, Watch
+from gateway.pool import Continuation, WorkerPool
+from gateway.resume import AT_ONCE, RESUME_WITHIN, ResumingPool
 from gateway.settings import load_settings
 from gateway.worker_client import RemoteSession
 from model import wire
 from model.server import WorkerServer
-from model.wire import CallerFrame, History, Late, SessionRequest
+from model.wire import CallerFrame, Late, SessionRequest
 from tests.gateway.token_workers import Caller, busy, idle, pool_of, token_worker, two_workers, worker_process
 from tests.token_model import TokenModel
 from tests.token_worker import TokenEngine, TokenSession
@@ -111,29 +112,6 @@ async def test_a_worker_that_is_stopped_hands_every_call_over_at_once() -> None:
             assert change.worker.endswith(second.name_ends)
             assert len(caller.missed) <= 5
         assert await first.process.wait() == 0
-
-
-def watched(*ticks: tuple[float, int]) -> list[bool]:
-    """Ticks at these times, each followed by so many answers; whether the worker was found to hang at each."""
-    watch, found = Watch(), []
-    for now, answers in ticks:
-        found.append(watch.sent(now))
-        for _ in range(answers):
-            watch.answered()
-    return found
-
-
-def test_three_ticks_without_an_answer_are_a_hang() -> None:
-    assert watched((0.0, 1), (0.08, 0), (0.16, 0), (0.24, 0), (0.32, 0)) == [False] * 4 + [True]
-
-
-def test_a_slow_worker_is_not_a_hang() -> None:
-    assert not any(watched((0.0, 0), (0.08, 0), (0.16, 1), (0.24, 0), (0.32, 1), (0.4, 0), (0.48, 0)))
-
-
-def test_our_own_standstill_is_not_held_against_the_worker() -> None:
-    late = [(1.0 + 0.001 * tick, 0) for tick in range(12)]
-    assert not any(watched((0.0, 0), *late, (1.09, 12), (1.17, 1)))
 
 
 async def test_a_call_is_resumed_again_and_remembers_what_it_missed_the_first_time() -> None:
@@ -268,18 +246,18 @@ async def test_sessions_lost_together_speak_again_within_a_second(monkeypatch: p
     async with two_workers() as (first, second, pool):
         callers = [Caller(seed) for seed in range(64)]
         callers[0].actions[10] = partial(first.signal, signal.SIGKILL)
-        opening, most, open_one = 0, 0, pool._pool.open
+        opening, most, resume = 0, 0, pool._pool.resume
 
-        async def counted(request: SessionRequest, *history: History) -> RemoteSession:
+        async def counted(session: Continuation, **how: Any) -> RemoteSession:
             nonlocal opening, most
-            opening += request.resume is not None
+            opening += 1
             most = max(most, opening)
             try:
-                return await open_one(request, *history)
+                return await resume(session, **how)
             finally:
-                opening -= request.resume is not None
+                opening -= 1
 
-        monkeypatch.setattr(pool._pool, "open", counted)
+        monkeypatch.setattr(pool._pool, "resume", counted)
         await asyncio.gather(*(caller.call(pool, 26) for caller in callers))
         for caller in callers:
             caller.check()

@@ -18,9 +18,10 @@ from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as serve_websockets
 from websockets.typing import Subprotocol
 
-from gateway import worker_client
+from gateway import worker_client, worker_connection
 from gateway.engine import EngineFull, EngineLost
-from gateway.worker_client import RemoteEngine, RemoteSession, WorkerUnreachable
+from gateway.worker_client import RemoteEngine, RemoteSession, WorkerSilent
+from gateway.worker_connection import WorkerUnreachable
 from model import wire
 from model.echo import EchoEngine, EchoSession
 from model.server import WorkerServer
@@ -170,7 +171,7 @@ async def test_a_worker_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(worker_client, "CONNECT_TIMEOUT", 0.1)
     async with silent_port() as url:
         engine = RemoteEngine(url)
-        with pytest.raises(WorkerUnreachable, match="did not answer within"):
+        with pytest.raises(WorkerSilent, match="did not answer within"):
             await engine.open(REQUEST)
         assert engine.sessions == 0
 
@@ -195,7 +196,7 @@ async def test_a_worker_that_never_says_ready(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(worker_client, "READY_TIMEOUT", 0.1)
     monkeypatch.setattr("model.slots.ENGINE_OPEN_TIMEOUT", 0.5)
     async with worker(Stuck()) as server:
-        with pytest.raises(EngineLost, match="opened no session within"):
+        with pytest.raises(WorkerSilent, match="opened no session within"):
             await RemoteEngine(server.url).open(REQUEST)
 
 
@@ -379,7 +380,7 @@ async def test_fragments_and_pings_on_the_way_are_handled() -> None:
 
 
 async def test_a_call_that_does_not_read_does_not_hoard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_client, "MAX_UNREAD", 5)
+    monkeypatch.setattr(worker_connection, "MAX_UNREAD", 5)
     dropped = asyncio.Event()
 
     async def flood(connection: ServerConnection) -> None:

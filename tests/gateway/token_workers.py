@@ -7,7 +7,6 @@ import contextlib
 import json
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -117,9 +116,10 @@ class Caller:
 
     async def speak(self, session: Session, frames: int, listening: asyncio.Task[None]) -> None:
         random, upsample = np.random.default_rng(self.seed), Upsampler()
-        begin = time.monotonic()
+        now = asyncio.get_running_loop().time
+        begin = now()
         for index in range(frames):
-            await asyncio.sleep(max(0.0, begin + index * self.pace - time.monotonic()))
+            await asyncio.sleep(max(0.0, begin + index * self.pace - now()))
             if listening.done():
                 return
             if action := self.actions.get(index):
@@ -135,7 +135,7 @@ class Caller:
             async for output in session.outputs():
                 self.heard.append(output)
                 if isinstance(output, AgentFrame):
-                    self.times.append(time.monotonic())
+                    self.times.append(asyncio.get_running_loop().time())
                     if output.index == frames - 1:
                         return
         except EngineLost as error:

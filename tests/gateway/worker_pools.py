@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from gateway import local_worker
-from gateway import pool as pool_module
+from gateway import local_worker, pooled_worker
 from gateway.pool import WorkerPool
 from gateway.settings import Settings, load_settings
 from gateway.worker_client import RemoteSession
 from model.echo import EchoEngine
 from model.server import WorkerServer
 from model.wire import AgentFrame, SessionRequest
+from model.worker_engine import WorkerEngine
 
 ROOT = Path(__file__).parents[2]
 SOUND = bytes(3840)
@@ -29,8 +29,8 @@ def make_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short waits between starts and probes; children find the tests."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(local_worker, "BACKOFF_FIRST", 0.01)
-    monkeypatch.setattr(pool_module, "PROBE_SECONDS", 0.05)
-    monkeypatch.setattr(pool_module, "PROBE_LAST", 0.1)
+    monkeypatch.setattr(pooled_worker, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(pooled_worker, "PROBE_LAST", 0.1)
 
 
 @asynccontextmanager
@@ -61,8 +61,10 @@ async def ending(session: RemoteSession) -> None:
 
 
 @asynccontextmanager
-async def worker(listen: str = "127.0.0.1:0", **options: Any) -> AsyncIterator[WorkerServer]:
-    server = WorkerServer(EchoEngine(), listen, **options)
+async def worker(
+    engine: WorkerEngine | None = None, listen: str = "127.0.0.1:0", **options: Any
+) -> AsyncIterator[WorkerServer]:
+    server = WorkerServer(engine or EchoEngine(), listen, **options)
     await server.start()
     try:
         yield server

@@ -141,7 +141,8 @@ def _base(url: str) -> str:
 def _figures(url: str) -> None:
     base = _base(url)
     ready = httpx.get(base + "/readyz", timeout=5)
-    assert (ready.status_code, ready.json()) == (503, {"engine": "personaplex", "capacity": 2, "free": 0})
+    said = ready.json()
+    assert (ready.status_code, said["engine"], said["capacity"], said["free"]) == (503, "personaplex", 2, 0)
     metrics = httpx.get(base + "/metrics", timeout=5).text
     assert "callplex_worker_engine_faults_total 0" in metrics
     assert "callplex_worker_engine_untranscribed_frames_total 0" in metrics

@@ -289,7 +289,9 @@ async def test_health_readiness_and_metrics_over_plain_http() -> None:
         bearer = {"Authorization": "Bearer secret"}
         assert (await http.get(f"{base}/healthz")).status_code == 200
         ready = await http.get(f"{base}/readyz")
-        assert (ready.status_code, ready.json()) == (200, {"engine": "echo", "capacity": 1, "free": 1})
+        spoken = list(wire.SUBPROTOCOLS)
+        assert ready.json() == {"engine": "echo", "capacity": 1, "free": 1, "subprotocols": spoken}
+        assert ready.status_code == 200
         async with connected(server, additional_headers=bearer) as connection:
             await opened(connection)
             full = await http.get(f"{base}/readyz", headers=bearer)

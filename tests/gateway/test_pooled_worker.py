@@ -1,0 +1,63 @@
+"""What is known of one worker as time passes, on a clock that jumps."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+
+from gateway.pooled_worker import PooledWorker
+from gateway.worker_client import RemoteEngine
+from tests import virtual_time
+from tests.gateway.freezing_workers import FreezingWorker, freezing
+
+
+def test_a_worker_that_fails_again_is_suspect_for_twice_as_long() -> None:
+    async def scenario() -> list[int]:
+        worker, spans = PooledWorker(RemoteEngine("ws://127.0.0.1:9"), httpx.AsyncClient()), []
+        for _ in range(7):
+            for _ in range(64):
+                worker.doubt()  # of losses that come together the first counts
+            spans.append(0)
+            while worker.suspect:
+                await asyncio.sleep(1)
+                spans[-1] += 1
+        return spans
+
+    assert virtual_time.run(scenario()) == [15, 30, 60, 120, 240, 300, 300]
+
+
+async def found_hung(worker: FreezingWorker, known: PooledWorker, seconds: float | None, in_call: bool) -> float:
+    """When `on_hung` is called first, in seconds from when the worker freezes, for so long; 60 is never."""
+    now, hung = asyncio.get_running_loop().time, asyncio.Event()
+    watching = asyncio.create_task(known.watch(lambda: False, hung.set))
+    begin = now()
+    worker.freeze(seconds)
+    if in_call:
+        await asyncio.sleep(0.32)
+        known.hung = True
+    await asyncio.wait([asyncio.ensure_future(hung.wait())], timeout=60 - (now() - begin))
+    watching.cancel()
+    return now() - begin
+
+
+def hung_after(seconds: float | None, in_call: bool, phase: float) -> float:
+    async def scenario() -> float:
+        async with freezing(4) as ((worker,), pool, _):
+            await asyncio.sleep(phase)
+            return await found_hung(worker, pool.workers[0], seconds, in_call)
+
+    return virtual_time.run(scenario())
+
+
+def test_a_local_worker_that_a_call_found_silent_is_killed_while_the_call_still_waits() -> None:
+    assert all(2.5 <= hung_after(None, True, phase) < 3.5 for phase in (0.1, 0.5, 0.9))
+
+
+def test_a_local_worker_that_is_slow_for_a_moment_is_left_alone() -> None:
+    assert hung_after(1.9, True, 0.5) == 60
+
+
+def test_a_local_worker_that_holds_no_call_has_more_time() -> None:
+    assert 20 < hung_after(None, False, 0.5) < 30
+    assert hung_after(15, False, 0.5) == 60
