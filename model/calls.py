@@ -179,7 +179,7 @@ class Calls:
             # What the job began is put in order in the stream of the steps: only once it is done.
             self.stepper.join()
             job.parts.close()
-        account = self.scheduler.close(call.slot)
+        account = self.scheduler.close(call.slot, self._now())
         self.stepper.reset(call.slot)
         if account.late or account.lost or account.repeated:
             log.warning("call %s: %s", call.request.call_id, account.told())

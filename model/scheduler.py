@@ -113,14 +113,17 @@ class Account:
     """How a call was served."""
 
     frames: int = 0
+    """Frames answered, and those whose answer was overdue when the call ended."""
     late: int = 0
-    """Frames answered more than 80 ms after their answer was wanted.
+    """Frames answered more than 80 ms after their answer was wanted, or not at all although that was over.
 
     Of a burst, as a gateway sends of what came while a call was resumed, only the first is wanted when it comes, each
     of the others 80 ms after the one before: how long they waited elsewhere is not known here.
     """
+    unanswered: int = 0
+    """Of the late ones, those that never had an answer: the caller left, or the call went elsewhere, meanwhile."""
     worst: float = 0.0
-    """Seconds from then to the answer."""
+    """Seconds from when an answer was wanted to the answer, or to the call's end where there was none."""
     lost: int = 0
     """Caller frames that never came and were taken for silence."""
     repeated: int = 0
@@ -128,10 +131,11 @@ class Account:
 
     def told(self) -> str:
         """A sentence for the log."""
+        never = f", {self.unanswered} of them never" if self.unanswered else ""
         latest = f", the latest after {1000 * self.worst:.0f} ms" if self.late else ""
         again = f", {self.repeated} came again" if self.repeated else ""
-        lost = f"{self.lost} of the caller's never came{again}"
-        return f"{self.late} of {self.frames} frames were answered late{latest}; {lost}"
+        answered = f"{self.late} of {self.frames} frames were answered late{never}{latest}"
+        return f"{answered}; {self.lost} of the caller's never came{again}"
 
 
 @dataclass(slots=True)
@@ -179,7 +183,10 @@ class Scheduler:
             return all_taken(self.capacity)
         if now < self._paused_until:
             return self._why_paused
-        return ""
+        # What waits too long already is late whenever it is answered: while the engine stands still, nothing is.
+        self._forget(now)
+        overdue = sum(len(_overdue(state, now)) for state in self._open.values())
+        return self._if_late(self._recent_frames + overdue, self._recent_late + overdue)
 
     def open(self, now: float, next_index: int = 0, *, under_way: bool = False) -> int:
         """Give a slot to a call whose first caller frame is `next_index`. Raises Refused.
@@ -193,14 +200,22 @@ class Scheduler:
         self._pace = self._pace_of(self.active)
         return slot
 
-    def close(self, slot: int) -> Account:
-        """The call is over; what waits of it is forgotten. Returns how it was served."""
+    def close(self, slot: int, now: float) -> Account:
+        """The call is over; what waits of it is forgotten, but if it waits for too long already it was late. Returns
+        how it was served."""
         closed = self._open.pop(slot)
         self._free.append(slot)
         self._pace = self._pace_of(self.active)
-        if closed.account.frames:
-            self.late_calls.observe(closed.account.late)
-        return closed.account
+        account = closed.account
+        if overdue := _overdue(closed, now):
+            account.frames += len(overdue)
+            account.late += len(overdue)
+            account.unanswered = len(overdue)
+            account.worst = max(account.worst, now - overdue[0].wanted)
+            self._count(now, len(overdue), len(overdue))
+        if account.frames:
+            self.late_calls.observe(account.late)
+        return account
 
     def push(self, slot: int, index: int, pcm: bytes, came: float) -> None:
         """A caller frame came at `came`, before now where whoever tells us was busy: its tick may be over.
@@ -251,22 +266,34 @@ class Scheduler:
                 state.account.late += took > FRAME
             if took > FRAME:
                 late.append(frame)
-        self.frames += len(frames)
-        self.late += len(late)
-        self._recent.append((now, len(frames), len(late)))
-        self._recent_frames += len(frames)
-        self._recent_late += len(late)
-        while self._recent[0][0] < now - WATCHED:
+        self._count(now, len(frames), len(late))
+        return late
+
+    def _count(self, now: float, frames: int, late: int) -> None:
+        """Of the engine, for admission too."""
+        self.frames += frames
+        self.late += late
+        self._recent.append((now, frames, late))
+        self._recent_frames += frames
+        self._recent_late += late
+        self._forget(now)
+        if reason := self._if_late(self._recent_frames, self._recent_late):
+            self._paused_until = now + PAUSE
+            self._why_paused = reason
+
+    def _forget(self, now: float) -> None:
+        """What is watched no longer."""
+        while self._recent and self._recent[0][0] < now - WATCHED:
             _, count, were_late = self._recent.popleft()
             self._recent_frames -= count
             self._recent_late -= were_late
-        if self._recent_late > max(LATE_LEAST, LATE_PART * self._recent_frames):
-            self._paused_until = now + PAUSE
-            self._why_paused = (
-                f"frames run late ({self._recent_late} of {self._recent_frames} in {WATCHED:.0f} s); "
-                "no call is taken until they are on time"
-            )
-        return late
+
+    @staticmethod
+    def _if_late(frames: int, late: int) -> str:
+        """Why no call is taken where `late` of the last `frames` were; empty if one is."""
+        if late <= max(LATE_LEAST, LATE_PART * frames):
+            return ""
+        return f"frames run late ({late} of {frames} in {WATCHED:.0f} s); no call is taken until they are on time"
 
     def account(self, slot: int) -> Account:
         return self._open[slot].account
@@ -312,6 +339,11 @@ class Scheduler:
                 return held * spacing
             counts.append((count, held))
         return min(counts)[1] * spacing
+
+
+def _overdue(state: _Slot, now: float) -> list[Frame]:
+    """The frames that wait although their answers were wanted more than 80 ms ago."""
+    return [frame for frame in state.waiting if now - frame.wanted > FRAME]
 
 
 def _apart(one: float, other: float) -> float:

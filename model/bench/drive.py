@@ -127,7 +127,7 @@ class Callers:
                     moments.append(now + _LOOK_AGAIN)
                 wait_until(min(moments))
         for slot in range(self._slots):
-            scheduler.close(slot)
+            scheduler.close(slot, time.perf_counter())
         return latency(took, steps)
 
     def _arrive(self, coming: list[tuple[float, int, int]], now: float, end: float) -> None:

@@ -44,7 +44,7 @@ def test_a_slot_goes_to_one_call_at_a_time_and_the_call_beyond_is_refused_with_t
     assert {first, second} == {0, 1}
     with pytest.raises(Refused, match="all 2 slots of this worker are taken"):
         scheduler.open(0.0)
-    scheduler.close(first)
+    scheduler.close(first, 0.0)
     assert scheduler.open(0.0) == first
 
 
@@ -255,8 +255,8 @@ def test_every_late_answer_is_counted_for_its_call_and_calls_are_refused_until_t
     taken = scheduler.open(now, 50, under_way=True)
     with pytest.raises(Refused, match="all 3 slots"):
         scheduler.open(now, 50, under_way=True)
-    scheduler.close(taken)
-    scheduler.close(slot)
+    scheduler.close(taken, now)
+    scheduler.close(slot, now)
     within_five = LATE_CALLS.index(5)
     assert [place for place, count in enumerate(scheduler.late_calls.counts) if count] == [within_five]
     assert scheduler.late_calls.total == 4
@@ -315,15 +315,61 @@ def test_a_call_that_ended_while_its_step_ran_is_counted_for_the_engine_only() -
     slot = scheduler.open(0.0)
     scheduler.push(slot, 0, b"", 0.0)
     frames = scheduler.due(0.0)
-    assert scheduler.close(slot).frames == 0
+    assert scheduler.close(slot, 0.1).frames == 0
     scheduler.stepped(frames, 0.5)
     assert (scheduler.frames, scheduler.late) == (1, 1)
+
+
+def stood_still(scheduler: Scheduler, slot: int, frames: int) -> float:
+    """A caller's frames come and none is stepped: when the one after them would come."""
+    for index in range(frames):
+        scheduler.push(slot, index, b"", index * FRAME)
+    return frames * FRAME
+
+
+def test_a_caller_who_hangs_up_on_an_engine_that_stands_still_has_missed_every_frame() -> None:
+    scheduler = Scheduler(3)
+    slot, brief = scheduler.open(0.0), scheduler.open(0.0)
+    scheduler.push(brief, 0, b"", 4.79)
+    now = stood_still(scheduler, slot, 60) + 0.01
+    account = scheduler.close(slot, now)
+    assert (account.frames, account.late, account.unanswered) == (60, 60, 60)
+    assert account.worst == pytest.approx(4.81)
+    assert account.told() == (
+        "60 of 60 frames were answered late, 60 of them never, the latest after 4810 ms; 0 of the caller's never came"
+    )
+    assert scheduler.close(brief, now) == Account(), "its answer was still in time"
+    assert (scheduler.frames, scheduler.late) == (60, 60)
+    assert (sum(scheduler.late_calls.counts), scheduler.late_calls.total) == (1, 60)
+    assert "frames run late (60 of 60 in 2 s)" in scheduler.refusal(now)
+    assert scheduler.refusal(now + PAUSE + 1) == ""
+
+
+def test_no_call_is_taken_while_the_engine_stands_still() -> None:
+    scheduler = Scheduler(2)
+    slot = scheduler.open(0.0)
+    now = stood_still(scheduler, slot, 4)
+    assert scheduler.refusal(2.9 * FRAME) == "", "two are overdue, as they may be"
+    with pytest.raises(Refused, match=r"frames run late \(3 of 3 in 2 s\)"):
+        scheduler.open(3.1 * FRAME)
+    while frames := scheduler.due(now):
+        scheduler.stepped(frames, now)
+    assert "frames run late" in scheduler.refusal(now), "and not until they have been on time for a while"
+
+
+def test_a_burst_that_waits_for_its_turn_closes_the_engine_to_nobody() -> None:
+    scheduler = Scheduler(2)
+    slot = scheduler.open(0.0)
+    for index in range(12):
+        scheduler.push(slot, index, b"", 0.0)
+    assert scheduler.refusal(0.1) == ""
+    assert scheduler.close(slot, 0.1).late == 1
 
 
 def test_what_waits_of_a_call_is_forgotten_with_it() -> None:
     scheduler = Scheduler(1)
     slot = scheduler.open(0.0)
     scheduler.push(slot, 0, b"the caller's", 0.0)
-    scheduler.close(slot)
+    scheduler.close(slot, 0.01)
     assert scheduler.open(0.0) == slot
     assert serve(scheduler, 1.0) == []
