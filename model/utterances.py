@@ -33,6 +33,11 @@ class Utterances:
         self._speech = 0
         self._last = 0
 
+    @property
+    def under_way(self) -> int:
+        """Windows since the beginning of the utterance that has not ended; 0 between utterances."""
+        return self._window - self._start if self._start is not None else 0
+
     def hear(self, speech: bool) -> tuple[int, int] | None:
         """The next window. Returns the utterance that it ended: from one window up to, not with, another."""
         window = self._window

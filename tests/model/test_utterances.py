@@ -43,3 +43,11 @@ def test_the_end_of_the_call_ends_an_utterance() -> None:
     assert all(utterances.hear(True) is None for _ in range(20))
     assert utterances.end() == (0, 20)
     assert utterances.end() is None
+
+
+def test_what_is_under_way_is_known() -> None:
+    utterances, lengths = Utterances(), []
+    for window in "." * 20 + "#" * 10 + "." * END + ".":
+        utterances.hear(window == "#")
+        lengths.append(utterances.under_way)
+    assert lengths == [0] * 22 + list(range(LEAD + ONSET, LEAD + 10 + END)) + [0, 0]
