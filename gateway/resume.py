@@ -313,3 +313,9 @@ class ResumingSession:
             await asyncio.gather(self._reopening, return_exceptions=True)
         self.history.wipe()
         await self._session.close()
+
+    async def last_words(self) -> AsyncIterator[CallerText]:
+        async for text in self._session.last_words():
+            for known in self._take(text):
+                if isinstance(known, CallerText):
+                    yield known

@@ -8,7 +8,6 @@ step of the event loop in which it arrives, and sent without a task, a lock or a
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import ssl
 from collections import deque
@@ -16,22 +15,25 @@ from collections.abc import AsyncIterator
 from typing import cast
 
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidStatus, InvalidURI
+from websockets.exceptions import InvalidStatus
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.typing import Subprotocol
-from websockets.uri import WebSocketURI, parse_uri
+from websockets.uri import WebSocketURI
 
 from gateway.engine import EngineError, EngineFull, EngineLost
+from gateway.worker_url import parse
 from model import wire
-from model.wire import CallerFrame, Output, SessionRequest
+from model.wire import CallerFrame, CallerText, Output, SessionRequest
 
 CONNECT_TIMEOUT = 2.0
 """Seconds until a worker has accepted the connection and the WebSocket."""
 READY_TIMEOUT = 10.0
 """Seconds until a connected worker has opened the session."""
 CLOSE_TIMEOUT = 1.0
-"""Seconds a worker has to close its end before the connection is cut."""
+"""Seconds a worker has to free the slot before the connection is cut."""
+LAST_WORDS_TIMEOUT = 2.5
+"""Seconds it then has to say what the caller was still saying, and to close its end; a little more than it takes."""
 MAX_UNSENT = 256 * 1024
 """Bytes waiting in our process for a worker that does not read: about 5 s of the caller's sound."""
 MAX_UNREAD = 1_000
@@ -49,12 +51,13 @@ class _Connection(asyncio.Protocol):
     """One WebSocket to a worker: bytes in, decoded messages in `inbox`; messages in, bytes out."""
 
     def __init__(self, uri: WebSocketURI, headers: dict[str, str]) -> None:
-        self.inbox: deque[wire.FromWorker] = deque()
+        self.inbox: deque[wire.Output | wire.Ready | wire.Error] = deque()
         self.error = ""
         """Why the connection is unusable; empty while it is usable, and after a good end."""
         self.ended = False
         """Nothing more will arrive in `inbox`."""
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.freed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the worker holds nothing for us any more: it said so, or the connection is no more."""
         self._where = f"the worker at {uri.host}:{uri.port}"
         self._headers = headers
         self._open = False
@@ -62,6 +65,7 @@ class _Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._text = False
         self._done = False
+        self._end_timer: asyncio.TimerHandle | None = None
         offered = [Subprotocol(one) for one in wire.SUBPROTOCOLS]
         self._websocket = ClientProtocol(uri, subprotocols=offered, max_size=wire.MAX_MESSAGE, logger=_QUIET)
 
@@ -93,7 +97,9 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed_by_peer()
-        self.lost.set_result(None)
+        self._free()
+        if self._end_timer is not None:
+            self._end_timer.cancel()
 
     # Receiving.
 
@@ -127,6 +133,10 @@ class _Connection(asyncio.Protocol):
         except (wire.WireError, UnicodeDecodeError) as error:
             self.fail(f"{self._where} broke the protocol: {error}")
             return
+        if isinstance(message, wire.Closed):
+            self._done = True
+            self._free()
+            return
         if isinstance(message, wire.Done):
             self._done = True
         elif isinstance(message, wire.Error):
@@ -148,6 +158,10 @@ class _Connection(asyncio.Protocol):
     def _end(self) -> None:
         self.ended = True
         self._wake()
+
+    def _free(self) -> None:
+        if not self.freed.done():
+            self.freed.set_result(None)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -198,6 +212,11 @@ class _Connection(asyncio.Protocol):
         self.error = self.error or reason
         self._end()
         self._transport.abort()
+
+    def fail_later(self, seconds: float) -> None:
+        """Cut it if the worker has not ended it by then."""
+        if not self.ended:
+            self._end_timer = asyncio.get_running_loop().call_later(seconds, self.fail, "")
 
     def _flush(self) -> None:
         for data in self._websocket.data_to_send():
@@ -262,6 +281,16 @@ class RemoteSession:
             self._closed = True
             await _hang_up(self._connection)
 
+    async def last_words(self) -> AsyncIterator[CallerText]:
+        connection = self._connection
+        while True:
+            while connection.inbox:
+                if isinstance(message := connection.inbox.popleft(), CallerText):
+                    yield message
+            if connection.ended:
+                return
+            await connection.arrival()
+
 
 class RemoteEngine:
     """One worker, reached over its WebSocket. Implements `gateway.engine.Engine`.
@@ -271,7 +300,7 @@ class RemoteEngine:
     """
 
     def __init__(self, url: str, token: str = "", tls: ssl.SSLContext | None = None) -> None:
-        self.uri = _parse(url, token)
+        self.uri = parse(url, token)
         self.url = url
         self.sessions = 0
         """Sessions that are open or being opened."""
@@ -302,7 +331,7 @@ class RemoteEngine:
         except (EngineError, asyncio.CancelledError):
             self.sessions -= 1
             raise
-        connection.lost.add_done_callback(self._left)
+        connection.freed.add_done_callback(self._left)
         first = request.resume.next_index if request.resume else 0
         return RemoteSession(connection, ready, self.url, first)
 
@@ -355,31 +384,12 @@ async def _hang_up(connection: _Connection) -> None:
             return
     try:
         # Not asyncio.wait_for: in Python 3.11 it loses a cancellation that comes together with its result.
-        await asyncio.wait([connection.lost], timeout=CLOSE_TIMEOUT)
+        await asyncio.wait([connection.freed], timeout=CLOSE_TIMEOUT)
     finally:
-        if not connection.lost.done():
+        if not connection.freed.done():
             connection.fail("")
-
-
-def _parse(url: str, token: str) -> WebSocketURI:
-    try:
-        uri = parse_uri(url)
-    except (InvalidURI, ValueError) as error:
-        raise ValueError(f"{url!r} is not a worker's URL, for example ws://127.0.0.1:8090{wire.PATH}") from error
-    if token and not uri.secure and not _is_loopback(uri.host):
-        raise ValueError(f"{url} would carry the worker's token unencrypted; use wss://")
-    if uri.path in ("", "/"):
-        return WebSocketURI(uri.secure, uri.host, uri.port, wire.PATH, uri.query)
-    return uri
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        else:
+            connection.fail_later(LAST_WORDS_TIMEOUT)
 
 
 def _reason(error: OSError) -> str:
