@@ -15,6 +15,7 @@ import soxr
 
 from model import transcriber as transcriber_module
 from model.transcriber import TranscriberRefused, WhisperPool
+from model.utterances import LONGEST
 from model.wav import read_wav
 from model.wire import FRAME_BYTES, CallerText
 
@@ -136,6 +137,35 @@ async def test_what_a_caller_is_saying_when_the_call_ends_is_told_before_its_end
     assert not pool._sessions
     pool.finish(1, told.append)
     assert told[-1] == 0, "there is no such call any more"
+
+
+def breathless() -> list[bytes]:
+    """Twelve seconds of a caller who hardly draws a breath."""
+    wav = read_wav(WAV.with_name("bank-declined.wav"))
+    pcm = np.asarray(soxr.resample(wav.pcm[0], wav.rate, 24_000) * 32_000).clip(-32_000, 32_000).astype("<i2")
+    pieces = pcm[: len(pcm) // 240 * 240].reshape(-1, 240)
+    loud = np.sqrt((pieces.astype(np.float64) ** 2).mean(1)) > 260
+    near = np.convolve(loud, np.ones(14), "full")[: len(loud)] > 0  # at most 140 ms of silence
+    sound = pieces[near].tobytes()
+    return [sound[at : at + FRAME_BYTES] for at in range(0, len(sound) - FRAME_BYTES, FRAME_BYTES)]
+
+
+async def test_whoever_talks_without_a_pause_is_written_down_before_another_worker_would_miss_it(
+    pool: WhisperPool,
+) -> None:
+    told: list[CallerText] = []
+    over: list[int] = []
+    pool.open(1, 0, told.append)
+    frames = breathless()
+    for index, pcm in enumerate(frames):
+        pool.hear(1, index, pcm, SILENCE)
+    pool.finish(1, over.append)
+    await until(lambda: over)
+    first, second = told
+    assert first.end - first.start <= LONGEST * 0.4
+    assert first.end - 1 <= second.start <= first.end
+    words = f"{first.text} {second.text}".lower()
+    assert all(word in words for word in ("declined", "going on", "cohen", "yes", "approve", "goodbye")), words
 
 
 async def test_what_a_call_that_ended_is_not_waited_for_any_longer_is_counted(
