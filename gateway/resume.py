@@ -20,6 +20,7 @@ An engine without token columns (rehearsal, echo) cannot go on; its sessions are
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -44,6 +45,8 @@ from model.wire import (
     Played,
     SessionRequest,
 )
+
+log = logging.getLogger(__name__)
 
 MISSED_FRAMES = 3
 """Ticks without any answer, while answers are owed, after which a worker hangs."""
@@ -308,6 +311,10 @@ class ResumingSession:
             return
         self._over.set()
         self._news.set()
+        if self._moving:
+            heard = self.history.heard * FRAME_SECONDS
+            what = f"it ended between two workers; what its caller said after {heard:.1f} s is not written down"
+            log.warning("call %s: %s", self._request.call_id, what)
         if self._reopening is not None:
             self._reopening.cancel()
             await asyncio.gather(self._reopening, return_exceptions=True)
