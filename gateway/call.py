@@ -18,6 +18,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Coroutine, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -188,24 +189,29 @@ class Call:
         await self._clean_up()
 
     async def _clean_up(self) -> None:
-        """Runs on every way out, a cancelled call's too: free the slot, tell the carrier, close the file.
+        """Runs on every way out, a cancelled call's too: tell the carrier, free the slot, close the file.
 
         Each step is taken whatever became of the one before it.
         """
         self.end("shutdown")
         if not self.outcome.done():
             self.outcome.set_result(Outcome(self._reason, self._target, self.plan.fallback))
-        try:
+        async with AsyncExitStack() as steps:
+            # Beside the rest, for neither waits for the other's peer; the last one pushed is the first to be taken.
+            hanging_up = asyncio.create_task(self._leg.hangup(self._reason))
+            steps.push_async_callback(lambda: hanging_up)
+            steps.push_async_callback(self._close_records)
+            steps.push_async_callback(self._close_session)
             self.counters.frames_lost = self._jitter.missing + self._jitter.dropped
             self.counters.agent_frames_lost = self._leg.lost
             self._tell(self.transcript.stop(self.counters.frames_out - 1))
-            if self._session is not None:
-                await self._session.close()
-        finally:
-            try:
-                await self._close_records()
-            finally:
-                await self._leg.hangup(self._reason)
+
+    async def _close_session(self) -> None:
+        """Free the slot, and hear what the caller was still saying."""
+        if self._session is not None:
+            await self._session.close()
+            async for text in self._session.last_words():
+                self._note(text)
 
     async def _close_records(self) -> None:
         try:

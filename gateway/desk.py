@@ -181,7 +181,9 @@ class Desk:
         """Why we take no more calls: `draining` or `busy`; empty while we do."""
         if self._draining:
             return "draining"
-        return "busy" if len(self._calls) >= self.settings.max_calls else ""
+        # One that has ended and is still heard out holds no line.
+        on_line = sum(not call.outcome.done() for call in self._calls)
+        return "busy" if on_line >= self.settings.max_calls else ""
 
     async def _refuse(self, leg: CallLeg, fallback: str, why: str, persona: str = "") -> None:
         """Let the line go so that the carrier asks what comes next, and is told the fallback."""

@@ -65,6 +65,9 @@ class Session(Protocol):
     async def close(self) -> None:
         """Frees the slot. Safe to call twice, and after a loss."""
 
+    def last_words(self) -> AsyncIterator[CallerText]:
+        """After `close`: what the caller was still saying. Ends within a few seconds, and never raises."""
+
 
 class Engine(Protocol):
     async def open(self, request: SessionRequest) -> Session:
@@ -114,6 +117,11 @@ class EchoSession:
             while self._frames.full():
                 self._frames.get_nowait()
             self._frames.put_nowait(None)
+
+    async def last_words(self) -> AsyncIterator[CallerText]:
+        nothing: tuple[CallerText, ...] = ()
+        for text in nothing:
+            yield text
 
 
 def made_up(index: int) -> AgentText | CallerText | None:

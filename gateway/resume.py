@@ -22,6 +22,7 @@ An engine without token columns (rehearsal, echo) cannot go on; its sessions are
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -48,6 +49,8 @@ from model.wire import (
     Played,
     SessionRequest,
 )
+
+log = logging.getLogger(__name__)
 
 RESUME_WITHIN = 8.0
 """Seconds from the loss in which our own worker, started again, may take the call, unless the settings say otherwise:
@@ -354,9 +357,19 @@ class ResumingSession:
             return
         self._over.set()
         self._news.set()
+        if self._lost:
+            heard = self.history.heard * FRAME_SECONDS
+            what = f"it ended between two workers; what its caller said after {heard:.1f} s is not written down"
+            log.warning("call %s: %s", self._request.call_id, what)
         tasks = [*self._given_up, *([self._reopening] if self._reopening is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.history.wipe()
         await self._session.close()
+
+    async def last_words(self) -> AsyncIterator[CallerText]:
+        async for text in self._session.last_words():
+            for known in self._take(text):
+                if isinstance(known, CallerText):
+                    yield known

@@ -7,17 +7,14 @@ where workers are (`gateway.pool`); the connection is `gateway.worker_connection
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Callable
 
-from websockets.exceptions import InvalidURI
-from websockets.uri import WebSocketURI, parse_uri
-
 from gateway.engine import EngineError, EngineFull, EngineLost
 from gateway.worker_connection import WorkerConnection, WorkerUnreachable
+from gateway.worker_url import parse
 from model import wire
-from model.wire import CallerFrame, Output, SessionRequest
+from model.wire import CallerFrame, CallerText, Output, SessionRequest
 
 CONNECT_TIMEOUT = 2.0
 """Seconds until a worker has accepted the connection and the WebSocket."""
@@ -26,7 +23,9 @@ READY_TIMEOUT = 10.0
 RESUME_CONNECT_TIMEOUT, RESUME_READY_TIMEOUT = 0.5, 1.5
 """The same where a caller is on the line already: until ready below the 2 s that a call waits for sound it is owed."""
 CLOSE_TIMEOUT = 1.0
-"""Seconds a worker has to close its end before the connection is cut."""
+"""Seconds a worker has to free the slot before the connection is cut."""
+LAST_WORDS_TIMEOUT = 2.5
+"""Seconds it then has to say what the caller was still saying, and to close its end; a little more than it takes."""
 
 
 class WorkerSilent(EngineLost):
@@ -98,6 +97,16 @@ class RemoteSession:
             self._closed = True
             await _hang_up(self._connection)
 
+    async def last_words(self) -> AsyncIterator[CallerText]:
+        connection = self._connection
+        while True:
+            while connection.inbox:
+                if isinstance(message := connection.inbox.popleft(), CallerText):
+                    yield message
+            if connection.ended:
+                return
+            await connection.arrival()
+
 
 class RemoteEngine:
     """One worker, reached over its WebSocket. Implements `gateway.engine.Engine`.
@@ -107,7 +116,7 @@ class RemoteEngine:
     """
 
     def __init__(self, url: str, token: str = "", tls: ssl.SSLContext | None = None) -> None:
-        self.uri = _parse(url, token)
+        self.uri = parse(url, token)
         self.url = url
         self.sessions = 0
         """Sessions that are open or being opened."""
@@ -148,7 +157,7 @@ class RemoteEngine:
         except (EngineError, asyncio.CancelledError):
             self.sessions -= 1
             raise
-        connection.lost.add_done_callback(self._left)
+        connection.freed.add_done_callback(self._left)
         first = request.resume.next_index if request.resume else 0
         return RemoteSession(connection, answer, self.url, first)
 
@@ -203,31 +212,12 @@ async def _hang_up(connection: WorkerConnection) -> None:
             return
     try:
         # Not asyncio.wait_for: in Python 3.11 it loses a cancellation that comes together with its result.
-        await asyncio.wait([connection.lost], timeout=CLOSE_TIMEOUT)
+        await asyncio.wait([connection.freed], timeout=CLOSE_TIMEOUT)
     finally:
-        if not connection.lost.done():
+        if not connection.freed.done():
             connection.fail("")
-
-
-def _parse(url: str, token: str) -> WebSocketURI:
-    try:
-        uri = parse_uri(url)
-    except (InvalidURI, ValueError) as error:
-        raise ValueError(f"{url!r} is not a worker's URL, for example ws://127.0.0.1:8090{wire.PATH}") from error
-    if token and not uri.secure and not _is_loopback(uri.host):
-        raise ValueError(f"{url} would carry the worker's token unencrypted; use wss://")
-    if uri.path in ("", "/"):
-        return WebSocketURI(uri.secure, uri.host, uri.port, wire.PATH, uri.query)
-    return uri
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        else:
+            connection.fail_later(LAST_WORDS_TIMEOUT)
 
 
 def _reason(error: OSError) -> str:

@@ -43,12 +43,13 @@ class WorkerConnection(asyncio.Protocol):
     """One WebSocket to a worker: bytes in, decoded messages in `inbox`; messages in, bytes out."""
 
     def __init__(self, uri: WebSocketURI, headers: dict[str, str]) -> None:
-        self.inbox: deque[wire.FromWorker] = deque()
+        self.inbox: deque[wire.Output | wire.Ready | wire.Error] = deque()
         self.error = ""
         """Why the connection is unusable; empty while it is usable, and after a good end."""
         self.ended = False
         """Nothing more will arrive in `inbox`."""
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.freed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the worker holds nothing for us any more: it said so, or the connection is no more."""
         self._where = f"the worker at {uri.host}:{uri.port}"
         self._headers = headers
         self._open = False
@@ -57,6 +58,7 @@ class WorkerConnection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._text = False
         self._done = False
+        self._end_timer: asyncio.TimerHandle | None = None
         offered = [Subprotocol(one) for one in wire.SUBPROTOCOLS]
         self._websocket = ClientProtocol(uri, subprotocols=offered, max_size=wire.MAX_MESSAGE, logger=_QUIET)
 
@@ -88,7 +90,9 @@ class WorkerConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed_by_peer()
-        self.lost.set_result(None)
+        self._free()
+        if self._end_timer is not None:
+            self._end_timer.cancel()
 
     # Receiving.
 
@@ -123,6 +127,10 @@ class WorkerConnection(asyncio.Protocol):
         except (wire.WireError, UnicodeDecodeError) as error:
             self.fail(f"{self._where} broke the protocol: {error}")
             return
+        if isinstance(message, wire.Closed):
+            self._done = True
+            self._free()
+            return
         if isinstance(message, wire.Done):
             self._done = True
         elif isinstance(message, wire.Error):
@@ -144,6 +152,10 @@ class WorkerConnection(asyncio.Protocol):
     def _end(self) -> None:
         self.ended = True
         self._wake()
+
+    def _free(self) -> None:
+        if not self.freed.done():
+            self.freed.set_result(None)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -194,6 +206,11 @@ class WorkerConnection(asyncio.Protocol):
         self.error = self.error or reason
         self._end()
         self._transport.abort()
+
+    def fail_later(self, seconds: float) -> None:
+        """Cut it if the worker has not ended it by then."""
+        if not self.ended:
+            self._end_timer = asyncio.get_running_loop().call_later(seconds, self.fail, "")
 
     def _flush(self) -> None:
         for data in self._websocket.data_to_send():

@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 
-from model.wire import AgentFrame, AgentText, CallerFrame, Output, SessionRequest
+from model.wire import AgentFrame, AgentText, CallerFrame, CallerText, Output, SessionRequest
 
 
 class EchoSession:
@@ -40,6 +40,9 @@ class EchoSession:
 
     def play(self, clip: str) -> None:
         """There are no clips to play; the caller hears the echo go on."""
+
+    def finish(self) -> AsyncIterator[CallerText] | None:
+        return None
 
     async def close(self) -> None:
         self._closed = True

@@ -31,9 +31,12 @@ from model.session import SessionEnded
 from model.transcriber import NoTranscriber, Transcriber
 from model.wire import (
     FRAME_BYTES,
+    FRAME_SECONDS,
     AgentFrame,
     CallerFrame,
+    CallerText,
     Close,
+    Closed,
     Error,
     FromWorker,
     History,
@@ -61,16 +64,20 @@ QUIET = "the worker's engine does not answer; no call is taken until it does"
 class PersonaplexSession:
     """Implements `model.worker_engine.WorkerSession`."""
 
-    def __init__(self, engine: PersonaplexEngine, number: int, transcriber: Transcriber) -> None:
+    def __init__(self, engine: PersonaplexEngine, number: int, transcriber: Transcriber, call_id: str = "") -> None:
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._engine = engine
         self._number = number
         self._transcriber = transcriber
+        self._call_id = call_id
         self._unheard: deque[CallerFrame] = deque()
         """Caller frames that wait for the agent's, with which they are transcribed."""
         self._outputs: deque[Output | SessionEnded] = deque()
         self._wake = asyncio.Event()
         self._closed = False
+        self._finishing = False
+        self._all_written = False
+        """Of the caller's words, once the call is over."""
 
     def listen(self, request: SessionRequest, history: History) -> None:
         """Have the caller's words written down, from where a session taken over is not."""
@@ -108,11 +115,40 @@ class PersonaplexSession:
             self._wake.clear()
             await self._wake.wait()
 
+    def finish(self) -> AsyncIterator[CallerText] | None:
+        self._finishing = True
+        while self._unheard:
+            frame = self._unheard.popleft()
+            self._transcriber.hear(self._number, frame.index, frame.pcm, b"")
+        self._transcriber.finish(self._number, self._written)
+        if self._all_written and not any(isinstance(output, CallerText) for output in self._outputs):
+            return None
+        return self._last_words()
+
+    def _written(self, missing: int) -> None:
+        """The caller's words have been told, but for those of so many frames."""
+        self._all_written = True
+        self._wake.set()
+        if missing:
+            seconds = missing * FRAME_SECONDS
+            log.warning("call %s: the caller's last %.1f s were not transcribed in time", self._call_id, seconds)
+
+    async def _last_words(self) -> AsyncIterator[CallerText]:
+        while True:
+            while self._outputs:
+                if isinstance(output := self._outputs.popleft(), CallerText):
+                    yield output
+            if self._all_written:
+                return
+            self._wake.clear()
+            await self._wake.wait()
+
     async def close(self) -> None:
         self._closed = True
-        self._outputs.clear()
         self._wake.set()
-        self._transcriber.close(self._number)
+        if not self._finishing:
+            self._outputs.clear()
+            self._transcriber.close(self._number)
         self._engine.forget(self._number)
 
     def told(self, message: FromWorker) -> None:
@@ -122,7 +158,7 @@ class PersonaplexSession:
                 self.opened.set_result(None)
         elif isinstance(message, Error):
             self.fail(_ended(message))
-        else:
+        elif not isinstance(message, Closed):  # which is the server's to say
             if isinstance(message, AgentFrame):
                 self._hear(message)
             self.write(message)
@@ -236,7 +272,7 @@ class PersonaplexEngine:
         if self._watch.quiet:
             raise _silent()
         number = next(self._numbers)
-        session = self._sessions[number] = PersonaplexSession(self, number, self._transcriber)
+        session = self._sessions[number] = PersonaplexSession(self, number, self._transcriber, request.call_id)
         try:
             self._put(number, engine_wire.encode_open(request, history))
             await session.opened

@@ -263,11 +263,17 @@ class WorkerServer:
 
     async def _session(self, connection: ServerConnection) -> None:
         request = wire.decode_open(await _first_message(connection, "open request"))
-        async with self.slots.session(connection, request.call_id, lambda: self._open(connection, request)) as session:
-            resumable = isinstance(self.engine, ResumingEngine)
-            await connection.send(wire.encode(wire.Ready(self.engine.name, self.name, resumable)))
-            first = request.resume.next_index if request.resume else 0
-            await converse(Gateway(connection), session, self.slots.counts, self.slots.draining, first)
+        gateway, slots, words = Gateway(connection), self.slots, None
+        with slots.presence():
+            async with slots.session(connection, request.call_id, lambda: self._open(connection, request)) as session:
+                resumable = isinstance(self.engine, ResumingEngine)
+                await connection.send(wire.encode(wire.Ready(self.engine.name, self.name, resumable)))
+                first = request.resume.next_index if request.resume else 0
+                over = await converse(gateway, session, slots.counts, slots.draining, first)
+                if over and gateway.waits:
+                    words = session.finish()
+            if words is not None:
+                await gateway.send_last(words)
 
     async def _open(self, connection: ServerConnection, request: SessionRequest) -> WorkerSession:
         engine, resume = self.engine, request.resume

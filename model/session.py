@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
 from model import wire
-from model.wire import AgentFrame, CallerFrame, Output, ToWorker
+from model.wire import AgentFrame, CallerFrame, CallerText, Output, ToWorker
 from model.worker_engine import WorkerSession
 
 MAX_BEHIND = 125
@@ -61,7 +62,9 @@ class Gateway:
 
     def __init__(self, connection: ServerConnection) -> None:
         self._connection = connection
-        self._knows_late = connection.subprotocol == wire.WITH_LATE
+        self._knows_late = connection.subprotocol in (wire.WITH_LATE, wire.WITH_CLOSED)
+        self.waits = connection.subprotocol == wire.WITH_CLOSED
+        """It wants to know what the caller was still saying at the end."""
 
     async def receive(self) -> ToWorker:
         return wire.decode_to_worker(await self._connection.recv())
@@ -69,6 +72,12 @@ class Gateway:
     async def send(self, output: Output) -> None:
         if self._knows_late or not isinstance(output, wire.Late):
             await self._connection.send(wire.encode(output))
+
+    async def send_last(self, words: AsyncIterator[CallerText]) -> None:
+        """The slot is free, and this is what the caller was still saying. Raises ConnectionClosed."""
+        await self._connection.send(wire.encode(wire.Closed()))
+        async for text in words:
+            await self._connection.send(wire.encode(text))
 
     @property
     def reads(self) -> bool:
@@ -103,11 +112,12 @@ class _Progress:
     """Set while no caller frame waits for its answer."""
 
 
-async def converse(peer: Peer, session: WorkerSession, counts: Counts, draining: asyncio.Event, first: int = 0) -> None:
+async def converse(peer: Peer, session: WorkerSession, counts: Counts, draining: asyncio.Event, first: int = 0) -> bool:
     """Both directions until either ends, from caller frame `first` on.
 
-    When `draining` is set the session goes, as soon as its caller has been answered. Raises WireError at
-    the peer's faults, SessionEnded, GatewayStopped, and whatever the engine's session raises.
+    Returns whether one of them said that the call is over; else the peer is gone, and the call perhaps elsewhere. When
+    `draining` is set the session goes, as soon as its caller has been answered. Raises WireError at the peer's faults,
+    SessionEnded, GatewayStopped, and whatever the engine's session raises.
     """
     progress = _Progress(first, first)
     try:
@@ -116,12 +126,14 @@ async def converse(peer: Peer, session: WorkerSession, counts: Counts, draining:
                 tasks.create_task(_send_outputs(peer, session, progress)),
                 tasks.create_task(_go_when(draining, progress)),
             )
-            await _receive(peer, session, progress, counts)
+            closed = await _receive(peer, session, progress, counts)
             for task in others:
                 task.cancel()
+            return closed
     except ExceptionGroup as group:
         if not isinstance(group.exceptions[0], _Finished):
             raise group.exceptions[0] from None
+    return True
 
 
 async def _go_when(draining: asyncio.Event, progress: _Progress) -> None:
@@ -132,13 +144,13 @@ async def _go_when(draining: asyncio.Event, progress: _Progress) -> None:
     raise SessionEnded(wire.Error("draining", "the worker is being stopped"), CloseCode.GOING_AWAY)
 
 
-async def _receive(peer: Peer, session: WorkerSession, progress: _Progress, counts: Counts) -> None:
-    """Hand the peer's messages to the session until it closes. Raises WireError at its faults."""
+async def _receive(peer: Peer, session: WorkerSession, progress: _Progress, counts: Counts) -> bool:
+    """Hand the peer's messages to the session until it closes (True) or is gone. Raises WireError at its faults."""
     while True:
         try:
             message = await peer.receive()
         except ConnectionClosed:
-            return
+            return False
         if isinstance(message, CallerFrame):
             if message.index != progress.expected:
                 raise wire.WireError(f"caller frame {message.index} came where {progress.expected} was due")
@@ -149,7 +161,7 @@ async def _receive(peer: Peer, session: WorkerSession, progress: _Progress, coun
             counts.frames += 1
             session.push(message)
         elif isinstance(message, wire.Close):
-            return
+            return True
         elif isinstance(message, wire.Say):
             session.say(message.text)
         else:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
@@ -36,6 +36,8 @@ class Slots:
         self.active = 0
         self.counts = Counts()
         self.draining = asyncio.Event()
+        self._present = 0
+        """Sessions, those among them that have left their slot and still have something to say."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -45,7 +47,7 @@ class Slots:
         return 0 if self.draining.is_set() else self.capacity - self.active
 
     async def drain(self, timeout: float) -> None:
-        """Take no more sessions and tell those there are to go; returns when they have, or after `timeout`."""
+        """Take no more sessions and tell those there are to go; returns when all are gone, or after `timeout`."""
         self.draining.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
@@ -61,7 +63,7 @@ class Slots:
         """
         self._check()
         self.active += 1
-        self._idle.clear()
+        self._come()
         try:
             session = await self._opened(connection, opening)
             self.counts.sessions += 1
@@ -78,8 +80,25 @@ class Slots:
             raise SessionEnded(failed, CloseCode.INTERNAL_ERROR) from error
         finally:
             self.active -= 1
-            if not self.active:
-                self._idle.set()
+            self._go()
+
+    @contextmanager
+    def presence(self) -> Iterator[None]:
+        """Somebody is here, with a slot or without: `drain` waits for them."""
+        self._come()
+        try:
+            yield
+        finally:
+            self._go()
+
+    def _come(self) -> None:
+        self._present += 1
+        self._idle.clear()
+
+    def _go(self) -> None:
+        self._present -= 1
+        if not self._present:
+            self._idle.set()
 
     async def _opened(self, connection: ServerConnection, opening: Opening) -> WorkerSession:
         """What the engine opens; a call for which it has no time is refused like one for which it has no slot."""

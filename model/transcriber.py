@@ -14,11 +14,11 @@ import os
 import struct
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from model.wire import CallerText
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 HEADER = struct.Struct("<BIII")
 """Before each message to a process: kind, session, frame index, length of what follows."""
-OPEN, FRAME, CLOSE = 1, 2, 3
+OPEN, FRAME, CLOSE, FINISH = 1, 2, 3, 4
 MOST_PROCESSES = 4
 CORES_EACH = 4
 """One process for so many cores, at least one: transcribing takes a few per cent of a core for each call."""
@@ -34,8 +34,12 @@ BEHIND = 16 << 20
 """Bytes that may wait for a process, some three minutes of one call; frames beyond are not transcribed."""
 START_SECONDS = 60.0
 RESTART_SECONDS = 1.0
+FINISH_SECONDS = 2.0
+"""A call's last words are waited for so long."""
 
 Tell = Callable[[CallerText], None]
+Finished = Callable[[int], None]
+"""Told how many caller frames of the call were not transcribed because that took too long."""
 
 
 class TranscriberRefused(Exception):
@@ -46,7 +50,8 @@ class Transcriber(Protocol):
     """Listens to calls. Nothing here waits or raises for load."""
 
     dropped: int
-    """Caller frames that were not transcribed, for want of time or of a process."""
+    """Caller frames that were not transcribed, for want of time or of a process; after the end of one, up to a second
+    of each call too many."""
 
     async def start(self) -> None:
         """Load what it needs. Raises TranscriberRefused."""
@@ -60,8 +65,14 @@ class Transcriber(Protocol):
     def hear(self, session: int, index: int, caller: bytes, agent: bytes) -> None:
         """80 ms of both sides, int16 at 24 kHz; the agent's so that its echo is not taken for the caller."""
 
+    def finish(self, session: int, finished: Finished) -> None:
+        """The call is over: `tell` gets what was still being said, and then `finished` is called.
+
+        FINISH_SECONDS later at most, and at once where nothing can be told any more.
+        """
+
     def close(self, session: int) -> None:
-        """The call is over: nothing more is told."""
+        """The call is somebody else's, or `finish` is not waited for: nothing more is told."""
 
 
 class NoTranscriber:
@@ -81,15 +92,31 @@ class NoTranscriber:
     def hear(self, session: int, index: int, caller: bytes, agent: bytes) -> None:
         """Not heard."""
 
+    def finish(self, session: int, finished: Finished) -> None:
+        finished(0)
+
     def close(self, session: int) -> None:
         """Nothing was kept."""
 
 
 @dataclass(slots=True)
 class _Listened:
+    """A call, as a process hears it."""
+
     listener: _Listener
     following: int
     tell: Tell
+    sent: int = 0
+    """Frames that went to the process."""
+    settled: int = 0
+    """Those among them that it is done with, as it said last: their words were told, or there were none."""
+    finished: Finished | None = None
+    timer: asyncio.TimerHandle | None = None
+    """While its last words are waited for."""
+
+    @property
+    def unsettled(self) -> int:
+        return self.sent - self.settled
 
 
 class WhisperPool:
@@ -100,13 +127,18 @@ class WhisperPool:
         count = processes or min(MOST_PROCESSES, max(1, (os.cpu_count() or 1) // CORES_EACH))
         self.dropped = 0
         self._sessions: dict[int, _Listened] = {}
-        self._listeners = [_Listener(weights, self._said, self._reopen) for _ in range(count)]
+        self._behind = False
+        self._listeners = [_Listener(weights, self) for _ in range(count)]
 
     async def start(self) -> None:
         await asyncio.gather(*(listener.start() for listener in self._listeners))
 
     async def stop(self) -> None:
-        self._sessions.clear()
+        for session, listened in list(self._sessions.items()):
+            if listened.finished is not None:
+                self._finish(session)
+            else:
+                self.close(session)
         await asyncio.gather(*(listener.stop() for listener in self._listeners))
 
     def open(self, session: int, first: int, tell: Tell) -> None:
@@ -120,24 +152,75 @@ class WhisperPool:
         if listened is None:
             return
         listened.following = index + 1
-        if not listened.listener.send(FRAME, session, index, caller + agent):
-            self.dropped += 1
-            if self.dropped == 1:
-                log.warning("transcription cannot keep up: frames of callers are left out of their transcripts")
+        if listened.listener.send(FRAME, session, index, caller + agent):
+            listened.sent += 1
+            return
+        self.dropped += 1
+        if not self._behind:
+            self._behind = True
+            log.warning("transcription cannot keep up: frames of callers are left out of their transcripts")
+
+    def finish(self, session: int, finished: Finished) -> None:
+        listened = self._sessions.get(session)
+        if listened is None:
+            finished(0)
+            return
+        listened.finished = finished
+        if listened.listener.send(FINISH, session, 0):
+            listened.timer = asyncio.get_running_loop().call_later(FINISH_SECONDS, self._finish, session)
+        else:
+            self._finish(session)
 
     def close(self, session: int) -> None:
+        listened = self._forget(session)
+        if listened is not None:
+            listened.listener.send(CLOSE, session, 0)
+
+    def _finish(self, session: int) -> None:
+        """All that will be told of a call has been: what is missing is counted."""
+        listened = self._forget(session)
+        if listened is not None and listened.finished is not None:
+            self.dropped += listened.unsettled
+            listened.finished(listened.unsettled)
+
+    def _forget(self, session: int) -> _Listened | None:
         listened = self._sessions.pop(session, None)
         if listened is not None:
             listened.listener.sessions -= 1
-            listened.listener.send(CLOSE, session, 0)
+            if listened.timer is not None:
+                listened.timer.cancel()
+        return listened
 
-    def _said(self, session: int, text: CallerText) -> None:
+    # What its processes tell it.
+
+    def said(self, session: int, said: Mapping[str, Any]) -> None:
+        """A line of a process's, see `model.transcriber_process`."""
         listened = self._sessions.get(session)
-        if listened is not None:
-            listened.tell(text)
+        if listened is None:
+            return
+        listened.settled = said["settled"]
+        if "text" in said:
+            onsets, sure = tuple(said["onsets"]), said["confidence"]
+            listened.tell(CallerText(said["start"], said["end"], said["text"], onsets=onsets, confidence=sure))
+        if said.get("over"):
+            self._finish(session)
 
-    def _reopen(self, listener: _Listener) -> None:
-        """A process was started again: it hears its calls from now on."""
+    def lost(self, listener: _Listener) -> None:
+        """A process ended, with what waited in it and for it."""
+        calls = [(session, each) for session, each in self._sessions.items() if each.listener is listener]
+        lost = sum(each.unsettled for _, each in calls)
+        log.error(
+            "%d frames of %d callers, which it had not transcribed, are left out of their transcripts", lost, len(calls)
+        )
+        for session, listened in calls:
+            if listened.finished is not None:
+                self._finish(session)
+                continue
+            self.dropped += listened.unsettled
+            listened.sent = listened.settled = 0
+
+    def reopen(self, listener: _Listener) -> None:
+        """It was started again: it hears its calls from now on."""
         for session, listened in self._sessions.items():
             if listened.listener is listener:
                 listener.send(OPEN, session, listened.following)
@@ -146,14 +229,11 @@ class WhisperPool:
 class _Listener:
     """One process of the pool."""
 
-    def __init__(
-        self, weights: Path | None, said: Callable[[int, CallerText], None], again: Callable[[_Listener], None]
-    ) -> None:
+    def __init__(self, weights: Path | None, pool: WhisperPool) -> None:
         self.sessions = 0
         self.up = False
         self._command = [sys.executable, "-m", "model.transcriber_process", str(weights or "")]
-        self._said = said
-        self._again = again
+        self._pool = pool
         self._process: Process | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -202,20 +282,19 @@ class _Listener:
             process = self._process
             assert process is not None
             assert process.stdout is not None
-            while line := await process.stdout.readline():
-                data = json.loads(line)
-                onsets, sure = tuple(data["onsets"]), data["confidence"]
-                text = CallerText(data["start"], data["end"], data["text"], onsets=onsets, confidence=sure)
-                self._said(data["session"], text)
+            while (line := await process.stdout.readline()).endswith(b"\n"):
+                said = json.loads(line)
+                self._pool.said(said["session"], said)
             self.up = False
             log.error("a transcriber ended with status %s and is started again", await process.wait())
+            self._pool.lost(self)
             await asyncio.sleep(RESTART_SECONDS)
             try:
                 await self._spawn()
             except TranscriberRefused:
                 log.exception("callers are not transcribed any more")
                 return
-            self._again(self)
+            self._pool.reopen(self)
 
     async def _end(self) -> None:
         process, self._process, self.up = self._process, None, False

@@ -2,6 +2,10 @@
 
 Owns one listener a call and the recogniser they share. It works through its input in order, one thing at a time, behind
 everything else on the machine. It ends when its input does.
+
+A line of its output is a JSON object: a session; `settled`, how many of the frames that came of it are done with, their
+words told, if there were any; with a text also start, end and the words' onsets in frames, and how sure it is; `over`
+after the last words of a call that is.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from model.transcriber import CLOSE, FRAME, HEADER, OPEN
+from model.transcriber import CLOSE, FINISH, FRAME, HEADER, OPEN
 from model.utterances import Utterances
 from model.wire import FRAME_BYTES, FRAME_SECONDS
 
@@ -24,6 +28,8 @@ _WINDOWS_A_FRAME = 1_280 / 512
 _MOST_SILENCE = 125
 """Frames of silence heard in place of those that were left out: more of them make no difference."""
 _SILENCE = bytes(FRAME_BYTES)
+_SETTLED_EVERY = 12
+"""Frames of a call after which it is said how many are settled: a second."""
 
 
 @dataclass(slots=True)
@@ -31,7 +37,13 @@ class _Caller:
     listener: Any
     first: int
     following: int
+    taken: int = 0
+    """Frames that came."""
     utterances: Utterances = field(default_factory=Utterances)
+
+    @property
+    def settled(self) -> int:
+        return max(0, self.taken - math.ceil(self.utterances.under_way / _WINDOWS_A_FRAME))
 
 
 class Scribe:
@@ -43,7 +55,7 @@ class Scribe:
         self._callers: dict[int, _Caller] = {}
 
     def take(self, kind: int, session: int, index: int, payload: bytes) -> list[dict[str, Any]]:
-        """One message. Returns what was said: session, start, end and the words' onsets in frames, text, confidence."""
+        """One message. Returns what there is to be told, a line each."""
         if kind == OPEN:
             self._callers[session] = _Caller(self._listener(), index, index)
             return []
@@ -53,12 +65,24 @@ class Scribe:
         if kind == CLOSE:
             del self._callers[session]
             return []
+        if kind == FINISH:
+            del self._callers[session]
+            said = self._written(session, caller, caller.utterances.end())
+            return [*said, {"session": session, "settled": caller.taken, "over": True}]
+        said = self._frame(session, caller, index, payload)
+        caller.taken += 1
+        if caller.taken % _SETTLED_EVERY == 0:
+            said.append({"session": session, "settled": caller.settled})
+        return said
+
+    def _frame(self, session: int, caller: _Caller, index: int, payload: bytes) -> list[dict[str, Any]]:
         said = []
         missing = index - caller.following
         if missing > _MOST_SILENCE:
             # Times go on from the frame that came, in a new account of them.
             said += self._written(session, caller, caller.utterances.end())
-            caller = self._callers[session] = _Caller(self._listener(), index, index)
+            caller.listener, caller.utterances = self._listener(), Utterances()
+            caller.first = caller.following = index
             missing = 0
         for _ in range(missing):
             said += self._hear(session, caller, _SILENCE, _SILENCE)
@@ -78,8 +102,9 @@ class Scribe:
         if not heard.text:
             return []
         start, end = (caller.first + window / _WINDOWS_A_FRAME for window in span)
-        said = {"session": session, "start": math.floor(start), "end": math.ceil(end), "text": heard.text}
+        said = {"session": session, "settled": caller.settled}
         onsets = [math.floor(start + onset / FRAME_SECONDS) for onset in heard.onsets]
+        said |= {"start": math.floor(start), "end": math.ceil(end), "text": heard.text}
         return [{**said, "confidence": heard.sure, "onsets": onsets}]
 
 
@@ -88,7 +113,7 @@ def serve(scribe: Scribe, source: BinaryIO, say: Any) -> None:
     while len(header := source.read(HEADER.size)) == HEADER.size:
         kind, session, index, length = HEADER.unpack(header)
         payload = source.read(length)
-        if kind not in (OPEN, FRAME, CLOSE) or len(payload) < length:
+        if kind not in (OPEN, FRAME, CLOSE, FINISH) or len(payload) < length:
             return
         for line in scribe.take(kind, session, index, payload):
             say(line)

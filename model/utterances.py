@@ -6,6 +6,7 @@ may take its time. Standard library only.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 ONSET, AMONG = 3, 8
@@ -16,11 +17,12 @@ LEAST = 4
 """One with fewer windows of speech is a click or a cough."""
 LEAD = 8
 """Windows before the first one of speech that belong to it."""
-PIECE = 250
-"""After so many windows, 8 s, a shorter silence ends one."""
+PIECE = 188
+"""After so many windows, 6 s, a breath ends one, and the shorter a breath the longer it has become."""
 BREATH = 6
-LONGEST = 780
-"""25 s: more is not recognised at once."""
+LONGEST = 250
+"""Where there was none at all, so many windows end it, 8 s. When a worker is lost, another gets 10 s of its caller's
+sound, and in them hears all of an utterance that was not written down. Whisper loses words of longer ones, too."""
 
 
 class Utterances:
@@ -30,8 +32,15 @@ class Utterances:
         self._window = 0
         self._recent: deque[bool] = deque(maxlen=AMONG)
         self._start: int | None = None
+        self._ended = 0
+        """Where the one before ended."""
         self._speech = 0
         self._last = 0
+
+    @property
+    def under_way(self) -> int:
+        """Windows since the beginning of the utterance that has not ended; 0 between utterances."""
+        return self._window - self._start if self._start is not None else 0
 
     def hear(self, speech: bool) -> tuple[int, int] | None:
         """The next window. Returns the utterance that it ended: from one window up to, not with, another."""
@@ -42,15 +51,13 @@ class Utterances:
             if sum(self._recent) < ONSET:
                 return None
             first = window - len(self._recent) + 1 + list(self._recent).index(True)
-            self._start = max(0, first - LEAD)
+            self._start = max(self._ended, first - LEAD)
             self._speech = sum(self._recent) - speech
         if speech:
             self._speech += 1
             self._last = window
         silence, length = window - self._last, window + 1 - self._start
-        if silence < (END if length < PIECE else BREATH) and length < LONGEST:
-            return None
-        return self.end()
+        return self.end() if silence >= _enough(length) else None
 
     def end(self) -> tuple[int, int] | None:
         """The caller is not heard any more: the utterance under way, if it is one."""
@@ -58,4 +65,10 @@ class Utterances:
         self._recent.clear()
         if start is None or self._speech < LEAST:
             return None
-        return start, min(self._window, self._last + 1 + LEAD)
+        self._ended = min(self._window, self._last + 1 + LEAD)
+        return start, self._ended
+
+
+def _enough(length: int) -> int:
+    """Windows of silence that end an utterance of so many."""
+    return END if length < PIECE else math.ceil(BREATH * (LONGEST - length) / (LONGEST - PIECE))

@@ -1,4 +1,4 @@
-"""The wire between a gateway and a worker: one WebSocket a call, subprotocol `callplex.v1` or `callplex.v1.1`.
+"""The wire between a gateway and a worker: one WebSocket a call, subprotocol `callplex.v1`, `.v1.1` or `.v1.2`.
 
 Owns the messages, their bytes and the limits on them; both sides import this file and nothing else
 of each other. Standard library only, so that it loads without torch, numpy or a web framework.
@@ -15,10 +15,14 @@ The order of a session:
                         flush        (JSON)   sound up to a frame that is not yet heard is void
                         cut          (JSON)   history before a frame is no longer needed
                         columns      (binary) of frames that no worker answered, after a resume
-                        late         (JSON)   an agent frame came late by the engine's own count; 1.1 only
+                        late         (JSON)   an agent frame came late by the engine's own count; from 1.1 on
                         played       (JSON)   a clip has been played to its end
                         done         (JSON)   the agent is finished: goodbye, or a transfer
     gateway -> worker   say, play, close (JSON)
+    worker  -> gateway  closed       (JSON)   after close or done: the slot is free; from 1.2 on
+
+The worker then closes the socket: at once, or, where a caller's last words have still to be recognised, after `closed`
+and those, as caller text, a few seconds later at most.
 
 A binary message is one byte of kind, the frame's index as a little-endian u32, then the payload.
 
@@ -54,7 +58,9 @@ from model.wire_script import Script as Script
 SUBPROTOCOL = "callplex.v1"
 WITH_LATE = "callplex.v1.1"
 """The worker may say `late`, too."""
-SUBPROTOCOLS = (WITH_LATE, SUBPROTOCOL)
+WITH_CLOSED = "callplex.v1.2"
+"""And `closed`: who offers this waits for the caller's last words."""
+SUBPROTOCOLS = (WITH_CLOSED, WITH_LATE, SUBPROTOCOL)
 """What a gateway offers, the newest first; the worker takes the first that it knows."""
 PATH = "/api/session"
 
@@ -189,6 +195,11 @@ class Done:
     """Name of the persona's transfer target, when the reason is `transfer`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The slot is free; until the worker closes the socket only what the caller was still saying follows."""
+
+
 Output = AgentFrame | AgentText | CallerText | Flush | Cut | Columns | Played | Late | Done
 
 
@@ -229,11 +240,11 @@ class Play:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """The call is over; the worker frees the slot and closes the socket."""
+    """The call is over; the worker frees the slot, says the caller's last words and closes the socket."""
 
 
 ToWorker = CallerFrame | Say | Play | Close
-FromWorker = Output | Ready | Error
+FromWorker = Output | Ready | Error | Closed
 
 _TO_WORKER: dict[str, type[Any]] = {"say": Say, "play": Play, "close": Close}
 _FROM_WORKER: dict[str, type[Any]] = {
@@ -245,6 +256,7 @@ _FROM_WORKER: dict[str, type[Any]] = {
     "played": Played,
     "late": Late,
     "done": Done,
+    "closed": Closed,
 }
 _NAMES = {kind: name for table in (_TO_WORKER, _FROM_WORKER) for name, kind in table.items()}
 

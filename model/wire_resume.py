@@ -46,7 +46,10 @@ class Resume:
     missed: int = 0
     """Caller frames that no worker answered; their sound is the last in the message."""
     heard: int = 0
-    """Caller frames before this one are in the transcript; a transcriber goes on from here."""
+    """Caller frames before this one are in the transcript; a transcriber goes on from here, or from where the caller's
+    sound begins, if that is later: then nobody writes down what lies between. It is silence unless the worker's
+    transcribers were seconds behind, which tell an utterance after 8 s at the latest, or nobody took the session for
+    seconds."""
     queued: tuple[str, ...] = ()
     """What the greeting and `say` asked for and has not been said, in order; of a text half said, the
     rest. A resumed session greets nobody of its own accord."""

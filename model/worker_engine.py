@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Protocol, runtime_checkable
 
 from model.metrics import Histogram
-from model.wire import CallerFrame, History, Output, SessionRequest
+from model.wire import CallerFrame, CallerText, History, Output, SessionRequest
 
 
 class WorkerSession(Protocol):
@@ -27,8 +27,15 @@ class WorkerSession(Protocol):
     def play(self, clip: str) -> None:
         """A prepared clip, sound for sound."""
 
+    def finish(self) -> AsyncIterator[CallerText] | None:
+        """The call is over: what its caller said that `outputs` has not told; None if that is known to be nothing.
+
+        Called once at most, just before `close`, and read afterwards; it ends within a few seconds, also if nobody
+        reads it. Not called for a session that goes on elsewhere: there its caller is heard again.
+        """
+
     async def close(self) -> None:
-        """Frees what the session holds. Called once, always."""
+        """Frees the slot, and all else but what `finish` still needs. Called once, always."""
 
 
 class WorkerEngine(Protocol):

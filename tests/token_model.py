@@ -80,6 +80,11 @@ class TokenModel:
             outputs.append(Cut(self.cut))
         return outputs
 
+    def last_words(self) -> list[CallerText]:
+        """What the caller said and has not been told, once the call is over."""
+        starts = range(self.heard, self.index, HEARD_EVERY)
+        return [CallerText(start, min(start + HEARD_EVERY, self.index), f"c{start}") for start in starts]
+
     def miss(self, pcm: bytes) -> bytes:
         """A frame of the caller in which the agent was silent; returns its column."""
         return self._decide(pcm, b"silent")

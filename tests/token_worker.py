@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 from model.serving import serve
-from model.wire import CallerFrame, History, Output, Played, SessionRequest
+from model.wire import CallerFrame, CallerText, History, Output, Played, SessionRequest
 from tests.token_model import TokenModel
 
 
@@ -49,6 +49,10 @@ class TokenSession:
         """Its clips have no length."""
         self._model.say(f"[{clip}]")
         self._pending.append(Played(self._model.index, clip))
+
+    async def finish(self) -> AsyncIterator[CallerText]:
+        for text in self._model.last_words():
+            yield text
 
     async def close(self) -> None:
         self._closed = True

@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -30,6 +31,8 @@ from model.wire import FRAME_SECONDS, SAMPLE_RATE, AgentFrame, AgentText, Caller
 
 log = logging.getLogger(__name__)
 
+LAST_WORDS_SECONDS = 2.0
+"""What the caller was still saying when the call ended is waited for so long."""
 _LATE_IN_QUESTION = SAMPLE_RATE
 """Samples of a question left to say, in which a "yeah" is its answer."""
 
@@ -102,6 +105,12 @@ class RehearsalSession:
         self._busy = 0
         self._idle = asyncio.Event()
         self._closed = False
+        self._hearing = 0
+        """Frames and utterances of the caller whose words may still come."""
+        self._heard_out = asyncio.Event()
+        self._finishing: asyncio.Task[None] | None = None
+        self._ended = False
+        """All that the caller said has been heard, and is being recognised."""
         self._runner = asyncio.create_task(self._run())
         self._turns.agent_thinks()
         self._begin(lambda _: dialogue.greeting())
@@ -121,7 +130,7 @@ class RehearsalSession:
             self._outputs.put_nowait(AgentText(frame.index, f" {word}"))
         self._outputs.put_nowait(AgentFrame(frame.index, released.pcm))
         self._unheard.append((frame.pcm, released.pcm))
-        self._work(1)
+        self._hear_more(1)
         self._arrived.set()
         self._finish_turn()
 
@@ -144,10 +153,25 @@ class RehearsalSession:
         """There are no clips here: said in the log, and nothing is played."""
         log.warning("the rehearsal engine has no clip %r to play", clip)
 
-    async def close(self) -> None:
-        """Stops all work for this call. What a thread is in the middle of ends on its own, unheard."""
+    def finish(self) -> AsyncIterator[CallerText] | None:
+        """See `WorkerSession.finish`. Nothing is thought or rendered any more."""
         self._closed = True
         self._number += 1
+        if self._runner.done() or not (self._hearing or self._turns.caller_talks):
+            return None
+        self._hear_more(1)
+        self._arrived.set()
+        self._finishing = asyncio.create_task(self._hear_out())
+        return self._last_words()
+
+    async def close(self) -> None:
+        """Stops all work for this call, but for its last words. What a thread is in the middle of ends on its own."""
+        self._closed = True
+        self._number += 1
+        if self._finishing is None:
+            await self._stop()
+
+    async def _stop(self) -> None:
         self._runner.cancel()
         await asyncio.wait([self._runner])
         if not self._runner.cancelled():
@@ -156,6 +180,20 @@ class RehearsalSession:
     async def settled(self) -> None:
         """Wait until nothing is being computed for what was pushed so far. For tests and offline use."""
         await self._idle.wait()
+
+    async def _hear_out(self) -> None:
+        """Let the caller's words be recognised to the end, and then stop."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_SECONDS):
+                await self._heard_out.wait()
+        if not self._heard_out.is_set():
+            log.warning("what a caller was saying when the call ended was not recognised in time")
+        await self._stop()
+
+    async def _last_words(self) -> AsyncIterator[CallerText]:
+        while (output := await self._outputs.get()) is not None:
+            if isinstance(output, CallerText):
+                yield output
 
     # Work on threads.
 
@@ -176,7 +214,11 @@ class RehearsalSession:
             for speech in windows:
                 late = self._playout.asking and self._playout.remaining < _LATE_IN_QUESTION
                 self._act(self._turns.hear(speech, late), tasks)
-            self._work(-len(frames))
+            if self._finishing is not None and not (self._unheard or self._ended):
+                self._ended = True
+                self._act(self._turns.end(), tasks)
+                self._hear_more(-1)
+            self._hear_more(-len(frames))
 
     def _hear(self, frames: list[tuple[bytes, bytes]]) -> list[bool]:
         return [speech for caller, agent in frames for speech in self._listener.hear(caller, agent)]
@@ -187,7 +229,7 @@ class RehearsalSession:
         if heard is not None:
             onsets = [int(onset / WINDOW_SECONDS) for onset in heard.onsets]
             self._act(self._turns.recognised(attempt, heard.text, heard.confidence, onsets), tasks)
-        self._work(-1)
+        self._hear_more(-1)
 
     def _recognise_wanted(self, attempt: int, sound: NDArray[np.float32]) -> Heard | None:
         """On a thread, perhaps after waiting for one: by then the caller may have gone on."""
@@ -232,9 +274,11 @@ class RehearsalSession:
 
     def _act(self, actions: list[Action], tasks: asyncio.TaskGroup) -> None:
         for action in actions:
+            if self._finishing is not None and not isinstance(action, Recognise | Said):
+                continue
             match action:
                 case Recognise(attempt, start, end):
-                    self._work(1)
+                    self._hear_more(1)
                     # The sound is taken now, while the listener rests between two frames.
                     tasks.create_task(self._recognise(attempt, self._listener.sound(start, end), tasks))
                 case Pause():
@@ -299,6 +343,13 @@ class RehearsalSession:
     def _stopped(self, _: asyncio.Task[None]) -> None:
         self._outputs.put_nowait(None)
         self._idle.set()
+
+    def _hear_more(self, count: int) -> None:
+        """Count what of the caller is being heard and recognised."""
+        self._hearing += count
+        self._work(count)
+        if not self._hearing and self._finishing is not None:
+            self._heard_out.set()
 
     def _work(self, count: int) -> None:
         """Count what is being computed."""

@@ -192,6 +192,7 @@ class Turns:
         self._speaking_since: int | None = None
         self._longest_pause = 0
         """Of those after which the caller went on."""
+        self._over = False
         self._cut_ins = 0
 
     @property
@@ -237,6 +238,14 @@ class Turns:
             utterance.text = part
             utterance.confidence = confidence or 0.0
         return self._conclude()
+
+    def end(self) -> list[Action]:
+        """The caller is gone: what they were saying is over, and once it is recognised, said. Nobody answers it."""
+        self._over = True
+        utterance = self._utterance
+        if utterance is None or utterance.voiced < self._timing.least:
+            return []
+        return [self._recognise(utterance)] if utterance.attempt < 0 else self._conclude()
 
     def wants(self, attempt: int) -> bool:
         """Whether the text of a `Recognise` would still be of use; if not, it need not be computed."""
@@ -318,6 +327,8 @@ class Turns:
             return self._close(utterance, "")
         if utterance.text is None or utterance.pieces:
             return []
+        if self._over:
+            return self._close(utterance, utterance.words)
         over_agent = self.agent in (Agent.SPEAKING, Agent.HELD)
         words = utterance.words
         if not words or (over_agent and self._gives_way(utterance, words)):
@@ -346,6 +357,8 @@ class Turns:
         self._quiet_since = self._now
         said = Said(utterance.start, utterance.last + 1, words, utterance.onsets, utterance.certainty)
         actions: list[Action] = [said] if words else []
+        if self._over:
+            return actions
         if self.agent is Agent.IDLE:
             return actions + ([self._reply(words)] if words else [])
         if self._gives_way(utterance, words):

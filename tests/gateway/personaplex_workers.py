@@ -10,9 +10,12 @@ from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
+
 from gateway.phone.caller import Clip, ScriptedCaller
 from gateway.phone.metrics import sound_spans
 from gateway.phone.sound import read_wav
+from model.folder import ModelFolder
 from tests.gateway.gateway_process import GatewayProcess, environment
 from tests.gateway.token_workers import ROOT, WorkerProcess
 from tests.model.tiny_folder import VOICE
@@ -24,6 +27,10 @@ role: You are a kind teacher.
 record: false
 """
 ROUTING = "default: {persona: teacher}\n"
+
+_LAST = 14
+"""The layer of the codec's decoder that sound comes out of."""
+_SOFT = 0.1
 
 
 @asynccontextmanager
@@ -49,6 +56,15 @@ async def personaplex(weights: Path, slots: int, **settings: str) -> AsyncIterat
         if process.returncode is None:
             process.terminate()
         await process.wait()
+
+
+def softly_speaking(folder: ModelFolder) -> Path:
+    """The tiny model speaks in noise without a pause; at full strength a caller is taken for its echo, and left out."""
+    codec = load_file(folder.mimi)
+    for name in (f"decoder.model.{_LAST}.conv.conv.{kind}" for kind in ("weight", "bias")):
+        codec[name] = codec[name] * _SOFT
+    save_file(codec, folder.mimi)
+    return folder.path
 
 
 def write_persona(folder: Path, more: str = "") -> Path:

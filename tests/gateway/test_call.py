@@ -324,6 +324,49 @@ def test_a_worker_that_dies_or_hangs_ends_the_call_with_its_reason(silently: boo
     assert ended == pytest.approx(ends_at, abs=0.2)
 
 
+class TalkingEngine(ScriptedEngine):
+    """Takes two seconds over what the caller was still saying when the call ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        async def last_words() -> AsyncIterator[CallerText]:
+            assert self.session.closed
+            await asyncio.sleep(2)
+            yield CallerText(10, 20, "Thanks, bye.")
+
+        self.session.last_words = last_words  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_last_words_are_waited_for_but_not_with_the_line(cancelled: bool) -> None:
+    times: dict[str, float] = {}
+
+    class Line(MemoryLeg):
+        async def hangup(self, reason: str) -> None:
+            await super().hangup(reason)
+            times["line"] = asyncio.get_running_loop().time()
+
+    class LogBook(Told):
+        def over(self) -> None:
+            super().over()
+            times["log book"] = asyncio.get_running_loop().time()
+            assert [one.text for one in self.utterances] == ["Thanks, bye."]
+
+    async def run() -> Call:
+        call = Call(Line(100 if cancelled else 1), TalkingEngine(), PLAN, log_book=LogBook())
+        task = asyncio.create_task(call.run())
+        if cancelled:
+            await asyncio.sleep(1)
+            task.cancel()
+        await asyncio.wait([task])
+        return call
+
+    call = virtual_time.run(run())
+    assert times == {"line": pytest.approx(1, abs=0.1), "log book": pytest.approx(3, abs=0.1)}
+    assert [one.text for one in call.transcript.utterances()] == ["Thanks, bye."]
+
+
 def test_a_peer_that_breaks_its_protocol_ends_only_its_call() -> None:
     leg = MemoryLeg(seconds=1, broken=True)
     assert place(leg, EchoEngine()).outcome.result().reason == "protocol_error"

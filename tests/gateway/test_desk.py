@@ -129,6 +129,20 @@ async def test_one_call_too_many_reaches_the_fallback(tmp_path: Path) -> None:
     assert b'callplex_calls_refused_total{why="busy"} 1.0' in desk.telemetry.render()
 
 
+async def test_a_call_that_has_ended_keeps_nobody_out_while_it_is_heard_out_and_filed(tmp_path: Path) -> None:
+    desk, held = desk_in(tmp_path, max_calls=1), HeldLeg()
+    async with asyncio.timeout(TIMEOUT), desk.open():
+        answering = asyncio.create_task(desk.answer(held, "bank"))
+        await held.listening.wait()
+        assert desk.refusal() == "busy"
+        (call,) = desk._calls
+        call.end("caller_hangup")
+        await held.hanging_up.wait()
+        assert (desk.refusal(), desk.active_calls) == ("", 1)
+        held.release.set()
+        await answering
+
+
 async def test_who_is_turned_away_is_counted(tmp_path: Path) -> None:
     closed = "  hours: never\nhours:\n  never:\n    time_zone: UTC\n    open:\n      mon-sun: []\n"
     desk, held = desk_in(tmp_path, routing=closed), HeldLeg()

@@ -11,16 +11,14 @@ from typing import Any
 
 import httpx
 import pytest
-from safetensors.torch import load_file, save_file
 
 from gateway.phone.call import CallOptions, place_call
 from gateway.phone.caller import Clip
 from gateway.phone.script import CALLERS
 from gateway.phone.sound import read_wav
 from model import wire
-from model.folder import ModelFolder
 from tests.gateway.gateway_process import GatewayProcess, running_gateway
-from tests.gateway.personaplex_workers import ActingCaller, gap, personaplex, ready, write_persona
+from tests.gateway.personaplex_workers import ActingCaller, gap, personaplex, ready, softly_speaking, write_persona
 from tests.gateway.token_workers import WorkerProcess
 from tests.model.tiny_folder import make_folder
 
@@ -30,10 +28,6 @@ DISCLOSURE = "this call is recorded for training and as a record and you are a k
 """Words the tiny tokenizer can spell, said whatever the caller does; the worker is stopped within them."""
 DECLINED = read_wav(CALLERS / "bank-declined.wav")[2 * 8_000 * 5 // 10 : 2 * 8_000 * 87 // 10]
 """Eight seconds about a card that was declined in Miami."""
-
-_LAST = 14
-"""The layer of the codec's decoder that sound comes out of."""
-_SOFT = 0.1
 
 
 def told(worker: WorkerProcess, name: str) -> int:
@@ -50,15 +44,6 @@ def longest_call(gateway: GatewayProcess) -> dict[str, Any]:
 
 def said(document: dict[str, Any], speaker: str) -> str:
     return " ".join(one["text"] for one in document["utterances"] if one["speaker"] == speaker)
-
-
-def softly_speaking(folder: ModelFolder) -> Path:
-    """The tiny model speaks in noise without a pause; at full strength a caller is taken for its echo, and left out."""
-    codec = load_file(folder.mimi)
-    for name in (f"decoder.model.{_LAST}.conv.conv.{kind}" for kind in ("weight", "bias")):
-        codec[name] = codec[name] * _SOFT
-    save_file(codec, folder.mimi)
-    return folder.path
 
 
 async def test_a_worker_that_is_stopped_hands_its_call_over_and_ends(tmp_path: Path) -> None:

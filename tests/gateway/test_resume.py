@@ -232,7 +232,9 @@ async def test_a_session_that_breaks_every_worker_is_let_go() -> None:
         assert len(caller.changes) == 2
 
 
-async def test_a_call_that_ends_while_it_is_being_resumed_leaves_nothing_behind() -> None:
+async def test_a_call_that_ends_while_it_is_being_resumed_leaves_nothing_behind(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with two_workers("--open-seconds", "30") as (first, second, pool):
         caller = Caller(pace=FAST, actions={20: partial(first.signal, signal.SIGKILL)})
         call = asyncio.create_task(caller.call(pool, 100_000))
@@ -240,6 +242,7 @@ async def test_a_call_that_ends_while_it_is_being_resumed_leaves_nothing_behind(
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
         await idle(second)
+    assert "call c0: it ended between two workers; what its caller said after 0.0 s is not written down" in caplog.text
 
 
 async def test_sessions_lost_together_speak_again_within_a_second(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from gateway.bench.child import Gateway, running_gateway
 from gateway.bench.line import Line
 from gateway.bench.load import LoadOrder, place_call
 from tests.gateway.token_workers import WorkerProcess, busy, token_worker
-from tests.token_model import HEARD_EVERY, HEARD_LATE, WORD_EVERY
+from tests.token_model import HEARD_EVERY, WORD_EVERY
 
 pytestmark = pytest.mark.anyio
 
@@ -95,8 +95,7 @@ async def test_the_caller_hears_a_short_silence_and_the_transcript_has_every_wor
 
     last = metrics["frames_in"]
     caller = words(document, "caller")
-    assert caller == [f"c{start}" for start in range(0, HEARD_EVERY * len(caller), HEARD_EVERY)]
-    assert HEARD_EVERY * len(caller) >= last - 2 * HEARD_EVERY - HEARD_LATE
+    assert caller == [f"c{start}" for start in range(0, last, HEARD_EVERY)]
     agent = [int(word.removeprefix("a")) for word in words(document, "agent")]
     assert agent[0] == 0
     assert agent[-1] > last - 2 * WORD_EVERY

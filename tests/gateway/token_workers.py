@@ -112,6 +112,7 @@ class Caller:
             await session.close()
             with contextlib.suppress(asyncio.CancelledError):
                 await listening
+            self.heard += [text async for text in session.last_words()]
         return self
 
     async def speak(self, session: Session, frames: int, listening: asyncio.Task[None]) -> None:
@@ -173,6 +174,7 @@ class Caller:
                 outputs.append(AgentFrame(index, SILENCE))
             else:
                 outputs += model.step(pcm)
+        outputs += model.last_words()
         return [output for output in outputs if isinstance(output, AgentFrame | AgentText | CallerText)]
 
     def check(self) -> None:

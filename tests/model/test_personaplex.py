@@ -27,8 +27,8 @@ from model.engine_options import EngineOptions, EngineRefused
 from model.engine_wire import Heard, Told
 from model.folder import ModelFolder
 from model.personaplex import QUIET, PersonaplexEngine, PersonaplexSession
-from model.transcriber import NoTranscriber
-from model.wire import AgentFrame, CallerFrame, Error, FromWorker, History, Ready, Resume, SessionRequest
+from model.transcriber import Finished, NoTranscriber
+from model.wire import AgentFrame, CallerFrame, CallerText, Error, FromWorker, History, Ready, Resume, SessionRequest
 from tests.model.device import DEVICE
 from tests.model.rig import caller_pcm, request
 
@@ -229,6 +229,55 @@ async def test_a_caller_frame_carries_when_it_came() -> None:
     assert isinstance(heard, Heard)
     assert heard.frame == frame
     assert before <= heard.came <= time.monotonic()
+
+
+class Listening(NoTranscriber):
+    """Keeps what it is told, and at the end of a call has not come to two frames of it."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    def hear(self, session: int, index: int, caller: bytes, agent: bytes) -> None:
+        self.told.append((index, agent))
+
+    def finish(self, session: int, finished: Finished) -> None:
+        self.told.append("finish")
+        finished(2)
+
+    def close(self, session: int) -> None:
+        self.told.append("close")
+
+
+async def test_frames_that_the_engine_has_not_answered_are_heard_out_and_what_is_missing_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    transcriber, spoken = Listening(), bytes(range(256)) * 15
+    session = PersonaplexSession(Recording(), 1, transcriber, "c7")
+    for index in range(3):
+        session.push(CallerFrame(index, caller_pcm(0, index)))
+    session.told(AgentFrame(0, spoken))
+    session.write(CallerText(0, 1, "Bye."))
+    words = session.finish()
+    await session.close()
+    assert words is not None
+    assert [text.text async for text in words] == ["Bye."]
+    assert transcriber.told == [(0, spoken), (1, b""), (2, b""), "finish"]
+    assert "call c7: the caller's last 0.2 s were not transcribed in time" in caplog.text
+
+
+async def test_a_session_that_goes_elsewhere_is_not_heard_out() -> None:
+    transcriber = Listening()
+    session = PersonaplexSession(Recording(), 1, transcriber)
+    session.push(CallerFrame(0, caller_pcm(0, 0)))
+    await session.close()
+    assert transcriber.told == ["close"]
+
+
+async def test_without_a_transcriber_there_are_no_last_words() -> None:
+    session = PersonaplexSession(Recording(), 1, NoTranscriber())
+    session.push(CallerFrame(0, caller_pcm(0, 0)))
+    assert session.finish() is None
+    await session.close()
 
 
 async def test_the_engine_is_told_of_more_prompts_than_an_argument_can_hold(tmp_path: Path) -> None:

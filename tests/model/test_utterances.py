@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from model.utterances import BREATH, END, LEAD, LEAST, LONGEST, ONSET, PIECE, Utterances
+from model.wire import FRAME_SECONDS, MAX_HISTORY_CALLER_FRAMES
 
 
 def heard(windows: str) -> list[tuple[int, int]]:
@@ -30,12 +31,25 @@ def test_a_click_is_no_utterance() -> None:
 
 
 def test_a_long_one_is_taken_in_pieces_at_a_breath_and_at_the_longest_without() -> None:
-    spans = heard("#" * (PIECE + 10) + "." * BREATH + "#" * 50 + "." * END)
-    assert len(spans) == 2
-    assert spans[0][1] <= PIECE + 10 + BREATH
+    spans = heard("#" * (PIECE - BREATH) + "." * BREATH + "#" * 50 + "." * END)
+    assert spans == [(0, PIECE), (PIECE, PIECE + 50 + LEAD)]
     endless = heard("#" * (2 * LONGEST + 100))
-    assert len(endless) == 3
-    assert all(end - start <= LONGEST for start, end in endless)
+    assert endless == [(0, LONGEST), (LONGEST, 2 * LONGEST), (2 * LONGEST, 2 * LONGEST + 100)]
+
+
+def test_the_longer_it_has_become_the_shorter_a_breath_ends_it() -> None:
+    breaths = []
+    for length in range(PIECE, LONGEST):
+        breath = next(n for n in range(1, END) if heard("#" * (length - n) + "." * n + "#" * 50)[0][1] == length)
+        breaths.append(breath)
+    assert breaths[0] == BREATH
+    assert breaths[-1] == 1
+    assert breaths == sorted(breaths, reverse=True)
+
+
+def test_one_that_was_not_written_down_is_in_the_sound_that_another_worker_gets() -> None:
+    heard_late = 1.5  # seconds: it is recognised, the worker's loss is noticed, another is asked
+    assert LONGEST * 0.032 + heard_late <= MAX_HISTORY_CALLER_FRAMES * FRAME_SECONDS
 
 
 def test_the_end_of_the_call_ends_an_utterance() -> None:
@@ -43,3 +57,11 @@ def test_the_end_of_the_call_ends_an_utterance() -> None:
     assert all(utterances.hear(True) is None for _ in range(20))
     assert utterances.end() == (0, 20)
     assert utterances.end() is None
+
+
+def test_what_is_under_way_is_known() -> None:
+    utterances, lengths = Utterances(), []
+    for window in "." * 20 + "#" * 10 + "." * END + ".":
+        utterances.hear(window == "#")
+        lengths.append(utterances.under_way)
+    assert lengths == [0] * 22 + list(range(LEAD + ONSET, LEAD + 10 + END)) + [0, 0]

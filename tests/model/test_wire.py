@@ -33,6 +33,7 @@ FROM_WORKER = (
     | st.builds(wire.Columns, INDEX, st.binary(min_size=34, max_size=34) | st.just(bytes(34 * 125)))
     | st.builds(wire.Played, COUNT, TEXT)
     | st.builds(wire.Late, COUNT)
+    | st.just(wire.Closed())
     | st.builds(wire.Done, COUNT, st.sampled_from(["goodbye", "transfer"]), TEXT)
     | st.builds(wire.Ready, TEXT, TEXT, st.booleans())
     | st.builds(wire.Error, st.sampled_from(["full", "invalid", "unauthorized", "failed", "draining"]), TEXT)

@@ -10,6 +10,7 @@ from itertools import count
 import numpy as np
 import pytest
 
+from model.rehearsal import session as session_module
 from model.rehearsal.pieces import End, Sentence, Wanted
 from model.rehearsal.session import Models, RehearsalSession
 from model.wire import FRAME_SECONDS, AgentFrame, AgentText, CallerFrame, CallerText, Done, Flush
@@ -106,6 +107,52 @@ async def test_what_an_operator_has_said_is_said_next(models: Models) -> None:
     await session.close()
     words = [output.text async for output in session.outputs() if isinstance(output, AgentText)]
     assert "".join(words) == " Hello. Please hold the line."
+
+
+async def test_what_a_caller_says_as_they_hang_up_is_told_and_not_answered(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "LAST_WORDS_SECONDS", 60.0)
+    script = Script(["Hello."], [[Sentence("Goodbye.")]])
+    said = turns("bank-hours")[1]
+    caller = to_int16(recording("bank-hours")[int(said["start"] * 24_000) : int(said["end"] * 24_000)])
+    caller = caller[: np.flatnonzero(np.abs(caller) > 300)[-1]]
+    session = RehearsalSession(models, script)
+    await session.settled()
+    for index in range(len(caller) // 1_920):
+        session.push(CallerFrame(index, caller[index * 1_920 : (index + 1) * 1_920].tobytes()))
+    words = session.finish()
+    await session.close()
+    assert words is not None
+    (text,) = [text async for text in words]
+    assert text.text.replace(",", "") == "Great thanks bye."
+    assert script.heard == []
+    await session.settled()
+
+
+async def test_a_session_whose_caller_is_silent_has_no_last_words(models: Models) -> None:
+    session = RehearsalSession(models, Script(["Hello."]))
+    for index in range(20):
+        session.push(CallerFrame(index, SILENT))
+    await session.settled()
+    assert session.finish() is None
+    await session.close()
+
+
+async def test_last_words_that_take_too_long_are_given_up(
+    models: Models, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(session_module, "LAST_WORDS_SECONDS", 0.05)
+    stuck = threading.Event()
+    models.listening.submit(stuck.wait)
+    session = RehearsalSession(models, Script(["Hello."]))
+    session.push(CallerFrame(0, SILENT))
+    words = session.finish()
+    await session.close()
+    assert words is not None
+    assert [text async for text in words] == []
+    stuck.set()
+    assert "not recognised in time" in caplog.text
 
 
 async def test_a_frame_is_answered_at_once_even_while_everything_is_being_computed(models: Models) -> None:

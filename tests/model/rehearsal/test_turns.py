@@ -68,6 +68,37 @@ def test_a_recognition_later_than_the_end_answers_when_it_comes() -> None:
     assert kinds(turns.recognised(1, "Hello.")) == ["Said", "Reply"]
 
 
+def test_the_end_of_the_call_ends_an_utterance_that_nobody_answers() -> None:
+    turns = Turns()
+    assert turns.end() == []
+    turns = Turns()
+    hear(turns, 20, speech=True)
+    (recognise,) = turns.end()
+    assert recognise == Recognise(1, 0, 20)
+    assert turns.wants(1)
+    assert turns.recognised(1, "Bye.") == [Said(0, 20, "Bye.")]
+    assert turns.end() == []
+
+
+def test_what_was_recognised_at_a_pause_is_said_when_the_call_ends_in_it() -> None:
+    turns = Turns()
+    hear(turns, 20, speech=True)
+    hear(turns, TIMING.quick, speech=False)
+    turns.recognised(1, "My number is")
+    assert turns.end() == [Said(0, 20, "My number is")]
+    waiting = Turns()
+    hear(waiting, 20, speech=True)
+    hear(waiting, TIMING.quick, speech=False)
+    assert waiting.end() == []
+    assert waiting.recognised(1, "My number is") == [Said(0, 20, "My number is")]
+
+
+def test_a_click_at_the_end_of_the_call_is_not_recognised() -> None:
+    turns = Turns()
+    hear(turns, TIMING.onset, speech=True)
+    assert turns.end() == []
+
+
 def test_a_pause_inside_a_sentence_does_not_end_it() -> None:
     turns = Turns()
     hear(turns, 20, speech=True)
