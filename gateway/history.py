@@ -48,6 +48,7 @@ class SessionHistory:
         self._texts: deque[_Text] = deque(maxlen=MAX_QUEUED)
         self._clips: deque[str] = deque(maxlen=MAX_QUEUED)
         self._word = ""
+        self._over = False
 
     @property
     def answered(self) -> int:
@@ -68,12 +69,16 @@ class SessionHistory:
         """The caller's next frame, 640 int16 samples at 8 kHz. Raises ValueError for any other length."""
         if len(line) != LINE_FRAME_BYTES:
             raise ValueError(f"a frame from the line has {LINE_FRAME_BYTES} bytes, this one {len(line)}")
+        if self._over:
+            return
         place = self.sent % KEPT_LINE_FRAMES * LINE_FRAME_BYTES
         self._ring[place : place + LINE_FRAME_BYTES] = line
         self.sent += 1
 
     def agent(self, index: int, columns: bytes) -> None:
         """The columns of frames `index` and on. Of those that were passed over nobody knows any."""
+        if self._over:
+            return
         if index < self.answered:
             self._fill(index, columns)
             return
@@ -102,12 +107,13 @@ class SessionHistory:
 
     def say(self, text: str) -> None:
         """The agent was asked to say this next."""
-        if words := text.split():
+        if (words := text.split()) and not self._over:
             self._texts.append(_Text(words, self.sent + SAY_FRAMES + WORD_FRAMES * len(words)))
 
     def play(self, clip: str) -> None:
         """A clip was asked for."""
-        self._clips.append(clip)
+        if not self._over:
+            self._clips.append(clip)
 
     def played(self, clip: str) -> None:
         """A clip was heard to its end."""
@@ -116,6 +122,8 @@ class SessionHistory:
 
     def spoke(self, piece: str) -> None:
         """A piece of what the agent said; a leading space starts a word."""
+        if self._over:
+            return
         if piece[:1].isspace():
             self._end_word()
         *whole, self._word = (self._word + piece).split(" ")
@@ -178,7 +186,8 @@ class SessionHistory:
         return tuple(" ".join(left) for left in texts if left)
 
     def wipe(self) -> None:
-        """Overwrite what was kept."""
+        """The session is over: overwrite what was kept. What is still told of it is not kept any more."""
+        self._over = True
         for kept in (self._columns, self._ring):
             kept[:] = bytes(len(kept))
             kept.clear()

@@ -308,8 +308,12 @@ class ResumingSession:
             return
         self._over.set()
         self._news.set()
+        # First of all: whoever waits for the rest may be cancelled.
+        self.history.wipe()
+        self._unsent.clear()
+        self._unsaid.clear()
+        self._texts.clear()
         if self._reopening is not None:
             self._reopening.cancel()
             await asyncio.gather(self._reopening, return_exceptions=True)
-        self.history.wipe()
         await self._session.close()
