@@ -48,6 +48,7 @@ class SessionHistory:
         self._texts: deque[_Text] = deque(maxlen=MAX_QUEUED)
         self._clips: deque[str] = deque(maxlen=MAX_QUEUED)
         self._word = ""
+        self._over = False
 
     @property
     def answered(self) -> int:
@@ -68,6 +69,8 @@ class SessionHistory:
         """The caller's next frame, 640 int16 samples at 8 kHz. Raises ValueError for any other length."""
         if len(line) != LINE_FRAME_BYTES:
             raise ValueError(f"a frame from the line has {LINE_FRAME_BYTES} bytes, this one {len(line)}")
+        if self._over:
+            return
         place = self.sent % KEPT_LINE_FRAMES * LINE_FRAME_BYTES
         self._ring[place : place + LINE_FRAME_BYTES] = line
         self.sent += 1
@@ -77,6 +80,8 @@ class SessionHistory:
 
         Raises ValueError for frames that were never sent.
         """
+        if self._over:
+            return
         end = index + len(columns) // TOKENS_BYTES
         if end > self.sent:
             raise ValueError(f"frame {end - 1} has not been sent, only {self.sent} have")
@@ -108,12 +113,13 @@ class SessionHistory:
 
     def say(self, text: str) -> None:
         """The agent was asked to say this next."""
-        if words := text.split():
+        if (words := text.split()) and not self._over:
             self._texts.append(_Text(words, self.sent + SAY_FRAMES + WORD_FRAMES * len(words)))
 
     def play(self, clip: str) -> None:
         """A clip was asked for."""
-        self._clips.append(clip)
+        if not self._over:
+            self._clips.append(clip)
 
     def played(self, clip: str) -> None:
         """A clip was heard to its end."""
@@ -122,6 +128,8 @@ class SessionHistory:
 
     def spoke(self, piece: str) -> None:
         """A piece of what the agent said; a leading space starts a word."""
+        if self._over:
+            return
         if piece[:1].isspace():
             self._end_word()
         *whole, self._word = (self._word + piece).split(" ")
@@ -184,7 +192,8 @@ class SessionHistory:
         return tuple(" ".join(left) for left in texts if left)
 
     def wipe(self) -> None:
-        """Overwrite what was kept."""
+        """The session is over: overwrite what was kept. What is still told of it is not kept any more."""
+        self._over = True
         for kept in (self._columns, self._ring):
             kept[:] = bytes(len(kept))
             kept.clear()

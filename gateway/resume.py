@@ -357,15 +357,19 @@ class ResumingSession:
             return
         self._over.set()
         self._news.set()
+        # First of all: whoever waits for the rest may be cancelled.
+        heard = self.history.heard * FRAME_SECONDS
+        self.history.wipe()
+        self._unsent.clear()
+        self._unsaid.clear()
+        self._texts.clear()
         if self._lost:
-            heard = self.history.heard * FRAME_SECONDS
             what = f"it ended between two workers; what its caller said after {heard:.1f} s is not written down"
             log.warning("call %s: %s", self._request.call_id, what)
         tasks = [*self._given_up, *([self._reopening] if self._reopening is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self.history.wipe()
         await self._session.close()
 
     async def last_words(self) -> AsyncIterator[CallerText]:

@@ -169,7 +169,7 @@ class Calls:
             self._jobs.append(_Job(call, call.speech.carry_out()))
 
     def close(self, session: int) -> Account | None:
-        """The call is over; its slot is wiped and free. Returns how it was served, if there was one."""
+        """The call is over; its slot is free, and wiped between steps. Returns how it was served, if there was one."""
         call = self._calls.pop(session, None)
         if call is None:
             return None
@@ -181,6 +181,7 @@ class Calls:
             job.parts.close()
         account = self.scheduler.close(call.slot, self._now())
         self.stepper.reset(call.slot)
+        call.columns.wipe()
         if account.late or account.lost or account.repeated:
             log.warning("call %s: %s", call.request.call_id, account.told())
         return account
@@ -209,7 +210,7 @@ class Calls:
     def wake_at(self) -> float | None:
         """When there is something to do, if nothing comes in before; None: not at all."""
         due = self.scheduler.next_due()
-        if not self._jobs:
+        if not (self._jobs or self.stepper.unwiped):
             return due
         look = self._now() + _LOOK_AGAIN
         return look if due is None else min(look, due)
@@ -266,13 +267,16 @@ class Calls:
     def _next_parts(self) -> list[_Part] | None:
         """Calls that wait to speak come first, in the order they came; what they share, once none can go on alone.
 
-        Only then those that get their past back, least room first. While anybody waits to speak, one that has room
-        does not begin a part: resumed together, all speak before any of them remembers more. None: nothing was done.
+        Then what calls have left behind is wiped. Only then those that get their past back, least room first. While
+        anybody waits to speak, one that has room does not begin a part: resumed together, all speak before any of them
+        remembers more. None: nothing was done.
         """
         waiting = [job for job in self._jobs if job.pressing]
         parts = list(islice((part for job in waiting if (part := _part(job)).did is not False), _TOGETHER))
         if parts or self._passes.work():
             return parts
+        if self.stepper.wipe():
+            return []
         for room, job in self._by_room():
             if waiting and room > self._margin:
                 break
@@ -372,7 +376,7 @@ class Calls:
             stepper.state.cache.move(stepper.lm_slot[call.slot], end + call.base, spare, end + base)
             spare = stepper.point(call.slot, spare)
         finally:
-            stepper.reset_lm(spare)
+            stepper.let_go_lm(spare)
             self._spares.append(spare)
             call.has_spare = False
         call.base = base

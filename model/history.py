@@ -66,6 +66,11 @@ class Columns:
         ids = np.frombuffer(bytes(self._data[first:last]), "<u2").astype(np.int64)
         return torch.from_numpy(ids.reshape(-1, TOKENS_BYTES // 2).T.copy())
 
+    def wipe(self) -> None:
+        """The call is over: overwrite them."""
+        self._data[:] = bytes(len(self._data))
+        self._data.clear()
+
     def forget(self, index: int) -> None:
         """Let go of what lies before frame `index`."""
         if index > self.start:

@@ -3,7 +3,8 @@
 Owns the rings' storage, copies of prompts, and the attention of a step, in Triton on a GPU and in plain PyTorch
 elsewhere. The rules of positions, windows and passes are those of `model.streaming`. Knows no weights or calls.
 
-A slot is reset by its offset alone. What lies beyond it, an earlier call's keys or a NaN, is never read.
+A slot is reset by its offset alone. What lies beyond it, an earlier call's keys or a NaN, is never read; `wipe` zeroes
+it, in as many launches as layers have rings, and without any memory.
 """
 
 from __future__ import annotations
@@ -70,13 +71,6 @@ class SlotKV(KVCache):
     def reset(self, slots: Tensor) -> None:
         """Make `slots [B]` as good as new. Their memory stays as it is, and is not read."""
         self.offsets.index_fill_(0, slots, 0)
-
-    def wipe(self, slots: Tensor) -> None:
-        """Reset `slots [B]`, and zero what they held."""
-        self.reset(slots)
-        for ring in self.rings():
-            for layer in ring:
-                layer[slots] = torch.zeros_like(layer[slots])
 
     def read(self, layer: int, slots: Tensor | None, cells: int | None = None) -> tuple[Tensor, Tensor]:
         keys, values = super().read(layer, slots, cells)

@@ -11,6 +11,9 @@ it is no part of /dev/shm either, of which a container has 64 MB by default and 
 Each count is one aligned store of 8 bytes, made after the bytes it counts. Between a store and whoever is woken to read
 it lies the system call that rings the bell. Whoever is awake already may see, on processors that do not keep stores in
 order (ARM's), a count before its bytes: the check, a CRC-32 of place, session and bytes, tells, and its bell follows.
+
+What was taken is wiped by the one that put it, the only one that writes there, when next it looks for what has come:
+otherwise sound would lie here until it is overwritten, long after its call.
 """
 
 from __future__ import annotations
@@ -45,6 +48,8 @@ class Ring:
         self._taken_count = self._bytes[64:72].cast("Q")
         self._ring = self._bytes[_DATA:]
         self._size = len(self._ring)
+        self._wiped = 0
+        """Of the one that puts: bytes before this count are zeros, or overwritten."""
 
     def put(self, session: int, data: bytes) -> None:
         """Raises RingFull if there is no room for it."""
@@ -55,6 +60,7 @@ class Ring:
         self._write(at, _HEADER.pack(len(data), session, _check(at, session, data)))
         self._write(at + _HEADER.size, data)
         self._put_count[0] = at + needed
+        self._wiped = max(self._wiped, at + needed - self._size)
 
     def get(self) -> tuple[int, bytes] | None:
         """Session and bytes of the oldest message, if there is one."""
@@ -68,6 +74,12 @@ class Ring:
             return None
         self._taken_count[0] = at + _HEADER.size + length
         return session, data
+
+    def wipe(self) -> None:
+        """For the one that puts: zero what was taken."""
+        taken = self._taken_count[0]
+        self._write(self._wiped, bytes(taken - self._wiped))
+        self._wiped = taken
 
     def close(self) -> None:
         """Let go of the memory, which can then be closed."""
@@ -146,6 +158,7 @@ class Channel:
 
     def hush(self) -> None:
         """Stop the bell; then take all that has come. Raises PeerGone."""
+        self._out.wipe()
         try:
             while heard := os.read(self.ears, _BELLS):
                 if len(heard) < _BELLS:

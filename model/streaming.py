@@ -124,6 +124,12 @@ class KVCache:
         self.keys.index_fill_(1, slots, 0.0)
         self.values.index_fill_(1, slots, 0.0)
 
+    def wipe(self, slot: int) -> None:
+        """Zero all that the rings of `slot` hold; where it stands is left alone."""
+        for ring in self.rings():
+            for layer in ring:
+                layer[slot].zero_()
+
     def read(self, layer: int, slots: Tensor | None, cells: int | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer as they lie, `[B, heads, cells, head_dim]`, for `slots [B]` (None: all).
 

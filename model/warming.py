@@ -26,10 +26,11 @@ def warm_long_passes(stepper: Stepper) -> None:
 
 
 def _copy_once(stepper: Stepper) -> None:
-    """Keep a prompt, begin with it, place its last column and go on from another memory, as calls do."""
+    """Keep a prompt, begin with it, place its last column, go on from another memory and leave one, as calls do."""
     state, nobody, rows = stepper.state, stepper.lm_slot[-1], stepper.models.config.rows
     state.kv.load(nobody, state.kv.save(nobody, 2), 2)
     ids = torch.zeros(rows, dtype=torch.long, device=stepper.device)
     state.cache.place(nobody, 2, ids, ids, ids.bool())
     state.cache.move(nobody, 2, nobody, 2)
+    state.kv.wipe(nobody)
     stepper.reset_lm(nobody)

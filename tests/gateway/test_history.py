@@ -176,6 +176,13 @@ def test_nothing_is_left_when_the_call_is_over() -> None:
     history.wipe()
     assert history.size == len(ring) == len(columns) == 0
     assert history.clips == ()
+    # What is told of a call that is over is not remembered.
+    history.caller(bytes(LINE_FRAME_BYTES))
+    history.agent(10, column(10))
+    history.say("Goodbye.")
+    history.spoke(" Good")
+    history.play("disclosure")
+    assert (history.size, history.clips, history.resume().queued, history._word) == (0, (), (), "")
 
 
 def test_a_frame_of_another_length_is_refused() -> None:

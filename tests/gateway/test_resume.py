@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from gateway import local_worker
-from gateway.engine import EngineLost
+from gateway.engine import EngineLost, Session
 from gateway.pool import Continuation, WorkerPool
-from gateway.resume import AT_ONCE, RESUME_WITHIN, ResumingPool
+from gateway.resume import AT_ONCE, RESUME_WITHIN, ResumingPool, ResumingSession
 from gateway.settings import load_settings
 from gateway.worker_client import RemoteSession
 from model import wire
 from model.server import WorkerServer
-from model.wire import CallerFrame, Late, SessionRequest
+from model.wire import AgentFrame, CallerFrame, Late, SessionRequest
 from tests.gateway.token_workers import Caller, busy, idle, pool_of, token_worker, two_workers, worker_process
 from tests.token_model import TokenModel
 from tests.token_worker import TokenEngine, TokenSession
@@ -243,6 +243,83 @@ async def test_a_call_that_ends_while_it_is_being_resumed_leaves_nothing_behind(
         await asyncio.gather(call, return_exceptions=True)
         await idle(second)
     assert "call c0: it ended between two workers; what its caller said after 0.0 s is not written down" in caplog.text
+
+
+def sessions_of(pool: ResumingPool, monkeypatch: pytest.MonkeyPatch) -> list[ResumingSession]:
+    """All that are opened in `pool` from now on."""
+    opened: list[ResumingSession] = []
+    open_one = pool.open
+
+    async def kept(request: SessionRequest) -> Session:
+        session = await open_one(request)
+        assert isinstance(session, ResumingSession)
+        opened.append(session)
+        return session
+
+    monkeypatch.setattr(pool, "open", kept)
+    return opened
+
+
+def remembers(session: ResumingSession) -> object:
+    """What is still known of a call: true if anything is."""
+    history = session.history
+    words = history.clips or history.resume().queued or session._unsaid or session._texts
+    return history.size or words or session._unsent
+
+
+async def test_what_a_call_was_is_gone_when_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two_workers() as (_, _, pool):
+        opened = sessions_of(pool, monkeypatch)
+        known: list[object] = []
+        look = lambda: known.append(remembers(opened[0]))  # noqa: E731
+        caller = Caller(pace=FAST, greeting="Hello, this is the bank.", actions={8: look})
+        await caller.call(pool, 12)
+        caller.check()
+        assert known[0]
+        assert not remembers(opened[0])
+
+
+async def test_what_a_call_was_is_gone_when_it_is_cancelled_while_it_is_resumed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with two_workers("--open-seconds", "30") as (first, second, pool):
+        pool._within = 60.0
+        opened = sessions_of(pool, monkeypatch)
+        caller = Caller(pace=FAST, greeting=WORDS, actions={20: partial(first.signal, signal.SIGKILL)})
+        call = asyncio.create_task(caller.call(pool, 100_000))
+        await busy(second)
+        (session,) = opened
+        while not session._unsent:  # noqa: ASYNC110  the caller goes on talking
+            await asyncio.sleep(FAST)
+        assert remembers(session)
+        closing = session._session.close
+
+        async def never_done() -> None:
+            assert not remembers(session), "before anything is waited for"
+            await closing()
+
+        monkeypatch.setattr(session._session, "close", never_done)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        assert call.cancelled()
+        assert not remembers(session)
+
+
+async def test_what_the_worker_still_said_when_the_call_ended_is_not_remembered() -> None:
+    async with two_workers() as (_, _, pool):
+        session = await pool.open(SessionRequest("c1"))
+        assert isinstance(session, ResumingSession)
+        outputs = session.outputs()
+        for _ in range(6):
+            await session.send(bytes(3840), bytes(1280))
+        await anext(outputs)
+        inbox = session._session._connection.inbox
+        async with asyncio.timeout(20):
+            while not any(isinstance(output, AgentFrame) for output in inbox):  # noqa: ASYNC110  another process
+                await asyncio.sleep(0.01)
+        await session.close()
+        assert [output async for output in outputs], "it had come before"
+        assert not remembers(session)
 
 
 async def test_sessions_lost_together_speak_again_within_a_second(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,7 @@ def test_a_call_that_hangs_up_while_a_clip_is_read_leaves_nothing_behind(rig: Ri
     rig.calls.work()
     rig.calls.close(1)
     rig.reading.set()
+    rig.settle()
     assert rig.calls.wake_at() is None
     assert is_ready(rig.open(2, request()))
     assert not rig.stepper.speech.busy(rig.calls._calls[2].slot)
@@ -217,6 +218,55 @@ def test_nothing_late_reaches_the_next_caller_of_a_slot(models: Models, tiny: Mo
     fresh.speak(1, 0, 10)
     assert rig.columns(2) == fresh.columns(1)
     assert [frame.pcm for frame in rig.frames(2)] == [frame.pcm for frame in fresh.frames(1)]
+
+
+def held(rig: Rig, lm_slot: int, start: int = 0) -> bool:
+    """Whether anything is kept in a language memory from position `start` on."""
+    return any(bool(ring[:, lm_slot, :, start:].any()) for ring in rig.stepper.state.kv.rings())
+
+
+def test_what_a_call_leaves_in_memory_is_wiped_behind_the_steps_of_others(rig: Rig) -> None:
+    for session in (1, 2):
+        rig.open(session, request(f"c{session}"))
+    rig.speak(1, 0, 4)
+    call = rig.calls._calls[1]
+    lm_slot, columns = rig.stepper.lm_slot[call.slot], call.columns._data
+    assert held(rig, lm_slot)
+    rig.calls.close(1)
+    assert len(columns) == 0
+    rig.hear(2, 0, caller_pcm(0, 0))
+    rig.now += FRAME
+    wake = rig.calls.wake_at()
+    assert rig.calls.work()
+    assert len(rig.frames(2)) == 1
+    assert held(rig, lm_slot), "nobody waited for it"
+    assert wake is not None
+    assert rig.calls.wake_at() is not None, "though no call is due"
+    assert rig.calls.work()
+    assert not held(rig, lm_slot)
+    assert held(rig, rig.stepper.lm_slot[rig.calls._calls[2].slot])
+    assert not rig.calls.work()
+    assert rig.calls.wake_at() is None
+
+
+def test_a_slot_that_is_taken_again_at_once_is_wiped_first_and_never_afterwards(
+    models: Models, tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, fresh = Rig(models, tiny, slots=1), Rig(models, tiny, slots=1)
+    rig.open(1, request())
+    rig.speak(1, 0, 12, seed=1)
+    rig.calls.close(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.stepper, "wipe", lambda: False)  # other work kept it from its turn
+        for each in (rig, fresh):
+            assert is_ready(each.open(2, request("second")))
+    call = rig.calls._calls[2]
+    assert call.prompt is not None
+    assert not held(rig, rig.stepper.lm_slot[call.slot], call.prompt.positions)
+    assert not rig.stepper.unwiped
+    for each in (rig, fresh):
+        each.speak(2, 0, 6)
+    assert rig.columns(2) == fresh.columns(2)
 
 
 def test_a_slot_whose_numbers_break_down_is_closed_and_its_neighbour_goes_on(models: Models, tiny: ModelFolder) -> None:

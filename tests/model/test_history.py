@@ -59,6 +59,8 @@ def test_columns_are_what_the_wire_has_and_are_forgotten_from_the_front() -> Non
     columns.forget(12)
     columns.forget(11)
     assert (columns.start, columns.between(12, 13)[16].tolist()) == (12, [7])
+    columns.wipe()
+    assert columns.end == columns.start
 
 
 @pytest.mark.parametrize(("context", "prompt"), [(3000, 60), (3000, 300), (3000, 1200), (3000, 2900), (40, 21)])
@@ -297,7 +299,8 @@ def test_a_call_over_five_windows_keeps_its_prompt_and_goes_on_elsewhere_as_it_w
     assert rig.calls.cuts == len(cuts)
     assert [frame.index for frame in rig.frames(1)] == list(range(last))
     assert call.columns.start == cuts[-1]
-    assert len(rig.calls._spares) == 1
+    (spare,) = rig.calls._spares
+    assert not any(bool(ring[:, spare].any()) for ring in rig.stepper.state.kv.rings()), "what it was before is gone"
     # From the same cut, another engine goes on as this one.
     resume, history = rig.history(1, cuts[-1])
     other = Rig(short, brief)
