@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from model.engine import Stepper
 from model.engine_options import Context
 from model.folder import ModelFolder
 from model.history import Columns
+from model.lm import LM
 from model.prompt_cache import PromptCache
 from model.scheduler import FRAME, Scheduler
 from model.voice_store import VoiceStore
@@ -24,6 +26,8 @@ from model.wire import AgentFrame, AgentText, FromWorker, History, Ready, Resume
 from tests.model.tiny_folder import VOICE
 
 GREEDY = Sampling(temperature=0.0, text_temperature=0.0)
+WINDOW = 40
+"""Frames in sight of the fixture `short`, which a call outlives within a test."""
 
 
 def request(call: str = "c1", prompt: str = "you are a kind teacher", **more: object) -> SessionRequest:
@@ -34,6 +38,15 @@ def caller_pcm(seed: int, index: int, level: int = 300) -> bytes:
     """80 ms of a caller, another for each frame: too quiet to be taken for an interruption unless `level` is more."""
     random = np.random.default_rng((seed, index))
     return (random.standard_normal(1920) * level).astype("<i2").tobytes()
+
+
+def with_window(models: Models, frames: int) -> Models:
+    """The same weights with another window."""
+    config = models.config
+    narrow = replace(config, transformer=replace(config.transformer, context=frames))
+    lm = LM(narrow)
+    lm.load_state_dict(models.lm.state_dict())
+    return replace(models, lm=lm.eval().requires_grad_(False).to(models.device))
 
 
 class Rig:
