@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from torch import Tensor
 
 from model.assets import FileAssets
 from model.calls import Calls
@@ -18,7 +22,7 @@ from model.engine import Stepper
 from model.engine_options import Context
 from model.folder import ModelFolder
 from model.history import Columns
-from model.lm import LM
+from model.lm import LM, LMState
 from model.prompt_cache import PromptCache
 from model.scheduler import FRAME, Scheduler
 from model.voice_store import VoiceStore
@@ -131,6 +135,21 @@ class Rig:
         heard = min(following, 125)
         sound = b"".join(caller_pcm(seed, index) for index in range(following - heard, following))
         return Resume(cut, frames, heard, missed), History(columns, sound)
+
+
+@contextmanager
+def read_passes(rig: Rig) -> Iterator[list[tuple[list[int], int]]]:
+    """Of each pass of the language model's over more than a step: the LM slots, and how many columns."""
+    lm, seen = rig.stepper.models.lm, list[tuple[list[int], int]]()
+    read = lm.read_together
+
+    def watched(state: LMState, lm_slots: Tensor, inputs: Tensor, lengths: Tensor | None) -> None:
+        seen.append((lm_slots.tolist(), inputs.shape[1 if inputs.is_floating_point() else 2]))
+        read(state, lm_slots, inputs, lengths)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm, "read_together", watched)
+        yield seen
 
 
 def is_ready(message: FromWorker) -> bool:
