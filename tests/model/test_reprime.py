@@ -10,9 +10,13 @@ from collections.abc import Generator
 import pytest
 
 from model.conversation import Models
+from model.engine_options import EngineOptions
+from model.engine_start import Started
 from model.folder import ModelFolder
+from model.gpu_process import Loop
 from model.history import Columns, refill
 from model.prompt_cache import Prompt, PromptCache
+from model.ring import make_channel
 from model.scheduler import FRAME
 from model.wire import Cut, History, Resume, Sampling
 from tests.model.rig import GREEDY, Rig, caller_pcm, request, with_window
@@ -131,3 +135,15 @@ def test_a_call_that_hangs_up_while_it_is_reprimed_leaves_the_spare_memory_to_th
     assert int(rig.stepper.state.kv.offsets[spare]) == 0
     rig.speak(2, 0, WINDOW)
     assert any(isinstance(message, Cut) for message in rig.told[2])
+
+
+@pytest.mark.parametrize("told", [EngineOptions(""), EngineOptions("", context="sliding")], ids=["nothing", "to slide"])
+def test_the_engines_process_reprimes_calls_unless_it_is_told_to_slide(
+    models: Models, tiny: ModelFolder, told: EngineOptions
+) -> None:
+    ours, ends = make_channel(1 << 16)
+    theirs, rig = ends.channel(), Rig(models, tiny, slots=1)
+    loop = Loop(theirs, Started(rig.stepper, 1, {1: 0.01}, rig.prompts, rig.assets), told)
+    assert loop._calls._reprimes == (told.context == "reprime")
+    ours.close()
+    theirs.close()
