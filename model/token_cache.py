@@ -61,13 +61,9 @@ class TokenCache:
 
     def move(self, source: int, source_offset: int, target: int, offset: int) -> None:
         """Let `target`, put at `offset`, hold what `source` holds at its `source_offset`: other times, same tokens."""
-        cells = self.tokens.shape[2]
-        # Not all cells are moved. One that keeps its flags would count as given when its column is decided.
-        self.provided[target] = False
-        for ahead in range(-1, self.max_delay + 1):
-            there, here = (source_offset + ahead) % cells, (offset + ahead) % cells
-            self.tokens[target, :, here] = self.tokens[source, :, there]
-            self.provided[target, :, here] = self.provided[source, :, there]
+        for state in (self.tokens, self.provided):
+            # All of it: a flag that the target had for a column of its own would be taken for one of these.
+            state[target] = state[source].roll(offset - source_offset, dims=-1)
         self.offset[target] = offset
 
     def begin(

@@ -1,4 +1,4 @@
-"""`callplex worker` before it listens: what it refuses, in one sentence, and the prompts it prepares."""
+"""`callplex worker` before it listens: what it refuses, what it tells its engine, and the prompts it prepares."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from gateway.personas import read_personas, session_request
+from gateway.pool import _local_environment
 from gateway.settings import load_settings
-from gateway.worker_process import WorkerRefused, _routed_prompts, run_worker
+from gateway.worker_process import WorkerRefused, _engine, _routed_prompts, run_worker
+from model.engine_options import EngineOptions
+from model.personaplex import PersonaplexEngine
 from tests.gateway.persona_files import BANK
 
 pytestmark = pytest.mark.anyio
@@ -29,3 +32,49 @@ def test_the_prompts_that_calls_will_bring_are_prepared(tmp_path: Path) -> None:
     assert (brought.voice, brought.prompt) in prompts
     assert sorted(voice for voice, _ in prompts) == ["NATF2", "NATF3"]
     assert _routed_prompts(load_settings(personas=tmp_path / "absent")) == ()
+
+
+@pytest.mark.parametrize("local", [False, True], ids=["by itself", "beside a gateway"])
+@pytest.mark.parametrize("told", ["nothing", "everything"])
+def test_the_engine_runs_as_it_was_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, local: bool) -> None:
+    """By itself, and as a gateway's local worker, which is handed its settings in the environment."""
+    monkeypatch.chdir(tmp_path)
+    weights, personas = tmp_path / "weights", tmp_path / "personas"
+    expected = EngineOptions(
+        weights="weights",
+        recordings="personas/voices",
+        personas="personas",
+        device="auto",
+        slots=0,
+        context="reprime",
+        kv_dtype="auto",
+        weights_dtype="auto",
+        warm=(),
+        log_level="INFO",
+    )
+    changed: dict[str, object] = {}
+    if told == "everything":
+        weights, personas = tmp_path / "other", tmp_path / "staff"
+        personas.mkdir()
+        (personas / "teacher.yaml").write_text("name: T\nvoice: NATF3\nrole: You are a kind teacher.\n")
+        changed = {"device": "cpu", "slots": 3, "context": "sliding", "kv_dtype": "fp8", "weights_dtype": "fp8"}
+        (prompt,) = _routed_prompts(load_settings(personas=personas))
+        expected = EngineOptions(
+            **changed,  # type: ignore[arg-type]
+            weights=str(weights),
+            recordings=str(personas / "voices"),
+            personas=str(personas),
+            warm=(prompt,),
+            log_level="WARNING",
+        )
+        changed |= {"weights_dir": weights, "personas": personas, "log_level": "warning"}
+    weights.mkdir()
+    settings = load_settings(engine="personaplex", transcriber="none", **changed)
+    if local:
+        for name, value in _local_environment(settings).items():
+            monkeypatch.setenv(name, value)
+        settings = load_settings()
+    engine, _ = _engine(settings)
+    assert isinstance(engine, PersonaplexEngine)
+    assert engine._options == expected
+    assert EngineOptions.from_json(expected.to_json()) == expected

@@ -10,8 +10,10 @@ import torch
 
 from model.conversation import Models, load_models
 from model.folder import ModelFolder
+from model.prompt import voice_frames
 from tests.model.device import DEVICE
-from tests.model.tiny_folder import make_folder
+from tests.model.rig import WINDOW, with_window
+from tests.model.tiny_folder import VOICE, make_folder
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +26,24 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
 @pytest.fixture(scope="session")
 def models(tiny: ModelFolder) -> Models:
     return load_models(tiny, DEVICE)
+
+
+@pytest.fixture(scope="session")
+def short(models: Models) -> Models:
+    """The same weights with a window of 40 frames."""
+    return with_window(models, WINDOW)
+
+
+@pytest.fixture(scope="session")
+def brief(models: Models, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    """A voice of four frames, so that a prompt fits into such a window."""
+    folder = ModelFolder(tmp_path_factory.mktemp("brief"))
+    folder.voices.mkdir()
+    codes = torch.randint(0, 2048, (4, 8), generator=torch.Generator().manual_seed(2))
+    frames = torch.tensor(voice_frames(codes.tolist()), device=models.device).T
+    embeddings, cache = (part.cpu() for part in models.lm.record_voice(frames))
+    torch.save({"embeddings": embeddings[:, None, None], "cache": cache[None]}, folder.voices / f"{VOICE}.pt")
+    return folder
 
 
 @pytest.fixture

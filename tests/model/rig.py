@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from torch import Tensor
 
 from model.assets import FileAssets
 from model.calls import Calls
@@ -17,6 +22,7 @@ from model.engine import Stepper
 from model.engine_options import Context
 from model.folder import ModelFolder
 from model.history import Columns
+from model.lm import LM, LMState
 from model.prompt_cache import PromptCache
 from model.scheduler import FRAME, Scheduler
 from model.voice_store import VoiceStore
@@ -24,6 +30,8 @@ from model.wire import AgentFrame, AgentText, FromWorker, History, Ready, Resume
 from tests.model.tiny_folder import VOICE
 
 GREEDY = Sampling(temperature=0.0, text_temperature=0.0)
+WINDOW = 40
+"""Frames in sight of the fixture `short`, which a call outlives within a test."""
 
 
 def request(call: str = "c1", prompt: str = "you are a kind teacher", **more: object) -> SessionRequest:
@@ -34,6 +42,15 @@ def caller_pcm(seed: int, index: int, level: int = 300) -> bytes:
     """80 ms of a caller, another for each frame: too quiet to be taken for an interruption unless `level` is more."""
     random = np.random.default_rng((seed, index))
     return (random.standard_normal(1920) * level).astype("<i2").tobytes()
+
+
+def with_window(models: Models, frames: int) -> Models:
+    """The same weights with another window."""
+    config = models.config
+    narrow = replace(config, transformer=replace(config.transformer, context=frames))
+    lm = LM(narrow)
+    lm.load_state_dict(models.lm.state_dict())
+    return replace(models, lm=lm.eval().requires_grad_(False).to(models.device))
 
 
 class Rig:
@@ -118,6 +135,21 @@ class Rig:
         heard = min(following, 125)
         sound = b"".join(caller_pcm(seed, index) for index in range(following - heard, following))
         return Resume(cut, frames, heard, missed), History(columns, sound)
+
+
+@contextmanager
+def read_passes(rig: Rig) -> Iterator[list[tuple[list[int], int]]]:
+    """Of each pass of the language model's over more than a step: the LM slots, and how many columns."""
+    lm, seen = rig.stepper.models.lm, list[tuple[list[int], int]]()
+    read = lm.read_together
+
+    def watched(state: LMState, lm_slots: Tensor, inputs: Tensor, lengths: Tensor | None) -> None:
+        seen.append((lm_slots.tolist(), inputs.shape[1 if inputs.is_floating_point() else 2]))
+        read(state, lm_slots, inputs, lengths)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm, "read_together", watched)
+        yield seen
 
 
 def is_ready(message: FromWorker) -> bool:

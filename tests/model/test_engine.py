@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from model import fp8
 from model.conversation import Conversation, Models, load_voice, role_ids
-from model.engine import Stepper
+from model.engine import Sound, Stepper
 from model.folder import ModelFolder
 from model.prompt_cache import Prompt, PromptCache, make_prompt
 from model.wire import Sampling
@@ -62,30 +64,76 @@ def test_a_call_in_a_slot_is_a_conversation_token_for_token(models: Models, tiny
         assert result.finite.all()
 
 
-def test_slots_are_independent_through_random_joins_leaves_and_pauses(models: Models, prompt: Prompt) -> None:
+def sampling_of(number: int) -> Sampling:
+    return Sampling(seed=number) if number % 2 else Sampling(0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Said:
+    """A frame of a call, and its place in a step of `among` slots: arithmetic rounds otherwise for other sizes."""
+
+    row: int
+    among: int
+    tokens: list[int]
+    pcm: Sound
+
+
+def said_among_idle(
+    models: Models, prompt: Prompt, number: int, frames: Sequence[Said], kv_dtype: torch.dtype
+) -> Iterator[Said]:
+    """What call `number` says in slot 0 of an engine whose other slots hear silence and have no call."""
+    stepper = Stepper(models, 3, kv_dtype=kv_dtype, batches=(1, 2, 4))
+    begin(stepper, 0, prompt, sampling_of(number))
+    for index, frame in enumerate(frames):
+        slots, sound = list(range(1, frame.among)), [b""] * (frame.among - 1)
+        slots.insert(frame.row, 0)
+        sound.insert(frame.row, caller_pcm(number, index))
+        result = stepper.step(slots, sound)
+        yield Said(frame.row, frame.among, result.tokens[frame.row].tolist(), result.pcm[frame.row])
+
+
+def move(stepper: Stepper, slot: int) -> None:
+    """Let a call go on from the spare language memory, as one that is re-primed does."""
+    spare = stepper.spare_lm_slots.pop()
+    stepper.state.copy(stepper.lm_slot[slot], torch.tensor([spare], device=stepper.device))
+    stepper.spare_lm_slots.append(stepper.point(slot, spare))
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.bfloat16, fp8.E4M3])
+def test_slots_are_independent_through_random_joins_leaves_and_pauses(
+    models: Models, prompt: Prompt, kv_dtype: torch.dtype
+) -> None:
+    """Every frame of every call, in batches of the sizes that steps are captured for, with keys as a GPU keeps them."""
     chance = random.Random(3)
-    stepper = Stepper(models, 3)
-    calls: dict[int, tuple[int, Sampling]] = {}
-    said: dict[int, list[list[int]]] = {}
-    for number in range(28):
+    stepper = Stepper(models, 3, kv_dtype=kv_dtype, batches=(1, 2, 4))
+    calls: dict[int, int] = {}
+    said: dict[int, list[Said]] = {}
+    left = 0
+    for number in range(36):
         slot = chance.randrange(3)
-        if slot not in calls or chance.random() < 0.15:
-            calls[slot] = (number, Sampling(seed=number) if number % 2 else Sampling(0.0, 0.0))
-            said[number] = []
-            begin(stepper, slot, prompt, calls[slot][1])
+        if slot in calls and chance.random() < 0.1:
+            del calls[slot]
+            stepper.reset(slot)
+            left += 1
+        elif slot not in calls or chance.random() < 0.1:
+            calls[slot], said[number] = number, []
+            begin(stepper, slot, prompt, sampling_of(number))
+        elif chance.random() < 0.3:
+            move(stepper, slot)
         stepping = [slot for slot in calls if chance.random() < 0.7]
         if not stepping:
             continue
         chance.shuffle(stepping)
-        sound = [caller_pcm(calls[slot][0], len(said[calls[slot][0]])) for slot in stepping]
-        result = stepper.step(stepping, sound)
+        result = stepper.step(stepping, [caller_pcm(calls[slot], len(said[calls[slot]])) for slot in stepping])
+        assert result.finite.all()
         for row, slot in enumerate(stepping):
-            said[calls[slot][0]].append(result.tokens[row].tolist())
-    samplings = {number: Sampling(seed=number) if number % 2 else Sampling(0.0, 0.0) for number in said}
-    longest = sorted(said, key=lambda number: -len(said[number]))[:3]
-    assert len(said[longest[-1]]) >= 4
-    for number in longest:
-        assert said[number] == alone(models, prompt, samplings[number], number, len(said[number]))
+            said[calls[slot]].append(Said(row, len(stepping), result.tokens[row].tolist(), result.pcm[row]))
+    assert left >= 2
+    assert len(said) >= 6
+    for number, frames in said.items():
+        for index, other in enumerate(said_among_idle(models, prompt, number, frames, kv_dtype)):
+            assert frames[index].tokens == other.tokens, f"frame {index} of call {number}"
+            assert np.abs(frames[index].pcm.astype(int) - other.pcm).max() <= 3
 
 
 def test_a_step_padded_to_a_larger_batch_is_the_same_and_leaves_other_slots_alone(

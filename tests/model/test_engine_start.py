@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import weakref
 from collections.abc import Sequence
@@ -10,12 +11,12 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from model import engine_start
+from model import engine_start, fp8
 from model.capacity import SPARES
-from model.conversation import Models
+from model.conversation import Models, load_models
 from model.engine import Stepper, StepResult
 from model.engine_options import EngineOptions, EngineRefused
-from model.engine_start import check_card, engine_cores, measure, start
+from model.engine_start import check_card, engine_cores, keep_cores, measure, start
 from model.folder import ModelFolder
 from model.fp8_weights import Fp8Linear
 from tests.model.device import DEVICE
@@ -50,6 +51,7 @@ def test_slots_that_would_be_late_are_given_back_and_it_says_so(
         started = start(EngineOptions(str(tiny.path), device=DEVICE))
     assert started.slots == started.stepper.slots == 2
     assert started.stepper.state.kv.keys.shape[1] == 2 + SPARES + 1
+    assert started.stepper.state.kv.keys.dtype == torch.float32, "as these weights are"
     assert max(started.costs) == 2
     assert [each() for each in made] == [None, started.stepper], "the larger one is gone, with its memory"
     assert "steps are on time for 2: the rest is given back; --slots 2 saves that time" in caplog.text
@@ -60,11 +62,12 @@ def test_slots_that_would_be_late_are_given_back_and_it_says_so(
     )
 
 
-def test_weights_in_8_bits_are_an_option_of_the_engine(tiny: ModelFolder) -> None:
-    started = start(EngineOptions(str(tiny.path), device=DEVICE, slots=1, weights_dtype="fp8"))
+def test_weights_and_keys_in_8_bits_are_options_of_the_engine(tiny: ModelFolder) -> None:
+    started = start(EngineOptions(str(tiny.path), device=DEVICE, slots=1, weights_dtype="fp8", kv_dtype="fp8"))
     assert any(isinstance(module, Fp8Linear) for module in started.stepper.models.lm.modules())
+    assert started.stepper.state.kv.keys.dtype == fp8.E4M3
     assert started.stepper.step([0], [b""]).finite.all()
-    assert torch.isfinite(started.stepper.state.kv.keys[:, 0]).all()
+    assert torch.isfinite(started.stepper.state.kv.keys[:, 0].float()).all()
 
 
 def test_the_prompts_of_personas_are_read_before_the_first_call_and_one_that_cannot_be_harms_none(
@@ -112,6 +115,41 @@ def test_a_step_is_measured_with_full_windows_and_leaves_nothing_behind(models: 
 )
 def test_engines_of_one_machine_do_not_share_the_cores_they_keep(count: int, visible: str, own: tuple[int]) -> None:
     assert tuple(engine_cores(range(count), visible)) == own
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "own"), [("cuda", "", {14, 15}), ("cuda", "3", {8, 9}), ("cpu", "", set())]
+)
+def test_the_process_keeps_to_its_cores_beside_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, device: str, visible: str, own: set[int]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)), raising=False)
+    kept: list[tuple[int, set[int]]] = []
+    monkeypatch.setattr(os, "sched_setaffinity", lambda process, cores: kept.append((process, {*cores})), raising=False)
+    keep_cores(torch.device(device))
+    assert kept == ([(0, own)] if own else [])
+
+
+def test_all_cores_read_weights_before_the_process_keeps_to_its_own(
+    tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    load = load_models
+
+    def loaded(folder: ModelFolder, device: torch.device, fp8: bool) -> Models:
+        order.append("weights")
+        return load(folder, device, fp8=fp8)
+
+    def no_more(models: Models, slots: int, dtype: torch.dtype) -> Stepper:
+        raise EngineRefused("seen enough")
+
+    monkeypatch.setattr(engine_start, "load_models", loaded)
+    monkeypatch.setattr(engine_start, "keep_cores", lambda device: order.append(f"cores beside {device}"))
+    monkeypatch.setattr(engine_start, "_stepper", no_more)
+    with pytest.raises(EngineRefused, match="seen enough"):
+        start(EngineOptions(str(tiny.path), device="cpu", slots=1))
+    assert order == ["weights", "cores beside cpu"]
 
 
 def test_a_card_that_cannot_read_8_bits_is_refused_before_anything_is_loaded() -> None:

@@ -15,38 +15,11 @@ from model.conversation import Models
 from model.engine import StepResult
 from model.folder import ModelFolder
 from model.history import _FEW, Columns, kept_frames
-from model.lm import LM
-from model.prompt import voice_frames
 from model.scheduler import FRAME, Scheduler
 from model.wire import NO_TOKEN, Cut, Error, History, Resume, Sampling
-from tests.model.rig import GREEDY, Rig, caller_pcm, request
-from tests.model.tiny_folder import VOICE
+from tests.model.rig import GREEDY, WINDOW, Rig, caller_pcm, request
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-WINDOW = 40
-
-
-@pytest.fixture(scope="module")
-def short(models: Models) -> Models:
-    """The same weights with a window of 40 frames."""
-    config = models.config
-    narrow = replace(config, transformer=replace(config.transformer, context=WINDOW))
-    lm = LM(narrow)
-    lm.load_state_dict(models.lm.state_dict())
-    return replace(models, lm=lm.eval().requires_grad_(False).to(models.device))
-
-
-@pytest.fixture(scope="module")
-def brief(models: Models, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    """A voice of four frames, so that a prompt fits into such a window."""
-    folder = ModelFolder(tmp_path_factory.mktemp("brief"))
-    folder.voices.mkdir()
-    codes = torch.randint(0, 2048, (4, 8), generator=torch.Generator().manual_seed(2))
-    frames = torch.tensor(voice_frames(codes.tolist()), device=models.device).T
-    embeddings, cache = (part.cpu() for part in models.lm.record_voice(frames))
-    torch.save({"embeddings": embeddings[:, None, None], "cache": cache[None]}, folder.voices / f"{VOICE}.pt")
-    return folder
 
 
 def test_columns_are_what_the_wire_has_and_are_forgotten_from_the_front() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -14,11 +12,10 @@ from torch import Tensor
 from model.codec_passes import SOUND
 from model.conversation import Models
 from model.folder import ModelFolder
-from model.lm import LMState
 from model.mimi.codec import MimiState
 from model.scheduler import FRAME, Frame
 from model.wire import FRAME_SAMPLES, Ready
-from tests.model.rig import Rig, caller_pcm, request
+from tests.model.rig import Rig, caller_pcm, read_passes, request
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,21 +52,6 @@ def second(first: Rig, models: Models, tiny: ModelFolder, monkeypatch: pytest.Mo
 def ready(rig: Rig) -> int:
     """Calls that speak."""
     return sum(isinstance(one, Ready) for told in rig.told.values() for one in told)
-
-
-@contextmanager
-def read_passes(rig: Rig) -> Iterator[list[tuple[list[int], int]]]:
-    """Of each pass of the language model's over more than a step: the LM slots, and how many columns."""
-    lm, seen = rig.stepper.models.lm, list[tuple[list[int], int]]()
-    read = lm.read_together
-
-    def watched(state: LMState, lm_slots: Tensor, inputs: Tensor, lengths: Tensor | None) -> None:
-        seen.append((lm_slots.tolist(), inputs.shape[1 if inputs.is_floating_point() else 2]))
-        read(state, lm_slots, inputs, lengths)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lm, "read_together", watched)
-        yield seen
 
 
 def prepare_all(rig: Rig) -> None:

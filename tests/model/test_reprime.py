@@ -1,0 +1,149 @@
+"""What befalls a call while a spare language memory is filled for it: it goes on stepping, or hangs up.
+
+Parts are two columns long here, and one is done after each frame, so that frames come between all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+
+from model.conversation import Models
+from model.engine_options import EngineOptions
+from model.engine_start import Started
+from model.folder import ModelFolder
+from model.gpu_process import Loop
+from model.history import Columns, refill
+from model.prompt_cache import Prompt, PromptCache
+from model.ring import make_channel
+from model.scheduler import FRAME
+from model.wire import Cut, History, Resume, Sampling
+from tests.model.rig import GREEDY, Rig, caller_pcm, request, with_window
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+WINDOW = 60
+LEAST = 5
+"""Frames that come while a memory is filled, at least."""
+by_chance_too = pytest.mark.parametrize("sampling", [GREEDY, Sampling(seed=9)], ids=["greedy", "by chance"])
+
+
+@pytest.fixture(scope="module")
+def narrow(models: Models) -> Models:
+    return with_window(models, WINDOW)
+
+
+@pytest.fixture
+def came_between(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Small parts, and how many frames came during each refill that has ended."""
+    monkeypatch.setattr("model.history.CHUNK", 2)
+    came: list[int] = []
+
+    def watched(prompts: PromptCache, prompt: Prompt, lm_slot: int, columns: Columns, start: int) -> Generator[bool]:
+        before = columns.end
+        yield from refill(prompts, prompt, lm_slot, columns, start)
+        came.append(columns.end - before)
+
+    monkeypatch.setattr("model.calls.refill", watched)
+    return came
+
+
+def speak_between_parts(rig: Rig, start: int, end: int) -> None:
+    """The caller's frames from `start` up to `end`; after each is answered one part of other work is done."""
+    calls = rig.calls
+    for index in range(start, end):
+        rig.hear(1, index, caller_pcm(0, index))
+        rig.now += FRAME
+        calls.work()
+        assert rig.frames(1)[-1].index == index
+        while calls._jobs and not calls._advance_job():
+            pass  # the device is not done with the part before
+
+
+def go_on(rig: Rig, other: Rig, asked: Sampling, cut: int, columns: list[bytes]) -> None:
+    """From here on `rig` says what `other` does, to which its call is handed with the `columns` since `cut`."""
+    last, (call,) = rig.frames(1)[-1].index + 1, rig.calls._calls.values()
+    rig.settle()
+    assert not call.renewing
+    heard = min(last, 125)
+    sound = b"".join(caller_pcm(0, index) for index in range(last - heard, last))
+    resume = Resume(cut, len(columns), heard, 0)
+    other.open(1, request(prompt="", sampling=asked, resume=resume), History(b"".join(columns), sound))
+    other.settle()
+    for each in (rig, other):
+        each.speak(1, last, last + 6)
+    assert [frame.index for frame in other.frames(1)] == list(range(last, last + 6))
+    assert rig.columns(1)[-6:] == other.columns(1)
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls are re-primed so early that there is time for as many parts."""
+    monkeypatch.setattr("model.calls.Calls._margin", 16)
+
+
+@pytest.mark.usefixtures("soon")
+@by_chance_too
+def test_a_call_that_is_reprimed_while_it_speaks_knows_all_that_came_meanwhile(
+    narrow: Models, brief: ModelFolder, came_between: list[int], sampling: Sampling
+) -> None:
+    rig = Rig(narrow, brief, slots=1)
+    rig.open(1, request(prompt="", sampling=sampling))
+    last = 3 * WINDOW // 2
+    speak_between_parts(rig, 0, last)
+    assert rig.calls.cuts >= 2
+    assert min(came_between) >= LEAST, "the spare memory catches up with a call that goes on"
+    assert [frame.index for frame in rig.frames(1)] == list(range(last))
+    cut = rig.calls._calls[1].columns.start
+    go_on(rig, Rig(narrow, brief, slots=1), sampling, cut, rig.columns(1)[cut:])
+
+
+@by_chance_too
+def test_a_call_taken_over_that_speaks_before_it_has_its_past_knows_all_that_came_meanwhile(
+    narrow: Models, brief: ModelFolder, came_between: list[int], sampling: Sampling
+) -> None:
+    first, second = Rig(narrow, brief, slots=1, context="sliding"), Rig(narrow, brief, slots=1)
+    first.open(1, request(prompt="", sampling=sampling))
+    first.speak(1, 0, 16)
+    resume, history = first.history(1, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("model.calls.FAST_FRAMES", 3)
+        second.open(1, request(prompt="", sampling=sampling, resume=resume), history)
+    speak_between_parts(second, 16, 32)
+    assert len(came_between) == 1
+    assert came_between[0] >= LEAST
+    assert not second.calls.cuts
+    go_on(second, Rig(narrow, brief, slots=1), sampling, 0, first.columns(1) + second.columns(1))
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_call_that_hangs_up_while_it_is_reprimed_leaves_the_spare_memory_to_the_next(
+    narrow: Models, brief: ModelFolder, came_between: list[int]
+) -> None:
+    rig = Rig(narrow, brief, slots=2)
+    for session in (1, 2):
+        rig.open(session, request(f"c{session}", prompt=""))
+    index = 0
+    while rig.calls._spares:
+        speak_between_parts(rig, index, index + 1)
+        index += 1
+    assert not came_between, "it is in the midst of it"
+    rig.calls.close(1)
+    (spare,) = rig.calls._spares
+    assert spare not in [*rig.stepper.lm_slot]
+    assert int(rig.stepper.state.kv.offsets[spare]) == 0
+    rig.speak(2, 0, WINDOW)
+    assert any(isinstance(message, Cut) for message in rig.told[2])
+
+
+@pytest.mark.parametrize("told", [EngineOptions(""), EngineOptions("", context="sliding")], ids=["nothing", "to slide"])
+def test_the_engines_process_reprimes_calls_unless_it_is_told_to_slide(
+    models: Models, tiny: ModelFolder, told: EngineOptions
+) -> None:
+    ours, ends = make_channel(1 << 16)
+    theirs, rig = ends.channel(), Rig(models, tiny, slots=1)
+    loop = Loop(theirs, Started(rig.stepper, 1, {1: 0.01}, rig.prompts, rig.assets), told)
+    assert loop._calls._reprimes == (told.context == "reprime")
+    ours.close()
+    theirs.close()
