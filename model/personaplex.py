@@ -214,6 +214,8 @@ class PersonaplexEngine:
         process, self._process, self.pid = self._process, None, None
         if process is None:
             return
+        if self._watch.quiet:
+            process.kill()  # It does not see that we let go of it, and whoever stops us does not wait for long.
         for _ in range(2):
             try:
                 await asyncio.to_thread(process.wait, STOP_SECONDS)
