@@ -315,7 +315,7 @@ class PersonaplexEngine:
         if self._channel is None or not watch.quiet:
             return
         if watch.hung:
-            self._kill(f"the engine's process has said nothing for {watch.patience:.0f} s and was killed")
+            self._kill(f"the engine's process has said nothing for {watch.hung_after:.0f} s and was killed")
         elif not was_quiet:
             log.error("the engine's process says nothing any more; no call is taken until it does")
             for session in self._sessions.values():
