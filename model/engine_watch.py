@@ -18,17 +18,19 @@ BEAT_SECONDS = 1.0
 LOOK_SECONDS = 0.5
 """Between two looks. Of a longer time between them twice this is counted, so that after a standstill of both processes,
 however long, an engine that works is not even quiet."""
+QUIET_SECONDS = 3.0
+"""Three reports did not come. What an engine does between two takes far less: a step, or waiting for a pass, some 0.1 s
+on a GPU; with tiny models on a busy core a pass of 16 calls under 0.1 s."""
 HUNG_SECONDS = 10.0
-"""What an engine does between two reports takes far less: a step, or waiting for a pass, some 0.1 s on a GPU, all the
-kernels that a start lacked 4 s; with tiny models on a busy core a pass of 16 calls under 0.1 s. Its start, which takes
-longer, is not watched. With one of 11 s, calls that CALLPLEX_RESUME_WITHIN lets wait for 25 s are still there when the
-next engine is ready."""
-PART_STEPS = 256
-"""An engine far from real time, as a large model on a CPU, may take longer, but no longer than so many steps of one
-call: the longest part of other work reads 256 columns of a call, each for much less than a step costs, which reads all
-weights for one column; or of eight calls together, for less still."""
-QUIET_PART = 0.3
-"""Of the time until it is hung, after which it is quiet: three reports did not come."""
+"""All the kernels that a start lacked took 4 s to compile; in the midst of calls none should be lacking. The start
+itself, which takes longer, is not watched. With one of 11 s, calls that CALLPLEX_RESUME_WITHIN lets wait for 25 s are
+still there when the next engine is ready."""
+QUIET_STEPS = 16
+"""An engine far from real time may take longer, as one on a CPU that others use: with small models a pass costs no more
+than a few steps of one call. With a large one it may cost more; such an engine does not open a call in time either."""
+HUNG_STEPS = 256
+"""No work between two reports takes longer than so many steps of one call. At most it reads 256 columns of a call, each
+for much less than a step costs, which reads all weights for one column; or of eight calls together, for less still."""
 
 
 class EngineWatch:
@@ -36,8 +38,9 @@ class EngineWatch:
 
     def __init__(self, step: float = 0.0) -> None:
         """`step`: seconds that a step of one call takes, as measured."""
-        self.patience = max(HUNG_SECONDS, PART_STEPS * step)
-        """Seconds until it is hung."""
+        self.quiet_after = max(QUIET_SECONDS, QUIET_STEPS * step)
+        self.hung_after = max(HUNG_SECONDS, HUNG_STEPS * step)
+        """Seconds of silence."""
         self.silent = 0.0
         """Seconds since it was heard, as far as we listened."""
         self._looked: float | None = None
@@ -54,8 +57,8 @@ class EngineWatch:
 
     @property
     def quiet(self) -> bool:
-        return self.silent >= QUIET_PART * self.patience
+        return self.silent >= self.quiet_after
 
     @property
     def hung(self) -> bool:
-        return self.silent >= self.patience
+        return self.silent >= self.hung_after

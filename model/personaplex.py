@@ -250,6 +250,8 @@ class PersonaplexEngine:
         process, self._process, self.pid = self._process, None, None
         if process is None:
             return
+        if self._watch.quiet:
+            process.kill()  # It does not see that we let go of it, and whoever stops us does not wait for long.
         for _ in range(2):
             try:
                 await asyncio.to_thread(process.wait, STOP_SECONDS)
@@ -349,7 +351,7 @@ class PersonaplexEngine:
         if self._channel is None or not watch.quiet:
             return
         if watch.hung:
-            self._kill(f"the engine's process has said nothing for {watch.patience:.0f} s and was killed")
+            self._kill(f"the engine's process has said nothing for {watch.hung_after:.0f} s and was killed")
         elif not was_quiet:
             log.error("the engine's process says nothing any more; no call is taken until it does")
             for session in self._sessions.values():

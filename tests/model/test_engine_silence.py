@@ -5,6 +5,8 @@ The process is played by the test. A real one that stands still is in `test_pers
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import subprocess
 import sys
 import time
@@ -78,18 +80,33 @@ class Unkillable(subprocess.Popen[bytes]):
 
 
 @pytest.fixture
-def unkillable(monkeypatch: pytest.MonkeyPatch) -> Iterator[Unkillable]:
-    monkeypatch.setattr(personaplex, "STOP_SECONDS", 0.05)
-    with Unkillable([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        yield process
-        subprocess.Popen.kill(process)
+def process(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]]:
+    """One that does not end when the engine's channel does."""
+    with request.param([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+        yield child
+        subprocess.Popen.kill(child)
 
 
-async def test_a_process_that_cannot_be_killed_keeps_neither_calls_nor_the_worker(
-    unkillable: Unkillable, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("process", [subprocess.Popen], indirect=True)
+async def test_an_engine_that_is_silent_when_its_worker_is_stopped_is_not_waited_for(
+    process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(personaplex, "STOP_SECONDS", 60.0)
     async with played() as engine:
-        engine._process = unkillable
+        engine._process = process
+        listen_in_vain(engine, time.monotonic(), 0.4 * HUNG_SECONDS)
+        async with asyncio.timeout(30):
+            await engine.stop()
+        assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("process", [Unkillable], indirect=True)
+async def test_a_process_that_cannot_be_killed_keeps_neither_calls_nor_the_worker(
+    process: Unkillable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(personaplex, "STOP_SECONDS", 0.05)
+    async with played() as engine:
+        engine._process = process
         opening, number = await engine.opens(request("held"))
         engine.says(number, Ready("personaplex"))
         session = await opening
@@ -99,5 +116,5 @@ async def test_a_process_that_cannot_be_killed_keeps_neither_calls_nor_the_worke
         assert ended.value.error.code == "draining", "the gateway takes it elsewhere"
         assert await engine.lost() == "the engine's process has said nothing for 10 s and was killed"
         await engine.stop()
-        assert f"the engine's process {unkillable.pid} has been killed and does not end" in caplog.text
-        assert unkillable.poll() is None
+        assert f"the engine's process {process.pid} has been killed and does not end" in caplog.text
+        assert process.poll() is None

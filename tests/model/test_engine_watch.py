@@ -54,6 +54,6 @@ def test_a_process_that_seldom_comes_to_look_finds_a_hung_engine_all_the_same() 
 def test_an_engine_whose_steps_are_slow_is_given_as_long_as_its_longest_work() -> None:
     watch = EngineWatch(0.8)
     watch.look(0.0)
-    assert watched(watch, 0.0, 61.0) == (False, False)
-    assert watched(watch, 61.0, 204.0) == (True, False)
+    assert watched(watch, 0.0, 12.5) == (False, False)
+    assert watched(watch, 12.5, 204.0) == (True, False)
     assert watched(watch, 204.0, 205.0) == (True, True)
