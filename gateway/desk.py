@@ -246,7 +246,7 @@ class Desk:
 
     async def _file(self, call: Call, log_book: CallLog, started_at: datetime, recording: str) -> None:
         record = _record(call, log_book.utterances(), started_at)
-        self.telemetry.call_ended(record.end_reason, record.engine, record.metrics)
+        self.telemetry.call_ended(record.end_reason, record.engine, record.metrics, call.worker_changes)
         document = to_document(record)
         log.info("call %s: ended, %s", record.call_id, record.end_reason)
         try:

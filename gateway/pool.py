@@ -177,13 +177,12 @@ class WorkerPool:
     def silent(self, url: str) -> None:
         """The worker at `url` holds a session and does not answer in time."""
         for worker in self._at(url):
-            worker.hung = True
-            worker.doubt()
+            worker.silent()
 
     def answers(self, url: str) -> None:
         """It does again."""
         for worker in self._at(url):
-            worker.hung = False
+            worker.answers()
 
     def _at(self, url: str) -> list[PooledWorker]:
         return [worker for worker in self.workers if worker.engine.url == url]

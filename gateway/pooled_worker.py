@@ -50,6 +50,7 @@ class PooledWorker:
         """Why it is not healthy, in a sentence."""
         self.hung = False
         """It was silent while it held a session, or should have opened one, and has not answered since."""
+        self._silent_in_call = False
         self._http = http
         self._free = 0
         self._sessions = 0
@@ -126,7 +127,7 @@ class PooledWorker:
         if not self.healthy:
             log.info("the worker at %s answers, %d slots free", self.engine.url, free)
         self._know(free, asked)
-        self.hung = False
+        self.answers()
 
     async def watch(self, awaited: Callable[[], bool], on_hung: Callable[[], None] | None = None) -> None:
         """Probe for ever: often while it answers or is `awaited`, with growing pauses while it does not.
@@ -134,20 +135,29 @@ class PooledWorker:
         `on_hung` is called when nothing has been answered for HUNG_SECONDS, or for HUNG_IN_CALL_SECONDS where a call
         found that it hangs.
         """
-        pause, asked, answered = PROBE_SECONDS, _now(), _now()
+        pause, probed, answered = PROBE_SECONDS, _now(), _now()
         while True:
             await asyncio.sleep(PROBE_SECONDS)
-            if _now() - asked < pause - PROBE_SECONDS / 2 and not (self.hung or awaited()):
+            if _now() - probed < pause - PROBE_SECONDS / 2 and not (self.hung or awaited()):
                 continue
             await self.probe()
-            asked = _now()
+            probed = _now()
             if self.healthy:
-                pause, answered = PROBE_SECONDS, asked
+                pause, answered = PROBE_SECONDS, probed
                 continue
             pause = min(2 * pause, PROBE_LAST)
-            limit = HUNG_IN_CALL_SECONDS if self.hung else HUNG_SECONDS
-            if on_hung is not None and asked - answered > limit:
+            limit = HUNG_IN_CALL_SECONDS if self._silent_in_call else HUNG_SECONDS
+            if on_hung is not None and probed - answered > limit:
                 on_hung()
+
+    def silent(self) -> None:
+        """It holds a session and does not answer in time."""
+        self.hung = self._silent_in_call = True
+        self.doubt()
+
+    def answers(self) -> None:
+        """It does, again."""
+        self.hung = self._silent_in_call = False
 
     def doubt(self) -> None:
         """It lost a session, or opened none. Twice as long as the last time others are asked first; of losses that

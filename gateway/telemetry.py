@@ -5,11 +5,12 @@ Counted once a call rather than once a frame: at 300 calls a core a frame has no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from gateway.call_document import CallMetrics
+from gateway.engine import WorkerChanged
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -29,6 +30,16 @@ class Telemetry:
         self.agent_lost = Counter(
             "callplex_agent_frames_lost",
             "20 ms of the agent's sound that came too late for the line or were left out, shortened pauses not counted",
+            registry=self.registry,
+        )
+        self.worker_changes = Counter(
+            "callplex_worker_changes",
+            "Times a call was lost with its worker and went on with another",
+            registry=self.registry,
+        )
+        self.agent_missed = Counter(
+            "callplex_agent_frames_missed",
+            "80 ms frames that no worker answered because their call was lost with one and went on with another",
             registry=self.registry,
         )
         self.misses = Counter("callplex_deadline_misses", "Clock ticks over 20 ms late", registry=self.registry)
@@ -75,13 +86,17 @@ class Telemetry:
             registry=self.registry,
         )
 
-    def call_ended(self, end_reason: str, engine: str, metrics: CallMetrics) -> None:
-        """Add one finished call."""
+    def call_ended(
+        self, end_reason: str, engine: str, metrics: CallMetrics, changes: Sequence[WorkerChanged] = ()
+    ) -> None:
+        """Add one finished call; `changes`: of the worker that held it."""
         self.calls.labels(end_reason, engine or "none").inc()
         self.frames.labels("in").inc(metrics.frames_in)
         self.frames.labels("out").inc(metrics.frames_out)
         self.lost.inc(metrics.frames_lost)
         self.agent_lost.inc(metrics.agent_frames_lost or 0)
+        self.worker_changes.inc(len(changes))
+        self.agent_missed.inc(sum(change.missed for change in changes))
         self.misses.inc(metrics.deadline_misses)
         self.call_misses.observe(metrics.deadline_misses)
         if metrics.answer_ms:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sqlite3
 import sys
 import xml.etree.ElementTree as ET
@@ -23,7 +24,9 @@ from gateway.desk import Desk
 from gateway.leg import CallInfo
 from gateway.twilio.peer import CarrierStream
 from gateway.twilio.tokens import Ticket
+from tests.gateway.token_workers import token_worker
 from tests.gateway.twilio.serving import TIMEOUT, serving, settings
+from tests.gateway.worker_pools import until
 
 pytestmark = pytest.mark.anyio
 
@@ -72,7 +75,8 @@ def desk_in(folder: Path, routing: str = "", **values: object) -> Desk:
     persona = "voice: NATF0\nrole: You work for a bank.\nfallback: '+15550999'\nrecord: true\n"
     (personas / "bank.yaml").write_text(persona)
     (personas / "routing.yaml").write_text("default:\n  persona: bank\n" + routing)
-    return Desk(settings(personas=personas, data_dir=folder / "data", embedded_echo=True, **values))
+    values = {"embedded_echo": True, **values}
+    return Desk(settings(personas=personas, data_dir=folder / "data", **values))
 
 
 @dataclass
@@ -349,3 +353,17 @@ async def test_a_call_opens_no_file_where_other_calls_would_wait_for_the_disk(tm
     assert json.loads(output) == []
     for file in ("call.wav", "transcript.json"):
         assert (tmp_path / "data" / "calls" / "second" / file).stat().st_size > 0
+
+
+async def test_a_call_that_changed_its_worker_is_counted(tmp_path: Path) -> None:
+    async with token_worker("--capacity", "9") as first, token_worker() as second:
+        desk = desk_in(tmp_path, workers=f"{first.url},{second.url}", embedded_echo=False)
+        leg = HeldLeg()
+        async with asyncio.timeout(30), desk.open():
+            answering = asyncio.create_task(desk.answer(leg, "bank"))
+            await leg.playing.wait()
+            first.signal(signal.SIGTERM)
+            await until(lambda: any(call.worker_changes for call in desk._calls))
+            leg.release.set()
+            await answering
+        assert b"callplex_worker_changes_total 1.0" in desk.telemetry.render()

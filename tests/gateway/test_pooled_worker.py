@@ -35,7 +35,7 @@ async def found_hung(worker: FreezingWorker, known: PooledWorker, seconds: float
     worker.freeze(seconds)
     if in_call:
         await asyncio.sleep(0.32)
-        known.hung = True
+        known.silent()
     await asyncio.wait([asyncio.ensure_future(hung.wait())], timeout=60 - (now() - begin))
     watching.cancel()
     return now() - begin
@@ -58,6 +58,6 @@ def test_a_local_worker_that_is_slow_for_a_moment_is_left_alone() -> None:
     assert hung_after(1.9, True, 0.5) == 60
 
 
-def test_a_local_worker_that_holds_no_call_has_more_time() -> None:
+def test_a_local_worker_that_no_call_found_silent_has_more_time() -> None:
     assert 20 < hung_after(None, False, 0.5) < 30
     assert hung_after(15, False, 0.5) == 60

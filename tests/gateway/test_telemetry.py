@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gateway.call_document import CallMetrics
+from gateway.engine import WorkerChanged
 from gateway.telemetry import Telemetry
 
 
@@ -24,3 +25,13 @@ def test_sound_that_came_too_late_is_told_by_the_side_it_came_from() -> None:
     text = telemetry.render().decode()
     assert "callplex_carrier_frames_lost_total 2.0" in text
     assert "callplex_agent_frames_lost_total 7.0" in text
+
+
+def test_calls_that_went_on_with_another_worker_are_counted_and_what_they_missed() -> None:
+    telemetry = Telemetry()
+    changes = [WorkerChanged(17, 4, "b", "the worker broke the connection"), WorkerChanged(90, 2, "c", "it hung")]
+    telemetry.call_ended("caller_hangup", "personaplex", CallMetrics(), changes)
+    telemetry.call_ended("caller_hangup", "personaplex", CallMetrics())
+    text = telemetry.render().decode()
+    assert "callplex_worker_changes_total 2.0" in text
+    assert "callplex_agent_frames_missed_total 6.0" in text
