@@ -39,6 +39,7 @@ from model.wire import (
     CallerText,
     Columns,
     Cut,
+    GaveWay,
     Late,
     Output,
     Played,
@@ -207,6 +208,8 @@ class ResumingSession:
                 history.agent(output.index, output.columns)
             case Played():
                 history.played(output.clip)
+            case GaveWay():
+                history.gave_way(output.text)
             case Late():
                 yield output
             case _:

@@ -1,4 +1,4 @@
-"""The wire between a gateway and a worker: one WebSocket a call, subprotocol `callplex.v1` or `callplex.v1.1`.
+"""The wire between a gateway and a worker: one WebSocket a call, subprotocol `callplex.v1`, `.v1.1` or `.v1.2`.
 
 Owns the messages, their bytes and the limits on them; both sides import this file and nothing else
 of each other. Standard library only, so that it loads without torch, numpy or a web framework.
@@ -15,7 +15,8 @@ The order of a session:
                         flush        (JSON)   sound up to a frame that is not yet heard is void
                         cut          (JSON)   history before a frame is no longer needed
                         columns      (binary) of frames that no worker answered, after a resume
-                        late         (JSON)   an agent frame came late by the engine's own count; 1.1 only
+                        late         (JSON)   an agent frame came late by the engine's own count; from 1.1 on
+                        gave_way     (JSON)   the rest of what was to be said is not said; from 1.2 on
                         played       (JSON)   a clip has been played to its end
                         done         (JSON)   the agent is finished: goodbye, or a transfer
     gateway -> worker   say, play, close (JSON)
@@ -54,7 +55,9 @@ from model.wire_script import Script as Script
 SUBPROTOCOL = "callplex.v1"
 WITH_LATE = "callplex.v1.1"
 """The worker may say `late`, too."""
-SUBPROTOCOLS = (WITH_LATE, SUBPROTOCOL)
+WITH_GAVE_WAY = "callplex.v1.2"
+"""And `gave_way`."""
+SUBPROTOCOLS = (WITH_GAVE_WAY, WITH_LATE, SUBPROTOCOL)
 """What a gateway offers, the newest first; the worker takes the first that it knows."""
 PATH = "/api/session"
 
@@ -173,6 +176,17 @@ class Played:
 
 
 @dataclass(frozen=True, slots=True)
+class GaveWay:
+    """The caller spoke over the agent: from frame `index` on nothing more is said of `text`, which had been begun.
+
+    It ends what the greeting or a `say` asked for, or is all of it. What waits behind it follows.
+    """
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Late:
     """The engine answered with agent frame `index` more than 80 ms after its answer was due."""
 
@@ -189,7 +203,7 @@ class Done:
     """Name of the persona's transfer target, when the reason is `transfer`."""
 
 
-Output = AgentFrame | AgentText | CallerText | Flush | Cut | Columns | Played | Late | Done
+Output = AgentFrame | AgentText | CallerText | Flush | Cut | Columns | Played | GaveWay | Late | Done
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +257,7 @@ _FROM_WORKER: dict[str, type[Any]] = {
     "flush": Flush,
     "cut": Cut,
     "played": Played,
+    "gave_way": GaveWay,
     "late": Late,
     "done": Done,
 }
