@@ -25,6 +25,7 @@ from typing import Any, Protocol
 from gateway.audio import SILENCE, Downsampler, JitterBuffer, Upsampler, level
 from gateway.call_clock import STOOD_STILL, CallClock
 from gateway.engine import Engine, EngineFull, EngineLost, Session, WorkerChanged
+from gateway.farewell import Farewell
 from gateway.latency import ResponseMeter
 from gateway.leg import CallLeg, LegError, Outcome
 from gateway.recording.consent import Consent
@@ -38,10 +39,6 @@ MASKED_KEY = "\u2022"
 
 MISSES_EVERY = 5.0
 """Seconds between two events that tell of missed deadlines."""
-LAST_WORDS = 8.0
-"""Seconds the agent has to take its leave when the call has reached a limit."""
-SPOKEN = 0.8
-"""Seconds of the agent's silence after which its farewell is over."""
 DRAIN = 3.0
 """Seconds to wait at most for the line to play the agent's last words."""
 
@@ -134,7 +131,7 @@ class Call:
         self._session: Session | None = None
         self._engine_done = False
         self._leaving = ""
-        self._leave_at = 0.0
+        self._farewell = Farewell(plan.farewell)
         self._silence_began = 0.0
         self._held = False
         self._misses_told = (0.0, 0)
@@ -272,14 +269,14 @@ class Call:
             if owed > self.plan.engine_silence_seconds:
                 raise EngineLost(f"the worker has not answered for {owed:.1f} s")
             if self._leaving:
-                await self._leave(at)
+                await self._leave()
             elif self._consent is not None and self._consent.say_again(self.counters.frames_out):
                 await session.say(self._consent.line)
             elif reason := self._limit(at):
                 log.info("call %s: ending it at %.0f s, %s", self.info.call_id, at, reason)
                 self._event("limit", reason=reason)
                 self._leaving = reason
-                self._leave_at = at
+                self._farewell.ask()
                 await session.say(self.plan.farewell)
 
     def _limit(self, at: float) -> str:
@@ -297,10 +294,9 @@ class Call:
         silent = at - max(self._silence_began, self.responses.last_speech)
         return "silence" if silent >= self.plan.max_silence_seconds else ""
 
-    async def _leave(self, at: float) -> None:
-        """The farewell was asked for: the call is over when it has been spoken, or took too long."""
-        said = self.responses.agent_end > self._leave_at and at - self.responses.agent_end >= SPOKEN
-        if said or at - self._leave_at >= LAST_WORDS:
+    async def _leave(self) -> None:
+        """The farewell was asked for: the call is over when it has been said, or took too long."""
+        if self._farewell.over:
             await self._leg.drain(DRAIN)
             self.end(self._leaving)
 
@@ -309,7 +305,7 @@ class Call:
         async for output in session.outputs():
             match output:
                 case AgentFrame():
-                    await self._play(output.index, downsample(output.pcm))
+                    await self._play(output, downsample(output.pcm))
                 case AgentText() | CallerText():
                     self._note(output)
                 case Flush():
@@ -331,7 +327,7 @@ class Call:
         what = f"{change.reason}; worker {change.worker} goes on after a gap of {gap:.2f} s"
         log.warning("call %s: %s", self.info.call_id, what)
 
-    async def _play(self, index: int, pcm: bytes) -> None:
+    async def _play(self, frame: AgentFrame, pcm: bytes) -> None:
         await self._leg.play(pcm)
         self.counters.frames_out += 1
         caller = self._unanswered.popleft() if self._unanswered else SILENCE
@@ -340,7 +336,9 @@ class Call:
         if self._consent is not None and self._consent.played(self.counters.frames_out):
             self._begin_keeping(self._consent)
         played = self._clock.now()
-        self.responses.agent(played - self._clock.first_tick, FRAME_SECONDS, level(pcm))
+        loudness = level(pcm)
+        self.responses.agent(played - self._clock.first_tick, FRAME_SECONDS, loudness)
+        self._farewell.played(loudness, column=bool(frame.tokens))
         if self.answer_ms is None and self.responses.first_sound is not None:
             self.answer_ms = round(1000 * (played - self._clock.began), 1)
 
@@ -354,6 +352,8 @@ class Call:
             self._tell(self.transcript.add(output))
 
     def _note(self, output: AgentText | CallerText | Flush) -> None:
+        if isinstance(output, AgentText):
+            self._farewell.spoke(output.text)
         for kept in [output] if self._consent is None else self._consent.admit(output):
             self._tell(self.transcript.add(kept))
 

@@ -114,7 +114,15 @@ class SessionHistory:
     def say(self, text: str) -> None:
         """The agent was asked to say this next."""
         if (words := text.split()) and not self._over:
-            self._texts.append(_Text(words, self.sent + SAY_FRAMES + WORD_FRAMES * len(words)))
+            self._texts.append(_Text(words, list(words), self.sent + SAY_FRAMES + WORD_FRAMES * len(words)))
+
+    def gave_way(self, text: str) -> None:
+        """The caller spoke over the agent: of what ends with this text, and of all before it, nothing more is said."""
+        words = text.split()
+        over = next((place for place, one in enumerate(self._texts) if one.words[-len(words) :] == words), -1)
+        for _ in range(over + 1):
+            self._texts.popleft()
+        self._word = ""
 
     def play(self, clip: str) -> None:
         """A clip was asked for."""
@@ -204,6 +212,7 @@ class SessionHistory:
 
 @dataclass(slots=True)
 class _Text:
+    words: list[str]
     left: list[str]
     until: int
     """Caller frames sent, after which it is let go."""

@@ -43,6 +43,7 @@ from model.wire import (
     CallerText,
     Columns,
     Cut,
+    GaveWay,
     History,
     Late,
     Output,
@@ -183,20 +184,28 @@ class ResumingSession:
                 elif output.end > history.heard:
                     history.heard = min(output.end, history.sent)
                     yield output
-            case Cut():
-                history.cut(output.index)
-            case Columns():
-                try:
-                    history.agent(output.index, output.columns)
-                except ValueError as error:
-                    self._refuse(f"of its columns, {error}")
-            case Played():
-                history.played(output.clip)
+            case Cut() | Columns() | Played() | GaveWay():
+                self._remember(output)
             case Late():
                 yield output
             case _:
                 yield from self._spoken()
                 yield output
+
+    def _remember(self, output: Cut | Columns | Played | GaveWay) -> None:
+        """What only another worker would need."""
+        match output:
+            case Cut():
+                self.history.cut(output.index)
+            case Columns():
+                try:
+                    self.history.agent(output.index, output.columns)
+                except ValueError as error:
+                    self._refuse(f"of its columns, {error}")
+            case Played():
+                self.history.played(output.clip)
+            case GaveWay():
+                self.history.gave_way(output.text)
 
     def _answers(self, frame: AgentFrame) -> bool:
         """Take note of an answer; whether it is the one that is due."""

@@ -21,9 +21,11 @@ log = logging.getLogger(__name__)
 
 
 class _Queued(NamedTuple):
-    """clip: its name, where `play` asked for it. kept: not let go when the caller speaks."""
+    """clip: its name, where `play` asked for it. text: the words, where it is no clip. kept: not let go when the caller
+    speaks."""
 
     clip: str
+    text: str
     kept: bool
 
 
@@ -60,8 +62,22 @@ class CallSpeech:
     def go_on(self, texts: Sequence[str]) -> Generator[bool]:
         """What another engine had left to say."""
         for text in texts:
-            self._say(text, kept=bool(self._request.notice))
+            kept, rest = self._parted(text)
+            self._say(kept, kept=True)
+            self._say(rest)
         yield from self._start()
+
+    def _parted(self, text: str) -> tuple[str, str]:
+        """How much of a text that was left must be heard, and what may give way: of the greeting, what is still inside
+        the notice."""
+        words, greeting, notice = text.split(), self._request.greeting.split(), self._request.notice.split()
+        if greeting[: len(notice)] == notice and greeting[-len(words) :] == words:
+            inside = max(0, len(words) - (len(greeting) - len(notice)))
+            return " ".join(words[:inside]), " ".join(words[inside:])
+        return (text, "") if self._must_be_heard(text) else ("", text)
+
+    def _must_be_heard(self, text: str) -> bool:
+        return text in self._request.notice
 
     def take(self, order: Say | Play) -> bool:
         """Take an order. True if `carry_out` is needed now: it waits for a file, and what comes next for it."""
@@ -91,21 +107,25 @@ class CallSpeech:
             return ""
         return self.queued.popleft().clip
 
-    def give_way(self, pcm: bytes) -> None:
-        """Let words go that the caller speaks over, and the model answer; not those that must be heard."""
+    def give_way(self, pcm: bytes) -> str:
+        """Let words go that the caller speaks over, and the model answer; not those that must be heard.
+
+        Returns the text that was let go; empty if none was.
+        """
         cuttable = self.queued and not self.queued[0].kept and self._speech.speaking(self._slot)
         self._over = self._over + 1 if cuttable and is_loud(pcm) else 0
-        if self._over >= GIVES_WAY_AFTER:
-            self._speech.let_go(self._slot)
-            self.queued.popleft()
-            self._over = 0
+        if self._over < GIVES_WAY_AFTER:
+            return ""
+        self._speech.let_go(self._slot)
+        self._over = 0
+        return self.queued.popleft().text
 
     def _start(self) -> Generator[bool]:
         yield from self.carry_out()
         self._begun = True
 
     def _obey_say(self, order: Say) -> None:
-        self._say(order.text, kept=order.text in self._request.notice)
+        self._say(order.text, kept=self._must_be_heard(order.text))
 
     def _prepared(self) -> Generator[bool, None, tuple[str, Clip | None, str]]:
         """The greeting before the clip, the clip if there is one that says a part of it, and what follows."""
@@ -130,7 +150,7 @@ class CallSpeech:
         except ValueError as error:
             self._not_played(name, error)
             return False
-        self.queued.append(_Queued(told, kept=True))
+        self.queued.append(_Queued(told, "", kept=True))
         return True
 
     def _not_played(self, name: str, error: Exception) -> None:
@@ -141,6 +161,6 @@ class CallSpeech:
             return
         try:
             self._speech.say(self._slot, text)
-            self.queued.append(_Queued("", kept))
+            self.queued.append(_Queued("", text, kept))
         except ValueError as error:
             log.warning("call %s: %r is not said: %s", self._request.call_id, text[:80], error)

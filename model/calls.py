@@ -26,7 +26,20 @@ from model.scheduler import Account, Frame, Refused, Scheduler
 from model.shared_passes import Share, SharedPasses
 from model.voice import VoiceError
 from model.voices import VoiceRefused
-from model.wire import AgentFrame, AgentText, Cut, Error, FromWorker, History, Play, Played, Ready, Say, SessionRequest
+from model.wire import (
+    AgentFrame,
+    AgentText,
+    Cut,
+    Error,
+    FromWorker,
+    GaveWay,
+    History,
+    Play,
+    Played,
+    Ready,
+    Say,
+    SessionRequest,
+)
 
 log = logging.getLogger(__name__)
 
@@ -221,7 +234,8 @@ class Calls:
         for row, frame in enumerate(frames):
             call = self._by_slot[frame.slot]
             self._answer(call, frame.index, result, row)
-            call.speech.give_way(frame.pcm)
+            if text := call.speech.give_way(frame.pcm):
+                self._tell(call.session, GaveWay(frame.index, text))
         for frame in self.scheduler.stepped(frames, self._now()):
             if (late := self._by_slot.get(frame.slot)) is not None:
                 self._tell(late.session, wire.Late(frame.index))

@@ -26,6 +26,11 @@ LAST_ANSWERS = 0.2
 """Seconds a session that has to go may take to answer the caller frames it was given."""
 
 
+_ALL_ADDED = (wire.Late, wire.GaveWay)
+_IGNORED: dict[str, tuple[type[Output], ...]] = {wire.WITH_CLOSED: (), wire.WITH_LATE: (wire.GaveWay,)}
+"""What a gateway is not told that speaks this subprotocol; of any other all that was added to the first."""
+
+
 class SessionEnded(Exception):
     """The session ends with this error and close code."""
 
@@ -62,7 +67,7 @@ class Gateway:
 
     def __init__(self, connection: ServerConnection) -> None:
         self._connection = connection
-        self._knows_late = connection.subprotocol in (wire.WITH_LATE, wire.WITH_CLOSED)
+        self._ignored = _IGNORED.get(connection.subprotocol or "", _ALL_ADDED)
         self.waits = connection.subprotocol == wire.WITH_CLOSED
         """It wants to know what the caller was still saying at the end."""
 
@@ -70,7 +75,7 @@ class Gateway:
         return wire.decode_to_worker(await self._connection.recv())
 
     async def send(self, output: Output) -> None:
-        if self._knows_late or not isinstance(output, wire.Late):
+        if not isinstance(output, self._ignored):
             await self._connection.send(wire.encode(output))
 
     async def send_last(self, words: AsyncIterator[CallerText]) -> None:

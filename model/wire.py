@@ -16,6 +16,7 @@ The order of a session:
                         cut          (JSON)   history before a frame is no longer needed
                         columns      (binary) of frames that no worker answered, after a resume
                         late         (JSON)   an agent frame came late by the engine's own count; from 1.1 on
+                        gave_way     (JSON)   the rest of what was to be said is not said; from 1.2 on
                         played       (JSON)   a clip has been played to its end
                         done         (JSON)   the agent is finished: goodbye, or a transfer
     gateway -> worker   say, play, close (JSON)
@@ -59,7 +60,7 @@ SUBPROTOCOL = "callplex.v1"
 WITH_LATE = "callplex.v1.1"
 """The worker may say `late`, too."""
 WITH_CLOSED = "callplex.v1.2"
-"""And `closed`: who offers this waits for the caller's last words."""
+"""And `gave_way`, and `closed`: who offers this waits for the caller's last words."""
 SUBPROTOCOLS = (WITH_CLOSED, WITH_LATE, SUBPROTOCOL)
 """What a gateway offers, the newest first; the worker takes the first that it knows."""
 PATH = "/api/session"
@@ -179,6 +180,17 @@ class Played:
 
 
 @dataclass(frozen=True, slots=True)
+class GaveWay:
+    """The caller spoke over the agent: from frame `index` on nothing more is said of `text`, which had been begun.
+
+    It ends what the greeting or a `say` asked for, or is all of it. What waits behind it follows.
+    """
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Late:
     """The engine answered with agent frame `index` more than 80 ms after its answer was due."""
 
@@ -200,7 +212,7 @@ class Closed:
     """The slot is free; until the worker closes the socket only what the caller was still saying follows."""
 
 
-Output = AgentFrame | AgentText | CallerText | Flush | Cut | Columns | Played | Late | Done
+Output = AgentFrame | AgentText | CallerText | Flush | Cut | Columns | Played | GaveWay | Late | Done
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +266,7 @@ _FROM_WORKER: dict[str, type[Any]] = {
     "flush": Flush,
     "cut": Cut,
     "played": Played,
+    "gave_way": GaveWay,
     "late": Late,
     "done": Done,
     "closed": Closed,

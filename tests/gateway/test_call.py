@@ -16,10 +16,24 @@ from gateway.call_document import to_document
 from gateway.desk import _record
 from gateway.engine import EchoEngine, EchoSession, Engine, EngineFull, EngineLost
 from gateway.recording.recorder import Recorder, RecordingPlan
-from model.wire import AgentFrame, AgentText, CallerText, Done, Flush, Late, Output, SessionRequest
+from model.wire import (
+    FRAME_BYTES,
+    TOKENS_BYTES,
+    AgentFrame,
+    AgentText,
+    CallerText,
+    Done,
+    Flush,
+    Late,
+    Output,
+    SessionRequest,
+)
 from tests import virtual_time
 from tests.gateway.memory_line import LOUD, PLAN, MemoryLeg, ScriptedEngine
 from tests.gateway.told import Told
+
+QUIET = bytes(FRAME_BYTES)
+SPEECH = np.full(FRAME_BYTES // 2, 6_000, np.int16).tobytes()
 
 
 def place(leg: MemoryLeg, engine: Engine, plan: CallPlan = PLAN, recording: Path | None = None) -> Call:
@@ -157,6 +171,54 @@ def test_a_farewell_is_heard_to_its_end_and_the_call_ends_soon_after() -> None:
     loud = [at for at, pcm in leg.played if np.frombuffer(pcm, np.int16).max() > 3_000]
     assert loud[-1] - loud[0] == pytest.approx(23 * 0.08, abs=0.09)
     assert 0.7 < leg.played[-1][0] - loud[-1] < 1.2
+
+
+class LosesItsWorker(EchoSession):
+    """Talks until shortly after its farewell was asked for, is then silent for a second, and says it word by word.
+
+    With `worker_lost` that second is a hand-over, as a session that resumes hands it out.
+    """
+
+    def __init__(self, worker_lost: bool) -> None:
+        super().__init__()
+        self._worker_lost = worker_lost
+        self._asked: int | None = None
+        self._left: list[str] = []
+
+    async def say(self, text: str) -> None:
+        self._asked = self._index
+        self._left = text.split()
+
+    async def outputs(self) -> AsyncIterator[Output]:
+        column = bytes(TOKENS_BYTES) if self._worker_lost else b""
+        async for output in super().outputs():
+            assert isinstance(output, AgentFrame)
+            since = 0 if self._asked is None else output.index - self._asked
+            if output.index == 0:
+                yield AgentText(0, " Well")
+            if 3 <= since < 16:
+                yield AgentFrame(output.index, QUIET)
+            elif since >= 16 and not self._left:
+                yield AgentFrame(output.index, QUIET, column)
+            else:
+                if since >= 16:
+                    yield AgentText(output.index, f" {self._left.pop(0)}")
+                yield AgentFrame(output.index, SPEECH, column)
+
+
+@pytest.mark.parametrize("worker_lost", [False, True])
+def test_a_pause_before_the_farewell_or_a_lost_worker_does_not_end_the_call_before_it_is_said(
+    worker_lost: bool,
+) -> None:
+    class Engine:
+        async def open(self, request: SessionRequest) -> EchoSession:
+            return LosesItsWorker(worker_lost)
+
+    leg = MemoryLeg(seconds=100)
+    call = place(leg, Engine(), CallPlan("bank", "abc123", SessionRequest("c1"), max_seconds=2))
+    assert call.outcome.result().reason == "time_limit"
+    assert call.transcript.utterances()[-1].text.endswith("Goodbye.")
+    assert leg.played[-1][0] == pytest.approx(2.1 + 1.28 + 11 * 0.08 + 0.8, abs=0.2)
 
 
 def test_a_line_that_never_says_it_has_played_all_does_not_turn_a_goodbye_into_a_loss() -> None:

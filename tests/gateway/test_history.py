@@ -138,6 +138,41 @@ def test_of_a_text_half_said_the_rest_is_still_to_be_said(pieces: tuple[str, ...
     assert spoken(FAREWELL, *pieces) == ((left,) if left else ())
 
 
+GREETING = "Hello, this call is recorded. How can I help you today?"
+
+
+@pytest.mark.parametrize(
+    ("asked", "pieces", "text", "left"),
+    [
+        ((GREETING,), (" Hello", ",", " this"), GREETING, ()),
+        ((GREETING, FAREWELL), (" Hello",), "How  can I help you today?", (FAREWELL,)),
+        ((GREETING, FAREWELL), (" I", " am", " sor"), FAREWELL, ()),
+        ((GREETING, FAREWELL), (), "Something else.", (GREETING, FAREWELL)),
+        ((), (), FAREWELL, ()),
+    ],
+)
+def test_what_the_agent_gave_up_for_the_caller_is_not_said_elsewhere(
+    asked: tuple[str, ...], pieces: tuple[str, ...], text: str, left: tuple[str, ...]
+) -> None:
+    history = SessionHistory()
+    for one in asked:
+        history.say(one)
+    for piece in pieces:
+        history.spoke(piece)
+    history.gave_way(text)
+    assert history.resume().queued == left
+
+
+def test_a_word_that_was_cut_off_begins_no_other_text() -> None:
+    history = SessionHistory()
+    history.say("good morning")
+    history.say("good night")
+    history.spoke(" good")
+    history.gave_way("good morning")
+    history.spoke(" Yes")
+    assert history.resume().queued == ("good night",)
+
+
 def test_texts_are_said_in_the_order_in_which_they_were_asked_for() -> None:
     history = SessionHistory()
     for text in ("Hello there.", "", "This call is recorded."):

@@ -16,7 +16,7 @@ from model.engine import StepResult
 from model.folder import ModelFolder
 from model.prompt import SILENCE
 from model.scheduler import FRAME, TICK
-from model.wire import AgentFrame, AgentText, Error, Late, Played, Ready, Sampling
+from model.wire import AgentFrame, AgentText, Error, GaveWay, Late, Played, Ready, Resume, Sampling
 from tests.model.rig import GREEDY, Rig, caller_pcm, is_ready, request
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -153,12 +153,42 @@ def test_words_the_caller_speaks_over_are_let_go_but_not_those_that_must_be_hear
     assert LONG not in cut
     assert not free.stepper.speech.busy(0)
     assert free.calls._calls[1].speech.queued == deque()
+    (gave_way,) = (message for message in free.told[1] if isinstance(message, GaveWay))
+    assert gave_way.text == LONG
+    assert [message.index for message in free.told[1] if isinstance(message, AgentFrame)][-1] > gave_way.index
     bound.open(1, request(greeting=LONG, notice=LONG))
     for index in range(120):
         bound.hear(1, index, caller_pcm(0, index, level=3000))
         bound.settle()
         bound.now += FRAME
     assert LONG in bound.text(1)
+
+
+def resumed_while_the_caller_is_loud(rig: Rig, queued: str, **asked: str) -> tuple[str, list[str]]:
+    """What comes out of a call that another worker lost with `queued` left to say, and what the agent gave up."""
+    rig.open(1, request(resume=Resume(queued=(queued,)), **asked))
+    index = 0
+    while rig.stepper.speech.busy(0):
+        rig.hear(1, index, caller_pcm(0, index, level=3000))
+        rig.settle()
+        rig.now += FRAME
+        index += 1
+    return rig.text(1), [message.text for message in rig.told[1] if isinstance(message, GaveWay)]
+
+
+def test_of_what_another_worker_had_left_to_say_only_what_is_inside_the_notice_must_be_heard(
+    models: Models, tiny: ModelFolder
+) -> None:
+    notice, rest = "hello thank you", "hello thank you hello thank you hello thank you hello"
+    asked = {"greeting": f"{notice} {rest}", "notice": notice}
+    for queued, kept in ((f"you {rest}", "you"), (rest, ""), (rest.removeprefix("hello thank "), "")):
+        text, gave_way = resumed_while_the_caller_is_loud(Rig(models, tiny, slots=1), queued, **asked)
+        assert kept in text
+        assert queued not in text, "the caller speaks over it"
+        assert gave_way == [queued.removeprefix(kept).strip()]
+    text, gave_way = resumed_while_the_caller_is_loud(Rig(models, tiny, slots=1), "thank you", **asked)
+    assert "thank you" in text, "of the notice, which was to be said again"
+    assert not gave_way
 
 
 def test_the_call_beyond_the_slots_is_refused_at_once_and_the_next_after_a_hang_up_taken(rig: Rig) -> None:

@@ -218,26 +218,30 @@ async def test_a_session_that_said_everything_is_closed_well() -> None:
         assert engine.sessions[0].was_closed
 
 
+ADDED: tuple[wire.Output, ...] = (wire.Late(0), wire.GaveWay(0, "and how can I help?"))
+"""What was added to the first protocol, in order."""
+
+
 @pytest.mark.parametrize(
     ("offered", "knows"),
     [
-        (wire.SUBPROTOCOLS, True),
-        (("callplex.v1",), False),
-        pytest.param(("callplex.v9", *wire.SUBPROTOCOLS), False, id="a later one"),
+        (wire.SUBPROTOCOLS, ADDED),
+        (("callplex.v1.1", "callplex.v1"), ADDED[:1]),
+        (("callplex.v1",), ()),
+        pytest.param(("callplex.v9", *wire.SUBPROTOCOLS), (), id="a later one"),
     ],
 )
-async def test_only_a_gateway_that_knows_it_is_told_of_late_frames(
-    offered: tuple[str, ...], knows: bool, monkeypatch: pytest.MonkeyPatch
+async def test_a_gateway_is_told_only_what_its_subprotocol_knows(
+    offered: tuple[str, ...], knows: tuple[wire.Output, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wire, "SUBPROTOCOLS", ("callplex.v9", *wire.SUBPROTOCOLS))
-    engine = ScriptedEngine([AgentFrame(0, SOUND), wire.Late(0), wire.Done(0, "goodbye")])
+    engine = ScriptedEngine([AgentFrame(0, SOUND), *ADDED, wire.Done(0, "goodbye")])
     async with serving(engine) as server, connected(server, subprotocols=list(map(Subprotocol, offered))) as connection:
         assert connection.subprotocol == offered[0]
         await opened(connection)
         assert await told(connection) == AgentFrame(0, SOUND)
-        if knows:
-            assert await told(connection) == wire.Late(0)
-        assert await told(connection) == wire.Done(0, "goodbye")
+        for message in (*knows, wire.Done(0, "goodbye")):
+            assert await told(connection) == message
 
 
 class LastingSession(EchoSession):

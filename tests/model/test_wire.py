@@ -32,6 +32,7 @@ FROM_WORKER = (
     | st.builds(wire.Cut, COUNT)
     | st.builds(wire.Columns, INDEX, st.binary(min_size=34, max_size=34) | st.just(bytes(34 * 125)))
     | st.builds(wire.Played, COUNT, TEXT)
+    | st.builds(wire.GaveWay, COUNT, TEXT)
     | st.builds(wire.Late, COUNT)
     | st.just(wire.Closed())
     | st.builds(wire.Done, COUNT, st.sampled_from(["goodbye", "transfer"]), TEXT)
