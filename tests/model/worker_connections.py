@@ -32,9 +32,9 @@ async def serving(
 
 
 @asynccontextmanager
-async def connected(server: WorkerServer, **options: Any) -> AsyncIterator[ClientConnection]:
+async def connected(server: WorkerServer, hang: float = 10, **options: Any) -> AsyncIterator[ClientConnection]:
     options = {"subprotocols": [Subprotocol(wire.SUBPROTOCOL)], **options}
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(hang):
         async with connect(server.url, compression=None, **options) as connection:
             yield connection
 
