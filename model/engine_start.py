@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -109,7 +110,8 @@ def start(options: EngineOptions) -> Started:
     warm_long_passes(stepper)
     phases.over("long passes")
     voices = VoiceStore(models, folder.voices, Path(options.recordings))
-    assets = FileAssets(models, voices, lambda name: find_clip(Path(options.personas), name))
+    find = partial(find_clip, Path(options.personas))
+    assets = FileAssets(models, voices, find, reprimed=options.context == "reprime")
     prompts = PromptCache(stepper, int(PROMPT_PART * free))
     for voice, prompt in options.warm:
         warm(prompts, assets, voice, prompt)
