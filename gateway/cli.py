@@ -21,6 +21,7 @@ import typer
 
 from gateway.bench.commands import bench_app
 from gateway.command import Json, fail, read_settings
+from gateway.core_dumps import forbid_core_dumps
 from gateway.records.commands import records_app
 from gateway.settings import Settings, SettingsInvalid, load_settings, masked
 from gateway.webhooks.commands import webhooks_app
@@ -77,6 +78,7 @@ def serve(
     json_output: Annotated[bool, typer.Option("--json", help="Print the addresses as JSON once ready.")] = False,
 ) -> None:
     """Answer calls until stopped."""
+    forbid_core_dumps()
     settings = read_settings(listen=listen, admin_listen=admin_listen)
     from gateway.engine import EngineError
     from gateway.persona_model import PersonaInvalid
@@ -146,6 +148,7 @@ def worker(
     exit_with_parent: Annotated[bool, typer.Option(help="End when standard input does.")] = False,
 ) -> None:
     """Run one engine and serve it to gateways."""
+    forbid_core_dumps()
     settings = read_settings(
         worker_listen=listen,
         engine=engine,

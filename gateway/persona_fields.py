@@ -26,7 +26,8 @@ PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 LANGUAGES = ("en", "en-AU", "en-CA", "en-GB", "en-IE", "en-IN", "en-NZ", "en-US", "en-ZA")
 """The engines speak and understand English only; the region is for dates and spelling."""
 LONGEST_PROMPT = 3_000
-"""Characters. PersonaPlex hears a prompt at about four characters a frame and remembers 3,000 frames."""
+"""Characters, about four a frame. Of the 3,000 frames that PersonaPlex remembers a prompt may take 1,200
+(`model.prompt.longest_prompt`), and a recorded voice takes up to 375 of those."""
 
 
 def _speakable(text: str) -> str:

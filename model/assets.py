@@ -39,9 +39,12 @@ class Assets(Protocol):
 class FileAssets:
     """Implements `Assets` with one thread beside that of the calls."""
 
-    def __init__(self, models: Models, voices: VoiceStore, find: Callable[[str], Clip]) -> None:
-        """`find` gives a clip by name, and raises ClipError; from now on both are the thread's alone."""
-        self._models, self._voices, self._find = models, voices, find
+    def __init__(
+        self, models: Models, voices: VoiceStore, find: Callable[[str], Clip], *, reprimed: bool = False
+    ) -> None:
+        """`find` gives a clip by name, and raises ClipError; from now on both are the thread's alone. `reprimed`: a
+        prompt too long to be given back to calls is refused."""
+        self._models, self._voices, self._find, self._reprimed = models, voices, find, reprimed
         self._thread = ThreadPoolExecutor(1, "assets")
         self._prompts: OrderedDict[tuple[VoiceKey, str], Prompt] = OrderedDict()
 
@@ -77,7 +80,7 @@ class FileAssets:
         prompt = self._prompts.get(key)
         if prompt is None:
             loaded, ids = self._voices.load(key[0]), role_ids(self._models, text)
-            check_prompt(self._models, loaded, ids)
+            check_prompt(self._models, loaded, ids, reprimed=self._reprimed)
             prompt = self._prompts[key] = make_prompt(self._models.config, loaded, ids)
         self._prompts.move_to_end(key)
         while len(self._prompts) > KEPT:

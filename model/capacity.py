@@ -14,8 +14,10 @@ from model.scheduler import FRAME, pace
 
 MOST_SLOTS = 256
 """More were never asked of one device; memory and speed end it before."""
-FP8_PART = 0.51
+FP8_PART = 0.5302
 """Of the stored weights' bytes, where they are kept in 8 bits: embeddings and heads are not, scales come on top."""
+READS_FP8 = (8, 9)
+"""The compute capability from which Triton reads e4m3: Ada and Hopper."""
 SPARES = 1
 """LM slots for re-priming; one is refilled in much less time than a call takes to need it again."""
 PROMPT_PART = 0.04

@@ -83,10 +83,10 @@ def role_ids(models: Models, prompt: str) -> list[int]:
     return models.tokenizer.encode(wrapped(prompt)) if prompt.strip() else []
 
 
-def check_prompt(models: Models, voice: Voice, text_ids: Sequence[int]) -> int:
-    """Frames of the prompt. Raises PromptTooLong."""
+def check_prompt(models: Models, voice: Voice, text_ids: Sequence[int], *, reprimed: bool = False) -> int:
+    """Frames of the prompt; `reprimed`: calls are to be given it back. Raises PromptTooLong."""
     frames = voice.frames if isinstance(voice, VoiceReplay) else voice.shape[1]
-    return check_length(frames, len(text_ids), models.config.transformer.context)
+    return check_length(frames, len(text_ids), models.config.transformer.context, reprimed=reprimed)
 
 
 @dataclass(frozen=True, slots=True)

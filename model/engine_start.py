@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -20,6 +21,7 @@ from model import fp8, toolchain
 from model.assets import FileAssets, find_clip
 from model.capacity import (
     PROMPT_PART,
+    READS_FP8,
     SPARES,
     batch_sizes,
     fixed_bytes,
@@ -49,8 +51,6 @@ _RUNS = 2
 _ENGINE_CORES = 2
 """Cores that the engine keeps to itself on a machine with a GPU: one that launches, one of the driver's."""
 _ENOUGH_CORES = 6
-_READS_FP8 = (8, 9)
-"""The compute capability from which Triton reads e4m3: Ada and Hopper."""
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp8": fp8.E4M3}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -110,7 +110,8 @@ def start(options: EngineOptions) -> Started:
     warm_long_passes(stepper)
     phases.over("long passes")
     voices = VoiceStore(models, folder.voices, Path(options.recordings))
-    assets = FileAssets(models, voices, lambda name: find_clip(Path(options.personas), name))
+    find = partial(find_clip, Path(options.personas))
+    assets = FileAssets(models, voices, find, reprimed=options.context == "reprime")
     prompts = PromptCache(stepper, int(PROMPT_PART * free))
     for voice, prompt in options.warm:
         warm(prompts, assets, voice, prompt)
@@ -175,7 +176,7 @@ def usable_device(name: str) -> torch.device:
 def check_card(capability: tuple[int, int], options: EngineOptions) -> None:
     """Raises EngineRefused for a card that cannot do what is asked of it."""
     eight = [name for name in ("kv_dtype", "weights_dtype") if getattr(options, name) == "fp8"]
-    if eight and capability < _READS_FP8:
+    if eight and capability < READS_FP8:
         flags = " and ".join(f"--{name.replace('_', '-')} fp8" for name in eight)
         raise EngineRefused(
             f"this card has compute capability {capability[0]}.{capability[1]}, and {flags} needs 8.9 or later (Ada,"

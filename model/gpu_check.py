@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import TypeVar, get_args
 
 from model import toolchain
-from model.capacity import PROMPT_PART, engine_bytes, fitting_slots, fixed_bytes, kv_item, slot_bytes, weights_bytes
+from model.capacity import (
+    PROMPT_PART,
+    READS_FP8,
+    engine_bytes,
+    fitting_slots,
+    fixed_bytes,
+    kv_item,
+    slot_bytes,
+    weights_bytes,
+)
 from model.engine_options import KVDtype, WeightsDtype
 from model.folder import FolderInvalid, ModelFolder
 
@@ -82,6 +91,12 @@ class Demand:
         """Calls that fit into `memory` bytes, as the engine's start counts them; below 1 where none does."""
         return fitting_slots(memory, self._fixed(memory), self.call)
 
+    @property
+    def in_eight_bits(self) -> list[str]:
+        """The settings that ask for it."""
+        kept = {"CALLPLEX_KV_DTYPE": self.kv_dtype, "CALLPLEX_WEIGHTS_DTYPE": self.weights_dtype}
+        return [name for name, dtype in kept.items() if dtype == "fp8"]
+
     def _fixed(self, memory: int) -> int:
         return fixed_bytes(self.weights, "cuda", int(PROMPT_PART * memory))
 
@@ -124,7 +139,7 @@ def judge(cards: Sequence[Card], torch: Torch | None, demand: Demand, smallest: 
 
 
 def _torch_finding(card: Card, torch: Torch) -> Finding:
-    capability = f"{card.capability[0]}.{card.capability[1]}"
+    capability = _dotted(card.capability)
     wanted = _least(_CUDA_OF_CAPABILITY, card.capability)
     install = f"{_PIP} --force-reinstall 'torch>=2.10' --index-url {_WHEELS}"
     version = f"torch {torch.version}"
@@ -170,16 +185,18 @@ def _least(table: Sequence[tuple[tuple[int, int], _V]], key: tuple[int, int]) ->
 
 
 def _memory_finding(card: Card, demand: Demand, smallest: Demand) -> Finding:
+    if card.capability < READS_FP8 and (eight := demand.in_eight_bits):
+        has, needs = _dotted(card.capability), _dotted(READS_FP8)
+        detail = f"{card.name} has compute capability {has}, and fp8 needs {needs} or later"
+        fix = f"unset {' '.join(eight)}    # or take their lines out of .env, callplex.toml"
+        return Finding("gpu_memory", False, detail, fix)
     asked, fitting = demand.calls or 1, demand.fitting(card.memory)
     needed = demand.of(asked, card.memory)
     has = f"{card.name} has {card.memory / 1e9:.1f} GB"
     if fitting < 1:
         kept = f"keys and values in {demand.kv_dtype} and weights in {demand.weights_dtype}"
         detail = f"one call with {kept} needs {demand.of(1, card.memory) / 1e9:.1f} GB, {has}"
-        fix = f"nvidia-smi -L    # a card with {smallest.of(1, card.memory) / 1e9:.0f} GB or more is needed"
-        if smallest.fitting(card.memory) >= 1:
-            fix = "export CALLPLEX_KV_DTYPE=fp8 CALLPLEX_WEIGHTS_DTYPE=fp8    # of unproven quality"
-        return Finding("gpu_memory", False, detail, fix)
+        return Finding("gpu_memory", False, detail, _fix_for_one(card, demand, smallest))
     needs = f"{asked} call{'s need' if asked > 1 else ' needs'} {needed / 1e9:.1f} GB"
     if asked > fitting:
         return Finding("gpu_memory", False, f"{needs}, {has}", f"export CALLPLEX_SLOTS={fitting}")
@@ -187,6 +204,23 @@ def _memory_finding(card: Card, demand: Demand, smallest: Demand) -> Finding:
         detail = f"{needs}, {card.free / 1e9:.1f} GB of {card.name} are free now"
         return Finding("gpu_memory", False, detail, "nvidia-smi    # shows what uses it", warning=True)
     return Finding("gpu_memory", True, f"{needs}, {card.free / 1e9:.1f} GB are free; {fitting} calls fit")
+
+
+def _fix_for_one(card: Card, demand: Demand, smallest: Demand) -> str:
+    """What holds a call where this card does not."""
+    show = "nvidia-smi -L    # a card with"
+    plain, least = (f"{one.of(1, card.memory) / 1e9:.0f} GB" for one in (demand, smallest))
+    if card.capability < READS_FP8:
+        return (
+            f"{show} {plain} or more is needed, or one of compute capability {_dotted(READS_FP8)} or later with {least}"
+        )
+    if smallest.fitting(card.memory) >= 1:
+        return "export CALLPLEX_KV_DTYPE=fp8 CALLPLEX_WEIGHTS_DTYPE=fp8    # of unproven quality"
+    return f"{show} {least} or more is needed"
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}.{capability[1]}"
 
 
 def demand_of(folder: ModelFolder, calls: int, kv_dtype: str, weights_dtype: str) -> Demand:

@@ -81,11 +81,13 @@ class Columns:
 def kept_frames(context: int, prompt: int) -> int:
     """How many of the newest frames stay with a prompt of `prompt` frames when a slot is re-primed.
 
-    Together 45 % of a window of `context`: keeping more has to be done again so much sooner that it eats the device.
-    A prompt that is longer than that leaves less of a past, but always some.
+    Together 45 % of a window of `context`: what is kept is read again each time the rest of the window is full, so
+    keeping more costs more, and that more often. With 128 calls and an H200's 44,000 columns a second, re-primed some
+    400 frames before they must be, 1,300 of 3,000 take 4 % of its time and 2,500 take 91 %; less by a prompt that need
+    not be read, but copied. Prompts that would leave less than a twentieth of the window are not taken
+    (`model.prompt.check_length`).
     """
-    least = max(1, min(context // 10, (context - 2 - prompt) // 2))
-    return max(least, int(0.45 * context) - prompt)
+    return max(1, context * 9 // 20 - prompt)
 
 
 def refill(

@@ -62,19 +62,34 @@ def prompt_length(voice: int, text: int) -> int:
     return voice + PAUSE_FRAMES + text + PAUSE_FRAMES
 
 
-def check_length(voice: int, text: int, context: int) -> int:
-    """The prompt's frames. Raises PromptTooLong if they do not fit into a window of `context` frames.
+def longest_prompt(context: int) -> int:
+    """Frames that calls can be given back, again and again, when a window of `context` is full.
+
+    With the newest of the talk they get 45 % of it (`model.history.kept_frames`): so a twentieth is left for that, 12 s
+    of the published model's. A longer prompt would have to come back more often, with less: it is refused before a
+    call depends on it. A persona in YAML has to have both the longest text and the longest voice to come near.
+    """
+    return context * 2 // 5
+
+
+def check_length(voice: int, text: int, context: int, *, reprimed: bool = False) -> int:
+    """The prompt's frames. Raises PromptTooLong if they do not fit into a window of `context` frames, or are too many
+    to be given back where calls are `reprimed`.
 
     A streaming model may see one frame fewer than its context, and must see at least one of the conversation.
     """
-    frames = prompt_length(voice, text)
-    most = context - 2
-    if frames > most:
-        over = frames - most
-        fix = f"shorten the text by {over} tokens or more" if over < text else "take a shorter recording of the voice"
-        raise PromptTooLong(
-            f"the prompt takes {frames} frames ({frames * FRAME_SECONDS:.0f} s) and the model's window holds "
-            f"{context}: {voice} of the voice, {text} of the role's text and {2 * PAUSE_FRAMES} of pauses; "
-            f"{fix}"
-        )
-    return frames
+    frames, fitting = prompt_length(voice, text), context - 2
+    most = longest_prompt(context) if reprimed else fitting
+    if frames <= most:
+        return frames
+    over = frames - most
+    fix = f"shorten the text by {over} tokens or more" if over < text else "take a shorter recording of the voice"
+    limit = f" and the model's window holds {context}"
+    if reprimed:
+        limit = f", and {most} are the most that long calls can be given back where the model's window holds {context}"
+        if frames <= fitting:
+            fix += ", or start the worker with --context sliding, where long calls forget their prompt"
+    raise PromptTooLong(
+        f"the prompt takes {frames} frames ({frames * FRAME_SECONDS:.0f} s){limit}: {voice} of the voice, {text} of the"
+        f" role's text and {2 * PAUSE_FRAMES} of pauses; {fix}"
+    )

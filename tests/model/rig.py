@@ -68,7 +68,8 @@ class Rig:
         self.stepper = Stepper(models, slots, spares=spares, kv_dtype=torch.float32)
         self.scheduler = Scheduler(slots)
         self.prompts = PromptCache(self.stepper, 1 << 30)
-        self.assets = FileAssets(models, VoiceStore(models, folder.voices, Path("nowhere")), self._clip)
+        voices = VoiceStore(models, folder.voices, Path("nowhere"))
+        self.assets = FileAssets(models, voices, self._clip, reprimed=context == "reprime")
         self.calls = Calls(
             self.stepper, self.scheduler, self.prompts, self.assets, self._tell, lambda: self.now, context
         )

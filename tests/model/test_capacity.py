@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from model.capacity import (
     MOST_SLOTS,
+    PROMPT_PART,
+    WORKSPACE,
     batch_sizes,
     check_asked,
     engine_bytes,
@@ -15,6 +19,7 @@ from model.capacity import (
     slot_bytes,
     slots_by_memory,
     slots_by_speed,
+    weights_bytes,
 )
 from model.config import mimi_full, personaplex_7b
 from model.engine_options import EngineRefused
@@ -39,6 +44,35 @@ def test_the_published_sizes_need_what_is_known(slots: int, kv_dtype: str, least
     slot = slot_bytes(model, mimi_full(), kv_item(kv_dtype, model.transformer.head_dim))
     needed = engine_bytes(slots, fixed_bytes(WEIGHTS, "cuda"), slot)
     assert least * GB < needed < most * GB
+
+
+def published(kv_dtype: str, weights_dtype: str = "auto", free: float = 0) -> tuple[int, int]:
+    """What an engine of the published model takes whatever its slots, and each of them; `free`: prompts get a part."""
+    model = personaplex_7b()
+    weights = weights_bytes(16_742_817_792, 385_000_000, weights_dtype)
+    slot = slot_bytes(model, mimi_full(), kv_item(kv_dtype, model.transformer.head_dim))
+    return fixed_bytes(weights, "cuda", int(PROMPT_PART * free)), slot
+
+
+def test_the_figures_that_are_written_down_are_those_of_the_code() -> None:
+    lines = (Path(__file__).parents[2] / "deploy" / "benchmarks.md").read_text().splitlines()
+    cells = dict(line.strip("| ").split(" | ", 1) for line in lines if line.startswith("| ") and line.count(" | ") == 1)
+    gb = {
+        (slots, kv): engine_bytes(slots, *published(kv)) / GB for slots in (64, 96, 128, 150) for kv in ("bf16", "fp8")
+    }
+    beside = "engine for 64 slots, bfloat16, with a spare, one for padding, 2.1 GB room to work, but no prompts kept"
+    assert f"{WORKSPACE['cuda'] / GB:.1f}" == "2.1"
+    assert cells[beside] == f"{gb[64, 'bf16']:.0f} GB: fits an H200; 96 would need {gb[96, 'bf16']:.0f} GB"
+    eight = cells["the same for 128 / 150 slots, FP8"]
+    assert eight.startswith(f"{gb[128, 'fp8']:.0f} / {gb[150, 'fp8']:.0f} GB: ")
+    many = [fitting_slots(149 * GB, *published(kv, free=149 * GB)) for kv in ("bf16", "fp8")]
+    assert cells["slots of a worker with 149 GB free, 4 % of them for prompts"] == (
+        f"{many[0]} in bfloat16, {many[1]} in FP8"
+    )
+    small = published("fp8", "fp8", free=16.5 * GB)
+    one = cells["a worker for 1 call, weights and keys in FP8, 4 % of 16.5 GB free for prompts"]
+    fitting = fitting_slots(int(16.5 * GB), *small)
+    assert one.startswith(f"{engine_bytes(1, *small) / GB:.1f} GB; {fitting} calls fit: ")
 
 
 def test_one_slot_more_than_fits_does_not() -> None:

@@ -6,7 +6,10 @@ import torch
 from torch import nn
 
 from model import fp8
+from model.capacity import weights_bytes
+from model.config import personaplex_7b
 from model.fp8_weights import Fp8Linear, shrink
+from model.lm import LM
 from tests.model.tiny import CONFIG, VOICE, random_codes, random_lm, step_given
 
 
@@ -28,6 +31,18 @@ def test_every_matrix_but_the_heads_and_tables_is_small() -> None:
     small = sum(isinstance(module, Fp8Linear) for module in lm.modules())
     main, depth = CONFIG.transformer, CONFIG.depformer
     assert small == main.layers * 4 + depth.layers * depth.steps * 4 + depth.steps
+
+
+def test_the_published_model_takes_as_much_as_is_reckoned_with() -> None:
+    with torch.device("meta"):
+        lm = LM(personaplex_7b()).bfloat16()
+    stored = _bytes(lm)
+    kept = _bytes(shrink(lm, "meta"))
+    assert kept <= weights_bytes(stored, 0, "fp8") < 1.001 * kept
+
+
+def _bytes(lm: LM) -> int:
+    return sum(tensor.nbytes for tensor in (*lm.parameters(), *lm.buffers()))
 
 
 def test_what_the_model_computes_moves_little() -> None:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from model.capacity import READS_FP8
+from model.engine_options import EngineOptions, EngineRefused, KVDtype, WeightsDtype
+from model.engine_start import check_card
 from model.folder import ModelFolder
 from model.gpu_check import (
     Card,
@@ -36,6 +39,8 @@ CU128 = Torch("2.10.0+cu128", "12.8", ("sm_75", "sm_80", "sm_86", "sm_90", "sm_1
 CPU = Torch("2.13.0+cpu", "", (), available=False)
 
 
+A4000 = Card("NVIDIA RTX A4000", (8, 6), 17 * GB, 16 * GB, "575.57.08")
+A40 = Card("NVIDIA A40", (8, 6), 48 * GB, 47 * GB, "575.57.08")
 ADA = Card("NVIDIA GeForce RTX 4080", (8, 9), 17 * GB, 16 * GB, "575.57.08")
 NOWHERE = ModelFolder(Path("no such folder"))
 
@@ -116,6 +121,40 @@ def test_a_card_on_which_not_one_call_fits_is_told_how_one_would() -> None:
     assert found(ADA, CU128, published(0, "fp8", "fp8"))["gpu_memory"].ok
     small = replace(ADA, memory=8 * GB, free=8 * GB)
     assert found(small, CU128)["gpu_memory"].fix == "nvidia-smi -L    # a card with 14 GB or more is needed"
+
+
+@pytest.mark.parametrize(
+    "dtypes", [("fp8", "fp8"), ("fp8", "auto"), ("auto", "fp8"), ("bf16", "auto"), ("auto", "auto")]
+)
+@pytest.mark.parametrize("card", [A4000, A40, ADA, H100])
+def test_a_card_is_not_told_to_keep_in_8_bits_what_the_engine_would_refuse_there(
+    card: Card, dtypes: tuple[KVDtype, WeightsDtype]
+) -> None:
+    finding = found(card, CU128, published(0, *dtypes))["gpu_memory"]
+    refused = ""
+    try:
+        check_card(card.capability, EngineOptions("weights", kv_dtype=dtypes[0], weights_dtype=dtypes[1]))
+    except EngineRefused as error:
+        refused = str(error)
+    assert not (finding.ok and refused)
+    assert not ("export" in finding.fix and "fp8" in finding.fix and card.capability < READS_FP8)
+
+
+def test_a_small_card_of_before_ada_is_told_what_would_hold_a_call() -> None:
+    plain = found(A4000, CU128)["gpu_memory"]
+    assert plain.detail.startswith("one call with keys and values in bf16 and weights in bf16 needs 24.7 GB")
+    assert plain.fix == (
+        "nvidia-smi -L    # a card with 25 GB or more is needed, or one of compute capability 8.9 or later with 15 GB"
+    )
+    asked = found(A4000, CU128, published(0, "fp8", "fp8"))["gpu_memory"]
+    assert not asked.ok
+    assert asked.detail == "NVIDIA RTX A4000 has compute capability 8.6, and fp8 needs 8.9 or later"
+    assert (
+        asked.fix
+        == "unset CALLPLEX_KV_DTYPE CALLPLEX_WEIGHTS_DTYPE    # or take their lines out of .env, callplex.toml"
+    )
+    only = found(A40, CU128, published(0, "fp8"))["gpu_memory"]
+    assert only.fix.startswith("unset CALLPLEX_KV_DTYPE    #")
 
 
 def test_a_torch_that_is_too_old() -> None:

@@ -58,6 +58,19 @@ def test_a_prompt_that_does_not_fit_says_how_many_frames_it_takes() -> None:
         check_length(2990, 4, 3000)
 
 
+def test_a_prompt_that_calls_are_given_back_leaves_room_for_what_was_said_last() -> None:
+    assert check_length(60, 1128, 3000, reprimed=True) == 1200
+    with pytest.raises(PromptTooLong) as refused:
+        check_length(60, 1200, 3000, reprimed=True)
+    assert str(refused.value) == (
+        "the prompt takes 1272 frames (102 s), and 1200 are the most that long calls can be given back where the"
+        " model's window holds 3000: 60 of the voice, 1200 of the role's text and 12 of pauses; shorten the text by 72"
+        " tokens or more, or start the worker with --context sliding, where long calls forget their prompt"
+    )
+    with pytest.raises(PromptTooLong, match=r"by 1872 tokens or more$"):
+        check_length(60, 3000, 3000, reprimed=True)
+
+
 def test_it_loads_without_torch() -> None:
     check = "import sys, model.prompt; sys.exit(', '.join({'torch', 'numpy'} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=30)
