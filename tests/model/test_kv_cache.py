@@ -9,6 +9,7 @@ from torch import Tensor
 from model import fp8, streaming
 from model.kv_cache import DTYPES, KVType, SlotKV
 from model.lm import LM, LMState
+from model.rotary import Rotary
 from model.streaming import Window, WindowKind
 from tests.model.tiny import CONTEXT, VOICE, random_codes, random_lm, step_user
 
@@ -24,7 +25,11 @@ def lm() -> LM:
 def poison(state: LMState) -> None:
     """Leave a NaN wherever nothing was written yet."""
     for ring in state.kv.rings():
-        ring.view(torch.uint8).fill_(0x7F) if ring.dtype == fp8.E4M3 else ring.fill_(float("nan"))
+        spoil(ring)
+
+
+def spoil(ring: Tensor) -> None:
+    ring.view(torch.uint8).fill_(0x7F) if ring.dtype == fp8.E4M3 else ring.fill_(float("nan"))
 
 
 def hidden(lm: LM, state: LMState, codes: Tensor) -> Tensor:
@@ -104,6 +109,36 @@ def test_what_lies_beyond_the_cells_a_slot_holds_is_not_even_looked_at(
     for one, other in zip(whole.kv.rings(), part.kv.rings(), strict=True):
         torch.testing.assert_close(one.float(), other.float(), rtol=0.0, atol=1e-5)
     assert part.kv.readable == CONTEXT
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize(("slots", "cells"), [([0], 16), ([0, 1], 48), ([1, 2], 100)])
+def test_a_step_reads_as_many_cells_as_the_slot_that_holds_most_of_them(
+    stored: KVType, slots: list[int], cells: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no kernel, which reads of each slot what it has. Beyond lies what would show, were it read."""
+    cache = SlotKV(layers=1, slots=3, heads=2, head_dim=8, window=Window(100), dtype=DTYPES[stored])
+    key, value, joined = torch.randn(3, 3, 2, 100, 8, generator=torch.Generator().manual_seed(1))
+    cache.write(0, torch.arange(3)[:, None], torch.arange(100)[None].expand(3, -1), key, value)
+    cache.offsets.copy_(torch.tensor([5, 40, 250]))
+    named = torch.tensor(slots)
+    positions = cache.positions(named, 1)
+    asked, rotary = joined[slots, :, :3].transpose(1, 2), Rotary(positions, 8, 10_000.0)
+    expected = cache.step(positions, named).attend(0, asked, rotary)
+    monkeypatch.setattr(streaming, "_CELLS", 16)
+    for slot in slots:
+        for ring in cache.rings():
+            spoil(ring[:, slot, :, cells:])
+    read, seen = SlotKV.read, list[int]()
+
+    def watched(kv: SlotKV, layer: int, slots: Tensor | None, cells: int | None = None) -> tuple[Tensor, Tensor]:
+        keys, values = read(kv, layer, slots, cells)
+        seen.append(keys.shape[2])
+        return keys, values
+
+    monkeypatch.setattr(SlotKV, "read", watched)
+    torch.testing.assert_close(cache.step(positions, named).attend(0, asked, rotary), expected)
+    assert seen == [cells]
 
 
 @pytest.mark.parametrize("stored", STORED)

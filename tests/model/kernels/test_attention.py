@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model import fp8
@@ -236,6 +242,56 @@ def test_outlying_channels_are_seen_as_the_oracle_sees_them(stored: KVType) -> N
     seen, expected, _ = both(cache, torch.arange(2), joined)
     # Scores are some hundreds here, so that their rounding in float32 shows.
     torch.testing.assert_close(seen, expected, rtol=2e-2 if stored == "bf16" else 1e-4, atol=1e-3)
+
+
+@contextmanager
+def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[NDArray[np.uint64]]]:
+    """In Triton's interpreter: the addresses of each load that counts."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    seen: list[NDArray[np.uint64]] = []
+    load = InterpreterBuilder.create_masked_load
+
+    def watched(self: Any, places: Any, mask: Any, *more: Any) -> Any:
+        where, counts = np.broadcast_arrays(places.data, mask.data)
+        seen.append(where[counts])
+        return load(self, places, mask, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InterpreterBuilder, "create_masked_load", watched)
+        yield seen
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="a card does not tell what a kernel loads")
+@pytest.mark.parametrize("stored", STORED)
+def test_of_each_slot_the_cells_are_loaded_that_it_holds_and_no_other(
+    stored: KVType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call of three seconds beside one that has wrapped costs its own 40 positions; the newest is not read back."""
+    context = 700
+    cache = cache_of(3, context, stored)
+    lengths = {0: 40, 1: 0, 2: 3 * context + 11}
+    for slot, length in lengths.items():
+        fill(cache, slot, length)
+    slots = torch.tensor([2, 0, 1])
+    positions, joined = cache.positions(slots, 1), step_of(3)
+    ring, step = ring_of(cache, 1), cache.step(positions, slots)
+    with loads(monkeypatch) as seen:
+        kernels(ring, joined, Rotary(positions, HEAD_DIM, 10_000.0), step, attention.chunks(ring, 3, tile_of(96)))
+    addresses = np.unique(np.concatenate(seen))
+    for part in parts(ring):
+        if part is None:
+            continue
+        cell_bytes = part[0, 0, 0].nbytes
+        places = addresses[(addresses >= part.data_ptr()) & (addresses < part.data_ptr() + part.nbytes)]
+        cells = np.unique((places - part.data_ptr()) // cell_bytes)
+        touched = {slot: set[int]() for slot in lengths}
+        for place in cells.tolist():
+            touched[place // (HEADS * context)].add(place % context)
+        assert len(cells) == HEADS * sum(len(held) for held in touched.values())
+        oldest = lengths[2] + 2 - context
+        in_sight = {position % context for position in range(oldest, lengths[2])}
+        assert touched == {0: set(range(40)), 1: set(), 2: in_sight}
 
 
 @long_without_a_gpu
