@@ -51,6 +51,12 @@ class SlotKV(KVCache):
         """Attention for one position of each slot: `positions [B, 1]` of `slots [B]` (None: every slot, in order)."""
         return StepAttention(self, positions, slots)
 
+    def cells(self, positions: Tensor) -> int:
+        """As in KVCache; on the host, where to ask costs nothing, a step reads none that all of its slots lack yet."""
+        if positions.shape[1] > 1 or positions.device.type != "cpu":
+            return super().cells(positions)
+        return self._holding(int(positions.max()) + 1)
+
     def take(self, slots: Tensor, running: Tensor, max_period: float) -> tuple[StepAttention, Rotary]:
         """Let each of `slots [B]` take its next position, and count it at once where `running [B]`.
 

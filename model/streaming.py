@@ -105,11 +105,19 @@ class KVCache:
 
         The host knows, where a slot is filled from its beginning; whole rings are gigabytes in all layers together.
         """
-        self.readable = min(self.window.capacity, -(-positions // _CELLS) * _CELLS)
+        self.readable = self._holding(positions)
         try:
             yield
         finally:
             self.readable = self.window.capacity
+
+    def _holding(self, positions: int) -> int:
+        """The cells to read where no slot has written more than `positions`."""
+        return min(self.window.capacity, -(-positions // _CELLS) * _CELLS)
+
+    def cells(self, positions: Tensor) -> int:
+        """How many cells of each ring, from the first on, a pass over `positions [B, T]` reads."""
+        return self.readable if positions.shape[1] > self.window.step else self.window.capacity
 
     def advance(self, slots: Tensor | None, length: int | Tensor) -> None:
         """Count `length` more positions, one number for all or `[B]`, once a pass over them is done."""
@@ -181,7 +189,7 @@ class CachedAttention:
         self._rows = batch[:, None]
         self._cells = positions[:, -window.capacity :] % window.capacity
         newest = positions[:, :1] - 1 if self._long else positions[:, -1:]
-        self._count = cache.readable if self._long else window.capacity
+        self._count = cache.cells(positions)
         cells = torch.arange(self._count, device=positions.device)
         held = newest - (newest - cells) % window.capacity
         if self._long:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model.assets import FileAssets
 from model.calls import Calls
+from model.capacity import batch_sizes
 from model.clip import Clip, ClipError
 from model.conversation import Models
 from model.engine import Stepper
@@ -57,15 +58,24 @@ class Rig:
     """An engine's calls and what each session was told."""
 
     def __init__(
-        self, models: Models, folder: ModelFolder, *, slots: int = 3, context: Context = "reprime", spares: int = 1
+        self,
+        models: Models,
+        folder: ModelFolder,
+        *,
+        slots: int = 3,
+        context: Context = "reprime",
+        spares: int = 1,
+        kv_dtype: torch.dtype = torch.float32,
     ) -> None:
+        """On a GPU its steps are captured, as in production."""
         self.now = 0.0
         self.told: dict[int, list[FromWorker]] = defaultdict(list)
         self.clips: dict[str, Clip] = {}
         self.reading = threading.Event()
         """While it is not set, clips are being read."""
         self.reading.set()
-        self.stepper = Stepper(models, slots, spares=spares, kv_dtype=torch.float32)
+        batches = batch_sizes(slots) if models.device.type == "cuda" else []
+        self.stepper = Stepper(models, slots, spares=spares, kv_dtype=kv_dtype, batches=batches)
         self.scheduler = Scheduler(slots)
         self.prompts = PromptCache(self.stepper, 1 << 30)
         voices = VoiceStore(models, folder.voices, Path("nowhere"))

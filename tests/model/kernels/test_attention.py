@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model import fp8
@@ -12,6 +18,7 @@ from model.kernels.tiles import AttentionTile
 from model.kv_cache import DTYPES, KVType, SlotKV, StepAttention
 from model.rotary import Rotary
 from model.streaming import Window, WindowKind
+from tests.model.device import long_without_a_gpu
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 STORED: tuple[KVType, ...] = ("float32", "bf16", "fp8")
@@ -237,15 +244,66 @@ def test_outlying_channels_are_seen_as_the_oracle_sees_them(stored: KVType) -> N
     torch.testing.assert_close(seen, expected, rtol=2e-2 if stored == "bf16" else 1e-4, atol=1e-3)
 
 
-@pytest.mark.long
+@contextmanager
+def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[NDArray[np.uint64]]]:
+    """In Triton's interpreter: the addresses of each load that counts."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    seen: list[NDArray[np.uint64]] = []
+    load = InterpreterBuilder.create_masked_load
+
+    def watched(self: Any, places: Any, mask: Any, *more: Any) -> Any:
+        where, counts = np.broadcast_arrays(places.data, mask.data)
+        seen.append(where[counts])
+        return load(self, places, mask, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InterpreterBuilder, "create_masked_load", watched)
+        yield seen
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="a card does not tell what a kernel loads")
+@pytest.mark.parametrize("stored", STORED)
+def test_of_each_slot_the_cells_are_loaded_that_it_holds_and_no_other(
+    stored: KVType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call of three seconds beside one that has wrapped costs its own 40 positions; the newest is not read back."""
+    context = 700
+    cache = cache_of(3, context, stored)
+    lengths = {0: 40, 1: 0, 2: 3 * context + 11}
+    for slot, length in lengths.items():
+        fill(cache, slot, length)
+    slots = torch.tensor([2, 0, 1])
+    positions, joined = cache.positions(slots, 1), step_of(3)
+    ring, step = ring_of(cache, 1), cache.step(positions, slots)
+    with loads(monkeypatch) as seen:
+        kernels(ring, joined, Rotary(positions, HEAD_DIM, 10_000.0), step, attention.chunks(ring, 3, tile_of(96)))
+    addresses = np.unique(np.concatenate(seen))
+    for part in parts(ring):
+        if part is None:
+            continue
+        cell_bytes = part[0, 0, 0].nbytes
+        places = addresses[(addresses >= part.data_ptr()) & (addresses < part.data_ptr() + part.nbytes)]
+        cells = np.unique((places - part.data_ptr()) // cell_bytes)
+        touched = {slot: set[int]() for slot in lengths}
+        for place in cells.tolist():
+            touched[place // (HEADS * context)].add(place % context)
+        assert len(cells) == HEADS * sum(len(held) for held in touched.values())
+        oldest = lengths[2] + 2 - context
+        in_sight = {position % context for position in range(oldest, lengths[2])}
+        assert touched == {0: set(range(40)), 1: set(), 2: in_sight}
+
+
+@long_without_a_gpu
 @pytest.mark.parametrize("stored", STORED)
 def test_the_published_shape(stored: KVType) -> None:
     """Heads of 128, 3,000 positions, a ring that wrapped beside one that did not."""
     cache = SlotKV(layers=1, slots=2, heads=2, head_dim=128, window=Window(3000), dtype=DTYPES[stored])
-    key, value = torch.randn(2, 2, 2, 3000, 128)
+    generator = torch.Generator().manual_seed(4)
+    key, value = torch.randn(2, 2, 2, 3000, 128, generator=generator)
     cache.write(0, torch.tensor([[0], [1]]), torch.arange(3000)[None].expand(2, -1), key, value)
     cache.offsets[:] = torch.tensor([7321, 2500])
-    positions, joined = cache.positions(None, 1), torch.randn(2, 3, 2, 128)
+    positions, joined = cache.positions(None, 1), torch.randn(2, 3, 2, 128, generator=generator)
     rotary, step = Rotary(positions, 128, 10_000.0), cache.step(positions, None)
     ring = ring_of(cache, 0)
     seen = kernels(ring, joined, rotary, step, attention.chunks(ring, 2))
