@@ -97,7 +97,11 @@ def refill(
     def read(end: int) -> Read:
         return Read(lm_slot, torch.cat((before, columns.between(done, end)), dim=1), prompt.frames + done - start)
 
-    while columns.end - 1 - done > _FEW:
+    behind = columns.end - start
+    # Where steps follow each other without a pause, a call takes more of them between two parts than are few: what is
+    # left then becomes no less, and is the last part.
+    while _FEW < columns.end - 1 - done < behind:
+        behind = columns.end - 1 - done
         end = min(done + CHUNK - before.shape[1], columns.end - 1)
         yield from prompts.reads.alone(read(end)) if share is None else share.read(read(end))
         before, done = before[:, :0], end
