@@ -181,6 +181,17 @@ class Calls:
         if call is not None and call.speech.take(order):
             self._jobs.append(_Job(call, call.speech.carry_out()))
 
+    def renew(self, session: int) -> None:
+        """Give a call its prompt back with the newest of its past, as it gets it before its window is full."""
+        call = self._calls[session]
+        assert call.prompt is not None, "it speaks"
+        if not call.renewing:
+            self._renew(call, call.columns.end - kept_frames(self._window, call.prompt.frames))
+
+    def remembering(self, session: int) -> bool:
+        """Whether more of a call's past than it speaks with is being read beside it."""
+        return self._calls[session].renewing
+
     def close(self, session: int) -> Account | None:
         """The call is over; its slot is free, and wiped between steps. Returns how it was served, if there was one."""
         call = self._calls.pop(session, None)

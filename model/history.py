@@ -108,7 +108,11 @@ def refill(
 
     # A call that shares its passes does not speak yet: it gets no columns meanwhile.
     few = _FEW if share is None else 0
-    while columns.end - 1 - done > few:
+    behind = columns.end - start
+    # Where steps follow each other without a pause, more columns may come between two parts than are few: what is left
+    # then becomes no less, and is the last part.
+    while few < columns.end - 1 - done < behind:
+        behind = columns.end - 1 - done
         end = min(done + CHUNK - before.shape[1], columns.end - 1)
         yield from prompts.reads.alone(read(end)) if share is None else share.read(read(end))
         before, done = before[:, :0], end

@@ -320,6 +320,43 @@ def test_a_call_over_five_windows_keeps_its_prompt_and_goes_on_elsewhere_as_it_w
         assert other.columns(1)[:6] == rig.columns(1)[last : last + 6]
 
 
+def test_a_call_gets_its_prompt_back_when_it_is_asked_for_once_and_goes_on_meanwhile(
+    short: Models, brief: ModelFolder
+) -> None:
+    rig = Rig(short, brief, context="sliding")
+    rig.open(1, request(prompt=""))
+    rig.speak(1, 0, WINDOW)
+    call = rig.calls._calls[1]
+    assert call.prompt is not None
+    assert not rig.calls.remembering(1)
+    for _ in range(2):
+        rig.calls.renew(1)
+    assert rig.calls.remembering(1)
+    assert len(rig.calls._jobs) == 1
+    rig.settle()
+    assert not rig.calls.remembering(1)
+    start = WINDOW - kept_frames(WINDOW, call.prompt.frames)
+    assert [message.index for message in rig.told[1] if isinstance(message, Cut)] == [start]
+    rig.speak(1, WINDOW, WINDOW + 2)
+    assert [frame.index for frame in rig.frames(1)] == list(range(WINDOW + 2))
+
+
+def test_a_call_gets_its_prompt_back_also_where_step_follows_upon_step(short: Models, brief: ModelFolder) -> None:
+    """Where there is no pause, more frames are answered between two parts of the work than the last part is to read."""
+    rig = Rig(short, brief, slots=1, context="sliding")
+    rig.open(1, request(prompt=""))
+    rig.speak(1, 0, WINDOW)
+    late = 60
+    for index in range(WINDOW, WINDOW + late):
+        rig.hear(1, index, caller_pcm(0, index))
+    rig.calls.renew(1)
+    while rig.calls.remembering(1):
+        assert rig.calls.work()
+    call = rig.calls._calls[1]
+    assert len(rig.frames(1)) < WINDOW + late // 2
+    assert int(rig.stepper.state.cache.offset[rig.stepper.lm_slot[call.slot]]) == call.columns.end + call.base
+
+
 def test_a_sliding_window_is_the_references_and_cuts_nothing(short: Models, brief: ModelFolder) -> None:
     rig = Rig(short, brief, context="sliding")
     rig.open(1, request(prompt=""))
