@@ -38,6 +38,7 @@ def narrow(models: Models) -> Models:
 def came_between(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Small parts, and how many frames came during each refill that has ended."""
     monkeypatch.setattr("model.history.CHUNK", 2)
+    monkeypatch.setattr("model.history._FEW", 2)
     came: list[int] = []
 
     def watched(prompts: PromptCache, prompt: Prompt, lm_slot: int, columns: Columns, start: int) -> Generator[bool]:
