@@ -31,10 +31,10 @@ CODEC_FRAMES = 125
 """Frames of sound from which the codec is rebuilt: its window."""
 HASTY_FRAMES = CODEC_FRAMES + 1
 """The same where many wait: as many as hold all the codes from which the codec is rebuilt."""
-_FEW = 8
+_FEW = 16
 """Columns that are read last, in a pass that the next step waits for: like one for two it costs the weights' way from
-memory. As many as a call can get between two parts, for `model.calls` steps so often in a row where there is always a
-frame to step. Were it fewer, there would be as many to read after each pass as before it, for ever."""
+memory. More than a call can get between two parts: `model.calls` steps nine times from one to the next where there is
+always a frame to step. Were it fewer, there would be as many to read after each pass as before it, for ever."""
 
 Column = npt.NDArray[np.int64]
 
@@ -108,11 +108,7 @@ def refill(
 
     # A call that shares its passes does not speak yet: it gets no columns meanwhile.
     few = _FEW if share is None else 0
-    behind = columns.end - start
-    # Where steps follow each other without a pause, more columns may come between two parts than are few: what is left
-    # then becomes no less, and is the last part.
-    while few < columns.end - 1 - done < behind:
-        behind = columns.end - 1 - done
+    while columns.end - 1 - done > few:
         end = min(done + CHUNK - before.shape[1], columns.end - 1)
         yield from prompts.reads.alone(read(end)) if share is None else share.read(read(end))
         before, done = before[:, :0], end
