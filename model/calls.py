@@ -174,13 +174,16 @@ class Calls:
         if call is None:
             return None
         del self._by_slot[call.slot]
-        for job in [job for job in self._jobs if job.call is call]:
-            self._jobs.remove(job)
-            # What the job began is put in order in the stream of the steps: only once it is done.
-            self.stepper.join()
-            job.parts.close()
         account = self.scheduler.close(call.slot)
-        self.stepper.reset(call.slot)
+        # Behind a pass for it that may be under way in this stream, and no step waits for either. Nor does one touch
+        # what is put in order: the slot steps again when its next call speaks, a spare when it has taken a slot's
+        # place, and both are filled in this stream and joined before. Of the steps until now none is under way: this
+        # stream waits for theirs.
+        with self.stepper.aside():
+            for job in [job for job in self._jobs if job.call is call]:
+                self._jobs.remove(job)
+                job.parts.close()
+            self.stepper.reset(call.slot)
         if account.late or account.lost:
             log.warning("call %s: %s", call.request.call_id, account.told())
         return account

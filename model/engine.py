@@ -128,6 +128,8 @@ class Stepper:
         self.lm_slot: list[int] = [*range(slots), slots + spares]
         """Where each slot's language memory lies."""
         self._where = torch.tensor(self.lm_slot, device=self.device)
+        self._numbers = torch.arange(slots + spares + 1, device=self.device)
+        """Of slots of either kind: a number made into a tensor would be copied, and the copy waited for."""
         self._counter = torch.ones(slots + 1, dtype=torch.long, device=self.device)
         self._batches = sorted(batches)
         self._buffers = {batch: self._buffer(batch) for batch in self._batches}
@@ -160,14 +162,17 @@ class Stepper:
         self._counter[slot] = counter
 
     def reset(self, slot: int) -> None:
-        """Make a slot as good as new: of what it held, a caller's words or numbers that are none, nothing is read."""
+        """Make a slot as good as new: of what it held, a caller's words or numbers that are none, nothing is read.
+
+        Does not wait for the device, nor for what is under way in the current stream.
+        """
         self.reset_lm(self.lm_slot[slot])
-        self.codec.reset(torch.tensor([slot], device=self.device))
+        self.codec.reset(self._numbers[slot : slot + 1])
         self.speech.reset(slot)
 
     def reset_lm(self, lm_slot: int) -> None:
         """The same for a language memory alone."""
-        self.state.reset(torch.tensor([lm_slot], device=self.device))
+        self.state.reset(self._numbers[lm_slot : lm_slot + 1])
 
     def point(self, slot: int, lm_slot: int) -> int:
         """Let `slot` go on from `lm_slot`, from its next step. Returns the LM slot that it had."""
