@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import NamedTuple
 
 from model import wire
@@ -41,6 +40,8 @@ _FEW_WAITING = 16
 """Calls that may wait to speak at once while each gets as much of its past as if it were alone."""
 _TOGETHER = 16
 """Calls whose parts between passes, which are short, are done in one turn."""
+_LONG_TURN = 0.005
+"""Seconds after which no other part is begun in a turn: the next step may be due."""
 
 
 @dataclass(slots=True)
@@ -273,8 +274,8 @@ class Calls:
         does not begin a part: resumed together, all speak before any of them remembers more. None: nothing was done.
         """
         waiting = [job for job in self._jobs if job.pressing]
-        parts = list(islice((part for job in waiting if (part := _part(job)).did is not False), _TOGETHER))
-        if parts or self._passes.work():
+        parts, all_came = self._parts_of(waiting)
+        if parts or not all_came or self._passes.work():
             return parts
         for room, job in self._by_room():
             if waiting and room > self._margin:
@@ -282,6 +283,19 @@ class Calls:
             if (part := _part(job)).did is not False:
                 return [part]
         return None
+
+    def _parts_of(self, waiting: Sequence[_Job]) -> tuple[list[_Part], bool]:
+        """What was done of them in one turn, and whether it came to all: else those after it are for the next turn.
+
+        Then the first do nothing but wait again for their passes, which takes no time.
+        """
+        until, parts = self._now() + _LONG_TURN, list[_Part]()
+        for job in waiting:
+            if len(parts) == _TOGETHER or self._now() > until:
+                return parts, False
+            if (part := _part(job)).did is not False:
+                parts.append(part)
+        return parts, True
 
     def _by_room(self) -> list[tuple[int, _Job]]:
         """Those that get their past back, least room first, and their room.

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import wire
 from model.calls import _STARVED
+from model.config import TEXT_PAD
 from model.conversation import Models
 from model.engine import StepResult
 from model.folder import ModelFolder
-from model.history import _FEW, Columns, kept_frames
+from model.history import _FEW, Columns, TakenOver, kept_frames
 from model.lm import LM
-from model.prompt import voice_frames
+from model.prompt import SILENCE, SINE, voice_frames
 from model.scheduler import FRAME, Scheduler
 from model.wire import NO_TOKEN, Cut, Error, History, Resume, Sampling
 from tests.model.rig import GREEDY, Rig, caller_pcm, request
@@ -244,6 +247,50 @@ def test_frames_that_nobody_answered_are_heard_with_the_agent_silent(models: Mod
     heard.speak(1, 0, 14)
     theirs = heard.calls._calls[1].columns
     assert silent[9:].tolist() == theirs.between(10, 13)[9:].tolist(), "what it would have heard"
+
+
+@pytest.mark.parametrize(("frames", "heard", "missed"), [(12, 0, 3), (12, 5, 9), (12, 15, 3), (0, 4, 4), (12, 12, 0)])
+def test_what_nobody_answered_holds_the_callers_codes_each_in_its_own_column_as_far_as_they_are_known(
+    models: Models, frames: int, heard: int, missed: int
+) -> None:
+    config, draw = models.config, torch.Generator().manual_seed(frames + heard)
+    codes = torch.randint(0, 2048, (8, heard), generator=draw)
+    answered = torch.randint(0, 40, (frames, 17), generator=draw).numpy().astype("<u2")
+    resume = Resume(10, frames, heard, missed)
+    taken = TakenOver(config, resume, Columns(10, answered.tobytes()), codes)
+    columns = taken.columns.between(10, taken.columns.end)
+    assert columns.shape[1] == frames + missed
+    assert columns[:, :frames].tolist() == answered.T.tolist()
+    following = torch.cat((columns[:, frames:], taken.ahead[:, None]), dim=1)
+    for place in range(missed + 1):
+        column = [TEXT_PAD, *SILENCE, *SINE]
+        for book in range(8):
+            frame = place - missed + heard - config.delays[9 + book]
+            if 0 <= frame < heard:
+                column[9 + book] = int(codes[book, frame])
+        assert following[:, place].tolist() == column
+    delayed = [delay > 0 for delay in config.delays]
+    assert taken.given.tolist() == (delayed if missed else [False] * 9 + delayed[9:])
+
+
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operations."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_nobody_answered_takes_no_longer_for_ten_seconds_than_for_one(models: Models) -> None:
+    """Of hundreds of calls taken over at once, all of it between two steps."""
+    counts = []
+    for missed in (12, 120):
+        with _Counting() as counting:  # type: ignore[no-untyped-call]
+            TakenOver(models.config, Resume(0, 0, 125, missed), Columns(), torch.zeros((8, 125), dtype=torch.long))
+        counts.append(counting.count)
+    assert counts[0] == counts[1]
 
 
 def test_what_was_still_to_be_said_is_said_by_the_next_engine(models: Models, tiny: ModelFolder) -> None:
