@@ -344,7 +344,10 @@ class Calls:
         """Speak again with the newest frames; the rest follows, if there is room for it."""
         columns = taken.columns
         room = self._window - 1 - prompt.frames - self._margin
-        whole = max(columns.start, columns.end - room // 2 if columns.end - columns.start > room else columns.start)
+        whole = columns.start
+        if columns.end - columns.start > room:
+            # The newest frame at least, though the prompt leave less room than the margin: the next step goes on there.
+            whole = max(columns.start, columns.end - max(1, room // 2))
         fast = max(whole, columns.end - (FAST_FRAMES if self._crowd <= _FEW_WAITING else HASTY_FRAMES))
         yield from taken.fill(self.stepper, self.prompts, call.share, prompt, call.slot, fast)
         call.columns = columns

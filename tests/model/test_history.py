@@ -14,15 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from model import wire
 from model.calls import _STARVED
 from model.config import TEXT_PAD
-from model.conversation import Models
+from model.conversation import Models, role_ids
 from model.engine import StepResult
 from model.folder import ModelFolder
 from model.history import _FEW, Columns, TakenOver, kept_frames
 from model.lm import LM
-from model.prompt import SILENCE, SINE, voice_frames
+from model.prompt import SILENCE, SINE, prompt_length, voice_frames
 from model.scheduler import FRAME, Scheduler
 from model.wire import NO_TOKEN, Cut, Error, History, Resume, Sampling
-from tests.model.rig import GREEDY, Rig, caller_pcm, request
+from tests.model.rig import GREEDY, Rig, as_ids, caller_pcm, request
 from tests.model.tiny_folder import VOICE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -226,6 +226,32 @@ def test_a_call_taken_over_with_a_full_history_has_time_before_the_window_pushes
     second.open(1, request(prompt="", resume=resume), history)
     lm_slot = second.stepper.lm_slot[second.calls._calls[1].slot]
     assert int(second.stepper.state.cache.offset[lm_slot]) <= WINDOW - 1 - 2
+
+
+@pytest.mark.parametrize(("prompt", "left"), [("you are", 5), ("you are a", 4), ("you like", 3), ("be kind", 2)])
+@pytest.mark.parametrize("past", [1, 6])
+def test_a_call_whose_prompt_nearly_fills_the_window_is_taken_over_with_its_newest_frames(
+    short: Models, brief: ModelFolder, prompt: str, left: int, past: int
+) -> None:
+    """Where calls are not primed anew, the longest prompts leave one frame of the talk in sight."""
+    frames = prompt_length(4, len(role_ids(short, prompt)))
+    assert frames == WINDOW - left
+    first, second = Rig(short, brief, context="sliding"), Rig(short, brief, context="sliding")
+    first.open(1, request(prompt=prompt))
+    first.speak(1, 0, past)
+    resume, history = first.history(1, 0)
+    second.open(1, request(prompt=prompt, resume=resume), history)
+    lm_slot, state = second.stepper.lm_slot[0], second.stepper.state
+    offset = int(state.cache.offset[lm_slot])
+    assert offset == int(state.kv.offsets[lm_slot]) + 1
+    assert frames < offset < WINDOW, "something of the talk, and the prompt is in sight"
+    assert state.cache.tokens[lm_slot, :, (offset - 1) % 4].tolist() == as_ids(first.calls._calls[1].columns)[-1]
+    second.settle()
+    for rig in (first, second):
+        rig.speak(1, past, past + 6)
+    assert len(second.frames(1)) == 6
+    if past == 1:
+        assert second.columns(1)[0] == first.columns(1)[1], "until the window slides"
 
 
 def test_frames_that_nobody_answered_are_heard_with_the_agent_silent(models: Models, tiny: ModelFolder) -> None:
