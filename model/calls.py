@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import NamedTuple
 
 from model import wire
@@ -54,6 +53,8 @@ _FEW_WAITING = 16
 """Calls that may wait to speak at once while each gets as much of its past as if it were alone."""
 _TOGETHER = 16
 """Calls whose parts between passes, which are short, are done in one turn."""
+_LONG_TURN = 0.005
+"""Seconds after which no other part is begun in a turn: the next step may be due."""
 
 
 @dataclass(slots=True)
@@ -198,13 +199,16 @@ class Calls:
         if call is None:
             return None
         del self._by_slot[call.slot]
-        for job in [job for job in self._jobs if job.call is call]:
-            self._jobs.remove(job)
-            # What the job began is put in order in the stream of the steps: only once it is done.
-            self.stepper.join()
-            job.parts.close()
         account = self.scheduler.close(call.slot, self._now())
-        self.stepper.reset(call.slot)
+        # Behind a pass for it that may be under way in this stream, and no step waits for either. Nor does one touch
+        # what is put in order: the slot steps again when its next call speaks, a spare when it has taken a slot's
+        # place, and both are filled in this stream and joined before. Of the steps until now none is under way: this
+        # stream waits for theirs.
+        with self.stepper.aside():
+            for job in [job for job in self._jobs if job.call is call]:
+                self._jobs.remove(job)
+                job.parts.close()
+            self.stepper.reset(call.slot)
         call.columns.wipe()
         if account.late or account.lost or account.repeated:
             log.warning("call %s: %s", call.request.call_id, account.told())
@@ -297,8 +301,8 @@ class Calls:
         remembers more. None: nothing was done.
         """
         waiting = [job for job in self._jobs if job.pressing]
-        parts = list(islice((part for job in waiting if (part := _part(job)).did is not False), _TOGETHER))
-        if parts or self._passes.work():
+        parts, all_came = self._parts_of(waiting)
+        if parts or not all_came or self._passes.work():
             return parts
         if self.stepper.wipe():
             return []
@@ -308,6 +312,19 @@ class Calls:
             if (part := _part(job)).did is not False:
                 return [part]
         return None
+
+    def _parts_of(self, waiting: Sequence[_Job]) -> tuple[list[_Part], bool]:
+        """What was done of them in one turn, and whether it came to all: else those after it are for the next turn.
+
+        Then the first do nothing but wait again for their passes, which takes no time.
+        """
+        until, parts = self._now() + _LONG_TURN, list[_Part]()
+        for job in waiting:
+            if len(parts) == _TOGETHER or self._now() > until:
+                return parts, False
+            if (part := _part(job)).did is not False:
+                parts.append(part)
+        return parts, True
 
     def _by_room(self) -> list[tuple[int, _Job]]:
         """Those that get their past back, least room first, and their room.
@@ -356,7 +373,10 @@ class Calls:
         """Speak again with the newest frames; the rest follows, if there is room for it."""
         columns = taken.columns
         room = self._window - 1 - prompt.frames - self._margin
-        whole = max(columns.start, columns.end - room // 2 if columns.end - columns.start > room else columns.start)
+        whole = columns.start
+        if columns.end - columns.start > room:
+            # The newest frame at least, though the prompt leave less room than the margin: the next step goes on there.
+            whole = max(columns.start, columns.end - max(1, room // 2))
         fast = max(whole, columns.end - (FAST_FRAMES if self._crowd <= _FEW_WAITING else HASTY_FRAMES))
         yield from taken.fill(self.stepper, self.prompts, call.share, prompt, call.slot, fast)
         call.columns = columns

@@ -133,6 +133,8 @@ class Stepper:
         self._where = torch.tensor(self.lm_slot, device=self.device)
         self._unwiped: dict[int, None] = {}
         """LM slots that were let go and still hold what was theirs, in that order."""
+        self._numbers = torch.arange(slots + spares + 1, device=self.device)
+        """Of slots of either kind: a number made into a tensor would be copied, and the copy waited for."""
         self._counter = torch.ones(slots + 1, dtype=torch.long, device=self.device)
         self._batches = sorted(batches)
         self._buffers = {batch: self._buffer(batch) for batch in self._batches}
@@ -167,21 +169,22 @@ class Stepper:
     def reset(self, slot: int) -> None:
         """Make a slot as good as new: of what it held, a caller's words or numbers that are none, nothing is read.
 
-        Its language memory is wiped later, as any that is let go.
+        Its language memory is wiped later, as any that is let go. Does not wait for the device, nor for what is under
+        way in the current stream.
         """
         self.let_go_lm(self.lm_slot[slot])
-        self.codec.reset(torch.tensor([slot], device=self.device))
+        self.codec.reset(self._numbers[slot : slot + 1])
         self.speech.reset(slot)
 
     def reset_lm(self, lm_slot: int) -> None:
         """The same for a language memory alone, before it is filled: wiped it is now, if it was not."""
         if lm_slot in self._unwiped:
             self._wipe(lm_slot)
-        self.state.reset(torch.tensor([lm_slot], device=self.device))
+        self.state.reset(self._numbers[lm_slot : lm_slot + 1])
 
     def let_go_lm(self, lm_slot: int) -> None:
         """Nobody needs a language memory any more: it is as good as new, and will be wiped."""
-        self.state.reset(torch.tensor([lm_slot], device=self.device))
+        self.state.reset(self._numbers[lm_slot : lm_slot + 1])
         self._unwiped[lm_slot] = None
 
     @property

@@ -5,11 +5,14 @@ Owns the order of it, so that what cannot work is refused before it takes long. 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import logging
 import os
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,6 +54,10 @@ _RUNS = 2
 _ENGINE_CORES = 2
 """Cores that the engine keeps to itself on a machine with a GPU: one that launches, one of the driver's."""
 _ENOUGH_CORES = 6
+_NVIDIA, _DISPLAY = "0x10de", "0x03"
+"""Of PCI devices the vendor, and how the class of displays and 3D controllers begins: no switches, no sound."""
+_LONGEST_ADDRESS = 32
+"""Bytes, more than any PCI address takes."""
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp8": fp8.E4M3}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -190,17 +197,59 @@ def check_toolchain() -> None:
         raise EngineRefused(f"{lack.what}; get it with: {lack.fix}")
 
 
-def engine_cores(cores: Sequence[int], visible: str) -> Sequence[int]:
-    """Those of `cores` that the engine keeps to itself; none where they are too few.
+def engine_cores(cores: Sequence[int], number: int | None) -> Sequence[int]:
+    """Those of `cores` that the engine of GPU `number` keeps to itself; none where they are too few.
 
-    `visible` is CUDA_VISIBLE_DEVICES: engines of a machine's other GPUs take others. One that names its GPU in another
-    way than by number takes none.
+    Engines of a machine's other GPUs take others. None, too, where the number is not known (None).
     """
-    number = visible.partition(",")[0].strip() or "0"
-    if not number.isdecimal():
+    if number is None:
         return ()
-    end = len(cores) - _ENGINE_CORES * int(number)
+    end = len(cores) - _ENGINE_CORES * number
     return cores[end - _ENGINE_CORES : end] if end >= _ENOUGH_CORES else ()
+
+
+def gpu_number(own: str, devices: Mapping[str, tuple[str, str]], visible: str, granted: str) -> int | None:
+    """The number of a GPU by which engines of the same machine tell theirs apart; None where it cannot be known.
+
+    `own` is its PCI address, empty if unknown, and `devices` as `pci_devices` has them: a container sees its machine's,
+    of which its GPU is one. Else its number in `visible`, which is CUDA_VISIBLE_DEVICES: that counts only where the
+    process may see all of the machine's, not where the container was `granted` some (NVIDIA_VISIBLE_DEVICES).
+    """
+    gpus = [_place(name) for name, (vendor, kind) in devices.items() if vendor == _NVIDIA and kind.startswith(_DISPLAY)]
+    if own and _place(own) in gpus:
+        return sorted(gpus).index(_place(own))
+    number = visible.partition(",")[0].strip() or "0"
+    return int(number) if number.isdecimal() and granted in ("", "all") else None
+
+
+def _place(address: str) -> list[int]:
+    """Domain, bus, device and function of a PCI address such as 0000:1b:00.0."""
+    return [int(part, 16) for part in re.split("[:.]", address)]
+
+
+def pci_devices(folder: Path = Path("/sys/bus/pci/devices")) -> dict[str, tuple[str, str]]:
+    """Vendor and class of the machine's PCI devices by address; none where the system does not tell."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for device in folder.iterdir():
+            with contextlib.suppress(OSError):
+                found[device.name] = (device / "vendor").read_text().strip(), (device / "class").read_text().strip()
+    return found
+
+
+def _pci_address(device: torch.device) -> str:
+    """Of a GPU that is used whole (cuDeviceGetPCIBusId, CUDA Driver API, Device Management); empty if unknown."""
+    address = ctypes.create_string_buffer(_LONGEST_ADDRESS)
+    number = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        if not torch.cuda.is_available() or "MIG" in torch.cuda.get_device_name(device):
+            return ""  # of a part of one, engines of the other parts would have the same
+        failed = driver.cuDeviceGet(ctypes.byref(number), torch.cuda.current_device())
+        failed = failed or driver.cuDeviceGetPCIBusId(address, len(address), number)
+    except (OSError, AttributeError, RuntimeError):
+        return ""
+    return "" if failed else address.value.decode()
 
 
 def prepare(device: torch.device) -> None:
@@ -218,8 +267,11 @@ def prepare(device: torch.device) -> None:
 
 def keep_cores(device: torch.device) -> None:
     """Let this process run on cores of its own, once the threads that read weights are done with all of them."""
-    cores = _cores()
-    if device.type == "cuda" and (own := engine_cores(cores, os.environ.get("CUDA_VISIBLE_DEVICES", ""))):
+    if device.type != "cuda":
+        return
+    visible, granted = (os.environ.get(name, "") for name in ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"))
+    number = gpu_number(_pci_address(device), pci_devices(), visible, granted)
+    if own := engine_cores(_cores(), number):
         os.sched_setaffinity(0, own)
 
 

@@ -56,6 +56,10 @@ class Columns:
         self._data += data
         return data
 
+    def extend(self, columns: Tensor) -> None:
+        """Take the next `[R, n]` ids, none of them negative."""
+        self._data += columns.T.contiguous().numpy().astype("<u2").tobytes()
+
     def data(self, start: int) -> bytes:
         """The columns from frame `start` on, as the wire has them."""
         return bytes(self._data[TOKENS_BYTES * (start - self.start) :])
@@ -126,13 +130,10 @@ class TakenOver:
     def __init__(self, config: LMConfig, resume: Resume, columns: Columns, codes: Tensor) -> None:
         """`columns`: those that were answered. `codes [8, n]`: the caller's, of the newest frames."""
         self._config, self.columns = config, columns
-        first = resume.next_index - codes.shape[1]
-        for index in range(columns.end, resume.next_index):
-            silent = torch.tensor([TEXT_PAD, *SILENCE, *SINE])
-            self._put_caller(silent, codes, index - first)
-            columns.append(silent.numpy())
-        self.ahead = torch.tensor([TEXT_PAD, *SILENCE, *SINE])
-        self._put_caller(self.ahead, codes, resume.next_index - first)
+        missed = resume.next_index - columns.end
+        silent = _silent(config, codes, missed + 1)
+        columns.extend(silent[:, :missed])
+        self.ahead = silent[:, missed]
         self.given = torch.tensor(config.delays) > 0
         if not resume.missed:
             self.given[1 : 1 + config.codebooks] = False
@@ -148,14 +149,6 @@ class TakenOver:
         if sound.shape[0]:
             codes = yield from share.hear(slot, sound)
         return cls(config, resume, columns, codes)
-
-    def _put_caller(self, column: Tensor, codes: Tensor, at: int) -> None:
-        """The caller's rows of the column of the frame whose codes are at place `at`, as far as they are known."""
-        first = 1 + self._config.codebooks
-        for book in range(self._config.codebooks):
-            place = at - self._config.delays[first + book]
-            if 0 <= place < codes.shape[1]:
-                column[first + book] = codes[book, place]
 
     def fill(
         self, stepper: Stepper, prompts: PromptCache, share: Share, prompt: Prompt, slot: int, start: int
@@ -175,6 +168,20 @@ class TakenOver:
             yield from share.speak(slot, codes)
 
 
+def _silent(config: LMConfig, codes: Tensor, count: int) -> Tensor:
+    """`count` columns `[R, count]` with the agent silent, up to that of the frame after `codes [8, n]`, the caller's.
+
+    Theirs as far as they are known, in the columns that they are delayed to, else silence. In a few operations however
+    many they are: hundreds of calls are taken over between two steps.
+    """
+    heard = codes.shape[1]
+    delays = torch.tensor(config.delays[1 + config.codebooks :])[:, None]
+    places = torch.arange(heard + 1 - count, heard + 1) - delays
+    known = (places >= 0) & (places < heard)
+    caller = torch.cat((codes, torch.tensor(SINE)[:, None]), dim=1).gather(1, torch.where(known, places, heard))
+    return torch.cat((torch.tensor([TEXT_PAD, *SILENCE])[:, None].expand(-1, count), caller))
+
+
 def _repaired(config: LMConfig, history: Columns) -> Columns:
     """With silence where it has no ids. Raises ValueError for ids that this model does not have."""
     columns = history.between(history.start, history.end)
@@ -182,7 +189,9 @@ def _repaired(config: LMConfig, history: Columns) -> Columns:
     columns = torch.where(columns == NO_TOKEN, silent, columns)
     if columns.numel() and bool((columns > torch.tensor(config.start_ids)[:, None]).any()):
         raise ValueError("the history holds ids that this model does not have: it was made with another")
-    return Columns(history.start, columns.T.contiguous().numpy().astype("<u2").tobytes())
+    repaired = Columns(history.start)
+    repaired.extend(columns)
+    return repaired
 
 
 def _agent_codes(config: LMConfig, columns: Columns, start: int) -> Tensor:

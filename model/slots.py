@@ -103,33 +103,43 @@ class Slots:
     async def _opened(self, connection: ServerConnection, opening: Opening) -> WorkerSession:
         """What the engine opens; a call for which it has no time is refused like one for which it has no slot."""
         try:
-            return await _while_connected(connection, opening())
+            return await _while_connected(connection, opening(), self.draining)
         except SessionEnded as ended:
             self.counts.refused += ended.error.code == "full"
             raise
 
     def _check(self) -> None:
         if self.draining.is_set():
-            raise SessionEnded(wire.Error("draining", "the worker is being stopped"), CloseCode.GOING_AWAY)
+            raise _stopping()
         if self.active >= self.capacity:
             self.counts.refused += 1
             raise SessionEnded(wire.Error("full", all_taken(self.capacity)), CloseCode.TRY_AGAIN_LATER)
 
 
 async def _while_connected(
-    connection: ServerConnection, opening: Coroutine[None, None, WorkerSession]
+    connection: ServerConnection, opening: Coroutine[None, None, WorkerSession], draining: asyncio.Event
 ) -> WorkerSession:
-    """What the engine opens. For a peer that left meanwhile nothing is opened: its slot is free at once."""
+    """What the engine opens. For a peer that left meanwhile nothing is opened: its slot is free at once.
+
+    Nor for one that waits when the worker is to stop: another worker may open its session sooner.
+    """
     task = asyncio.create_task(opening)
-    gone = asyncio.create_task(connection.wait_closed())
+    gone, stopping = asyncio.create_task(connection.wait_closed()), asyncio.create_task(draining.wait())
+    tasks = {task, gone, stopping}
     try:
-        await asyncio.wait({task, gone}, timeout=ENGINE_OPEN_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, timeout=ENGINE_OPEN_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        gone.cancel()
-        task.cancel()
-        await asyncio.wait({task, gone})
-    if task.cancelled():
-        if gone.cancelled():
-            raise TimeoutError(f"the engine opened no session within {ENGINE_OPEN_TIMEOUT:.0f} s")
+        for each in tasks:
+            each.cancel()
+        await asyncio.wait(tasks)
+    if not task.cancelled():
+        return task.result()
+    if not gone.cancelled():
         raise connection.protocol.close_exc
-    return task.result()
+    if not stopping.cancelled():
+        raise _stopping()
+    raise TimeoutError(f"the engine opened no session within {ENGINE_OPEN_TIMEOUT:.0f} s")
+
+
+def _stopping() -> SessionEnded:
+    return SessionEnded(wire.Error("draining", "the worker is being stopped"), CloseCode.GOING_AWAY)

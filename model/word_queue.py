@@ -59,14 +59,15 @@ class WordQueue:
 
     def stop(self, slot: int) -> None:
         """Forget the words `slot` has left: the model speaks for itself again."""
-        self._length[slot] = 0
-        self._said[slot] = 0
+        # Filled and not assigned: on a GPU a number assigned to a place is copied there, and the copy waited for.
+        self._length[slot].fill_(0)
+        self._said[slot].fill_(0)
 
     def reset(self, slot: int) -> None:
         """Make `slot` as good as new."""
         self.stop(slot)
-        self._waited[slot] = 0
-        self._last[slot] = TEXT_PAD
+        self._waited[slot].fill_(0)
+        self._last[slot].fill_(TEXT_PAD)
 
     def chance(self, frame: Tensor, slots: Tensor) -> Chance | None:
         """Audio is not subject to the queue."""

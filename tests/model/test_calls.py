@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import pytest
@@ -444,6 +445,48 @@ def test_closing_a_call_while_it_is_being_prepared_leaves_everything_free(rig: R
     assert rig.told[1] == []
     assert rig.scheduler.active == 0
     assert rig.calls.close(1) is None
+
+
+def test_a_hang_up_does_not_make_the_others_wait_for_what_was_begun_for_it(
+    models: Models, tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is put in order where it was begun: in the stream behind that of the steps, which waits for nothing."""
+    rig = Rig(models, tiny, slots=3)
+    stepper, within, put_in_order = rig.stepper, [False], list[str]()
+    reset, reset_lm = stepper.reset, stepper.reset_lm
+
+    @contextmanager
+    def aside() -> Iterator[bool]:
+        within[0] = True
+        yield True
+        within[0] = False
+
+    def watched(name: str, work: Callable[[int], None]) -> Callable[[int], None]:
+        def do(slot: int) -> None:
+            assert within[0], f"{name} in the stream of the steps"
+            put_in_order.append(name)
+            work(slot)
+
+        return do
+
+    monkeypatch.setattr(stepper, "aside", aside)
+    monkeypatch.setattr(stepper, "reset", watched("slot", reset))
+    monkeypatch.setattr(stepper, "reset_lm", watched("language memory", reset_lm))
+    rig.open(1, request("talks"))
+    rig.speak(1, 0, 12)
+    rig.calls._renew(rig.calls._calls[1], 0)
+    while rig.calls._spares:
+        assert rig.calls._advance_job()
+    rig.calls.open(2, request("opened", prompt="a long prompt " * 8), rig.history_of_nothing)
+    while rig.prompts.misses < 2:
+        rig.calls._advance_job()
+    monkeypatch.setattr(stepper, "join", lambda: pytest.fail("the next step would wait"))
+    put_in_order.clear()
+    for session in (1, 2):
+        rig.calls.close(session)
+    assert put_in_order == ["language memory", "slot", "language memory", "slot", "language memory"]
+    assert len(rig.calls._spares) == 1
+    assert not stepper.state.kv.offsets.any()
 
 
 def test_prompts_that_are_read_do_not_hold_up_those_who_talk(models: Models, tiny: ModelFolder) -> None:

@@ -169,15 +169,30 @@ def test_numbers_that_are_none_are_told_of_their_slot_and_stay_in_it(models: Mod
     assert again.tokens[0].tolist() == alone(models, prompt, sampling, 0, 1)[0]
 
 
-class _OnDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Fails where an operation takes or makes a tensor elsewhere, or looks into one."""
+class _NoWait(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Fails where the host would wait for the device."""
 
     waits = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "lift_fresh")
-    """Those whose result's shape or value the host must know, and `torch.tensor`, which copies from it."""
+    """Those whose result's shape or value the host must know, and what copies from it: `torch.tensor`, and a number
+    assigned to a place."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
         assert not str(func).startswith(tuple(f"aten.{name}." for name in self.waits)), func
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_slot_is_reset_without_waiting_for_the_device(models: Models) -> None:
+    """A call hangs up while it reads for others."""
+    stepper = Stepper(models, 3)
+    with _NoWait():  # type: ignore[no-untyped-call]
+        stepper.reset(1)
+
+
+class _OnDevice(_NoWait):  # type: ignore[no-untyped-call]
+    """Fails where an operation takes or makes a tensor elsewhere, or looks into one."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_dispatch__(func, types, args, kwargs)
         for tensor in tree_leaves((args, kwargs, result)):
             assert not isinstance(tensor, Tensor) or tensor.is_meta, f"{func} with a tensor on {tensor.device}"
         return result

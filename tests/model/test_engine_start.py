@@ -7,6 +7,7 @@ import os
 import re
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from model.capacity import SPARES
 from model.conversation import Models, load_models
 from model.engine import Stepper, StepResult
 from model.engine_options import EngineOptions, EngineRefused
-from model.engine_start import check_card, engine_cores, keep_cores, measure, start
+from model.engine_start import check_card, engine_cores, gpu_number, keep_cores, measure, pci_devices, start
 from model.folder import ModelFolder
 from model.fp8_weights import Fp8Linear
 from tests.model.device import DEVICE
@@ -103,18 +104,63 @@ def test_a_step_is_measured_with_full_windows_and_leaves_nothing_behind(models: 
 
 
 @pytest.mark.parametrize(
-    ("count", "visible", "own"),
+    ("count", "number", "own"),
+    [(16, 0, (14, 15)), (16, 3, (8, 9)), (16, 6, ()), (5, 0, ()), (16, None, ())],
+)
+def test_engines_of_one_machine_do_not_share_the_cores_they_keep(
+    count: int, number: int | None, own: tuple[int]
+) -> None:
+    assert tuple(engine_cores(range(count), number)) == own
+
+
+GPU, AUDIO, SWITCH, VGA = ("0x10de", "0x030200"), ("0x10de", "0x040300"), ("0x10de", "0x068000"), ("0x1234", "0x030000")
+MACHINE = {
+    "0000:00:02.0": VGA,
+    "0000:07:00.0": SWITCH,
+    "0000:9b:00.0": ("0x10de", "0x030000"),
+    "0000:1b:00.0": GPU,
+    "0000:1b:00.1": AUDIO,
+    "0001:01:00.0": GPU,
+}
+"""A machine's PCI devices, three of them GPUs of NVIDIA's."""
+
+
+@pytest.mark.parametrize(("own", "number"), [("0000:1B:00.0", 0), ("0000:9B:00.0", 1), ("0001:01:00.0", 2)])
+@pytest.mark.parametrize("visible", ["", "0", "GPU-8932f937"])
+def test_a_gpu_has_its_number_by_its_place_in_the_machine_whatever_a_container_calls_it(
+    own: str, number: int, visible: str
+) -> None:
+    """Each container of a machine has its only GPU as number 0."""
+    assert gpu_number(own, MACHINE, visible, "GPU-8932f937") == number
+
+
+@pytest.mark.parametrize(
+    ("visible", "granted", "number"),
     [
-        (16, "", (14, 15)),
-        (16, "0,1", (14, 15)),
-        (16, "3", (8, 9)),
-        (16, "6", ()),
-        (5, "", ()),
-        (16, "GPU-8932f937", ()),
+        ("", "", 0),
+        ("0,1", "", 0),
+        ("3", "", 3),
+        ("3", "all", 3),
+        ("GPU-8932f937", "", None),
+        ("", "3", None),
+        ("0", "GPU-8932f937", None),
     ],
 )
-def test_engines_of_one_machine_do_not_share_the_cores_they_keep(count: int, visible: str, own: tuple[int]) -> None:
-    assert tuple(engine_cores(range(count), visible)) == own
+@pytest.mark.parametrize(("own", "devices"), [("", MACHINE), ("0000:1b:00.0", {}), ("0000:3b:00.0", MACHINE)])
+def test_where_the_machines_devices_do_not_tell_a_gpu_has_its_number_if_it_is_among_all(
+    own: str, devices: dict[str, tuple[str, str]], visible: str, granted: str, number: int | None
+) -> None:
+    assert gpu_number(own, devices, visible, granted) == number
+
+
+def test_the_devices_of_a_machine_are_read_from_files(tmp_path: Path) -> None:
+    for name, (vendor, kind) in MACHINE.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vendor").write_text(f"{vendor}\n")
+        (tmp_path / name / "class").write_text(f"{kind}\n")
+    (tmp_path / "0000:ff:00.0").mkdir()
+    assert pci_devices(tmp_path) == MACHINE
+    assert pci_devices(tmp_path / "absent") == {}
 
 
 @pytest.mark.parametrize(
@@ -124,6 +170,9 @@ def test_the_process_keeps_to_its_cores_beside_a_gpu(
     monkeypatch: pytest.MonkeyPatch, device: str, visible: str, own: set[int]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.delenv("NVIDIA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(engine_start, "pci_devices", dict)
+    monkeypatch.setattr(engine_start, "_pci_address", lambda device: "")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)), raising=False)
     kept: list[tuple[int, set[int]]] = []
     monkeypatch.setattr(os, "sched_setaffinity", lambda process, cores: kept.append((process, {*cores})), raising=False)

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import fp8, wire
 from model.calls import _STARVED
-from model.conversation import Models
+from model.config import TEXT_PAD
+from model.conversation import Models, role_ids
 from model.engine import StepResult
 from model.folder import ModelFolder
-from model.history import _FEW, Columns, kept_frames
-from model.prompt import check_length, longest_prompt, prompt_length
+from model.history import _FEW, Columns, TakenOver, kept_frames
+from model.prompt import SILENCE, SINE, check_length, longest_prompt, prompt_length
 from model.scheduler import FRAME, Scheduler
 from model.streaming import SavedKV
 from model.wire import NO_TOKEN, Cut, Error, History, Resume, Sampling
 from tests.model.device import DEVICE
-from tests.model.rig import GREEDY, WINDOW, Rig, caller_pcm, request
+from tests.model.rig import GREEDY, WINDOW, Rig, as_ids, caller_pcm, request
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -229,6 +232,32 @@ def test_a_call_taken_over_with_a_full_history_has_time_before_the_window_pushes
     assert int(second.stepper.state.cache.offset[lm_slot]) <= WINDOW - 1 - 2
 
 
+@pytest.mark.parametrize(("prompt", "left"), [("you are", 5), ("you are a", 4), ("you like", 3), ("be kind", 2)])
+@pytest.mark.parametrize("past", [1, 6])
+def test_a_call_whose_prompt_nearly_fills_the_window_is_taken_over_with_its_newest_frames(
+    short: Models, brief: ModelFolder, prompt: str, left: int, past: int
+) -> None:
+    """Where calls are not primed anew, the longest prompts leave one frame of the talk in sight."""
+    frames = prompt_length(4, len(role_ids(short, prompt)))
+    assert frames == WINDOW - left
+    first, second = Rig(short, brief, context="sliding"), Rig(short, brief, context="sliding")
+    first.open(1, request(prompt=prompt))
+    first.speak(1, 0, past)
+    resume, history = first.history(1, 0)
+    second.open(1, request(prompt=prompt, resume=resume), history)
+    lm_slot, state = second.stepper.lm_slot[0], second.stepper.state
+    offset = int(state.cache.offset[lm_slot])
+    assert offset == int(state.kv.offsets[lm_slot]) + 1
+    assert frames < offset < WINDOW, "something of the talk, and the prompt is in sight"
+    assert state.cache.tokens[lm_slot, :, (offset - 1) % 4].tolist() == as_ids(first.calls._calls[1].columns)[-1]
+    second.settle()
+    for rig in (first, second):
+        rig.speak(1, past, past + 6)
+    assert len(second.frames(1)) == 6
+    if past == 1:
+        assert second.columns(1)[0] == first.columns(1)[1], "until the window slides"
+
+
 def test_frames_that_nobody_answered_are_heard_with_the_agent_silent(models: Models, tiny: ModelFolder) -> None:
     first, second = Rig(models, tiny), Rig(models, tiny)
     first.open(1, request())
@@ -248,6 +277,50 @@ def test_frames_that_nobody_answered_are_heard_with_the_agent_silent(models: Mod
     heard.speak(1, 0, 14)
     theirs = heard.calls._calls[1].columns
     assert silent[9:].tolist() == theirs.between(10, 13)[9:].tolist(), "what it would have heard"
+
+
+@pytest.mark.parametrize(("frames", "heard", "missed"), [(12, 0, 3), (12, 5, 9), (12, 15, 3), (0, 4, 4), (12, 12, 0)])
+def test_what_nobody_answered_holds_the_callers_codes_each_in_its_own_column_as_far_as_they_are_known(
+    models: Models, frames: int, heard: int, missed: int
+) -> None:
+    config, draw = models.config, torch.Generator().manual_seed(frames + heard)
+    codes = torch.randint(0, 2048, (8, heard), generator=draw)
+    answered = torch.randint(0, 40, (frames, 17), generator=draw).numpy().astype("<u2")
+    resume = Resume(10, frames, heard, missed)
+    taken = TakenOver(config, resume, Columns(10, answered.tobytes()), codes)
+    columns = taken.columns.between(10, taken.columns.end)
+    assert columns.shape[1] == frames + missed
+    assert columns[:, :frames].tolist() == answered.T.tolist()
+    following = torch.cat((columns[:, frames:], taken.ahead[:, None]), dim=1)
+    for place in range(missed + 1):
+        column = [TEXT_PAD, *SILENCE, *SINE]
+        for book in range(8):
+            frame = place - missed + heard - config.delays[9 + book]
+            if 0 <= frame < heard:
+                column[9 + book] = int(codes[book, frame])
+        assert following[:, place].tolist() == column
+    delayed = [delay > 0 for delay in config.delays]
+    assert taken.given.tolist() == (delayed if missed else [False] * 9 + delayed[9:])
+
+
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operations."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_nobody_answered_takes_no_longer_for_ten_seconds_than_for_one(models: Models) -> None:
+    """Of hundreds of calls taken over at once, all of it between two steps."""
+    counts = []
+    for missed in (12, 120):
+        with _Counting() as counting:  # type: ignore[no-untyped-call]
+            TakenOver(models.config, Resume(0, 0, 125, missed), Columns(), torch.zeros((8, 125), dtype=torch.long))
+        counts.append(counting.count)
+    assert counts[0] == counts[1]
 
 
 def test_what_was_still_to_be_said_is_said_by_the_next_engine(models: Models, tiny: ModelFolder) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Generator
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from model.calls import _Job
 from model.codec_passes import SOUND
 from model.conversation import Models
 from model.folder import ModelFolder
@@ -179,6 +181,26 @@ def test_the_more_calls_wait_to_speak_the_fewer_steps_come_between_their_parts(
         return count
 
     assert [steps_in_a_row(calls) for calls in (1, 2, 8)] == [8, 4, 1]
+
+
+def test_parts_that_take_long_are_not_all_done_before_the_next_step(first: Rig) -> None:
+    """Those that only come to wait for a pass count, too; it is begun when all have come."""
+    calls, come = first.calls, list[int]()
+
+    def parts(number: int) -> Generator[bool]:
+        first.now += 0.002
+        come.append(number)
+        while len(come) < CALLS:
+            yield False
+
+    calls._jobs = [_Job(calls._calls[1], parts(number)) for number in range(CALLS)]
+    turns = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calls._passes, "work", lambda: pytest.fail("not all have come"))
+        while calls._jobs:
+            assert calls._advance_job()
+            turns.append(len(come))
+    assert turns[:3] == [3, 6, CALLS]
 
 
 def test_eight_calls_take_as_many_passes_of_the_codec_as_one(second: Rig) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
 from websockets.asyncio.client import ClientConnection
@@ -130,6 +132,33 @@ async def test_a_worker_that_drains_answers_what_it_was_given_and_lets_every_ses
             error = await opened(late)
             assert isinstance(error, wire.Error)
             assert error.code == "draining"
+
+
+class OpeningEngine(EchoEngine):
+    """Takes for ever to open a session."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    async def open(self, request: SessionRequest) -> EchoSession:
+        self.asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError("it was waited for")
+
+
+async def test_a_worker_that_drains_lets_those_go_that_are_still_being_opened() -> None:
+    """Another worker may open them at once."""
+    engine = OpeningEngine()
+    async with serving(engine, capacity=1) as server, connected(server) as connection:
+        await connection.send(wire.encode_open(SessionRequest("c1")))
+        await engine.asked.wait()
+        await server.drain(5)
+        error = await told(connection)
+        assert isinstance(error, wire.Error)
+        assert error.code == "draining"
+        assert await closed(connection) == 1001
+        assert server.slots.active == 0
+        assert server.slots.counts.failed == 0
 
 
 async def test_a_draining_worker_waits_for_no_answer_that_does_not_come() -> None:
