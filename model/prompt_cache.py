@@ -158,11 +158,18 @@ class PromptCache:
         state.cache.place(
             lm_slot, prompt.frames, prompt.last.to(device), prompt.ahead.to(device), prompt.given.to(device)
         )
-        if prompt.positions - known >= _WORTH * prompt.positions:
+        if _worth_keeping(prompt, known):
             self._keep(prompt, state.kv.save(lm_slot, prompt.positions))
 
-    def warm(self, prompt: Prompt) -> None:
-        """Read a prompt into the cache, through a spare language memory, before there are calls."""
+    def warm(self, prompt: Prompt) -> bool:
+        """Read a prompt into the cache, through a spare language memory, before there are calls.
+
+        False, and nothing is done, where it would push another out. Of those read so the first will go last.
+        """
+        if prompt in self:
+            return True
+        if not self._has_room(prompt):
+            return False
         spare = self._stepper.spare_lm_slots[0]
         # Aside as for calls: what is kept then belongs to the stream that reads it, and lets go of it.
         with self._stepper.aside():
@@ -170,6 +177,15 @@ class PromptCache:
                 pass
             self._stepper.reset_lm(spare)
         self._stepper.join()
+        if prompt in self:
+            self._kept.move_to_end(prompt.key, last=False)
+        return True
+
+    def _has_room(self, prompt: Prompt) -> bool:
+        """Whether it can be kept beside all others, or need not be."""
+        known = self._known(prompt)[1]
+        one = sum(ring[:, 0, :, :1].nbytes for ring in self._stepper.state.kv.rings())
+        return not _worth_keeping(prompt, known) or self.nbytes + prompt.positions * one <= self._most
 
     def _copy(self, prompt: Prompt, lm_slot: int) -> int:
         """Take over what is known of the prompt's beginning: so many positions."""
@@ -200,3 +216,8 @@ class PromptCache:
         self._kept[prompt.key] = (prompt, saved)
         while self.nbytes > self._most:
             self._kept.popitem(last=False)
+
+
+def _worth_keeping(prompt: Prompt, known: int) -> bool:
+    """Whether enough of it is its own, where `known` positions of it were kept before."""
+    return prompt.positions - known >= _WORTH * prompt.positions
