@@ -114,13 +114,19 @@ def _doors(settings: Settings) -> list[Door]:
 def _routed_prompts(settings: Settings) -> tuple[tuple[str, str], ...]:
     """Voice and prompt of every persona that can be read here, with the defaults of its variables.
 
-    So that no first caller waits for a prompt; where the worker has no personas beside it, they do once.
+    Those that numbers lead to come first, in the order of `routing.yaml`. So that no first caller waits for a prompt;
+    where the worker has no personas beside it, or one was edited since it started, that persona's first caller does.
     """
     from gateway.personas import read_personas, session_request
+    from gateway.routing import read_routing
 
     if not settings.personas.is_dir():
         return ()
-    requests = [session_request(one, "", {}, 0) for one in read_personas(settings.personas, []).values()]
+    personas = read_personas(settings.personas, [])
+    routing = read_routing(settings.personas, personas, personas, [])
+    routed = [entry.persona for _, entry in routing.spec.entries()] if routing else []
+    names = [name for name in dict.fromkeys((*routed, *personas)) if name in personas]
+    requests = [session_request(personas[name], "", {}, 0) for name in names]
     return tuple(dict.fromkeys((request.voice, request.prompt) for request in requests))
 
 

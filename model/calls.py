@@ -75,6 +75,8 @@ class _Call:
     renewing: bool = False
     has_spare: bool = False
     """It is being renewed, and no longer waits for a spare language memory."""
+    unprompted: bool = False
+    """Whether it was told of that its prompt came back too late."""
 
 
 class _CannotOpen(Exception):
@@ -123,7 +125,8 @@ class Calls:
     ) -> None:
         """`clock` tells seconds: the clock by which caller frames came."""
         self.stepper, self.scheduler, self.prompts = stepper, scheduler, prompts
-        self.cuts = self.faults = self.steps = 0
+        self.cuts = self.faults = self.steps = self.unprompted = 0
+        """unprompted: frames answered without all of the prompt, which came back too late."""
         self._assets = assets
         self._passes = SharedPasses(CodecPasses(stepper), prompts.reads)
         self._opened = 0
@@ -266,6 +269,8 @@ class Calls:
         if piece:
             self._tell(call.session, AgentText(index, piece))
         clip = call.speech.returned(tokens)
+        if self._reprimes and self._room(call) < 0:
+            self._count_unprompted(call, index)
         column = call.columns.append(result.columns[row])
         self._tell(call.session, AgentFrame(index, result.pcm[row].astype("<i2").tobytes(), column))
         if clip:
@@ -398,6 +403,17 @@ class Calls:
         ahead = min(self._margin + call.slot % 8 * (window // 40), life // 2)
         if self._room(call) <= ahead:
             self._renew(call, call.columns.end - kept)
+
+    def _count_unprompted(self, call: _Call, index: int) -> None:
+        """Re-priming did not come to its turn in time: this frame was answered without the prompt's beginning."""
+        self.unprompted += 1
+        if not call.unprompted:
+            call.unprompted = True
+            log.warning(
+                "call %s: from frame %d on it forgets its prompt until that is given back: the engine had no time;"
+                " start it with fewer --slots",
+                *(call.request.call_id, index),
+            )
 
     def _room(self, call: _Call) -> int:
         """Frames until the window pushes its prompt out."""

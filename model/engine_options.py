@@ -68,6 +68,8 @@ class EngineState:
     """Of callers; taken for silence."""
     cuts: int = 0
     """Times a call was re-primed."""
+    unprompted_frames: int = 0
+    """Answered while a part of the prompt had slid out of the window: re-priming came too late."""
     faults: int = 0
     """Slots closed for numbers that are none."""
     prompt_hits: int = 0

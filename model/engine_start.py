@@ -120,8 +120,12 @@ def start(options: EngineOptions) -> Started:
     find = partial(find_clip, Path(options.personas))
     assets = FileAssets(models, voices, find, reprimed=options.context == "reprime")
     prompts = PromptCache(stepper, int(PROMPT_PART * free))
-    for voice, prompt in options.warm:
-        warm(prompts, assets, voice, prompt)
+    if cold := [not warm(prompts, assets, *one) for one in options.warm].count(True):
+        log.warning(
+            "the memory for prompts is full: of %d personas' prompts %d are not prepared; whoever calls one of those"
+            " first waits for it",
+            *(len(options.warm), cold),
+        )
     phases.over("prompts")
     log.info("the engine took %s", phases)
     return Started(stepper, fitting, costs, prompts, assets)
@@ -316,11 +320,14 @@ def measure(stepper: Stepper) -> dict[int, float]:
     return costs
 
 
-def warm(prompts: PromptCache, assets: FileAssets, voice: str, prompt: str) -> None:
-    """Read a persona's prompt before its first caller comes; one that cannot be is left for that call to tell."""
+def warm(prompts: PromptCache, assets: FileAssets, voice: str, prompt: str) -> bool:
+    """Read a persona's prompt before its first caller comes; one that cannot be is left for that call to tell.
+
+    False where there is no room for it.
+    """
     try:
         made = assets.read(voice, prompt)
     except (VoiceError, VoiceRefused, PromptTooLong) as error:
         log.warning("a persona's prompt is not prepared: %s", error)
-        return
-    prompts.warm(made)
+        return True
+    return prompts.warm(made)

@@ -178,6 +178,7 @@ class Loop:
             late_calls=tuple(scheduler.late_calls.counts),
             late_calls_frames=scheduler.late_calls.total,
             cuts=calls.cuts,
+            unprompted_frames=calls.unprompted,
             faults=calls.faults,
             prompt_hits=self._prompts.hits,
             prompt_misses=self._prompts.misses,

@@ -169,12 +169,21 @@ class PromptCache:
 
     def _keeps(self, prompt: Prompt, known: int) -> bool:
         """Whether it will be kept once it has been read, of which `known` positions were."""
-        rings = self._stepper.state.kv.rings()
-        fits = sum(ring[:, 0, :, : prompt.positions].nbytes for ring in rings) <= self._most
-        return fits and prompt.positions - known >= _WORTH * prompt.positions
+        return _worth_keeping(prompt, known) and self._size(prompt) <= self._most
 
-    def warm(self, prompt: Prompt) -> None:
-        """Read a prompt into the cache, through a spare language memory, before there are calls."""
+    def _size(self, prompt: Prompt) -> int:
+        """Bytes that its memory takes."""
+        return prompt.positions * sum(ring[:, 0, :, :1].nbytes for ring in self._stepper.state.kv.rings())
+
+    def warm(self, prompt: Prompt) -> bool:
+        """Read a prompt into the cache, through a spare language memory, before there are calls.
+
+        False, and nothing is done, where it would push another out. Of those read so the first will go last.
+        """
+        if prompt in self:
+            return True
+        if not self._has_room(prompt):
+            return False
         spare = self._stepper.spare_lm_slots[0]
         # Aside as for calls: what is kept then belongs to the stream that reads it, and lets go of it.
         with self._stepper.aside():
@@ -182,6 +191,14 @@ class PromptCache:
                 pass
             self._stepper.reset_lm(spare)
         self._stepper.join()
+        if prompt in self:
+            self._kept.move_to_end(prompt.key, last=False)
+        return True
+
+    def _has_room(self, prompt: Prompt) -> bool:
+        """Whether it can be kept beside all others, or need not be."""
+        known = self._known(prompt)[1]
+        return not _worth_keeping(prompt, known) or self.nbytes + self._size(prompt) <= self._most
 
     def _copy(self, prompt: Prompt, lm_slot: int) -> int:
         """Take over what is known of the prompt's beginning: so many positions."""
@@ -210,3 +227,8 @@ class PromptCache:
         self._kept[prompt.key] = (prompt, saved)
         while self.nbytes > self._most:
             self._kept.popitem(last=False)
+
+
+def _worth_keeping(prompt: Prompt, known: int) -> bool:
+    """Whether enough of it is its own, where `known` positions of it were kept before."""
+    return prompt.positions - known >= _WORTH * prompt.positions

@@ -49,6 +49,10 @@ def test_their_socket_stays_on_loopback() -> None:
     assert worker["CALLPLEX_WORKER_LISTEN"].startswith("127.0.0.1:")
 
 
+def test_both_see_the_same_personas_and_change_none() -> None:
+    assert all("./personas:/app/personas:ro" in service["volumes"] for service in SERVICES.values())
+
+
 @pytest.mark.parametrize("name", ["gateway", "worker"])
 def test_every_setting_named_exists(name: str) -> None:
     known = {f"CALLPLEX_{field}".upper() for field in Settings.model_fields}

@@ -78,3 +78,17 @@ def test_the_engine_runs_as_it_was_set(tmp_path: Path, monkeypatch: pytest.Monke
     assert isinstance(engine, PersonaplexEngine)
     assert engine._options == expected
     assert EngineOptions.from_json(expected.to_json()) == expected
+
+
+def roles(names: str) -> list[str]:
+    return [f"You are {name}. Your name is T." for name in names]
+
+
+def test_the_prompts_of_personas_that_numbers_lead_to_come_first(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / f"{name}.yaml").write_text(f"name: T\nvoice: NATF3\nrole: You are {name}.\n")
+    settings = load_settings(personas=tmp_path)
+    assert [prompt for _, prompt in _routed_prompts(settings)] == roles("abcd")
+    routes = "routes: [{number: '+1', persona: b}, {number: '+2', persona: absent}, {number: '+3', persona: c}]"
+    (tmp_path / "routing.yaml").write_text(f"default: {{persona: c}}\n{routes}\n")
+    assert [prompt for _, prompt in _routed_prompts(settings)] == roles("cbad")

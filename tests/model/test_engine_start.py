@@ -7,6 +7,7 @@ import os
 import re
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from model.engine_options import EngineOptions, EngineRefused
 from model.engine_start import check_card, engine_cores, gpu_number, keep_cores, measure, pci_devices, start
 from model.folder import ModelFolder
 from model.fp8_weights import Fp8Linear
+from model.prompt_cache import PromptCache
 from tests.model.device import DEVICE
 from tests.model.rig import caller_pcm
 from tests.model.tiny_folder import VOICE
@@ -82,6 +84,19 @@ def test_the_prompts_of_personas_are_read_before_the_first_call_and_one_that_can
         for _ in started.prompts.fill(started.assets.read(voice, text), started.stepper.lm_slot[0]):
             pass
     assert (started.prompts.hits, started.prompts.misses) == (2, misses)
+
+
+def test_more_prompts_than_memory_holds_leave_those_that_come_first_and_it_is_said_once(
+    tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    warm = tuple((VOICE, text) for text in ("you are a kind teacher", "the bank is open", "we like to listen", "hello"))
+    options = EngineOptions(str(tiny.path), device="cpu", slots=1, warm=warm[:2])
+    room = start(options).prompts.nbytes
+    monkeypatch.setattr(engine_start, "PromptCache", lambda stepper, most: PromptCache(stepper, room))
+    started = start(replace(options, warm=warm))
+    assert [started.assets.read(*one) in started.prompts for one in warm] == [True, True, False, False]
+    (line,) = (record.getMessage() for record in caplog.records if "memory for prompts" in record.getMessage())
+    assert "of 4 personas' prompts 2 are not prepared" in line
 
 
 def test_a_step_is_measured_with_full_windows_and_leaves_nothing_behind(models: Models) -> None:

@@ -430,6 +430,28 @@ def test_a_call_gets_its_prompt_back_also_where_step_follows_upon_step(short: Mo
     assert int(rig.stepper.state.cache.offset[rig.stepper.lm_slot[call.slot]]) == call.columns.end + call.base
 
 
+def test_a_call_that_is_given_its_prompt_back_too_late_is_counted_frame_by_frame_and_told_of_once(
+    short: Models, brief: ModelFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = Rig(short, brief, slots=1)
+    rig.open(1, request("forgetful", prompt=""))
+    call, spare = rig.calls._calls[1], rig.calls._spares.pop()
+    assert call.prompt is not None
+    whole = WINDOW - call.prompt.frames
+    for index in range(whole + 5):
+        rig.hear(1, index, caller_pcm(0, index))
+        rig.now += FRAME
+        rig.calls.work()
+        assert len(rig.frames(1)) == index + 1
+        assert rig.calls.unprompted == max(0, index + 1 - whole)
+    (line,) = (record.message for record in caplog.records if "forgetful" in record.message)
+    assert f"from frame {whole} on" in line
+    rig.calls._spares.append(spare)
+    rig.speak(1, whole + 5, whole + 5 + WINDOW)
+    assert rig.calls.unprompted == 5, "it has all of it again"
+    assert rig.calls.cuts >= 2
+
+
 def test_a_sliding_window_is_the_references_and_cuts_nothing(short: Models, brief: ModelFolder) -> None:
     rig = Rig(short, brief, context="sliding")
     rig.open(1, request(prompt=""))
@@ -437,6 +459,7 @@ def test_a_sliding_window_is_the_references_and_cuts_nothing(short: Models, brie
     assert not any(isinstance(message, Cut) for message in rig.told[1])
     call = rig.calls._calls[1]
     assert int(rig.stepper.state.cache.offset[rig.stepper.lm_slot[call.slot]]) > WINDOW
+    assert rig.calls.unprompted == 0, "it is what was asked for"
 
 
 def test_across_a_slid_window_no_engine_can_go_on_exactly_though_it_goes_on(short: Models, brief: ModelFolder) -> None:

@@ -110,6 +110,24 @@ def test_the_least_recently_used_prompt_goes_when_memory_is_full(models: Models,
     assert tiny.nbytes == 0
 
 
+def test_prompts_read_ahead_of_calls_push_none_of_each_other_out_and_the_first_of_them_goes_last(
+    models: Models, voice: Voice
+) -> None:
+    stepper = Stepper(models, 1)
+    prompts = []
+    for seed in range(4):
+        codes = torch.randint(0, 2048, (8, 10), generator=torch.Generator().manual_seed(seed))
+        prompts.append(prompt_of(models, codes, "hello"))
+    one = PromptCache(stepper, 1 << 30)
+    assert one.warm(prompts[0])
+    cache = PromptCache(stepper, int(2.5 * one.nbytes))
+    assert [cache.warm(prompt) for prompt in prompts] == [True, True, False, False]
+    assert cache.misses == 2, "what there is no room for is not read"
+    assert cache.warm(prompts[0]), "it is there"
+    filled(stepper, cache, prompts[2])
+    assert [prompt in cache for prompt in prompts] == [True, False, True, False]
+
+
 def test_of_prompts_that_begin_alike_one_is_read_before_the_others_even_where_calls_share_passes(
     models: Models, voice: Voice
 ) -> None:
