@@ -82,7 +82,7 @@ class _Mirrored:
         sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in kinds]
         starts = [0, *accumulate(_ALIGNED * math.ceil(size / _ALIGNED) for size in sizes)]
         self._here = torch.zeros(starts[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
-        self._there = torch.zeros_like(self._here, device=device) if device.type == "cuda" else self._here
+        self._there = self._here if device.type == "cpu" else torch.zeros_like(self._here, device=device)
         self.here, self.there = (
             [
                 whole[start : start + size].view(dtype).view(shape)
@@ -128,6 +128,8 @@ class Stepper:
         self.lm_slot: list[int] = [*range(slots), slots + spares]
         """Where each slot's language memory lies."""
         self._where = torch.tensor(self.lm_slot, device=self.device)
+        self._ids = torch.arange(slots + spares + 1, device=self.device)
+        """Of slots of either kind. One that is copied to a GPU when it is needed is waited for."""
         self._counter = torch.ones(slots + 1, dtype=torch.long, device=self.device)
         self._batches = sorted(batches)
         self._buffers = {batch: self._buffer(batch) for batch in self._batches}
@@ -157,23 +159,24 @@ class Stepper:
     def set_slot(self, slot: int, sampling: Sampling, counter: int) -> None:
         """Settings of a slot. `counter` (at least 1) numbers its next draw: it alone and the seed decide chance."""
         self.sampling.set(slot, sampling)
-        self._counter[slot] = counter
+        # Filled here and elsewhere: a number assigned to one place of a tensor is copied to a GPU, and waited for.
+        self._counter[slot].fill_(counter)
 
     def reset(self, slot: int) -> None:
         """Make a slot as good as new: of what it held, a caller's words or numbers that are none, nothing is read."""
         self.reset_lm(self.lm_slot[slot])
-        self.codec.reset(torch.tensor([slot], device=self.device))
+        self.codec.reset(self._ids[slot : slot + 1])
         self.speech.reset(slot)
 
     def reset_lm(self, lm_slot: int) -> None:
         """The same for a language memory alone."""
-        self.state.reset(torch.tensor([lm_slot], device=self.device))
+        self.state.reset(self._ids[lm_slot : lm_slot + 1])
 
     def point(self, slot: int, lm_slot: int) -> int:
         """Let `slot` go on from `lm_slot`, from its next step. Returns the LM slot that it had."""
         before = self.lm_slot[slot]
         self.lm_slot[slot] = lm_slot
-        self._where[slot] = lm_slot
+        self._where[slot].fill_(lm_slot)
         return before
 
     @contextmanager
