@@ -31,6 +31,8 @@ CODEC_FRAMES = 125
 """Frames of sound from which the codec is rebuilt: its window."""
 HASTY_FRAMES = CODEC_FRAMES + 1
 """The same where many wait: as many as hold all the codes from which the codec is rebuilt."""
+_GROUPS = 8
+"""Of slots that are re-primed at a time of their own."""
 _FEW = 2
 """Columns that are read within the pause between two steps."""
 
@@ -79,6 +81,15 @@ def kept_frames(context: int, prompt: int) -> int:
     """
     least = max(1, min(context // 10, (context - 2 - prompt) // 2))
     return max(least, int(0.45 * context) - prompt)
+
+
+def renewed_ahead(context: int, prompt: int, slot: int, margin: int) -> int:
+    """How many frames before a window of `context` is full a slot is re-primed: `margin` or more, at most half its way.
+
+    Each eighth of the slots at another time, so that calls that began together do not all wait for the same device.
+    """
+    life = context - 1 - prompt - kept_frames(context, prompt)
+    return min(margin + slot % _GROUPS * (context // 40), life // 2)
 
 
 def refill(
