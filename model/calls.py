@@ -18,7 +18,7 @@ from model.call_speech import CallSpeech
 from model.codec_passes import CodecPasses
 from model.engine import Stepper, StepResult
 from model.engine_options import NAME, Context
-from model.history import FAST_FRAMES, HASTY_FRAMES, Columns, TakenOver, kept_frames, refill
+from model.history import FAST_FRAMES, HASTY_FRAMES, Columns, TakenOver, kept_frames, refill, renewed_ahead
 from model.prompt import PromptTooLong
 from model.prompt_cache import Prompt, PromptCache
 from model.scheduler import Account, Frame, Refused, Scheduler
@@ -397,12 +397,9 @@ class Calls:
     def _watch_window(self, call: _Call) -> None:
         """Re-prime a call before the window pushes its prompt out; each slot at a time of its own."""
         assert call.prompt is not None
-        window = self._window
-        kept = kept_frames(window, call.prompt.frames)
-        life = window - 1 - call.prompt.frames - kept
-        ahead = min(self._margin + call.slot % 8 * (window // 40), life // 2)
-        if self._room(call) <= ahead:
-            self._renew(call, call.columns.end - kept)
+        prompt = call.prompt.frames
+        if self._room(call) <= renewed_ahead(self._window, prompt, call.slot, self._margin):
+            self._renew(call, call.columns.end - kept_frames(self._window, prompt))
 
     def _count_unprompted(self, call: _Call, index: int) -> None:
         """Re-priming did not come to its turn in time: this frame was answered without the prompt's beginning."""

@@ -85,7 +85,7 @@ class _Mirrored:
         sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in kinds]
         starts = [0, *accumulate(_ALIGNED * math.ceil(size / _ALIGNED) for size in sizes)]
         self._here = torch.zeros(starts[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
-        self._there = torch.zeros_like(self._here, device=device) if device.type == "cuda" else self._here
+        self._there = self._here if device.type == "cpu" else torch.zeros_like(self._here, device=device)
         self.here, self.there = (
             [
                 whole[start : start + size].view(dtype).view(shape)
@@ -164,7 +164,8 @@ class Stepper:
     def set_slot(self, slot: int, sampling: Sampling, counter: int) -> None:
         """Settings of a slot. `counter` (at least 1) numbers its next draw: it alone and the seed decide chance."""
         self.sampling.set(slot, sampling)
-        self._counter[slot] = counter
+        # Filled here and elsewhere: a number assigned to one place of a tensor is copied to a GPU, and waited for.
+        self._counter[slot].fill_(counter)
 
     def reset(self, slot: int) -> None:
         """Make a slot as good as new: of what it held, a caller's words or numbers that are none, nothing is read.
@@ -208,7 +209,7 @@ class Stepper:
         """Let `slot` go on from `lm_slot`, from its next step. Returns the LM slot that it had."""
         before = self.lm_slot[slot]
         self.lm_slot[slot] = lm_slot
-        self._where[slot] = lm_slot
+        self._where[slot].fill_(lm_slot)
         return before
 
     @contextmanager

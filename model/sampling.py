@@ -44,11 +44,11 @@ class SlotSampling:
             raise ValueError("top-k keeps at least 1 token")
         if sampling.temperature < 0 or sampling.text_temperature < 0:
             raise ValueError("a temperature is 0 (greedy) or more")
-        self.temperature[slot] = sampling.temperature
-        self.text_temperature[slot] = sampling.text_temperature
-        self.top_k[slot] = sampling.top_k
-        self.text_top_k[slot] = sampling.text_top_k
-        self.seed[slot] = sampling.seed
+        self.temperature[slot].fill_(sampling.temperature)
+        self.text_temperature[slot].fill_(sampling.text_temperature)
+        self.top_k[slot].fill_(sampling.top_k)
+        self.text_top_k[slot].fill_(sampling.text_top_k)
+        self.seed[slot].fill_(sampling.seed)
 
     def chance(self, frame: Tensor, slots: Tensor) -> Chance:
         """What audio tokens are drawn by."""

@@ -159,7 +159,7 @@ class KVCache:
         """Let a fresh `slot` stand after the first `length` of the `saved` positions."""
         for ring, kept in zip(self.rings(), saved.rings, strict=True):
             ring[:, slot, :, :length] = kept[:, :, :length]
-        self.offsets[slot] = length
+        self.offsets[slot].fill_(length)
 
     def rings(self) -> tuple[Tensor, ...]:
         """All that is kept for each position: tensors `[layers, slots, heads, capacity, ...]`."""

@@ -55,16 +55,16 @@ class TokenCache:
         cells = self.tokens.shape[2]
         self.tokens[slot, :, (offset - 1) % cells] = decided
         self.tokens[slot, :, offset % cells] = ahead
-        self.provided[slot] = False
+        self.provided[slot].fill_(False)
         self.provided[slot, :, offset % cells] = given & (self.delays > 0)
-        self.offset[slot] = offset
+        self.offset[slot].fill_(offset)
 
     def move(self, source: int, source_offset: int, target: int, offset: int) -> None:
         """Let `target`, put at `offset`, hold what `source` holds at its `source_offset`: other times, same tokens."""
         for state in (self.tokens, self.provided):
             # All of it: a flag that the target had for a column of its own would be taken for one of these.
             state[target] = state[source].roll(offset - source_offset, dims=-1)
-        self.offset[target] = offset
+        self.offset[target].fill_(offset)
 
     def begin(
         self,
@@ -128,8 +128,8 @@ class TokenCache:
 
     def mark_given(self, slot: int, offset: int) -> None:
         """Put `slot` at `offset`, at least 1, with the flags that steps with everything given leave behind."""
-        self.offset[slot] = offset
-        self.provided[slot] = False
+        self.offset[slot].fill_(offset)
+        self.provided[slot].fill_(False)
         for ahead in range(self.max_delay + 1):
             self.provided[slot, :, (offset - 1 + ahead) % self.provided.shape[2]] = self.delays >= ahead
 

@@ -30,7 +30,8 @@ KIND_HISTORY = 3
 MAX_HISTORY_FRAMES = 3_000
 """Columns of the longest history: the model's window, 240 s."""
 MAX_HISTORY_CALLER_FRAMES = 125
-"""Frames of caller sound in a history: 10 s, from which a codec is rebuilt."""
+"""Frames of caller sound in a history: 10 s, from which a codec is rebuilt, though not exactly: of an older call it
+hears some codes otherwise for as long again, see `model.history`."""
 
 
 @dataclass(frozen=True, slots=True)

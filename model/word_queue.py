@@ -35,10 +35,13 @@ class WordQueue:
         self, sampler: Sampler, word_starts: Sequence[bool], slots: int, device: torch.device | str = "cpu"
     ) -> None:
         """`word_starts [V]`: whether an id begins a word."""
+        device = torch.device(device)
         self._sampler = sampler
         self._starts = torch.tensor(word_starts, dtype=torch.bool, device=device)
         self._pieces = torch.zeros((slots, LONGEST + 1), dtype=torch.long, device=device)
         self._begins = torch.zeros((slots, LONGEST + 1), dtype=torch.bool, device=device)
+        self._here = [_here(part) for part in (self._pieces, self._begins)]
+        """The two on the host, from where they are copied without a wait: words begin in the midst of a step."""
         self._length = torch.zeros(slots, dtype=torch.long, device=device)
         self._said = torch.zeros_like(self._length)
         self._waited = torch.zeros_like(self._length)
@@ -50,12 +53,14 @@ class WordQueue:
         if len(pieces) > LONGEST:
             raise ValueError(f"{len(pieces)} pieces of text are too many to say at once; {LONGEST} at most")
         begins = [place == 0 for word in words for place, _ in enumerate(word)]
-        device = self._pieces.device
-        self._pieces[slot, : len(pieces)] = torch.tensor(pieces, dtype=torch.long, device=device)
-        self._begins[slot, : len(pieces)] = torch.tensor(begins, dtype=torch.bool, device=device)
-        self._length[slot] = len(pieces)
-        self._said[slot] = 0
-        self._waited[slot] = 0
+        for here, there, told in zip(self._here, (self._pieces, self._begins), (pieces, begins), strict=True):
+            row = here[slot, : len(pieces)]
+            row.numpy()[:] = told
+            if here is not there:
+                there[slot, : len(pieces)].copy_(row, non_blocking=True)
+        self._length[slot].fill_(len(pieces))
+        self._said[slot].fill_(0)
+        self._waited[slot].fill_(0)
 
     def stop(self, slot: int) -> None:
         """Forget the words `slot` has left: the model speaks for itself again."""
@@ -105,3 +110,10 @@ class WordQueue:
         self._waited[slots] = torch.where(waiting & ~begins, waited + 1, 0)
         self._last[slots] = torch.where(running, text, last)
         return text
+
+
+def _here(there: Tensor) -> Tensor:
+    """Memory on the host like `there`, which is the same on the host; for a GPU such as it copies by itself."""
+    if there.device.type == "cpu":
+        return there
+    return torch.zeros(there.shape, dtype=there.dtype, pin_memory=there.is_cuda)

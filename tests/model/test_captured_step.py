@@ -6,11 +6,15 @@ comparison is one of padded steps with others.
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
 from model import fp8
+from model.clip import Clip
 from model.conversation import Models, load_models, load_voice, role_ids
+from model.cuda_graphs import HIGH_PRIORITY, LOW_PRIORITY, stream
 from model.engine import Stepper
 from model.folder import ModelFolder
 from model.prompt_cache import Prompt, PromptCache, make_prompt
@@ -89,6 +93,74 @@ def test_steps_take_no_memory(on_device: Models, prompt: Prompt) -> None:
         stepper.step([1], [b""])
     torch.cuda.synchronize()
     assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before
+
+
+class _Waits:
+    """The stream of the steps: counts when it is waited for, and lets that alone pass where waiting is an error."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._stream, self.count = stream, 0
+
+    def synchronize(self) -> None:
+        self.count += 1
+        _let_wait(True)
+        self._stream.synchronize()
+        _let_wait(False)
+
+
+def _let_wait(allowed: bool) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that it does not know every operation that waits
+        torch.cuda.set_sync_debug_mode("default" if allowed else "error")
+
+
+@on_a_gpu
+def test_the_host_waits_once_in_a_step_whatever_begins_in_it(on_device: Models, prompt: Prompt) -> None:
+    """Words, a clip, a cut, a memory put in another's place, a slot made new."""
+    stepper = Stepper(on_device, 3, kv_dtype=fp8.E4M3, batches=(1, 2, 4))
+    talk(stepper, prompt, 5)
+    assert stepper._steps is not None
+    waits = _Waits(stepper._steps)
+    stepper._steps = waits  # type: ignore[assignment]
+    spare = stepper.spare_lm_slots[0]
+    torch.cuda.synchronize()
+    _let_wait(False)
+    try:
+        stepper.speech.say(0, "thank you")
+        stepper.speech.say(1, "hello")
+        stepper.speech.play(2, Clip("hm", torch.randint(0, 40, (9, 3))))
+        stepper.step([0, 1, 2], [b""] * 3)
+        stepper.speech.cut(1)
+        stepper.state.cache.move(stepper.lm_slot[0], 40, spare, 30)
+        spare = stepper.point(0, spare)
+        stepper.reset_lm(spare)
+        stepper.reset(2)
+        stepper.set_slot(2, SAMPLINGS[1], 9)
+        stepper.step([0, 1, 2], [b""] * 3)
+    finally:
+        _let_wait(True)
+    assert waits.count == 2
+
+
+@on_a_gpu
+def test_what_is_copied_lies_where_a_gpu_copies_by_itself_and_other_work_stands_behind_steps(
+    on_device: Models,
+) -> None:
+    before = torch.cuda.current_stream()
+    device = torch.device("cuda")
+    torch.cuda.set_stream(stream(device, HIGH_PRIORITY))
+    try:
+        stepper = Stepper(on_device, 3, batches=(1, 2))
+        for mirrored in (each for buffers in stepper._buffers.values() for each in (buffers._in, buffers._out)):
+            assert mirrored._here.is_pinned()
+            assert mirrored._there.is_cuda
+        assert all(part.is_pinned() for part in stepper.words._here)
+        with stepper.aside():
+            assert torch.cuda.current_stream().priority == LOW_PRIORITY
+        assert stepper._steps is not None
+        assert stepper._steps.priority == HIGH_PRIORITY < LOW_PRIORITY
+    finally:
+        torch.cuda.set_stream(before)
 
 
 @on_a_gpu

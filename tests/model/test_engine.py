@@ -21,7 +21,7 @@ from model.engine import Sound, Stepper
 from model.folder import ModelFolder
 from model.prompt_cache import Prompt, PromptCache, make_prompt
 from model.wire import Sampling
-from tests.model.rig import caller_pcm
+from tests.model.rig import Rig, caller_pcm, request
 from tests.model.tiny_folder import VOICE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -169,6 +169,12 @@ def test_numbers_that_are_none_are_told_of_their_slot_and_stay_in_it(models: Mod
     assert again.tokens[0].tolist() == alone(models, prompt, sampling, 0, 1)[0]
 
 
+def without_memory(models: Models, slots: int, kv_dtype: torch.dtype) -> Stepper:
+    """On a device where all that happens happens by shapes alone; for steps of four rows."""
+    lm, mimi = copy.deepcopy(models.lm).to("meta"), copy.deepcopy(models.mimi).to("meta")
+    return Stepper(Models(lm, mimi, models.tokenizer), slots, kv_dtype=kv_dtype, batches=(4,))
+
+
 class _NoWait(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Fails where the host would wait for the device."""
 
@@ -200,14 +206,93 @@ class _OnDevice(_NoWait):  # type: ignore[no-untyped-call]
 
 @pytest.mark.parametrize("kv_dtype", [torch.float32, torch.bfloat16, fp8.E4M3])
 def test_a_step_can_be_captured(models: Models, kv_dtype: torch.dtype) -> None:
-    """On a device without memory: all of it happens there, by shapes alone; nothing comes from the host or goes to it.
+    """On a device without memory nothing comes from the host in it or goes to it.
 
     A CUDA graph's capture fails at a copy from the host or a look at a number. Kernels take the place of some of this.
     """
-    lm, mimi = copy.deepcopy(models.lm).to("meta"), copy.deepcopy(models.mimi).to("meta")
-    stepper = Stepper(Models(lm, mimi, models.tokenizer), 3, kv_dtype=kv_dtype)
-    buffers = stepper._buffers[4] = stepper._buffer(4)
-    for name in ("slots", "pcm", "forced", "mask", "tokens", "sound"):
-        setattr(buffers, name, getattr(buffers, name).to("meta"))
+    stepper = without_memory(models, 3, kv_dtype)
     with _OnDevice():  # type: ignore[no-untyped-call]
         stepper._run(4)
+
+
+class _NothingNew(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Fails where memory is taken on the device, or the host would wait for it. Counts copies from and to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.copies = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        taken = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)]
+        if len({tensor.device for tensor in taken}) > 1:
+            assert func is torch.ops.aten.copy_.default, func
+            assert args[2:] == (True,) or (kwargs or {}).get("non_blocking"), "the host waits for this copy"
+            self.copies += 1
+        if any(isinstance(made, Tensor) and made.is_meta for made in tree_leaves(result)):
+            assert all(one.alias_info is not None for one in func._schema.returns), f"{func} takes memory"
+        return result
+
+
+def test_beside_what_is_captured_a_step_takes_no_memory_and_waits_for_no_copy(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a step in which words begin, those of another call are cut, and a third call is put elsewhere and reset."""
+    stepper = without_memory(models, 3, torch.bfloat16)
+    monkeypatch.setattr("model.engine._Buffers.download", lambda buffers: None)
+    monkeypatch.setattr(stepper, "_graphs", lambda batch: None)
+    stepper.step([0, 1], [b""] * 2)
+    stepper.speech.say(0, "thank you")
+    stepper.speech.say(1, "hello")
+    with _NothingNew() as seen:
+        stepper.step([0, 1, 2], [b""] * 3)
+        assert seen.copies == 1 + 2 * 2, "what the step is given, and the words of two calls"
+        stepper.speech.cut(1)
+        stepper.set_slot(2, Sampling(seed=3), 40)
+        stepper.spare_lm_slots[0] = stepper.point(2, stepper.spare_lm_slots[0])
+        stepper.reset(2)
+        stepper.step([0, 1, 2], [b""] * 3)
+    assert seen.copies == 5 + 1
+
+
+def memory(owner: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that is held, by its way there."""
+    if isinstance(owner, Tensor):
+        yield name, owner
+    elif isinstance(owner, list | tuple):
+        for place, each in enumerate(owner):
+            yield from memory(each, f"{name}[{place}]")
+    elif type(owner).__module__.startswith("model.") and not isinstance(owner, torch.nn.Module):
+        for attribute, each in getattr(owner, "__dict__", {}).items():
+            yield from memory(each, f"{name}.{attribute}")
+
+
+def test_the_memory_of_slots_is_there_from_the_start_zeroed_and_stays_where_it_is(
+    models: Models, tiny: ModelFolder
+) -> None:
+    rig = Rig(models, tiny, slots=2)
+    parts = ("state", "codec", "sampling", "words", "_where", "_counter")
+    held = {name: part for each in parts for name, part in memory(getattr(rig.stepper, each), each)}
+    places = {name: part.data_ptr() for name, part in held.items()}
+    kept = (
+        "state.kv.keys",
+        "codec.encoder_rows",
+        "codec.decoder_kv.values",
+        "words._pieces",
+        "sampling.seed",
+        "_where",
+    )
+    assert {*kept} <= held.keys()
+    for name, part in held.items():
+        if ".kv." in name or name.startswith("codec."):
+            assert not part.float().any(), name
+    for session in range(5):
+        rig.open(session, request(f"c{session}", greeting="hello"))
+        if session:
+            rig.calls.close(session - 1)
+        rig.speak(session, 0, 3)
+    rig.calls._renew(rig.calls._calls[4], 1)
+    rig.settle()
+    assert rig.calls.cuts == 1
+    now = {name: part.data_ptr() for each in parts for name, part in memory(getattr(rig.stepper, each), each)}
+    assert places == {name: now[name] for name in places}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -16,9 +17,10 @@ import torch
 from model import engine_start, fp8
 from model.capacity import SPARES
 from model.conversation import Models, load_models
+from model.cuda_graphs import HIGH_PRIORITY, LOW_PRIORITY
 from model.engine import Stepper, StepResult
 from model.engine_options import EngineOptions, EngineRefused
-from model.engine_start import check_card, engine_cores, gpu_number, keep_cores, measure, pci_devices, start
+from model.engine_start import check_card, engine_cores, gpu_number, keep_cores, measure, pci_devices, prepare, start
 from model.folder import ModelFolder
 from model.fp8_weights import Fp8Linear
 from model.prompt_cache import PromptCache
@@ -193,6 +195,16 @@ def test_the_process_keeps_to_its_cores_beside_a_gpu(
     monkeypatch.setattr(os, "sched_setaffinity", lambda process, cores: kept.append((process, {*cores})), raising=False)
     keep_cores(torch.device(device))
     assert kept == ([(0, own)] if own else [])
+
+
+def test_steps_come_before_other_work_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, int]] = []
+    monkeypatch.setattr(engine_start, "stream", lambda device, priority: (device.type, priority))
+    monkeypatch.setattr(torch.cuda, "set_stream", made.append)
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    prepare(torch.device("cuda"))
+    assert made == [("cuda", HIGH_PRIORITY)]
+    assert HIGH_PRIORITY < LOW_PRIORITY, "in CUDA the lower number goes first"
 
 
 def test_all_cores_read_weights_before_the_process_keeps_to_its_own(

@@ -6,6 +6,7 @@ Parts are two columns long here, and one is done after each frame, so that frame
 from __future__ import annotations
 
 from collections.abc import Generator
+from heapq import heapify, heappop, heappush
 
 import pytest
 
@@ -14,7 +15,7 @@ from model.engine_options import EngineOptions
 from model.engine_start import Started
 from model.folder import ModelFolder
 from model.gpu_process import Loop
-from model.history import Columns, refill
+from model.history import Columns, kept_frames, refill, renewed_ahead
 from model.prompt_cache import Prompt, PromptCache
 from model.ring import make_channel
 from model.scheduler import FRAME
@@ -136,6 +137,34 @@ def test_a_call_that_hangs_up_while_it_is_reprimed_leaves_the_spare_memory_to_th
     assert int(rig.stepper.state.kv.offsets[spare]) == 0
     rig.speak(2, 0, WINDOW)
     assert any(isinstance(message, Cut) for message in rig.told[2])
+
+
+@pytest.mark.parametrize("prompt", [60, 300, 1_500])
+def test_128_calls_that_began_together_are_reprimed_in_time_for_an_hour_on_an_h200(prompt: int) -> None:
+    """By numbers alone, in frames: one after another, through the spare memory, who had least room when it asked first.
+
+    One takes 218 ms beside 127 others that speak (deploy/benchmarks.md).
+    """
+    context, slots, took = 3_000, 128, 0.218 / FRAME
+    margin, whole = context // 20, context - 1 - prompt
+    ahead = [renewed_ahead(context, prompt, slot, margin) for slot in range(slots)]
+    assert max(map(ahead.count, ahead)) * took < margin, "those who ask at once have had their turn before the end"
+    asks: list[tuple[float, int]] = [(whole - ahead[slot], slot) for slot in range(slots)]
+    heapify(asks)
+    waiting: list[tuple[int, float, int]] = []
+    now = busy = 0.0
+    while now < 45_000:
+        while asks and asks[0][0] <= now:
+            asked, slot = heappop(asks)
+            heappush(waiting, (ahead[slot], asked, slot))
+        if not waiting:
+            now = asks[0][0]
+            continue
+        room, asked, slot = heappop(waiting)
+        now, busy = now + took, busy + took
+        assert now < asked + room, f"the call in slot {slot} lost its prompt"
+        heappush(asks, (asked + whole - kept_frames(context, prompt) - room, slot))
+    assert busy < 0.5 * now
 
 
 @pytest.mark.parametrize("told", [EngineOptions(""), EngineOptions("", context="sliding")], ids=["nothing", "to slide"])
