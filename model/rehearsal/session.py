@@ -157,7 +157,7 @@ class RehearsalSession:
         """See `WorkerSession.finish`. Nothing is thought or rendered any more."""
         self._closed = True
         self._number += 1
-        if self._runner.done() or not (self._hearing or self._turns.caller_talks):
+        if self._runner.done():
             return None
         self._hear_more(1)
         self._arrived.set()

@@ -130,13 +130,25 @@ async def test_what_a_caller_says_as_they_hang_up_is_told_and_not_answered(
     await session.settled()
 
 
-async def test_a_session_whose_caller_is_silent_has_no_last_words(models: Models) -> None:
-    session = RehearsalSession(models, Script(["Hello."]))
-    for index in range(20):
-        session.push(CallerFrame(index, SILENT))
+async def test_what_was_said_but_not_sent_when_the_call_ended_is_among_its_last_words(models: Models) -> None:
+    script = Script(["Hello."])
+    session = RehearsalSession(models, script)
     await session.settled()
-    assert session.finish() is None
+    caller = to_int16(after(0.5, "bank-hours", 0))
+    for index in range(len(caller) // 1_920):
+        session.push(CallerFrame(index, caller[index * 1_920 : (index + 1) * 1_920].tobytes()))
+    await session.settled()
+    assert len(script.heard) == 1
+    words = session.finish()
     await session.close()
+    assert words is not None
+    assert [text.text async for text in words] == script.heard
+
+
+async def test_a_session_that_is_no_more_has_no_last_words(models: Models) -> None:
+    session = RehearsalSession(models, Script(["Hello."]))
+    await session.close()
+    assert session.finish() is None
 
 
 async def test_last_words_that_take_too_long_are_given_up(
