@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any
 
 import pytest
 
@@ -248,12 +247,12 @@ async def test_sessions_lost_together_speak_again_within_a_second(monkeypatch: p
         callers[0].actions[10] = partial(first.signal, signal.SIGKILL)
         opening, most, resume = 0, 0, pool._pool.resume
 
-        async def counted(session: Continuation, **how: Any) -> RemoteSession:
+        async def counted(session: Continuation) -> RemoteSession:
             nonlocal opening, most
             opening += 1
             most = max(most, opening)
             try:
-                return await resume(session, **how)
+                return await resume(session)
             finally:
                 opening -= 1
 
