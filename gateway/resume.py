@@ -244,7 +244,10 @@ class ResumingSession:
             self._reason = f"the worker at {url} {how}"
             self._pool.silent(url)
             self._begin()
-        elif self._watch.owed >= PATIENCE and (self._within or self._opening_from is not None):
+            return
+        # One that is only slow would take it again, and again be too slow.
+        waits = self._within > 0 and self._watch.hangs
+        if self._watch.owed >= PATIENCE and (waits or self._opening_from is not None):
             self._session.give_up(self._reason)
 
     def _stay(self, reopening: asyncio.Task[WorkerChanged]) -> None:

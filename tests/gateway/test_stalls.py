@@ -233,6 +233,16 @@ def test_a_call_does_not_go_round_among_workers_that_are_all_too_slow() -> None:
     assert 9 < told.call.seconds < 13
 
 
+def test_a_call_does_not_come_back_again_and_again_to_the_only_worker_that_is_too_slow() -> None:
+    async def scenario() -> Told:
+        async with freezing(8, engines=[SlowEngine()], within=8) as (_, _, calls):
+            return await call(calls, 30, {})
+
+    told = virtual_time.run(scenario())
+    assert (told.reason, told.call.worker_changes) == ("worker_lost", [])
+    assert 5 < told.call.seconds < 8
+
+
 # Nobody is there yet.
 
 
