@@ -32,6 +32,9 @@ WORKER_COMMAND = (sys.executable, "-m", "gateway.cli", "worker", "--listen", "12
 class Continuation(Protocol):
     """A session that is to go on elsewhere, as the pool sees it."""
 
+    def fits(self, worker: PooledWorker) -> bool:
+        """Whether it would go on with this worker, which is healthy."""
+
     def describe(self) -> tuple[SessionRequest, History]:
         """How it stands now. What comes from here on is for the worker that has just accepted the connection."""
 
@@ -111,16 +114,8 @@ class WorkerPool:
         """
         return await self._first(lambda _: True, lambda worker: worker.open(request))
 
-    async def resume(self, session: Continuation, leaves: str = "", hung: bool = False) -> RemoteSession:
-        """A session that goes on; raises as `open`. It has no time for a worker that hangs, unless `hung`.
-
-        `leaves`: the URL of a worker that has it still and may yet answer. Then only another is asked that has
-        a free slot, as far as is known.
-        """
-
-        def fits(worker: PooledWorker) -> bool:
-            beside = not leaves or (worker.free > 0 and worker.engine.url != leaves)
-            return beside and (hung or not worker.hung)
+    async def resume(self, session: Continuation) -> RemoteSession:
+        """A session that goes on, of the best worker that it finds fit; raises as `open`."""
 
         async def ask(worker: PooledWorker) -> RemoteSession:
             try:
@@ -129,7 +124,7 @@ class WorkerPool:
                 session.refused()
                 raise
 
-        return await self._first(fits, ask)
+        return await self._first(session.fits, ask)
 
     async def _first(
         self, fits: Callable[[PooledWorker], bool], ask: Callable[[PooledWorker], Awaitable[RemoteSession]]

@@ -32,6 +32,7 @@ from gateway.audio import QUIET, level
 from gateway.engine import EngineError, EngineLost, Session, WorkerChanged
 from gateway.history import SessionHistory
 from gateway.pool import WorkerPool
+from gateway.pooled_worker import PooledWorker
 from gateway.turns import Turns
 from gateway.watch import MISSED_FRAMES, Watch
 from gateway.worker_client import RemoteSession
@@ -107,8 +108,11 @@ class ResumingSession:
         """No worker holds the session."""
         self._reason = ""
         """Why it goes elsewhere, in a sentence."""
+        self._slow = False
+        """It leaves a worker that is too slow for it."""
         self._until = 0.0
         """When a lost one has waited long enough."""
+        self._last_try = False
         self._opening_from: int | None = None
         """While a worker opens it: the caller frame from which that one will answer."""
         self._unsent: list[bytes] = []
@@ -247,11 +251,15 @@ class ResumingSession:
         url = self._session.url
         if self._reopening is None:
             silent = f"was silent for {MISSED_FRAMES * FRAME_SECONDS:.2f} s"
-            how = silent if self._watch.hangs else f"was {self._watch.owed:.1f} s behind"
+            self._slow = not self._watch.hangs
+            how = f"was {self._watch.owed:.1f} s behind" if self._slow else silent
             self._reason = f"the worker at {url} {how}"
             self._pool.silent(url)
             self._begin()
-        elif self._watch.owed >= PATIENCE and (self._within or self._opening_from is not None):
+            return
+        # One that is only slow would take it again, and again be too slow.
+        waits = self._within > 0 and self._watch.hangs
+        if self._watch.owed >= PATIENCE and (waits or self._opening_from is not None):
             self._session.give_up(self._reason)
 
     def _stay(self, reopening: asyncio.Task[WorkerChanged]) -> None:
@@ -268,14 +276,14 @@ class ResumingSession:
         self._texts.clear()
         self._pool.lost_session(session.url)
         now = self._now()
-        self._losses.append(now)
+        if self._session is session:  # else another has it by now
+            self._lost, self._lost_at = True, self._answered
+            self._reason, self._slow = reason, False
+            self._until = now + self._within
+        if not self._slow:
+            self._losses.append(now)
         if len(self._losses) == MAX_LOSSES and now - self._losses[0] < LOSSES_WITHIN:
             raise EngineLost(f"the session was lost {MAX_LOSSES} times within {LOSSES_WITHIN:.0f} s; {reason}")
-        if self._session is session:  # else another has it by now
-            self._lost = True
-            self._lost_at = self._answered
-            self._reason = reason
-            self._until = now + self._within
         return self._reopening or self._begin()
 
     # Going on elsewhere.
@@ -290,19 +298,19 @@ class ResumingSession:
         pause = RETRY_SECONDS
         with self._pool.awaiting():
             while True:
-                last, refusals = self._lost and self._now() + pause > self._until, self._refusals
+                self._last_try = self._lost and self._now() + pause > self._until
+                refusals = self._refusals
                 try:
                     async with self._turns.turn(self.history.sent - self._last_speech):
-                        return await self._attempt(last)
+                        return await self._attempt()
                 except EngineError as error:
-                    if last:
+                    if self._last_try:
                         raise EngineLost(f"{self._reason}; {error}") from None
                 pause = RETRY_SECONDS if self._refusals == refusals else min(2 * pause, RETRY_LAST)
                 await asyncio.sleep(pause)
 
-    async def _attempt(self, last: bool) -> WorkerChanged:
-        """`last`: one that hangs is better than none."""
-        session = await self._pool.resume(self, leaves="" if self._lost else self._session.url, hung=last)
+    async def _attempt(self) -> WorkerChanged:
+        session = await self._pool.resume(self)
         index = self._opening_from
         assert index is not None
         if not self._lost:
@@ -315,6 +323,13 @@ class ResumingSession:
         self._session = session
         await self._catch_up()
         return WorkerChanged(index, index - self._lost_at, session.worker, self._reason)
+
+    def fits(self, worker: PooledWorker) -> bool:
+        if self._lost:
+            return self._last_try or not worker.hung  # in the end one that hangs is better than none
+        if worker.engine.url == self._session.url or worker.hung or not worker.free:
+            return False
+        return self._watch.hangs or not worker.suspect  # else calls go round among workers that are all too slow
 
     def describe(self) -> tuple[SessionRequest, History]:
         resume = self.history.resume()

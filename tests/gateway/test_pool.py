@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from gateway import pooled_worker, worker_client
 from gateway.engine import EngineFull, EngineLost
 from gateway.pool import WorkerPool
+from gateway.pooled_worker import PooledWorker
 from gateway.settings import SettingsInvalid, load_settings
 from gateway.worker_client import RemoteEngine
 from gateway.worker_connection import WorkerIncompatible
@@ -125,20 +126,19 @@ async def test_a_worker_that_goes_on_with_nothing_is_remembered_as_one_that_hang
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pooled_worker, "PROBE_SECONDS", 60.0)
-    async with worker(capacity=9) as first, worker() as second, started(among(first, second)) as pool:
-        held = await pool.open(REQUEST)
-        monkeypatch.setattr(worker_client, "RESUME_READY_TIMEOUT", 0.0)
+    monkeypatch.setattr(worker_client, "RESUME_READY_TIMEOUT", 0.0)
+    async with worker() as server, started(among(server)) as pool:
+        (known,) = pool.workers
         going_on = GoesOn()
         with pytest.raises(EngineLost, match="opened no session within"):
-            await pool.resume(going_on, leaves=first.url)
+            await pool.resume(going_on)
         assert (going_on.described, going_on.refusals) == (1, 1)
-        assert [(known.hung, known.suspect) for known in pool.workers] == [(False, False), (True, True)]
+        assert (known.hung, known.suspect) == (True, True)
         with pytest.raises(EngineLost, match="no worker that answers in time is left"):
-            await pool.resume(going_on, leaves=first.url)
+            await pool.resume(going_on)
         assert going_on.described == 1
-        await pool.workers[1].probe()
-        assert (pool.workers[1].hung, pool.workers[1].suspect) == (False, True)
-        await held.close()
+        await known.probe()
+        assert (known.hung, known.suspect) == (False, True)
 
 
 class GoesOn:
@@ -146,6 +146,9 @@ class GoesOn:
 
     def __init__(self) -> None:
         self.described = self.refusals = 0
+
+    def fits(self, worker: PooledWorker) -> bool:
+        return not worker.hung
 
     def describe(self) -> tuple[SessionRequest, History]:
         self.described += 1

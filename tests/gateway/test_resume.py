@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any
 
 import pytest
 
@@ -191,6 +190,25 @@ async def test_our_own_worker_started_again_takes_its_calls_back(monkeypatch: py
 
 
 @pytest.mark.long
+async def test_our_own_worker_that_hangs_is_started_again_before_its_calls_give_up() -> None:
+    command = (sys.executable, "-m", "tests.token_worker", "--exit-with-parent")
+    pool = WorkerPool(load_settings(), command=command)
+    await pool.start()
+    try:
+        assert pool.local is not None
+        assert pool.local.pid is not None
+        freeze = partial(os.kill, pool.local.pid, signal.SIGSTOP)
+        async with asyncio.timeout(60):
+            caller = await Caller(actions={5: freeze}).call(ResumingPool(pool), 150)
+        caller.check()
+        (change,) = caller.changes
+        assert "was silent for 0.24 s" in change.reason
+        assert change.missed < RESUME_WITHIN / 0.08
+    finally:
+        await pool.stop()
+
+
+@pytest.mark.long
 async def test_a_call_that_waited_for_longer_than_its_sound_is_kept_goes_on_without_what_was_said() -> None:
     command = (sys.executable, "-m", "tests.token_worker", "--exit-with-parent")
     pool = WorkerPool(load_settings(), command=command)
@@ -328,12 +346,12 @@ async def test_sessions_lost_together_speak_again_within_a_second(monkeypatch: p
         callers[0].actions[10] = partial(first.signal, signal.SIGKILL)
         opening, most, resume = 0, 0, pool._pool.resume
 
-        async def counted(session: Continuation, **how: Any) -> RemoteSession:
+        async def counted(session: Continuation) -> RemoteSession:
             nonlocal opening, most
             opening += 1
             most = max(most, opening)
             try:
-                return await resume(session, **how)
+                return await resume(session)
             finally:
                 opening -= 1
 

@@ -45,6 +45,9 @@ class SlowEngine(TokenEngine):
     async def open(self, request: SessionRequest) -> TokenSession:
         return SlowSession(TokenModel())
 
+    async def resume(self, request: SessionRequest, history: History) -> TokenSession:
+        return SlowSession(TokenModel(request.resume, history))
+
 
 @dataclass
 class Told:
@@ -217,6 +220,27 @@ def test_a_slow_worker_answers_each_frame_once_until_another_does() -> None:
     (change,) = caller.changes
     assert caller.missed[-1] == change.index - 1
     assert len(caller.missed) == change.missed
+
+
+def test_a_call_does_not_go_round_among_workers_that_are_all_too_slow() -> None:
+    async def scenario() -> Told:
+        async with freezing(8, 4, engines=[SlowEngine(), SlowEngine()]) as (_, _, calls):
+            return await call(calls, 30, {})
+
+    told = virtual_time.run(scenario())
+    assert told.reason == "worker_lost"
+    assert len(told.call.worker_changes) == 1
+    assert 9 < told.call.seconds < 13
+
+
+def test_a_call_does_not_come_back_again_and_again_to_the_only_worker_that_is_too_slow() -> None:
+    async def scenario() -> Told:
+        async with freezing(8, engines=[SlowEngine()], within=8) as (_, _, calls):
+            return await call(calls, 30, {})
+
+    told = virtual_time.run(scenario())
+    assert (told.reason, told.call.worker_changes) == ("worker_lost", [])
+    assert 5 < told.call.seconds < 8
 
 
 # Nobody is there yet.
