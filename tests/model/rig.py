@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from model.assets import FileAssets
 from model.calls import Calls
@@ -34,6 +35,28 @@ def caller_pcm(seed: int, index: int, level: int = 300) -> bytes:
     """80 ms of a caller, another for each frame: too quiet to be taken for an interruption unless `level` is more."""
     random = np.random.default_rng((seed, index))
     return (random.standard_normal(1920) * level).astype("<i2").tobytes()
+
+
+MEMORIES = (
+    *("model's keys", "model's values"),
+    *("encoder's rows", "encoder's keys", "encoder's values"),
+    *("decoder's rows", "decoder's keys", "decoder's values"),
+)
+"""What a slot remembers numbers in."""
+
+
+def memories(stepper: Stepper, slot: int) -> dict[str, Tensor]:
+    """Each of `MEMORIES`: what the convolutions carry, and of keys and values the first position of all layers."""
+    codec, parts = stepper.codec, {}
+    parts["encoder's rows"], parts["decoder's rows"] = codec.encoder_rows[slot], codec.decoder_rows[slot]
+    stores = (
+        ("model", stepper.state.kv, stepper.lm_slot[slot]),
+        ("encoder", codec.encoder_kv, slot),
+        ("decoder", codec.decoder_kv, slot),
+    )
+    for owner, kv, place in stores:
+        parts[f"{owner}'s keys"], parts[f"{owner}'s values"] = kv.keys[:, place, :, 0], kv.values[:, place, :, 0]
+    return parts
 
 
 class Rig:
