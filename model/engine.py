@@ -266,11 +266,11 @@ class Stepper:
         models, buffers = self.models, self._buffers[batch]
         slots, config = buffers.slots, models.config
         lm_slots, counter, heard = self._begin(buffers)
-        codes = models.mimi.encode_step(self.codec, slots, heard[:, None], config.codebooks)[:, :, 0]
+        codes, latent = models.mimi.encode_traced(self.codec, slots, heard[:, None], config.codebooks)
         output = models.lm.step(
             self.state,
             lm_slots,
-            codes,
+            codes[:, :, 0],
             buffers.forced,
             buffers.mask,
             sampler=_OfSlots(self.words, slots, counter),
@@ -280,7 +280,7 @@ class Stepper:
         said = models.mimi.decode_step(self.codec, slots, agent)[:, 0]
         # Rows that fill up a batch are nobody's: they never have a past to read.
         self.state.kv.offsets[-1:].zero_()
-        self._end(buffers, output, said)
+        self._end(buffers, latent, output, said)
 
     def _begin(self, buffers: _Buffers) -> tuple[Tensor, Tensor, Tensor]:
         """LM slots `[b]`, draws so far `[b]` and the callers' sound `[b, 1920]`, float32 within 1."""
@@ -290,9 +290,10 @@ class Stepper:
 
         return frame.begin(buffers.slots, self._where, self._counter, buffers.pcm)
 
-    def _end(self, buffers: _Buffers, output: StepOutput, said: Tensor) -> None:
-        """Count the draws, and write what the host reads; `said [b, 1920]` is the agent's sound."""
-        results = (output.trace.hidden, output.trace.text_logits, output.trace.audio_logits)
+    def _end(self, buffers: _Buffers, latent: Tensor, output: StepOutput, said: Tensor) -> None:
+        """Count the draws, and write what the host reads; `latent [b, ...]` is what the caller's codes were chosen
+        for, `said [b, 1920]` the agent's sound. Both, and all in between, must be numbers."""
+        results = (latent, output.trace.hidden, output.trace.text_logits, output.trace.audio_logits)
         if ops.fused(said):
             from model.kernels import frame
 

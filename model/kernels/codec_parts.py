@@ -41,9 +41,10 @@ def zeros(rows: tl.constexpr, columns: tl.constexpr, shares: tl.constexpr):
 
 @triton.jit
 def elu(x):
-    """exp(x) - 1 below 0; near 0, where that would cancel, by its series."""
+    """exp(x) - 1 below 0; near 0, where that would cancel, by its series. Of what is no number none: a minimum of it is
+    one on a GPU, so that it must not come that way."""
     series = x * (1.0 + x / 2 * (1.0 + x / 3 * (1.0 + x / 4 * (1.0 + x / 5 * (1.0 + x / 6)))))
-    return tl.where(x > 0, x, tl.where(x > -0.25, series, tl.exp(tl.minimum(x, 0.0)) - 1.0))
+    return tl.where(x > 0, x, tl.where(x <= -0.25, tl.exp(tl.minimum(x, 0.0)) - 1.0, series))
 
 
 @triton.jit

@@ -41,15 +41,16 @@ def end(
     tokens: Tensor,
     pcm: Tensor,
 ) -> None:
-    """Write `column` and `frame [b, R]`, and whether three `results [b, ...]` and `said [b, N]` are finite, to `tokens
+    """Write `column` and `frame [b, R]`, and whether four `results [b, ...]` and `said [b, N]` are finite, to `tokens
     [b, 2 R + 1]`, and `said` to `pcm [b, N]` int16, what is no number as 0. Count a step in `counters [S]`."""
-    first, second, third = (result.flatten(1).contiguous() for result in results)
+    first, second, third, fourth = (result.flatten(1).contiguous() for result in results)
     _end[(slots.shape[0],)](
         slots,
         counters,
         first,
         second,
         third,
+        fourth,
         said.contiguous(),
         column,
         frame,
@@ -58,6 +59,7 @@ def end(
         first.shape[1],
         second.shape[1],
         third.shape[1],
+        fourth.shape[1],
         said.shape[1],
         column.shape[1],
         places=triton.next_power_of_2(column.shape[1]),
@@ -97,6 +99,7 @@ def _end(
     first,
     second,
     third,
+    fourth,
     said,
     column,
     frame,
@@ -105,6 +108,7 @@ def _end(
     first_size,
     second_size,
     third_size,
+    fourth_size,
     samples,
     rows,
     places: tl.constexpr,
@@ -112,7 +116,7 @@ def _end(
 ):
     entry = tl.program_id(0).to(tl.int64)
     strange = _strange(first, entry, first_size, block) + _strange(second, entry, second_size, block)
-    strange += _strange(third, entry, third_size, block)
+    strange += _strange(third, entry, third_size, block) + _strange(fourth, entry, fourth_size, block)
     lane = tl.arange(0, block)
     for start in range(0, samples, block):
         place = start + lane

@@ -165,6 +165,16 @@ class Mimi(nn.Module):
 
         Frames at once or one by one give the same. `n_q` is 8 unless told.
         """
+        return self.encode_traced(state, slot_ids, pcm, n_q)[0]
+
+    @torch.no_grad()
+    def encode_traced(
+        self, state: MimiState, slot_ids: Tensor, pcm: Tensor, n_q: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `encode_step`, and the latents that the codes are nearest to, `[b, ...]`.
+
+        Some code is the nearest to numbers that are none, too: only the latents tell of them.
+        """
         if pcm.ndim != 3 or pcm.shape[1] != 1 or pcm.shape[2] == 0 or pcm.shape[2] % self.frame_size:
             raise ValueError(f"sound of shape {tuple(pcm.shape)}, not [slots, 1, a multiple of {self.frame_size}]")
         _require_float(pcm)
@@ -178,7 +188,7 @@ class Mimi(nn.Module):
             x = _along_time(self.encoder_transformer, x, state.encoder_kv, slot_ids)
             latent = self.downsample["conv"](x, carry)
             state.encoder_rows.index_copy_(0, slot_ids, carry.successor())
-            return self.quantizer.encode(latent, n_q)
+            return self.quantizer.encode(latent, n_q), latent
 
     @torch.no_grad()
     def decode_step(self, state: MimiState, slot_ids: Tensor, codes: Tensor) -> Tensor:

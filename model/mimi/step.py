@@ -136,8 +136,8 @@ class Encoder:
             self._encodings[frames] = _Encoding(convolutions, flag, down, workspace.places())
         return self._encodings[frames]
 
-    def __call__(self, state: MimiState, slots: Tensor, pcm: Tensor, n_q: int) -> Tensor:
-        """`pcm [b, 1, n * frame]` of `slots [b]` to codes `[b, n_q, n]`."""
+    def __call__(self, state: MimiState, slots: Tensor, pcm: Tensor, n_q: int) -> tuple[Tensor, Tensor]:
+        """`pcm [b, 1, n * frame]` of `slots [b]` to codes `[b, n_q, n]`, and their latents `[b, n D]`."""
         count, frames, width = slots.shape[0], pcm.shape[2] // self._frame, self._down.channels
         encoding, rows, kv = self._encoding(frames), state.encoder_rows, state.encoder_kv
         down, places = encoding.down, encoding.places
@@ -154,7 +154,8 @@ class Encoder:
         projected = pcm.new_empty(count, frames * self._projection.shape[0])
         product(latent, self._projection, Out(projected), length=frames, hop=width)
         books = (self._entries[:n_q], self._columns[:n_q], self._half_squares[:n_q])
-        return codec_codes.search(projected.view(count, frames, 2, -1), *books).transpose(1, 2)
+        codes = codec_codes.search(projected.view(count, frames, 2, -1), *books)
+        return codes.transpose(1, 2), latent
 
 
 class Decoder:

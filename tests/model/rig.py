@@ -54,6 +54,28 @@ def with_window(models: Models, frames: int) -> Models:
     return replace(models, lm=lm.eval().requires_grad_(False).to(models.device))
 
 
+MEMORIES = (
+    *("model's keys", "model's values"),
+    *("encoder's rows", "encoder's keys", "encoder's values"),
+    *("decoder's rows", "decoder's keys", "decoder's values"),
+)
+"""What a slot remembers numbers in."""
+
+
+def memories(stepper: Stepper, slot: int) -> dict[str, Tensor]:
+    """Each of `MEMORIES`: what the convolutions carry, and of keys and values the first position of all layers."""
+    codec, parts = stepper.codec, {}
+    parts["encoder's rows"], parts["decoder's rows"] = codec.encoder_rows[slot], codec.decoder_rows[slot]
+    stores = (
+        ("model", stepper.state.kv, stepper.lm_slot[slot]),
+        ("encoder", codec.encoder_kv, slot),
+        ("decoder", codec.decoder_kv, slot),
+    )
+    for owner, kv, place in stores:
+        parts[f"{owner}'s keys"], parts[f"{owner}'s values"] = kv.keys[:, place, :, 0], kv.values[:, place, :, 0]
+    return parts
+
+
 class Rig:
     """An engine's calls and what each session was told."""
 

@@ -21,7 +21,7 @@ from model.engine import Sound, Stepper
 from model.folder import ModelFolder
 from model.prompt_cache import Prompt, PromptCache, make_prompt
 from model.wire import Sampling
-from tests.model.rig import Rig, caller_pcm, request
+from tests.model.rig import MEMORIES, Rig, caller_pcm, memories, request
 from tests.model.tiny_folder import VOICE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -153,20 +153,25 @@ def test_a_step_padded_to_a_larger_batch_is_the_same_and_leaves_other_slots_alon
         padded.batch_for(4)
 
 
-def test_numbers_that_are_none_are_told_of_their_slot_and_stay_in_it(models: Models, prompt: Prompt) -> None:
+@pytest.mark.parametrize("where", MEMORIES)
+def test_numbers_that_are_none_are_told_of_their_slot_and_stay_in_it(
+    models: Models, prompt: Prompt, where: str
+) -> None:
     sampling = Sampling(seed=2)
     stepper = Stepper(models, 2)
     for slot in range(2):
         begin(stepper, slot, prompt, sampling)
-    stepper.state.kv.keys[:, stepper.lm_slot[0], :, 3] = float("nan")
-    sound = [caller_pcm(0, 0), caller_pcm(0, 0)]
-    result = stepper.step([0, 1], sound)
-    assert result.finite.tolist() == [False, True]
-    assert result.tokens[1].tolist() == alone(models, prompt, sampling, 0, 1)[0]
+    said = [stepper.step([0, 1], [caller_pcm(0, 0)] * 2)]
+    assert said[0].finite.all()
+    memories(stepper, 0)[where][..., 0] = float("nan")
+    said.append(stepper.step([0, 1], [caller_pcm(0, 1)] * 2))
+    assert said[1].finite.tolist() == [False, True]
+    expected = alone(models, prompt, sampling, 0, 2)
+    assert [result.tokens[1].tolist() for result in said] == expected
     begin(stepper, 0, prompt, sampling)
-    again = stepper.step([0], [caller_pcm(0, 0)])
-    assert again.finite.all()
-    assert again.tokens[0].tolist() == alone(models, prompt, sampling, 0, 1)[0]
+    again = [stepper.step([0], [caller_pcm(0, index)]) for index in range(2)]
+    assert all(result.finite.all() for result in again)
+    assert [result.tokens[0].tolist() for result in again] == expected
 
 
 def without_memory(models: Models, slots: int, kv_dtype: torch.dtype) -> Stepper:

@@ -203,9 +203,9 @@ def ends(capability: int) -> dict[str, str]:
         ("chosen_step", "chosen_gap", "length", "start_frames", "pause_frames", "half", "reach"), "i32"
     )
     types |= {"frequencies": "*fp32", "cos": "*fp32", "sin": "*fp32", "sound": "*fp32", "said": "*fp32", "pcm": "*i16"}
-    types |= dict.fromkeys(("samples", "first_size", "second_size", "third_size"), "i32")
+    types |= dict.fromkeys(("samples", "first_size", "second_size", "third_size", "fourth_size"), "i32")
     wide = {"result": _BF16}
-    numbers = dict.fromkeys(("first", "second", "third"), _BF16)
+    numbers = {"first": "*fp32"} | dict.fromkeys(("second", "third", "fourth"), _BF16)
     return {
         "open": compiled(token_grid._open, capability, types, 1, places=32, forces=True),
         "close": compiled(token_grid._close, capability, types, 1, places=32),

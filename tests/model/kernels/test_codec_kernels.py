@@ -81,6 +81,14 @@ def test_near_zero_an_elu_is_exact() -> None:
     torch.testing.assert_close(active, functional.elu(x), rtol=1e-6, atol=0)
 
 
+def test_of_what_is_no_number_an_elu_is_none() -> None:
+    """Made 0 there, it would be a sound nobody made, and the step would not tell of it."""
+    x = torch.tensor([[float("nan")], [2.0]], device=DEVICE)
+    active = torch.empty_like(x)
+    product(x, torch.ones(1, 1, device=DEVICE), Out(elu=active), length=1, hop=1)
+    assert active.isnan().tolist() == [[True], [False]]
+
+
 @pytest.mark.parametrize("kind", ["reference", "full"])
 @pytest.mark.parametrize(("heads", "head_dim", "context"), [(2, 6, 7), (1, 16, 70)])
 def test_attention_sees_what_the_plain_one_sees(heads: int, head_dim: int, context: int, kind: WindowKind) -> None:

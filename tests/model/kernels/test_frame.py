@@ -28,6 +28,7 @@ def test_what_the_host_reads(dtype: torch.dtype) -> None:
     count, rows, samples = 4, 5, 1920
     draw = torch.Generator().manual_seed(2)
     results = [torch.randn(shape, generator=draw).to(dtype) for shape in ((count, 40), (count, 5001), (count, 3, 50))]
+    results.append(torch.randn(count, 33, 1, generator=draw))
     column, tokens = torch.randint(-2, 50, (2, count, rows), generator=draw)
     said = torch.randn(count, samples, generator=draw)
     said[0, :8] = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, 32_767.4, -32_768.6, 1e9]) / 32_768.0
@@ -45,10 +46,13 @@ def test_what_the_host_reads(dtype: torch.dtype) -> None:
         return (out[:, -1] == 1).tolist(), pcm.cpu()
 
     there = counters.to(DEVICE)
+    results[3][3, 32] = float("nan")
     finite, pcm = ended()
-    assert finite == [True, False, False, True]
+    assert finite == [True, False, False, False]
+    results[3][3, 32] = 0.0
     assert torch.equal(pcm, expected)
     assert there.tolist() == [1, 2, 2, 4, 4, 6]
+    assert ended()[0] == [True, False, False, True]
     results[2][3, 2, 49] = float("inf")
     said[0, 1919] = float("nan")
     finite, pcm = ended()

@@ -16,7 +16,7 @@ from model.conversation import Models
 from model.engine import Stepper, StepResult
 from model.wire import Sampling
 from tests.model.device import long_without_a_gpu
-from tests.model.rig import caller_pcm
+from tests.model.rig import MEMORIES, caller_pcm, memories
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SLOTS = 3
@@ -106,6 +106,28 @@ def converse(pair: _Pair, steps: int, seed: int) -> set[int]:
 def test_a_step_by_kernels_says_what_the_plain_one_says(tiny_random: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = _Pair(tiny_random, torch.float32, monkeypatch)
     assert len(converse(pair, 5, seed=1)) > 40
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("where", MEMORIES)
+def test_numbers_that_are_none_are_told_of_their_slot(
+    tiny_random: Models, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever they lie, and whichever codes are then the nearest; beside it the other slot is as it was."""
+    pair = _Pair(tiny_random, torch.float32, monkeypatch)
+    for stepper in pair.both:
+        for slot in range(2):
+            stepper.reset(slot)
+            stepper.set_slot(slot, SAMPLINGS[slot], 1)
+    for index in range(2):  # the model remembers nothing of the first
+        pair.step([0, 1], [caller_pcm(slot, index) for slot in range(2)])
+    monkeypatch.setattr(ops, "fused", lambda x: True)
+    memories(pair.fused, 0)[where][..., 0] = float("nan")
+    spoilt = pair.fused.step([0, 1], [caller_pcm(slot, 2) for slot in range(2)])
+    assert spoilt.finite.tolist() == [False, True]
+    monkeypatch.setattr(ops, "fused", lambda x: False)
+    beside = pair.plain.step([0, 1], [caller_pcm(slot, 2) for slot in range(2)])
+    assert spoilt.tokens[1].tolist() == beside.tokens[1].tolist()
 
 
 @long_without_a_gpu

@@ -17,6 +17,7 @@ from websockets.typing import Origin, Subprotocol
 from model import wire
 from model.echo import EchoEngine, EchoSession
 from model.moshi.door import MoshiDoor
+from model.moshi.sound import Mouth
 from model.server import WorkerServer
 from model.wire import AgentText, Done, Output, SessionRequest
 from model.worker_engine import WorkerEngine
@@ -28,8 +29,11 @@ PAGE = "https://talk.example.com"
 
 
 @asynccontextmanager
-async def serving(engine: WorkerEngine | None = None, **options: Any) -> AsyncIterator[WorkerServer]:
-    server = WorkerServer(engine or EchoEngine(), "127.0.0.1:0", doors=[MoshiDoor([PAGE])], **options)
+async def serving(
+    engine: WorkerEngine | None = None, door: MoshiDoor | None = None, **options: Any
+) -> AsyncIterator[WorkerServer]:
+    doors = [door or MoshiDoor([PAGE])]
+    server = WorkerServer(engine or EchoEngine(), "127.0.0.1:0", doors=doors, **options)
     await server.start()
     try:
         yield server
@@ -57,6 +61,15 @@ async def converse(client: MoshiClient, hertz: float) -> float:
     assert client.handshake == b"\x00"
     await client.send(tone(2, hertz))
     return pitch((await client.hear(2 * RATE - 1_920))[RATE // 4 :])
+
+
+async def free_again(server: WorkerServer) -> None:
+    """A client is taken again; each refusal takes the server a turn."""
+    async with asyncio.timeout(10):
+        while True:
+            async with talking(server) as client:
+                if await client.receive() == 0:
+                    return
 
 
 async def test_four_clients_at_once_hear_their_own_echo_and_their_own_agents_words() -> None:
@@ -142,6 +155,61 @@ async def test_a_client_that_talks_much_faster_than_time_is_told_so() -> None:
         await client.send_stream(data, cut=60_000)
         assert await client.ended() == 1008
         assert "faster than it can be answered" in client.errors[0]
+
+
+async def test_a_client_without_sound_does_not_keep_its_slot() -> None:
+    """Whether it sends nothing at all or only what is no sound."""
+    async with serving(door=MoshiDoor(soundless=0.5)) as server, talking(server) as mute, talking(server) as ping:
+        for client in (mute, ping):
+            await client.receive()
+        await ping.connection.send(b"\x06")
+        for client in (mute, ping):
+            assert await client.ended() == 1008
+            assert "no sound came for" in client.errors[0]
+        assert server.slots.active == 0
+
+
+async def test_no_more_clients_are_taken_than_leave_the_process_time_for_gateways() -> None:
+    async with serving(door=MoshiDoor(most=2)) as server, talking(server) as one, talking(server) as other:
+        for client in (one, other):
+            await client.receive()
+        async with talking(server) as third:
+            assert await third.ended() == 1013
+            assert third.errors == ["this worker holds 2 sessions of this protocol, and no more at a time"]
+        assert (server.slots.active, server.slots.counts.refused) == (2, 1)
+        await one.connection.close()
+        await free_again(server)
+
+
+async def test_whoever_waits_for_the_event_loop_comes_between_two_clients_frames(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turns, encoded = 0, list[int]()
+    say = Mouth.say
+
+    def watched(mouth: Mouth, pcm: bytes) -> bytes:
+        encoded.append(turns)
+        return say(mouth, pcm)
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        loop.call_soon(turn)
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(Mouth, "say", watched)
+    async with serving(capacity=8) as server, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(talking(server)) for _ in range(8)]
+        for client in clients:
+            await client.receive()
+        sound = [client.encode(tone(0.4, 440)) for client in clients]
+        turn()
+        for client, data in zip(clients, sound, strict=True):
+            await client.send_stream(data)
+        for client in clients:
+            assert len(await client.hear(3 * 1_920)) >= 3 * 1_920
+    assert len(encoded) >= 8 * 3
+    assert len(set(encoded)) == len(encoded)
 
 
 @pytest.mark.parametrize(

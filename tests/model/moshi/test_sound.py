@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 
 import numpy as np
 import pytest
@@ -53,6 +54,49 @@ def test_sound_that_comes_far_too_fast_is_refused() -> None:
     with pytest.raises(WireError, match="faster than it can be answered"):
         ears.hear(data)
     assert MAX_WAITING < len(ears.frames) < MAX_WAITING + 50
+
+
+def serial(stream: bytes) -> int:
+    """Which stream the first page is of."""
+    (number,) = struct.unpack_from("<I", stream, 14)
+    return int(number)
+
+
+def page(number: int, flags: int, lacing: list[int], body: bytes, serial: int) -> bytes:
+    """An Ogg page (RFC 3533, section 6)."""
+    head = b"OggS" + struct.pack("<BBqIIIB", 0, flags, 0, serial, number, 0, len(lacing)) + bytes(lacing)
+    crc = 0
+    for byte in head + body:
+        crc ^= byte << 24
+        for _ in range(8):
+            crc = (crc << 1 ^ (0x04C11DB7 if crc & 0x80000000 else 0)) & 0xFFFFFFFF
+    return head[:22] + struct.pack("<I", crc) + head[26:] + body
+
+
+CONTINUED = 1
+UNENDED = [255] * 128
+"""Lacing of half a page of a packet that does not end in it."""
+
+
+def test_of_a_packet_that_never_ends_no_more_is_kept_than_a_page() -> None:
+    ears, start = Ears(), Mouth().say(bytes(FRAME_BYTES))
+    ears.hear(start)
+    ears.hear(page(9, 0, UNENDED, bytes(255 * 128), serial(start)))
+    with pytest.raises(WireError, match="bytes came with no sound in them"):
+        ears.hear(page(10, CONTINUED, UNENDED, bytes(255 * 128), serial(start)))
+
+
+def test_a_stream_of_the_most_that_opus_can_be_is_heard() -> None:
+    """1,275 bytes for each 20 ms, each in a page of its own."""
+    ears, start = Ears(), Mouth().say(bytes(FRAME_BYTES))
+    ears.hear(start)
+    packet = bytes([0b11111000]) + random.Random(3).randbytes(1_274)
+    frames = 0
+    for number in range(400):
+        ears.hear(page(number + 10, 0, [255] * 5 + [0], packet, serial(start)))
+        frames += len(ears.frames)
+        ears.frames.clear()
+    assert frames > 95
 
 
 def test_damaged_streams_raise_only_the_peers_fault() -> None:
