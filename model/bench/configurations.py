@@ -20,7 +20,7 @@ from model.bench.device import CannotMeasure
 from model.bench.drive import Latency, lockstep
 from model.bench.floor import ReadOnly, nbytes, step_reads
 from model.bench.memory import Memory, begin_peaks, free_bytes, give_back, measured, out_of_memory
-from model.bench.models import Size, fill, random_models, sizes_of, stand
+from model.bench.models import Size, random_models, sizes_of, stand
 from model.bench.talk import CallEnded
 from model.capacity import GB, batch_sizes, engine_bytes, fixed_bytes, kv_item, slot_bytes
 from model.conversation import Models
@@ -217,7 +217,6 @@ class Sweep:
         # As the engine's process does: what is alive now stays so, and the collector need not walk it beside steps.
         gc.collect()
         gc.freeze()
-        fill(stepper)
         stand(stepper, left[-1], self._frames)
         costs = {batch: lockstep(stepper, batch, 0.0, least=_FEW).p50 / 1000 for batch in batches}
         self._say("a step takes " + ", ".join(f"{batch}: {1000 * cost:.1f}" for batch, cost in costs.items()) + " ms")

@@ -88,6 +88,7 @@ def _result(order: Order, device: torch.device, sweep: Sweep, seconds: float) ->
         "bench": "engine",
         **about_device(device),
         **{key: value for key, value in asdict(order).items() if key not in ("slots", "seconds")},
+        "run_seconds": order.seconds,
         "seconds": seconds,
         "start_seconds": sweep.start,
         "configurations": [asdict(one) for one in sweep.found],

@@ -108,12 +108,6 @@ def randomise(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def fill(stepper: Stepper) -> None:
-    """Random keys and values into all language memories, once: neither resets nor prompts leave zeros there."""
-    fill_rings(stepper.state.kv.rings())
-
-
-@torch.no_grad()
 def stand(stepper: Stepper, slots: int, frames: int) -> None:
     """Let the first `slots` stand after `frames` frames of talk, with the published settings of chance.
 
@@ -126,7 +120,7 @@ def stand(stepper: Stepper, slots: int, frames: int) -> None:
     stepper.spare_lm_slots[:] = range(stepper.slots, stepper.slots + spares)
     fill_windows(stepper, slots, frames)
     cache = stepper.state.cache
-    _set_front(cache.offset, torch.arange(slots), frames)
+    cache.offset[:slots] = _fronts(slots, frames, stepper.device)
     cache.tokens.random_(0, min(stepper.models.config.card, stepper.models.config.text_card))
     cache.provided.zero_()
     for slot in range(slots):
@@ -135,17 +129,23 @@ def stand(stepper: Stepper, slots: int, frames: int) -> None:
 
 @torch.no_grad()
 def fill_windows(stepper: Stepper, slots: int, frames: int) -> None:
-    """Let the first `slots` have that much behind them that they see, and nothing else be changed."""
-    _set_front(stepper.state.kv.offsets, torch.tensor(stepper.lm_slot[:slots]), frames)
-    for kv in (stepper.codec.encoder_kv, stepper.codec.decoder_kv):
-        # Resets wipe these, and by zeros a device is kept busy at less power.
-        fill_rings(kv.rings())
-        kv.offsets[:slots] = 2 * frames
+    """Let the first `slots` see so much behind them, and nothing else be changed.
+
+    Of random numbers, not of what a wiped memory holds: by zeros a device is kept busy at less power.
+    """
+    kv, codec = stepper.state.kv, stepper.codec
+    rows = stepper.lm_slot[:slots]
+    for first, end in [(0, slots), *((row, row + 1) for row in rows if row >= slots)]:
+        fill_rings(tuple(ring[:, first:end] for ring in kv.rings()))
+    kv.offsets[torch.tensor(rows, device=stepper.device)] = _fronts(slots, frames, stepper.device)
+    for side in (codec.encoder_kv, codec.decoder_kv):
+        fill_rings(tuple(ring[:, :slots] for ring in side.rings()))
+        side.offsets[:slots] = 2 * frames
 
 
-def _set_front(offsets: Tensor, rows: Tensor, frames: int) -> None:
+def _fronts(slots: int, frames: int, device: torch.device) -> Tensor:
     """Slots differ by a few frames, so that their rings begin in different places."""
-    offsets[rows.to(offsets.device)] = frames + torch.arange(len(rows), device=offsets.device) % 7
+    return frames + torch.arange(slots, device=device) % 7
 
 
 def fill_rings(rings: tuple[Tensor, ...]) -> None:

@@ -116,8 +116,10 @@ class Talk:
         self._unanswered = {frame: came for frame, came in self._unanswered.items() if frame[0] != session}
 
     def close_callers(self) -> None:
+        """And let all be done that their end leaves to do."""
         for session in range(self.slots):
             self.close(session)
+        self._settle()
 
     def speaks(self, session: int) -> bool:
         """Whether it has answered its caller."""

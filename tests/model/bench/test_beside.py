@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.bench.beside import Beside, BesideCalls
-from model.bench.models import Sizes, fill, random_models, sizes_of, stand
+from model.bench.models import Sizes, fill_windows, random_models, sizes_of, stand
 from model.bench.talk import CallEnded, Job, Run, Talk
 from model.engine import Stepper
 from model.fp8 import E4M3
@@ -37,9 +37,7 @@ def smaller() -> Sizes:
 
 def make_stepper() -> Stepper:
     """With a slot more than calls are measured."""
-    made = Stepper(random_models(smaller(), torch.device("cpu")), SLOTS + 1, kv_dtype=E4M3)
-    fill(made)
-    return made
+    return Stepper(random_models(smaller(), torch.device("cpu")), SLOTS + 1, kv_dtype=E4M3)
 
 
 @pytest.fixture
@@ -166,6 +164,16 @@ def test_calls_that_an_engine_out_of_time_does_not_take_are_counted(
         assert found[name].others is not None
     assert len(found["resume_fast"].took) == 1, "one that lost its worker is always taken"
     assert found["resume_fast"].refused == ()
+
+
+def test_windows_are_full_of_numbers_wherever_calls_have_their_memory(stepper: Stepper) -> None:
+    rings = stepper.state.kv.rings()
+    spare = stepper.spare_lm_slots[0]
+    stepper.point(0, spare)
+    stepper.spare_lm_slots[0] = 0
+    fill_windows(stepper, SLOTS, FRAMES)
+    assert all(bool(ring.float()[:, lm_slot].any()) for ring in rings for lm_slot in (1, spare))
+    assert stepper.state.kv.offsets.tolist() == [0, FRAMES + 1, 0, FRAMES, 0]
 
 
 def test_a_call_that_the_engine_ends_ends_the_measuring(stepper: Stepper) -> None:
