@@ -339,7 +339,8 @@ def bench_engine_command(
 ) -> None:
     """The duplex model's engine with random weights and full windows: what a device holds, and what bounds it."""
     with told():
-        from model.bench.engine import Order, bench_engine, beside_of, slots_of
+        from model.bench.configurations import Order
+        from model.bench.engine import bench_engine, beside_of, slots_of
 
         try:
             counts = slots_of(slots)

@@ -1,161 +1,125 @@
 """Work beside calls in full swing: an opened call, a new prompt, a session taken over, prompts given back.
 
-Owns what each is made of and when it begins. The engine's own parts do it: prompts, histories and their cache.
+Owns what each is made of and when it begins. The engine's own `Calls` does it, between steps as it sees fit.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
-
-from model.bench.drive import SOUND, Callers, Latency, Timed, wait_until
-from model.calls import Calls
-from model.clip import Clip, ClipError
+from model.bench.asked import Asked, Asking
+from model.bench.drive import Latency
+from model.bench.talk import Job, Talk
 from model.engine import Stepper
-from model.history import CODEC_FRAMES, FAST_FRAMES, Columns, kept_frames, refill
-from model.prompt_cache import Prompt, PromptCache, make_prompt
-from model.scheduler import Scheduler
-from model.wire import TOKENS_BYTES, AgentFrame, FromWorker, History, Resume, SessionRequest
+from model.prompt_cache import PromptCache
 
-PROMPT_FRAMES = 300
 RESUMED = 64
 """Calls resumed at once, or as many as there are."""
-_PAUSES = 12
-"""Frames of silence in a prompt, around the text."""
+_PROMPTS = 1 << 30
+"""Bytes in which prompts are kept."""
 _FIRST = 1.0
-"""Seconds until the first work: the calls have found their pace."""
+"""Seconds until the first work, or half of a run that is shorter than two: the calls have found their pace."""
 
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """Milliseconds that each piece of work took until its slot could speak (or had spoken), and the others' latency."""
+    """Milliseconds that each piece of work took until its call spoke (or remembered all), and the others' latency."""
 
     took: tuple[float, ...]
     others: Latency | None
     """None where there are none."""
+    refused: tuple[str, ...] = ()
+    """Why calls were not opened: an engine whose frames run late takes none."""
 
 
 class BesideCalls:
-    """Measures work beside the callers of slots 0 to `slots` - 1; it is done in the slot after them."""
+    """Calls of slots 0 to `slots` - 1 at phases of their own, and work beside them in the slot after theirs."""
 
-    def __init__(self, stepper: Stepper, slots: int, costs: dict[int, float], seconds: float) -> None:
+    def __init__(
+        self, stepper: Stepper, slots: int, costs: Mapping[int, float], seconds: float, frames: int, *, alone: bool
+    ) -> None:
+        """`frames`: what calls have behind them. `alone`: nothing will be measured beside them."""
         self._stepper, self._slots, self._costs, self._seconds = stepper, slots, costs, seconds
-        self._prompts = PromptCache(stepper, 1 << 30)
-        self._context = stepper.models.config.transformer.context
-        self._made = 0
+        self._frames = frames
+        self._first = min(_FIRST, seconds / 2)
+        self._jobs = max(1, int(seconds - self._first))
+        self._asking = Asking(stepper.models.config)
+        self._prompts = PromptCache(stepper, _PROMPTS)
+        self._prompts.warm(self._asking.known)
+        self._talk = Talk(stepper, slots, costs, self._prompts, self._asking)
+        # Those that are to get their prompt back need a past to be read again.
+        past = 0 if alone else min(self._jobs, slots)
+        asked = [self._asking.resumed(self._asking.deep) for _ in range(past)]
+        self._talk.open_callers([*asked, *[self._asking.plain()] * (slots - past)], frames)
+
+    def random_phases(self, seconds: float) -> Latency:
+        """Nothing but the calls. Raises CallEnded, as all of these."""
+        return self._talk.run(seconds).latency()
 
     def measure(self) -> dict[str, Beside]:
-        """Each kind by itself. Prompt and history are cut to what a small model's window holds."""
-        known = self._prompt()
-        for _ in self._prompts.fill(known, self._spare):
-            pass
-        deep = kept_frames(self._context, known.frames)
-        kinds: dict[str, Callable[[], Timed]] = {
-            "open_from_cache": lambda: self._opening(known),
-            "uncached_prompt": lambda: self._opening(self._prompt()),
-            "resume_fast": lambda: self._opening(known, min(FAST_FRAMES, deep)),
-            "resume_deep": lambda: self._opening(known, deep),
+        """Each kind by itself. Afterwards the calls are over."""
+        asking = self._asking
+        kinds: dict[str, Callable[[int], Job]] = {
+            "open_from_cache": lambda _: self._session(asking.plain()),
+            "uncached_prompt": lambda _: self._session(asking.fresh()),
+            "resume_fast": lambda _: self._session(asking.resumed(asking.fast)),
+            "resume_deep": lambda _: self._session(asking.resumed(asking.deep)),
+            "reprime_each_second": lambda number: self._repriming(number % self._slots),
         }
-        found = {}
-        for name, kind in kinds.items():
-            jobs = [kind() for _ in range(max(1, int(self._seconds - _FIRST)))]
-            found[name] = self._run(jobs)
-        jobs = [self._repriming(known, deep, slot % self._slots) for slot in range(max(1, int(self._seconds - _FIRST)))]
-        found["reprime_each_second"] = self._run(jobs)
-        found["resume_all"] = Beside(self._resume_all(known, min(FAST_FRAMES, deep)), None)
+        found = {name: self._run([kind(number) for number in range(self._jobs)]) for name, kind in kinds.items()}
+        self.close()
+        found["resume_all"] = Beside(self._resume_all(), None)
         return found
 
-    @property
-    def _spare(self) -> int:
-        return self._stepper.spare_lm_slots[0]
+    def close(self) -> None:
+        """The calls are over."""
+        self._talk.close_callers()
 
-    def _run(self, jobs: list[Timed]) -> Beside:
+    def _run(self, jobs: list[Job]) -> Beside:
         for index, job in enumerate(jobs):
-            job.at = _FIRST + index
-        others = Callers(self._stepper, self._slots, self._costs).run(self._seconds, jobs)
-        return Beside(tuple(job.took for job in jobs if job.took is not None), others)
+            job.at = self._first + index
+        refused = len(self._talk.refused)
+        others = self._talk.run(self._seconds, jobs).latency()
+        reasons = tuple(self._talk.refused.values())[refused:]
+        return Beside(tuple(job.took for job in jobs if job.took is not None), others, reasons)
 
-    def _resume_all(self, prompt: Prompt, frames: int) -> tuple[float, ...]:
-        """As after another worker's end: calls resumed at once by the engine itself, until each has spoken.
+    def _session(self, asked: Asked) -> Job:
+        """From asking for a call until it has answered its caller and remembers all that it is to."""
+        talk, calls = self._talk, self._talk.calls
+        number = talk.number()
 
-        What the callers' slots held is lost.
-        """
+        def over() -> bool:
+            return number in talk.refused or (talk.speaks(number) and not calls.remembering(number))
+
+        return Job(lambda moment: talk.open(number, asked, moment), over, lambda: talk.close(number), session=number)
+
+    def _repriming(self, session: int) -> Job:
+        """A caller's call gets its prompt back, while it goes on."""
+        calls = self._talk.calls
+        return Job(lambda _: calls.renew(session), lambda: not calls.remembering(session), lambda: None)
+
+    def _resume_all(self) -> tuple[float, ...]:
+        """As after another worker's end: calls resumed at once, until each has spoken. Nobody else talks."""
         count, spoke = min(RESUMED, self._slots), dict[int, float]()
-
-        def tell(session: int, message: FromWorker) -> None:
-            if isinstance(message, AgentFrame):
-                spoke.setdefault(session, 1000 * (time.perf_counter() - begun))
-
-        scheduler = Scheduler(count, largest=max(self._costs), costs=self._costs)
-        calls = Calls(self._stepper, scheduler, self._prompts, _Known(prompt), tell, time.perf_counter)
-        heard = min(frames, CODEC_FRAMES)
-        asked = SessionRequest("resumed", resume=Resume(0, frames, heard, 0))
-        history = History(self._history(frames).data(0), SOUND * heard)
-        for session in range(count):
-            self._stepper.reset(session)
+        talk = Talk(self._stepper, 0, self._costs, self._prompts, self._asking, count)
+        asked = self._asking.resumed(self._asking.fast)
         begun = time.perf_counter()
-        for session in range(count):
-            calls.open(session, asked, history)
-            calls.frame(session, frames, SOUND, time.perf_counter())
-        while len(spoke) < count:
-            if not calls.work() and (wake := calls.wake_at()) is not None:
-                wait_until(wake)
-        for session in range(count):
-            calls.close(session)  # and what it has begun to remember: the spare memory is one again
+
+        def open_all(moment: float) -> None:
+            for session in range(count):
+                talk.open(session, asked, moment)
+
+        def all_speak() -> bool:
+            for session in range(count):
+                if session not in spoke and talk.speaks(session):
+                    spoke[session] = 1000 * (time.perf_counter() - begun)
+            return len(spoke) + len(talk.refused) == count
+
+        def close_all() -> None:
+            for session in range(count):
+                talk.close(session)
+
+        talk.run(0.0, [Job(open_all, all_speak, close_all)])
         return tuple(spoke.values())
-
-    def _prompt(self) -> Prompt:
-        """Another prompt each time, of 300 frames where the window allows."""
-        config, self._made = self._stepper.models.config, self._made + 1
-        frames = min(PROMPT_FRAMES, self._context // 3)
-        voice = torch.full((config.codebooks, frames // 2), 7 * self._made % config.card)
-        text = [4 + (index * self._made) % (config.text_card - 4) for index in range(frames - frames // 2 - _PAUSES)]
-        return make_prompt(config, voice, text)
-
-    def _history(self, frames: int) -> Columns:
-        config = self._stepper.models.config
-        columns = torch.randint(0, min(config.card, config.text_card), (frames, TOKENS_BYTES // 2))
-        return Columns(0, columns.numpy().astype("<u2").tobytes())
-
-    def _opening(self, prompt: Prompt, frames: int = 0) -> Timed:
-        """From nothing to a first frame: the slot after the callers' is filled, then stepped alone."""
-        stepper, slot = self._stepper, self._slots
-
-        def fill() -> Generator[bool]:
-            yield from refill(self._prompts, prompt, stepper.lm_slot[slot], self._history(frames), 0)
-
-        return Timed(0.0, fill, lambda: _speak(stepper, slot))
-
-    def _repriming(self, prompt: Prompt, frames: int, slot: int) -> Timed:
-        """A spare memory is filled and swapped in, and back: so that all windows stay full."""
-        stepper = self._stepper
-
-        def fill() -> Generator[bool]:
-            yield from refill(self._prompts, prompt, self._spare, self._history(frames), 0)
-
-        def swap() -> None:
-            stepper.point(slot, stepper.point(slot, self._spare))
-
-        return Timed(0.0, fill, swap)
-
-
-class _Known:
-    """Implements `model.assets.Assets`: one prompt, which is there."""
-
-    def __init__(self, prompt: Prompt) -> None:
-        self._prompt = prompt
-
-    def prompt(self, voice: str, text: str) -> Generator[bool, None, Prompt]:
-        yield False
-        return self._prompt
-
-    def clip(self, name: str) -> Generator[bool, None, Clip]:
-        yield False
-        raise ClipError("the benchmark has no clips")
-
-
-def _speak(stepper: Stepper, slot: int) -> None:
-    stepper.step([slot], [SOUND])

@@ -29,17 +29,20 @@ class Part:
     launches: int | None
 
 
-def breakdown(stepper: Stepper, slots: int) -> dict[str, Part]:
+def breakdown(stepper: Stepper, slots: int, aside: torch.cuda.Stream | None = None) -> dict[str, Part]:
     """The parts of a step of the first `slots`, at their present windows; their time does not go on."""
-    return {name: measure(work, stepper.device) for name, work in _parts(stepper, slots).items()}
+    return {name: measure(work, stepper.device, aside) for name, work in _parts(stepper, slots).items()}
 
 
-def measure(work: Work, device: torch.device) -> Part:
-    """The shortest of some runs: what others did to the device meanwhile is not counted."""
+def measure(work: Work, device: torch.device, aside: torch.cuda.Stream | None = None) -> Part:
+    """The shortest of some runs: what others did to the device meanwhile is not counted.
+
+    `aside`: the stream that captures on a GPU, another each time if None.
+    """
     with torch.no_grad():
         launches: int | None
         if device.type == "cuda":
-            graph = Graph(work, device)
+            graph = Graph(work, device, aside=aside)
             work, launches = graph.replay, graph.nodes
         else:
             with _Counter() as counter:

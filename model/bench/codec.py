@@ -28,7 +28,7 @@ import torch
 
 from model.bench.codec_cases import NEAR, SEARCH, Case, Data, candidates, cases, measured
 from model.bench.codec_steps import Steps, search_work
-from model.bench.engine import CannotMeasure
+from model.bench.device import CannotMeasure
 from model.bench.kernels import Clock, device_of
 from model.bench.models import Size, sizes_of
 from model.config import MimiConfig

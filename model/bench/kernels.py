@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model import fp8
-from model.bench.engine import CannotMeasure, about_device
+from model.bench.device import CannotMeasure, about_device
 from model.bench.models import Size, fill_rings, sizes_of
 from model.config import TransformerConfig
 from model.cuda_graphs import Graph

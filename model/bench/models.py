@@ -27,7 +27,7 @@ from model.engine import Stepper
 from model.fp8 import E4M3
 from model.lm import LM
 from model.load import on_meta
-from model.mimi.codec import Mimi, MimiState
+from model.mimi.codec import Mimi
 from model.tokenizer import Tokenizer
 from model.wire import Sampling
 
@@ -108,28 +108,44 @@ def randomise(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def fill(stepper: Stepper, slots: int, frames: int) -> None:
-    """Let the first `slots` stand after `frames` frames of talk, with the published settings of chance."""
-    state = stepper.state
-    fill_rings(state.kv.rings())
-    _set_front(state.kv.offsets, slots, frames)
-    _set_front(state.cache.offset, slots, frames)
-    state.cache.tokens.random_(0, min(stepper.models.config.card, stepper.models.config.text_card))
-    state.cache.provided.zero_()
-    _fill_codec(stepper.codec, slots, frames)
+def stand(stepper: Stepper, slots: int, frames: int) -> None:
+    """Let the first `slots` stand after `frames` frames of talk, with the published settings of chance.
+
+    Each in the LM slot of its own number, wherever calls before have left theirs.
+    """
+    for slot in range(stepper.slots):
+        if stepper.lm_slot[slot] != slot:
+            stepper.point(slot, slot)
+    spares = len(stepper.spare_lm_slots)
+    stepper.spare_lm_slots[:] = range(stepper.slots, stepper.slots + spares)
+    fill_windows(stepper, slots, frames)
+    cache = stepper.state.cache
+    cache.offset[:slots] = _fronts(slots, frames, stepper.device)
+    cache.tokens.random_(0, min(stepper.models.config.card, stepper.models.config.text_card))
+    cache.provided.zero_()
     for slot in range(slots):
         stepper.set_slot(slot, Sampling(seed=slot), 1)
 
 
-def _set_front(offsets: Tensor, slots: int, frames: int) -> None:
+@torch.no_grad()
+def fill_windows(stepper: Stepper, slots: int, frames: int) -> None:
+    """Let the first `slots` see so much behind them, and nothing else be changed.
+
+    Of random numbers, not of what a wiped memory holds: by zeros a device is kept busy at less power.
+    """
+    kv, codec = stepper.state.kv, stepper.codec
+    rows = stepper.lm_slot[:slots]
+    for first, end in [(0, slots), *((row, row + 1) for row in rows if row >= slots)]:
+        fill_rings(tuple(ring[:, first:end] for ring in kv.rings()))
+    kv.offsets[torch.tensor(rows, device=stepper.device)] = _fronts(slots, frames, stepper.device)
+    for side in (codec.encoder_kv, codec.decoder_kv):
+        fill_rings(tuple(ring[:, :slots] for ring in side.rings()))
+        side.offsets[:slots] = 2 * frames
+
+
+def _fronts(slots: int, frames: int, device: torch.device) -> Tensor:
     """Slots differ by a few frames, so that their rings begin in different places."""
-    offsets[:slots] = frames + torch.arange(slots, device=offsets.device) % 7
-
-
-def _fill_codec(codec: MimiState, slots: int, frames: int) -> None:
-    for kv in (codec.encoder_kv, codec.decoder_kv):
-        fill_rings(kv.rings())
-        kv.offsets[:slots] = 2 * frames
+    return frames + torch.arange(slots, device=device) % 7
 
 
 def fill_rings(rings: tuple[Tensor, ...]) -> None:

@@ -1,7 +1,9 @@
 """`python -m model.bench.restart`: an engine's process is killed in mid-call, and how soon its calls speak again.
 
 Owns random weights in a folder as the published ones lie, the callers and the kill. The engine is the worker's own, in
-a process of its own, behind its rings: what is measured is what a gateway would see. Needs only the model's packages.
+a process of its own, behind its rings; its worker goes on, as in no gateway's sight. What one sees, a worker that ends
+with its engine and is started again, is measured after that (`model.bench.restart_worker`). Needs only the model's
+packages.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -25,6 +27,7 @@ from safetensors.torch import save_file
 from model import wire
 from model.bench.drive import SOUND
 from model.bench.models import Size, Sizes, random_models, sizes_of
+from model.bench.restart_worker import CannotRestart, Kind, WorkerRestart, measure_worker
 from model.bench.vocabulary import train_vocabulary
 from model.engine_options import EngineOptions, KVDtype
 from model.folder import ModelFolder
@@ -56,11 +59,18 @@ class Order:
     kv_dtype: KVDtype = "auto"
     seconds: float = 4.0
     history: float = 20.0
+    worker: Literal[Kind, "none"] = "model"
+    """What kind of worker is restarted, too."""
+    transcriber: Literal["none", "whisper"] = "none"
+    """Of that worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Seconds until the engine was ready, and milliseconds from asking for each session to its first answered frame."""
+    """Seconds until the engine was ready, and milliseconds from asking for each session to its first answered frame.
+
+    worker: what its restart takes around that of the engine.
+    """
 
     weights_seconds: float
     first_start_seconds: float
@@ -69,6 +79,7 @@ class Found:
     talk_ms: list[float]
     """From a caller's frame to the answer, for each frame of all calls before the kill."""
     resumed_ms: list[float]
+    worker: WorkerRestart | None = None
 
 
 @dataclass(slots=True)
@@ -121,17 +132,34 @@ class _Caller:
 
 
 async def measure(order: Order) -> Found:
-    """Make the weights if they are not there, start, talk, kill, start, take over."""
+    """Make the weights if they are not there, start, talk, kill, start, take over; then the same with a worker.
+
+    Raises CannotRestart.
+    """
     begun = time.perf_counter()
     make_weights(order)
     made = time.perf_counter()
-    options = EngineOptions(
+    found = await _measure_engine(order, made - begun)
+    if order.worker == "none":
+        return found
+    asked = SessionRequest("call", prompt=PROMPT, voice=VOICE)
+    worker = await measure_worker(order.worker, _options(order), asked, order.seconds, order.transcriber)
+    return replace(found, worker=worker)
+
+
+def _options(order: Order) -> EngineOptions:
+    return EngineOptions(
         str(order.weights),
         device=order.device,
         slots=order.slots,
         kv_dtype=order.kv_dtype,
         warm=((VOICE, PROMPT),),
     )
+
+
+async def _measure_engine(order: Order, weights_seconds: float) -> Found:
+    options = _options(order)
+    made = time.perf_counter()
     engine = PersonaplexEngine(options)
     await engine.start()
     ready = time.perf_counter()
@@ -151,7 +179,7 @@ async def measure(order: Order) -> Found:
     resumed = await asyncio.gather(*(caller.begin(second) for caller in callers))
     await second.stop()
     return Found(
-        weights_seconds=made - begun,
+        weights_seconds=weights_seconds,
         first_start_seconds=ready - made,
         restart_seconds=back - killed,
         opened_ms=sorted(opened),
@@ -246,7 +274,7 @@ def _sound(sizes: Sizes) -> dict[str, object]:
 
 def _shown(found: Found) -> str:
     opened, talk, resumed = found.opened_ms, found.talk_ms, found.resumed_ms
-    return "\n".join(
+    lines = "\n".join(
         (
             f"ready after {found.first_start_seconds:.1f} s",
             f"killed, and ready again after {found.restart_seconds:.1f} s",
@@ -256,6 +284,16 @@ def _shown(found: Found) -> str:
             f"{len(resumed)} calls resumed at once: they spoke after {_middle(resumed):.0f} ms (median), "
             f"{resumed[-1]:.0f} ms (last)",
         )
+    )
+    return lines if found.worker is None else f"{lines}\n{_shown_worker(found.worker)}"
+
+
+def _shown_worker(found: WorkerRestart) -> str:
+    kind = "callplex worker" if found.kind == "callplex" else "worker of the model's packages alone"
+    return (
+        f"a {kind}, transcriber {found.transcriber}: ready after {found.first_start:.1f} s\n"
+        f"its engine killed with {found.sessions} calls: told after {found.told:.2f} s, the worker ended after "
+        f"{found.ended:.2f}; the next one listened after {found.listening:.1f} and was ready after {found.ready:.1f} s"
     )
 
 
@@ -272,12 +310,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kv-dtype", choices=get_args(KVDtype), default="auto")
     parser.add_argument("--seconds", type=float, default=4.0, help="of talk before the kill")
     parser.add_argument("--history", type=float, default=20.0, help="seconds that calls have behind them, at least")
+    parser.add_argument(
+        "--worker",
+        choices=[*get_args(Kind), "none"],
+        default="model",
+        help="restarted after the engine by itself: one of the model's packages, or `callplex worker`",
+    )
+    parser.add_argument("--transcriber", choices=["none", "whisper"], default="none", help="of that worker")
     parser.add_argument("--weights", type=Path, help="folder for the random weights; without it, one that is deleted")
     parser.add_argument("--json", action="store_true")
     options = vars(parser.parse_args(arguments))
     as_json, folder = options.pop("json"), options.pop("weights")
     with tempfile.TemporaryDirectory() as temporary:
-        found = asyncio.run(measure(Order(folder or Path(temporary), **options)))
+        try:
+            found = asyncio.run(measure(Order(folder or Path(temporary), **options)))
+        except CannotRestart as error:
+            sys.stderr.write(f"{error}\n")
+            return 1
     sys.stdout.write((json.dumps(asdict(found)) if as_json else _shown(found)) + "\n")
     return 0
 

@@ -9,18 +9,21 @@ import torch
 from typer.testing import CliRunner
 
 from gateway.cli import app
-from model.bench import engine, floor, models
+from model.bench import configurations, engine, floor, models
+from model.bench.configurations import Order
 from model.bench.drive import latency
 from model.engine import Stepper
 from model.fp8 import E4M3
 
 
 def test_a_small_sweep_measures_everything(capsys: pytest.CaptureFixture[str]) -> None:
-    order = engine.Order("tiny", "cpu", (2,), "fp8", seconds=0.5, beside=(1,))
+    order = Order("tiny", "cpu", (2,), "fp8", seconds=0.5, beside=(1,))
     assert engine.bench_engine(order, json_output=True) == 0
-    shown = json.loads(capsys.readouterr().out)
-    assert {"date", "torch", "device_name", "kv_dtype", "weights_dtype", "size", "commit"} <= shown.keys()
+    said = capsys.readouterr()
+    shown = json.loads(said.out)
+    assert {"date", "torch", "device_name", "kv_dtype", "weights_dtype", "size", "commit", "python"} <= shown.keys()
     (found,) = shown["configurations"]
+    assert [json.loads(line) for line in said.err.splitlines() if line.startswith("{")] == [found]
     assert found["slots"] == 2
     assert found["lockstep"]["frames"] >= 40
     assert found["random_phases"]["frames"] in (12, 13, 14)  # half a second, two callers
@@ -29,6 +32,13 @@ def test_a_small_sweep_measures_everything(capsys: pytest.CaptureFixture[str]) -
     assert found["ratio"] > 1
     assert found["beside"] == {}
     assert 128 << 20 < found["memory_bytes"] < 300 << 20  # what the engine reckons for a CPU, and a tiny model
+    seen = found["memory"]
+    assert seen["slots"] == 3
+    assert 0 < seen["tensors"] < seen["reckoned"]
+    assert seen["peak_allocated"] is seen["peak_reserved"] is seen["device"] is None
+    assert found["lockstep"]["steps"] * 2 == found["lockstep"]["frames"]
+    assert found["seconds"] == pytest.approx(sum(found["phases"].values()))
+    assert found["seconds"] + sum(shown["start_seconds"].values()) <= shown["seconds"] + 0.1
     for name in ("lockstep", "random_phases", "lockstep_10s"):
         assert 0 < found[name]["p50"] <= found[name]["p99"] <= found[name]["p999"] <= found[name]["max"]
 
@@ -43,7 +53,7 @@ def test_which_configurations_have_work_beside_the_calls() -> None:
 
 @pytest.mark.long
 def test_work_beside_the_calls_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    order = engine.Order("tiny", "cpu", (2,), "bf16", "fp8", seconds=3.0)
+    order = Order("tiny", "cpu", (2,), "bf16", "fp8", seconds=3.0)
     assert engine.bench_engine(order, json_output=True) == 0
     (found,) = json.loads(capsys.readouterr().out)["configurations"]
     kinds = {"open_from_cache", "uncached_prompt", "resume_fast", "resume_deep", "reprime_each_second", "resume_all"}
@@ -51,23 +61,28 @@ def test_work_beside_the_calls_is_measured(capsys: pytest.CaptureFixture[str]) -
     resumed = found["beside"].pop("resume_all")
     assert len(resumed["took"]) == 2
     assert resumed["others"] is None
-    assert all(len(one["took"]) == 2 and one["others"]["frames"] > 20 for one in found["beside"].values())
+    assert all(len(one["took"]) + len(one["refused"]) == 2 for one in found["beside"].values())
+    assert all(one["others"]["frames"] > 70 for one in found["beside"].values())
 
 
 def test_what_does_not_fit_is_skipped_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    order = engine.Order("tiny", "cpu", (1, 10_000_000), "float32", seconds=0.3, beside=())
+    order = Order("tiny", "cpu", (1, 10_000_000), "float32", seconds=0.3, beside=())
     assert engine.bench_engine(order) == 0
-    skipped, step, first = capsys.readouterr().out.splitlines()[:3]
+    lines = capsys.readouterr().out.splitlines()
+    skipped, step, first = lines[:3]
     assert skipped.startswith("skipped: 10000000 slots with float32 keys and values need ")
     assert step.startswith("a step takes 1: ")
     assert first.startswith("1 slot: lockstep ")
+    assert "(p50 / p99 / p99.9 / max) of 20 steps" in first
+    assert lines[-2].startswith("  measured in ")
+    assert lines[-1].startswith("all of it took ")
 
 
 def test_where_nothing_fits_the_reason_is_said_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_free_bytes", lambda device: 0)
-    assert engine.bench_engine(engine.Order("tiny", "cpu", (1, 8), "float32", seconds=0.5)) == 1
+    monkeypatch.setattr(configurations, "free_bytes", lambda device: 0)
+    assert engine.bench_engine(Order("tiny", "cpu", (1, 8), "float32", seconds=0.5)) == 1
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("nothing fits: 1 slot with float32 keys and values needs 0.2 GB, and 0.0 GB are free\n")
@@ -76,14 +91,14 @@ def test_where_nothing_fits_the_reason_is_said_once(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_no_cuda_device_is_said_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert engine.bench_engine(engine.Order("full", "cuda", (1,), "bf16")) == 1
+    assert engine.bench_engine(Order("full", "cuda", (1,), "bf16")) == 1
     assert "--device cpu --size tiny" in capsys.readouterr().err
 
 
 def test_a_step_reads_the_window_and_the_weights_of_one_voice() -> None:
     sizes = models.sizes_of("tiny")
     stepper = Stepper(models.random_models(sizes, torch.device("cpu")), 4, kv_dtype=E4M3)
-    models.fill(stepper, 4, 10 * sizes.lm.transformer.context)
+    models.stand(stepper, 4, 10 * sizes.lm.transformer.context)
     three, one = (floor.nbytes(floor.step_reads(stepper, slots)) for slots in (3, 1))
     main, codec = sizes.lm.transformer, sizes.mimi.transformer
     shown = main.context - 1  # in the reference's window
@@ -105,7 +120,7 @@ def _gains(layers: int, dim: int) -> int:
 
 def test_latency_counts_what_is_late() -> None:
     found = latency([0.01] * 98 + [0.081, 0.5], 10)
-    assert (found.frames, found.misses, found.mean_batch) == (100, 2, 10.0)
+    assert (found.frames, found.steps, found.misses, found.mean_batch) == (100, 10, 2, 10.0)
     assert found.p50 == pytest.approx(10)
     assert found.max == pytest.approx(500)
     with pytest.raises(ValueError, match="nothing was measured"):

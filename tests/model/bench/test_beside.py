@@ -1,0 +1,184 @@
+"""Work beside calls in full swing, on a model small enough for a CPU: done as the engine does it, beside frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.bench.beside import Beside, BesideCalls
+from model.bench.models import Sizes, fill_windows, random_models, sizes_of, stand
+from model.bench.talk import CallEnded, Job, Run, Talk
+from model.engine import Stepper
+from model.fp8 import E4M3
+from model.mimi.codec import Mimi, MimiState
+from model.scheduler import Scheduler
+from model.wire import FRAME_SAMPLES
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SLOTS = 2
+FRAMES = 300
+"""Several windows."""
+SECONDS = 0.4
+KINDS = ["open_from_cache", "uncached_prompt", "resume_fast", "resume_deep", "reprime_each_second", "resume_all"]
+
+
+def smaller() -> Sizes:
+    """Than `tiny`, by layers and depth steps: what a frame takes is what its operations take to be begun."""
+    sizes = sizes_of("tiny")
+    main = replace(sizes.lm.transformer, dim=16, heads=2, layers=1, hidden=16)
+    depth = replace(sizes.lm.depformer, dim=8, heads=1, layers=1, hidden=8, steps=8)
+    return replace(sizes, lm=replace(sizes.lm, transformer=main, depformer=depth))
+
+
+def make_stepper() -> Stepper:
+    """With a slot more than calls are measured."""
+    return Stepper(random_models(smaller(), torch.device("cpu")), SLOTS + 1, kv_dtype=E4M3)
+
+
+@pytest.fixture
+def stepper(monkeypatch: pytest.MonkeyPatch) -> Stepper:
+    """Its calls are taken, however slow this machine is."""
+    monkeypatch.setattr("model.scheduler.LATE_PART", 1.0)
+    return make_stepper()
+
+
+def beside(stepper: Stepper, *, alone: bool = False) -> BesideCalls:
+    stand(stepper, SLOTS, FRAMES)
+    return BesideCalls(stepper, SLOTS, {1: 0.01, 2: 0.01}, SECONDS, FRAMES, alone=alone)
+
+
+@dataclass
+class Seen:
+    """Of one measuring: runs with callers, and calls and frames of each of the codec's passes that was not a step."""
+
+    calls: BesideCalls
+    runs: list[tuple[Run, Sequence[Job]]] = field(default_factory=list)
+    heard: list[tuple[int, int]] = field(default_factory=list)
+    said: list[tuple[int, int]] = field(default_factory=list)
+    found: dict[str, Beside] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def seen() -> Seen:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("model.scheduler.LATE_PART", 1.0)
+        seen = Seen(beside(make_stepper()))
+        run, encode, remember = Talk.run, Mimi.encode_step, Mimi.remember
+
+        def watched(self: Talk, seconds: float, jobs: Sequence[Job] = ()) -> Run:
+            done = run(self, seconds, jobs)
+            if self.slots:
+                seen.runs.append((done, jobs))
+            return done
+
+        def encoded(self: Mimi, state: MimiState, slots: Tensor, pcm: Tensor, n_q: int | None = None) -> Tensor:
+            if pcm.shape[2] > FRAME_SAMPLES:
+                seen.heard.append((slots.shape[0], pcm.shape[2] // FRAME_SAMPLES))
+            return encode(self, state, slots, pcm, n_q)
+
+        def remembered(self: Mimi, state: MimiState, slots: Tensor, codes: Tensor) -> None:
+            seen.said.append((slots.shape[0], codes.shape[2]))
+            remember(self, state, slots, codes)
+
+        patch.setattr(Talk, "run", watched)
+        patch.setattr(Mimi, "encode_step", encoded)
+        patch.setattr(Mimi, "remember", remembered)
+        seen.found = seen.calls.measure()
+    torch.set_num_threads(threads)
+    return seen
+
+
+def test_each_kind_of_work_is_measured(seen: Seen) -> None:
+    assert list(seen.found) == KINDS
+    all_at_once = seen.found["resume_all"]
+    assert (len(all_at_once.took), all_at_once.others) == (SLOTS, None)
+    assert all(len(one.took) == 1 for one in seen.found.values() if one is not all_at_once)
+
+
+def test_sessions_taken_over_are_heard_and_remember_what_they_said(seen: Seen) -> None:
+    fast, deep = seen.calls._asking.fast, seen.calls._asking.deep
+    assert seen.heard == [(1, fast), (1, deep), (SLOTS, fast)]
+    assert seen.said == [(1, fast - 1), (1, deep - 1), (SLOTS, fast - 1)]
+
+
+def test_others_talk_while_work_is_done_beside_them_however_short_the_run(seen: Seen) -> None:
+    assert len(seen.runs) == len(KINDS) - 1
+    for done, jobs in seen.runs:
+        assert jobs
+        assert all(any(came > job.asked for came, _ in done.frames) for job in jobs)
+        assert any(came < jobs[0].asked for came, _ in done.frames), "it finds calls in full swing"
+
+
+def test_others_talk_until_the_work_is_done(stepper: Stepper) -> None:
+    talk = beside(stepper, alone=True)._talk
+    seen = 0
+
+    def over() -> bool:
+        nonlocal seen
+        seen = len(talk._run.frames)
+        return seen >= 20
+
+    done = talk.run(0.1, [Job(lambda moment: None, over, lambda: None)])
+    assert seen >= 20
+    assert len(done.frames) >= seen, "all are answered, the last ones, too"
+    assert not talk._unanswered
+
+
+def test_one_with_more_of_a_past_is_there_once_it_remembers_all(
+    stepper: Stepper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("calls", "bench.asked"):
+        monkeypatch.setattr(f"model.{module}.FAST_FRAMES", 4)
+    calls = beside(stepper)
+    swapped: list[int] = []
+    point = stepper.point
+
+    def watched(slot: int, lm_slot: int) -> int:
+        swapped.append(slot)
+        return point(slot, lm_slot)
+
+    monkeypatch.setattr(stepper, "point", watched)
+    calls.measure()
+    assert swapped == [SLOTS, 0], "that of the session with all its past, and the caller's who gets the prompt back"
+    assert stepper.lm_slot != [0, 1, 2, 4]
+    stand(stepper, SLOTS, FRAMES)
+    assert (stepper.lm_slot, stepper.spare_lm_slots) == ([0, 1, 2, 4], [3])
+
+
+def test_calls_that_an_engine_out_of_time_does_not_take_are_counted(
+    stepper: Stepper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = beside(stepper)
+    monkeypatch.setattr(Scheduler, "refusal", lambda self, now: "frames run late")
+    found = calls.measure()
+    for name in ("open_from_cache", "uncached_prompt"):
+        assert found[name].took == ()
+        assert found[name].refused == ("frames run late",)
+        assert found[name].others is not None
+    assert len(found["resume_fast"].took) == 1, "one that lost its worker is always taken"
+    assert found["resume_fast"].refused == ()
+
+
+def test_windows_are_full_of_numbers_wherever_calls_have_their_memory(stepper: Stepper) -> None:
+    rings = stepper.state.kv.rings()
+    spare = stepper.spare_lm_slots[0]
+    stepper.point(0, spare)
+    stepper.spare_lm_slots[0] = 0
+    fill_windows(stepper, SLOTS, FRAMES)
+    assert all(bool(ring.float()[:, lm_slot].any()) for ring in rings for lm_slot in (1, spare))
+    assert stepper.state.kv.offsets.tolist() == [0, FRAMES + 1, 0, FRAMES, 0]
+
+
+def test_a_call_that_the_engine_ends_ends_the_measuring(stepper: Stepper) -> None:
+    calls = beside(stepper, alone=True)
+    with torch.no_grad():
+        stepper.models.lm.text_linear.weight.fill_(float("nan"))
+    with pytest.raises(CallEnded, match="numbers broke down"):
+        calls.random_phases(SECONDS)
