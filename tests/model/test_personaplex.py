@@ -177,7 +177,7 @@ async def test_an_engine_that_stands_still_takes_no_call_and_has_lost_nothing_wh
             refusal = await told(soon)
             assert isinstance(refusal, Error)
             assert refusal.code == "full"
-            assert "frames run late (5 of 5 in 2 s)" in refusal.message
+            assert refusal.message.startswith("frames run late")
         await readiness(url, 200)
         assert [frame.index for frame in (await answers(held, 7, 9))[0]] == [7, 8]
         metrics = await asyncio.to_thread(httpx.get, _base(url) + "/metrics", timeout=20)
