@@ -19,7 +19,7 @@ from model.capacity import SPARES
 from model.conversation import Models, load_models
 from model.cuda_graphs import HIGH_PRIORITY, LOW_PRIORITY
 from model.engine import Stepper, StepResult
-from model.engine_options import EngineOptions, EngineRefused
+from model.engine_options import Context, EngineOptions, EngineRefused
 from model.engine_start import check_card, engine_cores, gpu_number, keep_cores, measure, pci_devices, prepare, start
 from model.folder import ModelFolder
 from model.fp8_weights import Fp8Linear
@@ -86,6 +86,16 @@ def test_the_prompts_of_personas_are_read_before_the_first_call_and_one_that_can
         for _ in started.prompts.fill(started.assets.read(voice, text), started.stepper.lm_slot[0]):
             pass
     assert (started.prompts.hits, started.prompts.misses) == (2, misses)
+
+
+@pytest.mark.parametrize("context", ["reprime", "sliding"])
+def test_a_persona_too_long_to_be_given_back_is_told_of_at_the_start(
+    tiny: ModelFolder, caplog: pytest.LogCaptureFixture, context: Context
+) -> None:
+    warm = ((VOICE, "the bank " * 90),)
+    started = start(EngineOptions(str(tiny.path), device="cpu", slots=1, context=context, warm=warm))
+    told = "160 are the most that long calls can be given back" in caplog.text
+    assert (told, started.prompts.misses) == ((True, 0) if context == "reprime" else (False, 1))
 
 
 def test_more_prompts_than_memory_holds_leave_those_that_come_first_and_it_is_said_once(
