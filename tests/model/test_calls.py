@@ -469,6 +469,7 @@ def test_a_hang_up_does_not_make_the_others_wait_for_what_was_begun_for_it(
 
         return do
 
+    monkeypatch.setattr("model.history._FEW", 2)
     monkeypatch.setattr(stepper, "aside", aside)
     monkeypatch.setattr(stepper, "reset", watched("slot", reset))
     monkeypatch.setattr(stepper, "reset_lm", watched("language memory", reset_lm))
