@@ -15,7 +15,6 @@ from model.clip import Clip
 from model.conversation import Models
 from model.engine import Stepper, StepResult
 from model.wire import Sampling
-from tests.model.device import long_without_a_gpu
 from tests.model.rig import caller_pcm
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -108,7 +107,7 @@ def test_a_step_by_kernels_says_what_the_plain_one_says(tiny_random: Models, mon
     assert len(converse(pair, 5, seed=1)) > 40
 
 
-@long_without_a_gpu
+@pytest.mark.long
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("kv_dtype", [torch.float32, fp8.E4M3])
 def test_they_say_the_same_for_longer(
