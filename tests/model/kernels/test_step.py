@@ -15,7 +15,6 @@ from model.clip import Clip
 from model.conversation import Models
 from model.engine import Stepper, StepResult
 from model.wire import Sampling
-from tests.model.device import long_without_a_gpu
 from tests.model.rig import MEMORIES, caller_pcm, memories
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -130,7 +129,7 @@ def test_numbers_that_are_none_are_told_of_their_slot(
     assert spoilt.tokens[1].tolist() == beside.tokens[1].tolist()
 
 
-@long_without_a_gpu
+@pytest.mark.long
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("kv_dtype", [torch.float32, fp8.E4M3])
 def test_they_say_the_same_for_longer(
