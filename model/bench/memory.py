@@ -41,7 +41,7 @@ class Memory:
 
 def measured(slots: int, reckoned: int, free_before: int, holders: Iterable[object], device: torch.device) -> Memory:
     """Of an engine that is loaded and has worked. `free_before`: what was free on the device before."""
-    tensors = tensor_bytes(holders)
+    tensors = tensor_bytes(holders, device.type)
     if device.type != "cuda":
         return Memory(slots, reckoned, tensors)
     allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
@@ -61,8 +61,8 @@ def free_bytes(device: torch.device) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def tensor_bytes(holders: Iterable[object]) -> int:
-    """Of all tensors that can be reached from `holders`, each storage once."""
+def tensor_bytes(holders: Iterable[object], kind: str) -> int:
+    """Of all tensors on a `kind` of device that can be reached from `holders`, each storage once."""
     storages: dict[int, int] = {}
     seen: set[int] = set()
     to_see = list(holders)
@@ -71,7 +71,7 @@ def tensor_bytes(holders: Iterable[object]) -> int:
         if id(one) in seen or isinstance(one, _NOT_HELD):
             continue
         seen.add(id(one))
-        if isinstance(one, Tensor):
+        if isinstance(one, Tensor) and one.device.type == kind:
             storage = one.untyped_storage()
             storages[storage._cdata] = storage.nbytes()
         to_see += gc.get_referents(one)

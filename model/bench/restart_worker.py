@@ -145,10 +145,13 @@ class _Worker:
             raise CannotRestart(f"the worker listens, and was not ready within {START_SECONDS:.0f} s")
 
     async def end(self) -> None:
-        """Until its process has ended by itself."""
+        """Until its process has ended by itself. Raises CannotRestart."""
         assert self._process is not None
-        async with asyncio.timeout(START_SECONDS):
-            await self._process.wait()
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await self._process.wait()
+        except TimeoutError:
+            raise CannotRestart(f"the worker did not end within {START_SECONDS:.0f} s of its engine") from None
 
     async def _stop(self) -> None:
         process = self._process
@@ -179,17 +182,23 @@ def _is_ready(url: str, until: float) -> bool:
 
 
 async def _kill_in_mid_call(running: _Worker, requests: Sequence[SessionRequest], seconds: float) -> tuple[int, float]:
-    """Calls that had been answered and talked when their engine was killed, and when; all are over afterwards."""
-    calls = [_Call() for _ in requests]
-    async with asyncio.timeout(START_SECONDS), asyncio.TaskGroup() as tasks:
-        for call, request in zip(calls, requests, strict=True):
-            tasks.create_task(call.talk(running.url, request))
-        for call in calls:
-            await call.begun.wait()
-        await asyncio.sleep(seconds)
-        talking = sum(call.talks for call in calls)
-        killed = time.perf_counter()
-        os.kill(engine_of(running.pid), signal.SIGKILL)
+    """Calls that had been answered and talked when their engine was killed, and when; all are over afterwards.
+
+    Raises CannotRestart.
+    """
+    calls, pid = [_Call() for _ in requests], engine_of(running.pid)
+    try:
+        async with asyncio.timeout(seconds + START_SECONDS), asyncio.TaskGroup() as tasks:
+            for call, request in zip(calls, requests, strict=True):
+                tasks.create_task(call.talk(running.url, request))
+            for call in calls:
+                await call.begun.wait()
+            await asyncio.sleep(seconds)
+            talking = sum(call.talks for call in calls)
+            killed = time.perf_counter()
+            os.kill(pid, signal.SIGKILL)
+    except TimeoutError:
+        raise CannotRestart(f"the worker's calls were not over within {START_SECONDS:.0f} s") from None
     return talking, killed
 
 

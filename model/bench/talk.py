@@ -131,15 +131,14 @@ class Talk:
         Raises CallEnded.
         """
         start, steps, self._run = time.perf_counter(), self.calls.steps, Run()
+        end = start + seconds
         self._coming = [(start + phase, session) for session, phase in enumerate(self._phases)]
         heapq.heapify(self._coming)
         waiting = deque(jobs)
         doing: Job | None = None
         asked = start + waiting[0].at if waiting else math.inf  # when the next job is
-        while waiting or doing or self._unanswered or self._coming:
-            if not (waiting or doing) and self._coming and self._coming[0][0] >= start + seconds:
-                self._coming.clear()
-            self._arrive(time.perf_counter())
+        while waiting or doing or self._unanswered or (self._coming and self._coming[0][0] < end):
+            self._arrive(time.perf_counter(), math.inf if waiting or doing else end)
             if doing is None and asked <= time.perf_counter():
                 doing = waiting.popleft()
                 doing.asked = asked
@@ -175,9 +174,12 @@ class Talk:
                     return
                 wait_until(wake)
 
-    def _arrive(self, now: float) -> None:
+    def _arrive(self, now: float, end: float) -> None:
+        """What has come until now, but from `end` on nothing."""
         while self._coming and self._coming[0][0] <= now:
-            self._say(*heapq.heappop(self._coming))
+            moment, session = heapq.heappop(self._coming)
+            if moment < end:
+                self._say(moment, session)
 
     def _say(self, moment: float, session: int) -> None:
         """The next frame of a session comes, and the one after it will."""

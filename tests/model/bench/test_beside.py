@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -10,12 +12,13 @@ import torch
 from torch import Tensor
 
 from model.bench.beside import Beside, BesideCalls
+from model.bench.drive import wait_until
 from model.bench.models import Sizes, fill_windows, random_models, sizes_of, stand
 from model.bench.talk import CallEnded, Job, Run, Talk
 from model.engine import Stepper
 from model.fp8 import E4M3
 from model.mimi.codec import Mimi, MimiState
-from model.scheduler import Scheduler
+from model.scheduler import FRAME, Scheduler
 from model.wire import FRAME_SAMPLES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -114,6 +117,23 @@ def test_others_talk_while_work_is_done_beside_them_however_short_the_run(seen: 
         assert jobs
         assert all(any(came > job.asked for came, _ in done.frames) for job in jobs)
         assert any(came < jobs[0].asked for came, _ in done.frames), "it finds calls in full swing"
+
+
+def test_as_many_frames_come_as_the_time_has_however_late_they_are_seen(
+    stepper: Stepper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = beside(stepper, alone=True)._talk
+    work, ends = talk.calls.work, time.perf_counter() + 0.5
+
+    def slow() -> bool:
+        """The first step takes longer than everything."""
+        wait_until(ends)
+        return work()
+
+    monkeypatch.setattr(talk.calls, "work", slow)
+    phases = talk._phases
+    done = talk.run(0.2)
+    assert len(done.frames) == sum(math.ceil((0.2 - phase) / FRAME) for phase in phases)
 
 
 def test_others_talk_until_the_work_is_done(stepper: Stepper) -> None:

@@ -31,8 +31,8 @@ def test_what_is_reckoned_is_at_least_what_an_engine_holds(size: Size, device: s
     held = {}
     for slots in (1, 64, 150):
         models = random_models(sizes, torch.device(device))
-        weights = tensor_bytes([models])
-        held[slots] = tensor_bytes([Stepper(models, slots, kv_dtype=DTYPES[kv_dtype])])
+        weights = tensor_bytes([models], device)
+        held[slots] = tensor_bytes([Stepper(models, slots, kv_dtype=DTYPES[kv_dtype])], device)
         assert weights < held[slots] <= engine_bytes(slots, fixed_bytes(weights, "cpu"), slot)
     assert held[150] - held[64] <= (150 - 64) * slot
     if size == "full":
@@ -41,7 +41,10 @@ def test_what_is_reckoned_is_at_least_what_an_engine_holds(size: Size, device: s
 
 def test_a_storage_is_counted_once_however_it_is_held() -> None:
     tensor = torch.zeros(100)
-    assert tensor_bytes([{"whole": tensor, "part": [tensor[:10], (tensor.view(10, 10),)]}, tensor]) == 400
+    elsewhere = torch.zeros(7, device="meta")
+    holders = [{"whole": tensor, "part": [tensor[:10], (tensor.view(10, 10), elsewhere)]}, tensor]
+    assert tensor_bytes(holders, "cpu") == 400
+    assert tensor_bytes(holders, "meta") == 28
 
 
 def test_too_little_memory_is_known_by_many_names() -> None:
