@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +64,16 @@ class Rig:
     """An engine's calls and what each session was told."""
 
     def __init__(
-        self, models: Models, folder: ModelFolder, *, slots: int = 3, context: Context = "reprime", spares: int = 1
+        self,
+        models: Models,
+        folder: ModelFolder,
+        *,
+        slots: int = 3,
+        context: Context = "reprime",
+        spares: int = 1,
+        costs: Mapping[int, float] | None = None,
     ) -> None:
+        """`costs`: seconds of a step by number of slots, as the scheduler knows them."""
         self.now = 0.0
         self.told: dict[int, list[FromWorker]] = defaultdict(list)
         self.clips: dict[str, Clip] = {}
@@ -72,7 +81,7 @@ class Rig:
         """While it is not set, clips are being read."""
         self.reading.set()
         self.stepper = Stepper(models, slots, spares=spares, kv_dtype=torch.float32)
-        self.scheduler = Scheduler(slots)
+        self.scheduler = Scheduler(slots, costs=costs)
         self.prompts = PromptCache(self.stepper, 1 << 30)
         self.assets = FileAssets(models, VoiceStore(models, folder.voices, Path("nowhere")), self._clip)
         self.calls = Calls(
