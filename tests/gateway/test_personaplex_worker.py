@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from websockets.asyncio.client import connect
 
@@ -18,7 +19,7 @@ from model.moshi import protocol
 from model.wire import AgentText, Sampling, SessionRequest
 from tests.gateway.personaplex_workers import personaplex
 from tests.gateway.token_workers import Caller, pool_of
-from tests.model.moshi.client import MoshiClient, tone
+from tests.model.moshi.client import MoshiClient, Samples, tone
 from tests.model.tiny_folder import VOICE, make_folder
 
 pytestmark = pytest.mark.anyio
@@ -38,17 +39,27 @@ async def talk(pool: ResumingPool, caller: Caller, frames: int) -> bytes:
     return columns
 
 
-async def chat(url: str, hertz: float) -> int:
-    """A second of a client of Moshi's; returns the samples it heard."""
-    query = f"?text_prompt=you%20are%20a%20kind%20teacher&voice_prompt={VOICE}.pt&seed=1"
-    async with connect(url.removesuffix(wire.PATH) + protocol.PATH + query, compression=None) as connection:
-        client = MoshiClient(connection)
-        assert await client.receive() == 0
-        await client.send(tone(1, hertz))
-        return len(await client.hear(11 * 1_920))
+async def chat(url: str, hertz: float, seed: int) -> tuple[str, Samples]:
+    """A second of a client of Moshi's: what the agent said in 11 frames, and their sound."""
+    query = f"?text_prompt=you%20are%20a%20kind%20teacher&voice_prompt={VOICE}.pt&seed={seed}"
+    while True:
+        async with connect(url.removesuffix(wire.PATH) + protocol.PATH + query, compression=None) as connection:
+            client = MoshiClient(connection)
+            if await client.receive() == 0:
+                await client.send(tone(1, hertz))
+                sound = await client.hear(11 * 1_920)
+                return "".join(client.said), sound[: 11 * 1_920]
+        (error,) = client.errors
+        assert "frames run late" in error, "as they may on a busy machine; then it is full for a while"
+        await asyncio.sleep(0.2)
 
 
-async def test_a_call_outlives_its_worker_and_moshis_clients_share_the_next(tmp_path: Path) -> None:
+def alike(one: Samples, other: Samples) -> bool:
+    """But for what Opus makes of rounding: a last bit of such loud sound is a tenth of what it encodes."""
+    return bool(np.corrcoef(one, other)[0, 1] > 0.7)
+
+
+async def test_a_call_outlives_its_worker(tmp_path: Path) -> None:
     make_folder(tmp_path)
     async with AsyncExitStack() as stack:
         first, second = await asyncio.gather(
@@ -70,5 +81,15 @@ async def test_a_call_outlives_its_worker_and_moshis_clients_share_the_next(tmp_
         assert said == sorted(said)
         assert said[-1] > change.index
 
-        heard = await asyncio.gather(*(chat(second.url, 300 + 100 * number) for number in range(4)))
-        assert all(samples >= 11 * 1_920 for samples in heard)
+
+async def test_moshis_clients_share_a_worker_each_with_its_own_seed_and_caller(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    clients = ((300, 1), (300, 1), (300, 2), (700, 1))
+    async with personaplex(tmp_path, len(clients)) as worker, asyncio.timeout(120):
+        heard = await asyncio.gather(*(chat(worker.url, hertz, seed) for hertz, seed in clients))
+        alone = await chat(worker.url, *clients[0])
+    (text, sound), *others = [*heard, alone]
+    assert text
+    assert np.abs(sound).max() > 0.01
+    assert [said == text for said, _ in others] == [True, False, False, True]
+    assert [alike(sound, other) for _, other in others] == [True, False, False, True]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -88,8 +88,10 @@ class Rig:
         context: Context = "reprime",
         spares: int = 1,
         kv_dtype: torch.dtype = torch.float32,
+        costs: Mapping[int, float] | None = None,
     ) -> None:
-        """On a GPU its steps are captured, as in production."""
+        """`costs`: seconds of a step by number of slots, as the scheduler knows them. On a GPU its steps are captured,
+        as in production."""
         self.now = 0.0
         self.told: dict[int, list[FromWorker]] = defaultdict(list)
         self.clips: dict[str, Clip] = {}
@@ -98,7 +100,7 @@ class Rig:
         self.reading.set()
         batches = batch_sizes(slots) if models.device.type == "cuda" else []
         self.stepper = Stepper(models, slots, spares=spares, kv_dtype=kv_dtype, batches=batches)
-        self.scheduler = Scheduler(slots)
+        self.scheduler = Scheduler(slots, costs=costs)
         self.prompts = PromptCache(self.stepper, 1 << 30)
         voices = VoiceStore(models, folder.voices, Path("nowhere"))
         self.assets = FileAssets(models, voices, self._clip, reprimed=context == "reprime")

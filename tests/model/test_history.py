@@ -353,6 +353,35 @@ def prompt_is_there(rig: Rig, session: int, prompt: SavedKV) -> None:
         torch.testing.assert_close(held.float(), expected.float(), rtol=0, atol=2e-5)
 
 
+class PromptWatch:
+    """Sees before every step that every key of each slot's prompt is in its sight, as it was at first."""
+
+    def __init__(self, rig: Rig, seconds: float = 0.0) -> None:
+        """All calls have the same prompt, and one is open and has not spoken. seconds: what a step takes."""
+        self.steps = 0
+        """Of all slots together."""
+        self.most_renewing = 0
+        """Calls that were being re-primed, or waited for it, at once."""
+        self._rig, self._seconds = rig, seconds
+        call = next(iter(rig.calls._calls.values()))
+        assert call.prompt is not None
+        self.prompt = rig.stepper.state.kv.save(rig.stepper.lm_slot[call.slot], call.prompt.positions)
+        self._step = rig.stepper.step
+        rig.stepper.step = self._watched  # type: ignore[method-assign]
+
+    def _watched(self, slots: Sequence[int], pcm: Sequence[bytes]) -> StepResult:
+        calls = self._rig.calls
+        for slot in slots:
+            self.look(calls._by_slot[slot].session)
+        self.steps += len(slots)
+        self.most_renewing = max(self.most_renewing, sum(call.renewing for call in calls._calls.values()))
+        self._rig.now += self._seconds
+        return self._step(slots, pcm)
+
+    def look(self, session: int) -> None:
+        prompt_is_there(self._rig, session, self.prompt)
+
+
 @pytest.mark.parametrize(
     ("kv_dtype", "windows"),
     [(torch.float32, 5), (torch.bfloat16, SOME), (fp8.E4M3, SOME)],
@@ -365,14 +394,11 @@ def test_a_call_over_five_windows_keeps_its_prompt_and_goes_on_elsewhere_as_it_w
     rig = Rig(short, brief, slots=2, kv_dtype=kv_dtype)
     rig.open(1, request(prompt=""))
     rig.open(2, request("other", prompt=""))
-    call = rig.calls._calls[1]
-    assert call.prompt is not None
-    prompt = rig.stepper.state.kv.save(rig.stepper.lm_slot[call.slot], call.prompt.positions)
+    call, watch = rig.calls._calls[1], PromptWatch(rig)
     last = windows * WINDOW
-    for index in range(last):
-        rig.speak(1, index, index + 1)
-        if index % 10 == 0:
-            prompt_is_there(rig, 1, prompt)
+    rig.speak(1, 0, last)
+    assert watch.steps == last
+    watch.look(1)
     cuts = [message.index for message in rig.told[1] if isinstance(message, Cut)]
     assert cuts == sorted(set(cuts))
     assert len(cuts) >= windows
@@ -385,7 +411,7 @@ def test_a_call_over_five_windows_keeps_its_prompt_and_goes_on_elsewhere_as_it_w
     resume, history = rig.history(1, cuts[-1])
     other = Rig(short, brief, kv_dtype=kv_dtype)
     other.open(1, request(prompt="", resume=resume), history)
-    prompt_is_there(other, 1, prompt)
+    prompt_is_there(other, 1, watch.prompt)
     for each in (rig, other):
         each.speak(1, last, last + 6)
     assert [frame.index for frame in other.frames(1)[:6]] == list(range(last, last + 6))
@@ -450,6 +476,59 @@ def test_a_call_that_is_given_its_prompt_back_too_late_is_counted_frame_by_frame
     rig.speak(1, whole + 5, whole + 5 + WINDOW)
     assert rig.calls.unprompted == 5, "it has all of it again"
     assert rig.calls.cuts >= 2
+
+
+EIGHT = 8
+STEP, PART = 0.02, 0.015
+"""Seconds: two steps of eight calls, and two parts of other work, leave nothing of a frame's 80 ms."""
+
+
+def talk_in_time(rig: Rig, frames: int) -> None:
+    """Frames of sessions 1 to 8 come every 80 ms, each at a phase of its own, whatever the engine does meanwhile."""
+    coming = sorted(
+        (rig.now + index * FRAME + session * 0.01, session, index)
+        for session in range(1, EIGHT + 1)
+        for index in range(frames)
+    )
+    coming.reverse()
+    while True:
+        while coming and coming[-1][0] <= rig.now:
+            due, session, index = coming.pop()
+            rig.calls.frame(session, index, caller_pcm(session, index), due)
+        if rig.calls.work():
+            continue
+        moments = [coming[-1][0]] if coming else []
+        if (wake := rig.calls.wake_at()) is not None:
+            moments.append(wake)
+        if not moments:
+            return
+        rig.now = max(rig.now, min(moments))
+
+
+def test_calls_that_share_one_spare_memory_keep_their_prompts_though_steps_and_parts_take_time(
+    short: Models, brief: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(short, brief, slots=EIGHT, costs={EIGHT: STEP})
+    for session in range(1, EIGHT + 1):
+        rig.open(session, request(str(session), prompt=""))
+    watch, part = PromptWatch(rig, STEP), rig.calls._advance_job
+
+    def in_time() -> bool:
+        did = part()
+        rig.now += PART * did
+        return did
+
+    monkeypatch.setattr(rig.calls, "_advance_job", in_time)
+    frames = 3 * WINDOW
+    talk_in_time(rig, frames)
+    assert watch.steps == EIGHT * frames
+    assert watch.most_renewing > 1, "one waits for the other's spare"
+    for session in range(1, EIGHT + 1):
+        watch.look(session)
+        assert [frame.index for frame in rig.frames(session)] == list(range(frames))
+        assert len([message for message in rig.told[session] if isinstance(message, Cut)]) >= 3
+    assert len(rig.calls._spares) == 1
+    assert rig.scheduler.late == 0
 
 
 def test_a_sliding_window_is_the_references_and_cuts_nothing(short: Models, brief: ModelFolder) -> None:

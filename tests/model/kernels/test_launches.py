@@ -23,6 +23,10 @@ OUTSIDE = 15
 """Of the language model without its walk of the codebooks: embedding, positions, attention's counters, last norm, text
 head, its draw, words, and the two ends of the token grid; of the engine, the two ends of a step."""
 WHOLE = 500
+LEAST = 200
+"""The layers of the main transformer alone are 160."""
+BATCHES = (1, 2, 8, 64)
+"""Of one slot, of a handful of rows, and of more, which take other kernels."""
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +101,7 @@ def test_a_captured_step_of_the_published_structure() -> None:
         tiny.mimi, transformer=replace(tiny.mimi.transformer, layers=sizes_of("full").mimi.transformer.layers)
     )
     models = random_models(Sizes(lm, mimi, torch.bfloat16), torch.device("cuda"))
-    stepper = Stepper(models, 2, kv_dtype=torch.bfloat16, batches=(1,))
-    launches = stepper.launches(1)
-    assert launches is None or launches < WHOLE
+    stepper = Stepper(models, BATCHES[-1], kv_dtype=torch.bfloat16, batches=BATCHES)
+    nodes = {batch: stepper.launches(batch) for batch in BATCHES}
+    # None would mean that this torch keeps no graph to count in.
+    assert all(count is not None and LEAST < count < WHOLE for count in nodes.values()), nodes
