@@ -453,7 +453,7 @@ def test_a_hang_up_does_not_make_the_others_wait_for_what_was_begun_for_it(
     """It is put in order where it was begun: in the stream behind that of the steps, which waits for nothing."""
     rig = Rig(models, tiny, slots=3)
     stepper, within, put_in_order = rig.stepper, [False], list[str]()
-    reset, reset_lm = stepper.reset, stepper.reset_lm
+    reset, let_go_lm = stepper.reset, stepper.let_go_lm
 
     @contextmanager
     def aside() -> Iterator[bool]:
@@ -472,7 +472,7 @@ def test_a_hang_up_does_not_make_the_others_wait_for_what_was_begun_for_it(
     monkeypatch.setattr("model.history._FEW", 2)
     monkeypatch.setattr(stepper, "aside", aside)
     monkeypatch.setattr(stepper, "reset", watched("slot", reset))
-    monkeypatch.setattr(stepper, "reset_lm", watched("language memory", reset_lm))
+    monkeypatch.setattr(stepper, "let_go_lm", watched("language memory", let_go_lm))
     rig.open(1, request("talks"))
     rig.speak(1, 0, 12)
     rig.calls._renew(rig.calls._calls[1], 0)

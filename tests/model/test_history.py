@@ -473,6 +473,7 @@ def test_a_call_that_is_given_its_prompt_back_too_late_is_counted_frame_by_frame
     (line,) = (record.message for record in caplog.records if "forgetful" in record.message)
     assert f"from frame {whole} on" in line
     rig.calls._spares.append(spare)
+    rig.settle()
     rig.speak(1, whole + 5, whole + 5 + WINDOW)
     assert rig.calls.unprompted == 5, "it has all of it again"
     assert rig.calls.cuts >= 2

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from model.conversation import Models
+from model.engine_options import Context
 from model.folder import ModelFolder
 from model.scheduler import FRAME
 from model.wire import History, Resume, SessionRequest
@@ -19,9 +20,14 @@ Passes = list[tuple[list[int], int]]
 
 
 @pytest.fixture
-def rig(models: Models, tiny: ModelFolder) -> Rig:
+def context() -> Context:
+    return "reprime"
+
+
+@pytest.fixture
+def rig(models: Models, tiny: ModelFolder, context: Context) -> Rig:
     """One who speaks, and room for another. Passes are as long as what is read, on a GPU too."""
-    rig = Rig(models, tiny, slots=2)
+    rig = Rig(models, tiny, slots=2, context=context)
     rig.prompts.reads._padded = False
     rig.open(1, request("speaks"))
     return rig
@@ -42,6 +48,7 @@ def open_while_another_speaks(rig: Rig, passes: Passes, asked: SessionRequest, h
     return " ".join(done)
 
 
+@pytest.mark.parametrize("context", ["sliding"], ids=["where no prompt is too long"])
 def test_a_long_prompt_is_read_256_frames_at_a_time_and_who_speaks_is_answered_in_between(rig: Rig) -> None:
     text = "you are a kind and wise teacher and you like to listen to you " * 7
     with read_passes(rig) as passes:
