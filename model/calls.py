@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from model import wire
 from model.assets import Assets
+from model.call_jobs import Call, CannotOpen, Job, Part, do_part
 from model.call_speech import CallSpeech
 from model.codec_passes import CodecPasses
 from model.engine import Stepper, StepResult
 from model.engine_options import NAME, Context
-from model.history import FAST_FRAMES, HASTY_FRAMES, Columns, TakenOver, kept_frames, refill, renewed_ahead
+from model.history import FAST_FRAMES, HASTY_FRAMES, TakenOver, kept_frames, refill, renewed_ahead
 from model.prompt import PromptTooLong
 from model.prompt_cache import Prompt, PromptCache
 from model.scheduler import Account, Frame, Refused, Scheduler
-from model.shared_passes import Share, SharedPasses
+from model.shared_passes import SharedPasses
 from model.voice import VoiceError
 from model.voices import VoiceRefused
 from model.wire import (
@@ -57,59 +56,6 @@ _LONG_TURN = 0.005
 """Seconds after which no other part is begun in a turn: the next step may be due."""
 
 
-@dataclass(slots=True)
-class _Call:
-    session: int
-    slot: int
-    request: SessionRequest
-    speech: CallSpeech
-    share: Share
-    prompt: Prompt | None = None
-    columns: Columns = field(default_factory=Columns)
-    """Since the cut."""
-    base: int = 0
-    """What the index of its next frame lacks to its place in the language memory."""
-    live: bool = False
-    early: list[tuple[int, bytes, float]] = field(default_factory=list)
-    """Caller frames that came before it could speak, and when."""
-    renewing: bool = False
-    has_spare: bool = False
-    """It is being renewed, and no longer waits for a spare language memory."""
-    unprompted: bool = False
-    """Whether it was told of that its prompt came back too late."""
-
-
-class _CannotOpen(Exception):
-    """The request cannot be served as it is; the message says why."""
-
-
-@dataclass(slots=True)
-class _Job:
-    """Work in parts, done between steps. pressing: somebody waits for it; else it is for when the window is full."""
-
-    call: _Call
-    parts: Generator[bool]
-    """Each says whether anything was done: nothing, where it waits for a thread, or for a pass it shares."""
-    pressing: bool = True
-
-
-class _Part(NamedTuple):
-    """The part of a job that was done. did: None once all is. refusal: why its call cannot be opened."""
-
-    job: _Job
-    did: bool | None
-    refusal: str = ""
-
-
-def _part(job: _Job) -> _Part:
-    try:
-        return _Part(job, next(job.parts))
-    except StopIteration:
-        return _Part(job, None)
-    except _CannotOpen as refusal:
-        return _Part(job, None, str(refusal))
-
-
 class Calls:
     """All calls of `stepper`. Every method is to be called from one thread."""
 
@@ -136,9 +82,9 @@ class Calls:
         self._now = clock
         self._reprimes = context == "reprime"
         self._window = stepper.models.config.transformer.context
-        self._calls: dict[int, _Call] = {}
-        self._by_slot: dict[int, _Call] = {}
-        self._jobs: list[_Job] = []
+        self._calls: dict[int, Call] = {}
+        self._by_slot: dict[int, Call] = {}
+        self._jobs: list[Job] = []
         self._spares = stepper.spare_lm_slots
         self._steps_in_a_row = 0
 
@@ -154,9 +100,9 @@ class Calls:
             return
         self._opened += 1
         speech = CallSpeech(self.stepper.speech, self._assets, slot, request)
-        call = _Call(session, slot, request, speech, self._passes.share(self._opened))
+        call = Call(session, slot, request, speech, self._passes.share(self._opened))
         self._calls[session] = self._by_slot[slot] = call
-        self._jobs.append(_Job(call, self._opening(call, history)))
+        self._jobs.append(Job(call, self._opening(call, history)))
         self._crowd = max(self._crowd, self._waiting)
 
     def frame(self, session: int, index: int, pcm: bytes, came: float) -> None:
@@ -183,7 +129,7 @@ class Calls:
     def _order(self, session: int, order: Say | Play) -> None:
         call = self._calls.get(session)
         if call is not None and call.speech.take(order):
-            self._jobs.append(_Job(call, call.speech.carry_out()))
+            self._jobs.append(Job(call, call.speech.carry_out()))
 
     def renew(self, session: int) -> None:
         """Give a call its prompt back with the newest of its past, as it gets it before its window is full."""
@@ -258,7 +204,7 @@ class Calls:
             if (late := self._by_slot.get(frame.slot)) is not None:
                 self._tell(late.session, wire.Late(frame.index))
 
-    def _answer(self, call: _Call, index: int, result: StepResult, row: int) -> None:
+    def _answer(self, call: Call, index: int, result: StepResult, row: int) -> None:
         if not result.finite[row]:
             self.faults += 1
             log.error("call %s: numbers that are none came out of frame %d", call.request.call_id, index)
@@ -278,7 +224,7 @@ class Calls:
         if self._reprimes and not call.renewing:
             self._watch_window(call)
 
-    def _end(self, call: _Call, error: Error) -> None:
+    def _end(self, call: Call, error: Error) -> None:
         self._tell(call.session, error)
         self.close(call.session)
 
@@ -298,7 +244,7 @@ class Calls:
             self._crowd = 0
         return parts is not None
 
-    def _next_parts(self) -> list[_Part] | None:
+    def _next_parts(self) -> list[Part] | None:
         """Calls that wait to speak come first, in the order they came; what they share, once none can go on alone.
 
         Then what calls have left behind is wiped. Only then those that get their past back, least room first. While
@@ -314,24 +260,24 @@ class Calls:
         for room, job in self._by_room():
             if waiting and room > self._margin:
                 break
-            if (part := _part(job)).did is not False:
+            if (part := do_part(job)).did is not False:
                 return [part]
         return None
 
-    def _parts_of(self, waiting: Sequence[_Job]) -> tuple[list[_Part], bool]:
+    def _parts_of(self, waiting: Sequence[Job]) -> tuple[list[Part], bool]:
         """What was done of them in one turn, and whether it came to all: else those after it are for the next turn.
 
         Then the first do nothing but wait again for their passes, which takes no time.
         """
-        until, parts = self._now() + _LONG_TURN, list[_Part]()
+        until, parts = self._now() + _LONG_TURN, list[Part]()
         for job in waiting:
             if len(parts) == _TOGETHER or self._now() > until:
                 return parts, False
-            if (part := _part(job)).did is not False:
+            if (part := do_part(job)).did is not False:
                 parts.append(part)
         return parts, True
 
-    def _by_room(self) -> list[tuple[int, _Job]]:
+    def _by_room(self) -> list[tuple[int, Job]]:
         """Those that get their past back, least room first, and their room.
 
         Who has a spare has no more of it than who waits for one, and cannot begin before this is done.
@@ -342,12 +288,12 @@ class Calls:
         rooms = [(min(room, least) if job.call.has_spare else room, job) for room, job in deep]
         return sorted(rooms, key=lambda each: each[0])
 
-    def _opening(self, call: _Call, history: History) -> Generator[bool]:
+    def _opening(self, call: Call, history: History) -> Generator[bool]:
         """From the request to a slot that speaks."""
         try:
             yield from self._prepare(call, history)
         except (VoiceError, VoiceRefused, PromptTooLong, ValueError) as error:
-            raise _CannotOpen(str(error)) from error
+            raise CannotOpen(str(error)) from error
         request = call.request
         yield from call.speech.begin() if request.resume is None else call.speech.go_on(request.resume.queued)
         # By now the device has done all of it: no step will wait for what was begun for this call.
@@ -360,7 +306,7 @@ class Calls:
             self.scheduler.push(call.slot, index, pcm, came)
         call.early.clear()
 
-    def _prepare(self, call: _Call, history: History) -> Generator[bool]:
+    def _prepare(self, call: Call, history: History) -> Generator[bool]:
         """Voice, prompt and history into the slot."""
         request, resume, stepper = call.request, call.request.resume, self.stepper
         call.prompt = prompt = yield from self._assets.prompt(request.voice, request.prompt)
@@ -374,7 +320,7 @@ class Calls:
             yield from self._taking_over(call, prompt, taken)
         yield True
 
-    def _taking_over(self, call: _Call, prompt: Prompt, taken: TakenOver) -> Generator[bool]:
+    def _taking_over(self, call: Call, prompt: Prompt, taken: TakenOver) -> Generator[bool]:
         """Speak again with the newest frames; the rest follows, if there is room for it."""
         columns = taken.columns
         room = self._window - 1 - prompt.frames - self._margin
@@ -394,14 +340,14 @@ class Calls:
         """Frames before the window's end by which a call is re-primed: it goes on while that is done."""
         return max(2, self._window // 20)
 
-    def _watch_window(self, call: _Call) -> None:
+    def _watch_window(self, call: Call) -> None:
         """Re-prime a call before the window pushes its prompt out; each slot at a time of its own."""
         assert call.prompt is not None
         prompt = call.prompt.frames
         if self._room(call) <= renewed_ahead(self._window, prompt, call.slot, self._margin):
             self._renew(call, call.columns.end - kept_frames(self._window, prompt))
 
-    def _count_unprompted(self, call: _Call, index: int) -> None:
+    def _count_unprompted(self, call: Call, index: int) -> None:
         """Re-priming did not come to its turn in time: this frame was answered without the prompt's beginning."""
         self.unprompted += 1
         if not call.unprompted:
@@ -412,15 +358,15 @@ class Calls:
                 *(call.request.call_id, index),
             )
 
-    def _room(self, call: _Call) -> int:
+    def _room(self, call: Call) -> int:
         """Frames until the window pushes its prompt out."""
         return self._window - 1 - call.columns.end - call.base
 
-    def _renew(self, call: _Call, start: int) -> None:
+    def _renew(self, call: Call, start: int) -> None:
         call.renewing = True
-        self._jobs.append(_Job(call, self._renewing(call, start), pressing=False))
+        self._jobs.append(Job(call, self._renewing(call, start), pressing=False))
 
-    def _renewing(self, call: _Call, start: int) -> Generator[bool]:
+    def _renewing(self, call: Call, start: int) -> Generator[bool]:
         """Fill a spare language memory with the prompt and the frames from `start` on, and put it in place."""
         assert call.prompt is not None
         while not self._spares:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.calls import _Job
+from model.call_jobs import Job
 from model.codec_passes import SOUND
 from model.conversation import Models
 from model.folder import ModelFolder
@@ -193,7 +193,7 @@ def test_parts_that_take_long_are_not_all_done_before_the_next_step(first: Rig) 
         while len(come) < CALLS:
             yield False
 
-    calls._jobs = [_Job(calls._calls[1], parts(number)) for number in range(CALLS)]
+    calls._jobs = [Job(calls._calls[1], parts(number)) for number in range(CALLS)]
     turns = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calls._passes, "work", lambda: pytest.fail("not all have come"))
