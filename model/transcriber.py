@@ -33,7 +33,8 @@ CORES_EACH = 4
 BEHIND = 16 << 20
 """Bytes that may wait for a process, some three minutes of one call; frames beyond are not transcribed."""
 START_SECONDS = 60.0
-RESTART_SECONDS = 1.0
+RESTART_SECONDS, RESTART_LAST = 1.0, 60.0
+"""Before one that ended is started again; twice as long each time that it does not start, up to the last."""
 FINISH_SECONDS = 2.0
 """A call's last words are waited for so long."""
 
@@ -288,13 +289,20 @@ class _Listener:
             self.up = False
             log.error("a transcriber ended with status %s and is started again", await process.wait())
             self._pool.lost(self)
-            await asyncio.sleep(RESTART_SECONDS)
-            try:
-                await self._spawn()
-            except TranscriberRefused:
-                log.exception("callers are not transcribed any more")
-                return
+            pause = RESTART_SECONDS
+            while not await self._started_again(pause):
+                pause = min(2 * pause, RESTART_LAST)
             self._pool.reopen(self)
+
+    async def _started_again(self, pause: float) -> bool:
+        """Whether it could be, after `pause` seconds: a machine short of memory may have killed it, and still be."""
+        await asyncio.sleep(pause)
+        try:
+            await self._spawn()
+        except (TranscriberRefused, OSError) as error:
+            log.error("its callers are not transcribed until a transcriber starts, which is tried again: %s", error)
+            return False
+        return True
 
     async def _end(self) -> None:
         process, self._process, self.up = self._process, None, False

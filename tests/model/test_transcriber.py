@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -76,6 +77,40 @@ async def test_what_a_caller_says_is_written_down_with_its_frames_and_goes_on_af
         assert pool.dropped == dropped
     finally:
         await pool.stop()
+        await pool.stop()
+
+
+async def test_a_process_that_cannot_be_started_again_is_tried_until_it_can(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a machine whose memory is used up: neither a program that ends at once nor none at all is for ever."""
+    monkeypatch.setattr(transcriber_module, "RESTART_SECONDS", 0.01)
+    pool = WhisperPool(processes=1)
+    await pool.start()
+    try:
+        listener = pool._listeners[0]
+        process, command = listener._process, listener._command
+        failing = [["/nowhere/at/all"], [sys.executable, "-c", ""]]
+        assert process is not None
+        spawn = listener._spawn
+
+        async def spawned() -> None:
+            listener._command = failing.pop() if failing else command
+            await spawn()
+
+        monkeypatch.setattr(listener, "_spawn", spawned)
+        os.kill(process.pid, signal.SIGKILL)
+        await until(lambda: not listener.up)
+        await until(lambda: listener.up)
+        tried = [record.getMessage() for record in caplog.records if "tried again" in record.getMessage()]
+        assert len(tried) == 2
+        assert "nowhere" in tried[1]
+        said: list[CallerText] = []
+        pool.open(1, 0, said.append)
+        for index, pcm in enumerate(caller_frames()):
+            pool.hear(1, index, pcm, SILENCE)
+        await until(lambda: said)
+    finally:
         await pool.stop()
 
 
