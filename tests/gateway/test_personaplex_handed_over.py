@@ -46,6 +46,17 @@ def said(document: dict[str, Any], speaker: str) -> str:
     return " ".join(one["text"] for one in document["utterances"] if one["speaker"] == speaker)
 
 
+def begins_with(text: str, words: str) -> bool:
+    """Whether it does; of one word, in which a worker may have been killed, what had been said may come twice."""
+    parts = words.split()
+    again = (
+        [*parts[:place], word[:end], *parts[place:]]
+        for place, word in enumerate(parts)
+        for end in range(1, len(word) + 1)
+    )
+    return text.startswith(words) or any(text.startswith(" ".join(one)) for one in again)
+
+
 @pytest.mark.parametrize(
     ("number", "status"),
     [
@@ -92,7 +103,7 @@ async def test_a_call_whose_worker_goes_is_held_by_another_and_all_of_it_is_writ
     assert document["end_reason"] == "caller_hangup"
     assert document["metrics"]["frames_in"] - document["metrics"]["frames_out"] <= 3
     assert gap(Path(report.agent_wav)) < 0.6
-    assert said(document, "agent").startswith(DISCLOSURE)
+    assert begins_with(said(document, "agent"), DISCLOSURE)
     heard = said(document, "caller").lower()
     # Once each: what was being said as the worker went is heard by the next, and by that alone.
     assert [heard.count(word) for word in ("card", "declined", "miami", "going on")] == [1, 1, 1, 1], heard
