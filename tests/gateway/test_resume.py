@@ -6,8 +6,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 import pytest
@@ -170,53 +170,47 @@ async def test_a_call_is_lost_when_the_others_are_full() -> None:
         assert all("no worker has a free slot" in caller.lost for caller in callers if caller.lost)
 
 
-async def test_our_own_worker_started_again_takes_its_calls_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_worker, "BACKOFF_FIRST", 0.1)
-    command = (sys.executable, "-m", "tests.token_worker", "--exit-with-parent")
-    pool = WorkerPool(load_settings(), command=command)
+@asynccontextmanager
+async def own_worker() -> AsyncIterator[tuple[WorkerPool, int]]:
+    """A pool with a token worker as our own child, and that one's process."""
+    pool = WorkerPool(load_settings(), command=(sys.executable, "-m", "tests.token_worker", "--exit-with-parent"))
     await pool.start()
     try:
         assert pool.local is not None
         assert pool.local.pid is not None
-        kill = partial(os.kill, pool.local.pid, signal.SIGKILL)
+        yield pool, pool.local.pid
+    finally:
+        await pool.stop()
+
+
+async def test_our_own_worker_started_again_takes_its_calls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_worker, "BACKOFF_FIRST", 0.1)
+    async with own_worker() as (pool, pid):
+        kill = partial(os.kill, pid, signal.SIGKILL)
         caller = Caller(actions={5: kill})
         async with asyncio.timeout(30):
             await caller.call(ResumingPool(pool), 36)
         caller.check()
         (change,) = caller.changes
         assert 2 <= change.missed < RESUME_WITHIN / 0.08
-    finally:
-        await pool.stop()
 
 
 @pytest.mark.long
 async def test_our_own_worker_that_hangs_is_started_again_before_its_calls_give_up() -> None:
-    command = (sys.executable, "-m", "tests.token_worker", "--exit-with-parent")
-    pool = WorkerPool(load_settings(), command=command)
-    await pool.start()
-    try:
-        assert pool.local is not None
-        assert pool.local.pid is not None
-        freeze = partial(os.kill, pool.local.pid, signal.SIGSTOP)
+    async with own_worker() as (pool, pid):
+        freeze = partial(os.kill, pid, signal.SIGSTOP)
         async with asyncio.timeout(60):
             caller = await Caller(actions={5: freeze}).call(ResumingPool(pool), 150)
         caller.check()
         (change,) = caller.changes
         assert "was silent for 0.24 s" in change.reason
         assert change.missed < RESUME_WITHIN / 0.08
-    finally:
-        await pool.stop()
 
 
 @pytest.mark.long
 async def test_a_call_that_waited_for_longer_than_its_sound_is_kept_goes_on_without_what_was_said() -> None:
-    command = (sys.executable, "-m", "tests.token_worker", "--exit-with-parent")
-    pool = WorkerPool(load_settings(), command=command)
-    await pool.start()
-    try:
-        assert pool.local is not None
-        assert pool.local.pid is not None
-        kill = partial(os.kill, pool.local.pid, signal.SIGKILL)
+    async with own_worker() as (pool, pid):
+        kill = partial(os.kill, pid, signal.SIGKILL)
         async with asyncio.timeout(60):
             caller = await Caller(pace=FAST, actions={20: kill}).call(ResumingPool(pool, within=40), 2_000)
         assert not caller.lost
@@ -225,8 +219,6 @@ async def test_a_call_that_waited_for_longer_than_its_sound_is_kept_goes_on_with
         assert change.missed > 125, "at this pace 0.5 s are as long as 10"
         assert change.missed <= len(caller.missed)
         assert caller.missed[-1] < 1_999
-    finally:
-        await pool.stop()
 
 
 async def test_a_call_waits_for_a_worker_that_others_start_again_where_it_is_told_to() -> None:
