@@ -334,23 +334,34 @@ def bench_engine_command(
     weights_dtype: Annotated[_WeightsType, typer.Option(help="How matrices are stored.")] = _WeightsType.BF16,
     seconds: Annotated[float, typer.Option(min=1, help="Of each run of one configuration.")] = 4.0,
     steady: Annotated[float, typer.Option(min=0, help="Seconds of the run at random phases, if not those.")] = 0.0,
+    steady_for: Annotated[str, typer.Option(help="Slots that run for so long: all, none, 64,128.")] = "all",
     beside: Annotated[str, typer.Option(help="Slots measured with work beside the calls: all, none, 64,128.")] = "all",
     json_output: Json = False,
 ) -> None:
     """The duplex model's engine with random weights and full windows: what a device holds, and what bounds it."""
     with told():
         from model.bench.configurations import Order
-        from model.bench.engine import bench_engine, beside_of, slots_of
+        from model.bench.engine import bench_engine, slots_of, some_of
 
         try:
             counts = slots_of(slots)
         except ValueError:
             raise typer.BadParameter(f"{slots!r} is not a list such as 1,8,64", param_hint="--slots") from None
-        try:
-            among = beside_of(beside)
-        except ValueError:
-            raise typer.BadParameter(f"{beside!r} is not all, none or 64,128", param_hint="--beside") from None
+        some = []
+        for option, text in (("--beside", beside), ("--steady-for", steady_for)):
+            try:
+                some.append(some_of(text))
+            except ValueError:
+                raise typer.BadParameter(f"{text!r} is not all, none or 64,128", param_hint=option) from None
         order = Order(
-            size.value, device.value, counts, kv_dtype.value, weights_dtype.value, seconds, beside=among, steady=steady
+            size.value,
+            device.value,
+            counts,
+            kv_dtype.value,
+            weights_dtype.value,
+            seconds,
+            beside=some[0],
+            steady=steady,
+            steady_for=some[1],
         )
         raise typer.Exit(bench_engine(order, json_output=json_output))

@@ -108,8 +108,7 @@ class ForcedSpeech:
             state = self._slots[slot]
             if state.now is None and state.later:
                 self._begin(slot, state)
-            column = _clip_column(state)
-            if column is not None:
+            if state.now is not None and (column := _clip_column(state)) is not None:
                 forced[place, : len(column)] = column
                 mask[place, : len(column)] = True
             state.steps += 1

@@ -44,7 +44,7 @@ class Order:
     """What is to be measured. seconds: of each run of one configuration.
 
     beside: the configurations measured with work beside the calls, None for all. steady: seconds of the run at random
-    phases, 0 for as long as the others.
+    phases, 0 for as long as the others; steady_for: the configurations of which that is so, None for all.
     """
 
     size: Size
@@ -55,6 +55,11 @@ class Order:
     seconds: float = 10.0
     beside: tuple[int, ...] | None = None
     steady: float = 0.0
+    steady_for: tuple[int, ...] | None = None
+
+    def seconds_at_random(self, slots: int) -> float:
+        """Of the run at random phases."""
+        return self.steady if self.steady and (self.steady_for is None or slots in self.steady_for) else self.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +271,7 @@ class Sweep:
         wanted = order.beside is None or slots in order.beside
         calls = BesideCalls(stepper, slots, costs, order.seconds, self._frames, alone=not wanted)
         watch.over("opening calls")
-        phases = calls.random_phases(order.steady or order.seconds)
+        phases = calls.random_phases(order.seconds_at_random(slots))
         watch.over("random_phases")
         beside = calls.measure() if wanted else {}
         calls.close()

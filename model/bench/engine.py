@@ -151,8 +151,8 @@ def slots_of(text: str) -> tuple[int, ...]:
     return slots
 
 
-def beside_of(text: str) -> tuple[int, ...] | None:
-    """`all`, `none`, or `64,128`: which configurations are measured with work beside the calls. Raises ValueError."""
+def some_of(text: str) -> tuple[int, ...] | None:
+    """`all`, `none`, or `64,128`: of which configurations something is measured. Raises ValueError."""
     return {"all": None, "none": ()}[text] if text in ("all", "none") else slots_of(text)
 
 
@@ -166,7 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights-dtype", choices=["bf16", "fp8"], default="bf16")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each run of one configuration")
     parser.add_argument("--steady", type=float, default=0.0, help="seconds of the run at random phases instead")
-    parser.add_argument("--beside", type=beside_of, help="64,128: only these with work beside the calls; or none")
+    parser.add_argument("--steady-for", type=some_of, help="128: only these run for so long")
+    parser.add_argument("--beside", type=some_of, help="64,128: only these with work beside the calls; or none")
     parser.add_argument(
         "--tiles",
         type=Path,

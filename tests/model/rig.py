@@ -137,6 +137,12 @@ class Rig:
         self.now = max(self.now, wake)
         return True
 
+    def part(self) -> bool:
+        """The next part of the work between steps, as soon as the device has done the one before."""
+        if self.stepper.device.type == "cuda":
+            torch.cuda.synchronize()
+        return self.calls._advance_job()
+
     def hear(self, session: int, index: int, pcm: bytes) -> None:
         """A caller frame comes now."""
         self.calls.frame(session, index, pcm, self.now)

@@ -151,12 +151,16 @@ def test_of_prompts_that_begin_alike_one_is_read_before_the_others_even_where_ca
 FACTS = "you are a kind and wise teacher and you help children with numbers; today is"
 
 
-def passes_for(models: Models, voice: Voice, texts: list[str], most_bytes: int = 1 << 30) -> int:
-    """Passes until so many calls have the prompts of `texts`, where the one of another day is kept if it fits."""
+def passes_for(models: Models, voice: Voice, texts: list[str], most_bytes: int = 1 << 30, padded: bool = False) -> int:
+    """Passes until so many calls have the prompts of `texts`, where the one of another day is kept if it fits.
+
+    `padded`: filled up to a few sizes, as on a GPU.
+    """
     stepper, alone = Stepper(models, len(texts)), Stepper(models, 1)
     cache = PromptCache(stepper, most_bytes)
     filled(stepper, cache, prompt_of(models, voice, f"{FACTS} sunday"))
     passes, count = SharedPasses(CodecPasses(stepper), cache.reads), 0
+    passes.reads._padded = passes.codec._padded = padded
     prompts = [prompt_of(models, voice, text) for text in texts]
     filling = [cache.fill(prompt, slot, passes.share(slot)) for slot, prompt in enumerate(prompts)]
     while filling := [parts for parts in filling if next(parts, None) is False]:
@@ -168,10 +172,14 @@ def passes_for(models: Models, voice: Voice, texts: list[str], most_bytes: int =
     return count
 
 
-def test_nobody_waits_for_a_prompt_that_will_not_be_kept(models: Models, voice: Voice) -> None:
+@pytest.mark.parametrize(("padded", "passes"), [(False, 2), (True, 1)], ids=["as long as it is", "filled up"])
+def test_nobody_waits_for_a_prompt_that_will_not_be_kept(
+    models: Models, voice: Voice, padded: bool, passes: int
+) -> None:
     """Most of each is known, and all read the rest together: in one pass for each length."""
-    assert passes_for(models, voice, [f"{FACTS} monday"] * 8) == 1
-    assert passes_for(models, voice, [f"{FACTS} monday x{letter}" for letter in "abcdefg"] + [f"{FACTS} monday"]) == 2
+    longer = [f"{FACTS} monday x{letter}" for letter in "abcdefg"]
+    assert passes_for(models, voice, [f"{FACTS} monday"] * 8, padded=padded) == 1
+    assert passes_for(models, voice, [*longer, f"{FACTS} monday"], padded=padded) == passes
 
 
 def test_nobody_waits_for_a_prompt_that_memory_has_no_room_for(models: Models, voice: Voice) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,12 +45,19 @@ def test_a_small_sweep_measures_everything(capsys: pytest.CaptureFixture[str]) -
         assert 0 < found[name]["p50"] <= found[name]["p99"] <= found[name]["p999"] <= found[name]["max"]
 
 
-def test_which_configurations_have_work_beside_the_calls() -> None:
-    assert engine.beside_of("all") is None
-    assert engine.beside_of("none") == ()
-    assert engine.beside_of("64,128") == (64, 128)
+def test_of_which_configurations_something_is_measured() -> None:
+    assert engine.some_of("all") is None
+    assert engine.some_of("none") == ()
+    assert engine.some_of("64,128") == (64, 128)
     with pytest.raises(ValueError, match="1 or more"):
-        engine.beside_of("0")
+        engine.some_of("0")
+
+
+def test_one_configuration_alone_may_run_for_longer() -> None:
+    order = Order("tiny", "cpu", (1, 2), "bf16", seconds=1.0, steady=300.0, steady_for=(2,))
+    assert [order.seconds_at_random(slots) for slots in (1, 2)] == [1.0, 300.0]
+    assert replace(order, steady_for=None).seconds_at_random(1) == 300.0
+    assert replace(order, steady=0.0).seconds_at_random(2) == 1.0
 
 
 @pytest.mark.long

@@ -147,7 +147,7 @@ def walks(capability: int) -> dict[str, str]:
     tiny = _WALK | dict.fromkeys((name for name, kind in _WALK.items() if kind == _BF16), "*fp32")
     tiny["mail"] = "*i64"
     of_many, of_one = depformer_walk.constants, depformer_walk.row_constants
-    shared = {**of_many(config, form, 128, 8), **asdict(CANDIDATES[256][1])}
+    shared = {**of_many(config, form, 128, 8), **asdict(CANDIDATES[128][1])}
     return {
         "walk": compiled(depformer.walk, capability, _WALK, warps, **of_many(config, form, 1, 8)),
         "walk many": compiled(depformer.walk, capability, _WALK, warps, **shared | {"wide_depth": 128}),
