@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from model.config import LMConfig, MimiConfig
 from model.lm import LM
@@ -35,9 +36,23 @@ class WeightsError(Exception):
     """A checkpoint is not what the model needs; the message names the file and the tensors."""
 
 
+class _WithoutChance(TorchFunctionMode):
+    """Lets modules leave out their first random numbers, which nobody sees where there is no memory.
+
+    There torch makes them by decompositions, for which it imports its compiler: over a second of a start.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def on_meta(make: Callable[[], _M]) -> _M:
     """A module with shapes and no memory."""
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutChance():
         return make()
 
 

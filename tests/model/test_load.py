@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,21 @@ def test_the_language_model_has_the_published_tensors() -> None:
     assert shapes(lm) == published["state_dict"]
     assert sum(weight.numel() for weight in lm.parameters()) == published["total_parameters"]
     assert lm_from_json(published) == personaplex_7b()
+
+
+def test_a_module_without_memory_needs_no_compiler() -> None:
+    """In a process of its own: whoever imports this for another reason would hide it."""
+    program = (
+        "import sys\n"
+        "from model.config import mimi_full, personaplex_7b\n"
+        "from model.lm import LM\n"
+        "from model.load import on_meta\n"
+        "from model.mimi.codec import Mimi\n"
+        "on_meta(lambda: LM(personaplex_7b())), on_meta(lambda: Mimi(mimi_full()))\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_the_codec_has_the_published_tensors() -> None:
