@@ -34,6 +34,9 @@ class Call:
     early: list[tuple[int, bytes, float]] = field(default_factory=list)
     """Caller frames that came before it could speak, and when."""
     renewing: bool = False
+    apart: bool = False
+    """Whether its window was nearly full once, and it was re-primed at a time of its own: from then on it is apart from
+    those that it began with."""
     has_spare: bool = False
     """It is being renewed, and no longer waits for a spare language memory."""
     unprompted: bool = False

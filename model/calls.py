@@ -341,10 +341,11 @@ class Calls:
         return max(2, self._window // 20)
 
     def _watch_window(self, call: Call) -> None:
-        """Re-prime a call before the window pushes its prompt out; each slot at a time of its own."""
+        """Re-prime a call before the window pushes its prompt out; each slot at a time of its own, the first time."""
         assert call.prompt is not None
         prompt = call.prompt.frames
-        if self._room(call) <= renewed_ahead(self._window, prompt, call.slot, self._margin):
+        if self._room(call) <= renewed_ahead(self._window, prompt, None if call.apart else call.slot, self._margin):
+            call.apart = True
             self._renew(call, call.columns.end - kept_frames(self._window, prompt))
 
     def _count_unprompted(self, call: Call, index: int) -> None:

@@ -100,13 +100,14 @@ def kept_frames(context: int, prompt: int) -> int:
     return max(1, context * 9 // 20 - prompt)
 
 
-def renewed_ahead(context: int, prompt: int, slot: int, margin: int) -> int:
+def renewed_ahead(context: int, prompt: int, slot: int | None, margin: int) -> int:
     """How many frames before a window of `context` is full a slot is re-primed: `margin` or more, at most half its way.
 
-    Each eighth of the slots at another time, so that calls that began together do not all wait for the same device.
+    The first time each eighth of the slots at another time, so that calls that began together do not all wait for the
+    same device. Then they are that far apart, and later ones, whose `slot` is None, need not be sooner than they must.
     """
     life = context - 1 - prompt - kept_frames(context, prompt)
-    return min(margin + slot % _GROUPS * (context // 40), life // 2)
+    return min(margin + (slot or 0) % _GROUPS * (context // 40), life // 2)
 
 
 def refill(
