@@ -42,8 +42,8 @@ test-long: $(VENV)/.test
 # Where there is no card the same tests run elsewhere, or are skipped.
 test-gpu: $(VENV)/.test
 	CALLPLEX_TEST_DEVICE=cuda $(PYTHON) -m pytest -m "not long" tests/model/kernels \
-	  $(addprefix tests/model/test_,$(addsuffix .py,calls captured_step engine engine_start gpu_process history long_reads \
-	  personaplex prompt_cache reprime resume_all shared_passes staging))
+	  $(addprefix tests/model/test_,$(addsuffix .py,call_speech calls captured_step engine engine_start gpu_process \
+	  history long_calls long_reads personaplex prompt_cache reprime resume_all shared_passes staging))
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
