@@ -312,6 +312,8 @@ class Call:
                     self._note(output)
                     self._event("flush", heard=round((output.index + 1) * FRAME_SECONDS, 2))
                     await self._leg.flush()
+                    # What the filter still holds of the word that was cut would be heard as a click.
+                    downsample = Downsampler()
                 case Late():
                     self.counters.agent_frames_late += 1
                 case WorkerChanged():

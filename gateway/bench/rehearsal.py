@@ -20,8 +20,8 @@ from pathlib import Path
 
 from gateway.bench.child import Gateway, GatewayFailed, Usage, running_gateway
 from gateway.phone.call import CallFailed, CallOptions, CallReport, place_call
-from gateway.phone.caller import Clip, ScriptedCaller, When
-from gateway.phone.metrics import Turn
+from gateway.phone.caller import Clip, ScriptedCaller, Voice, When
+from gateway.phone.metrics import FRAME_SECONDS, Turn
 from gateway.phone.script import CALLERS, known_turns
 from gateway.phone.sound import RATE, read_wav
 
@@ -37,6 +37,9 @@ CAST: Sequence[tuple[str, str]] = (
 """Recording and number called."""
 INTERRUPTIONS = {("bank-declined", 2): 4.5, ("bank-barge-in", 1): 1.8}
 """Turns that are said over the agent, so many seconds after it began; all others wait for its end."""
+_PHASES = 8
+"""Each call interrupts 20 ms later than the one before it; after 160 ms, two frames and five windows of the engine's,
+it begins anew. Where a word falls in them moves the silence, and without this each recording's would fall alike."""
 _WAIT_SECONDS = 1.2
 """From the agent's last sound to the caller's recording, which begins with about 0.3 s of silence."""
 _QUIET_SECONDS = 4.0
@@ -123,20 +126,22 @@ def as_text(found: Rehearsed) -> str:
     return "\n".join(lines)
 
 
-def caller(name: str) -> ScriptedCaller:
-    """A recorded caller who says each turn when its moment has come."""
+def caller(name: str, call: int = 0) -> ScriptedCaller:
+    """A recorded caller who says each turn when its moment has come; the `call`-th from 0."""
     path = CALLERS / f"{name}.wav"
     pcm = read_wav(path)
-    clips = [_clip(name, place, pcm, turn) for place, turn in enumerate(known_turns(path))]
+    # Half a frame less, so that no rounding decides in which frame it begins.
+    later = (call % _PHASES - 0.5) * FRAME_SECONDS
+    clips = [_clip((name, place), pcm, turn, later) for place, turn in enumerate(known_turns(path))]
     return ScriptedCaller(clips, _QUIET_SECONDS)
 
 
-def _clip(name: str, place: int, recording: bytes, turn: Turn) -> Clip:
+def _clip(which: tuple[str, int], recording: bytes, turn: Turn, later: float) -> Clip:
     pcm = recording[2 * round(turn.start * RATE) : 2 * round(turn.end * RATE)]
-    over = INTERRUPTIONS.get((name, place))
+    over = INTERRUPTIONS.get(which)
     when: When = "agent_finished" if over is None else "agent_speaking"
     said = Turn(0.0, turn.end - turn.start, turn.text)
-    return Clip(pcm, when, _WAIT_SECONDS if over is None else over, (said,))
+    return Clip(pcm, when, _WAIT_SECONDS if over is None else over + later, (said,))
 
 
 async def _place(gateway: Gateway, token: str, calls: int, rounds: int) -> tuple[list[CallReport | CallFailed], int]:
@@ -153,7 +158,8 @@ async def _place(gateway: Gateway, token: str, calls: int, rounds: int) -> tuple
     results: list[CallReport | CallFailed] = []
     try:
         for cast in _rounds(calls, rounds):
-            results += await asyncio.gather(*(_call(gateway, token, name, number) for name, number in cast))
+            voices = [(caller(name, len(results) + place), number) for place, (name, number) in enumerate(cast)]
+            results += await asyncio.gather(*(_call(gateway, token, voice, number) for voice, number in voices))
     finally:
         watching.cancel()
     return results, peak
@@ -165,9 +171,9 @@ def _rounds(calls: int, rounds: int) -> Iterator[list[tuple[str, str]]]:
         yield list(islice(everyone, calls))
 
 
-async def _call(gateway: Gateway, token: str, name: str, number: str) -> CallReport | CallFailed:
+async def _call(gateway: Gateway, token: str, voice: Voice, number: str) -> CallReport | CallFailed:
     try:
-        return await place_call(CallOptions(gateway.url, caller(name), to_number=number, auth_token=token))
+        return await place_call(CallOptions(gateway.url, voice, to_number=number, auth_token=token))
     except CallFailed as failure:
         return failure
 

@@ -40,6 +40,6 @@ class EchoGate:
         """The agent's sound of the window that is being heard at the same time."""
         self._played.append(level_db(window))
 
-    def passes(self, window: NDArray[np.float32]) -> bool:
-        """Whether the incoming window is louder than any echo of the agent could be."""
-        return level_db(window) > max(self._played) - LEAST_LOSS_DB
+    def above_db(self, window: NDArray[np.float32]) -> float:
+        """By how much the incoming window is louder than any echo of the agent could be; negative: it may be echo."""
+        return level_db(window) - (max(self._played) - LEAST_LOSS_DB)

@@ -21,6 +21,10 @@ _FRAME_WINDOWS = 3
 """At most so many windows end in one frame."""
 _BESIDE = 2
 """Windows next to the caller's that are never taken for mere echo."""
+_WORD = 3
+"""So many windows of speech that are louder than echo are a word of the caller's."""
+_CLEAR_DB = 10.0
+"""By so much at least one of them is: voices are, the agent's echo with the line's noise on it seldom."""
 
 
 class Listener:
@@ -36,6 +40,12 @@ class Listener:
         self._samples = 0
         self._windows = 0
         self._speech = False
+        self._word = 0
+        """Windows of the caller's present word that were louder than any echo."""
+        self._peak_db = 0.0
+        """By how much the loudest of them was."""
+        self._since_word = 0
+        """Windows after the last of them."""
         self._echo = np.zeros(_KEEP_WINDOWS, np.bool_)
         """Of the windows kept: whether all that is in them may be echo."""
 
@@ -50,11 +60,28 @@ class Listener:
             self._agent_pending = self._agent_pending[WINDOW_SAMPLES:]
             self._speech = probability > (SPEECH_OFF if self._speech else SPEECH_ON)
             window = self._cut(self._windows, self._windows + 1)
-            passes = self._gate.passes(window)
-            self._echo[self._windows % _KEEP_WINDOWS] = not passes
+            above_db = self._gate.above_db(window)
+            self._echo[self._windows % _KEEP_WINDOWS] = above_db <= 0
             self._windows += 1
-            decisions.append(self._speech and passes)
+            decisions.append(self._is_callers(above_db))
         return decisions
+
+    def _is_callers(self, above_db: float) -> bool:
+        """Whether the caller speaks in the next window: louder than echo, or the soft end of a word that clearly was.
+
+        Voice activity is late for a word's beginning. Without its end too, a short one would not interrupt the agent.
+        """
+        if self._speech and above_db > 0:
+            self._word += 1
+            self._peak_db = max(self._peak_db, above_db)
+            self._since_word = 0
+            return True
+        self._since_word += 1
+        clear = self._word >= _WORD and self._peak_db >= _CLEAR_DB
+        if self._speech and clear and self._since_word <= _BESIDE:
+            return True
+        self._word, self._peak_db = 0, 0.0
+        return False
 
     def sound(self, start: int, end: int) -> NDArray[np.float32]:
         """The caller from window `start` up to `end`, a copy; what is older than 30 s is left out.

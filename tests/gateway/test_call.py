@@ -309,6 +309,29 @@ def test_flush_reaches_the_line_and_the_transcript() -> None:
     ]
 
 
+def test_nothing_of_a_word_that_was_cut_is_heard_after_the_flush() -> None:
+    class CutSession(EchoSession):
+        """In the middle of a word when it is cut, and silent from then on, as the rehearsal engine is."""
+
+        async def outputs(self) -> AsyncIterator[Output]:
+            async for output in super().outputs():
+                if isinstance(output, AgentFrame):
+                    if output.index == 20:
+                        yield Flush(19)
+                    yield AgentFrame(output.index, SPEECH if output.index < 20 else QUIET)
+
+    class Engine:
+        async def open(self, request: SessionRequest) -> CutSession:
+            return CutSession()
+
+    leg = MemoryLeg(seconds=3)
+    place(leg, Engine())
+    assert leg.flushed == 1
+    assert any(leg.played[19][1])
+    # What the filter held of the word would be a click, 100 ms after the line went silent.
+    assert {pcm for _, pcm in leg.played[20:]} == {bytes(LINE_FRAME_BYTES)}
+
+
 def test_what_happens_in_a_call_is_told_with_its_time() -> None:
     log_book = Told()
 

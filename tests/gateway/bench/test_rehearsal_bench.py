@@ -30,6 +30,16 @@ def test_the_second_turn_of_the_impatient_caller_comes_over_the_agent() -> None:
     assert second.text.startswith("Wait")
 
 
+def test_each_call_interrupts_at_another_place_in_the_engines_frames_and_windows() -> None:
+    begun = set()
+    for call in range(16):
+        voice = caller("bank-barge-in", call)
+        for tick in range(1000):
+            voice.step(LOUD if tick < 50 or tick > 300 else SILENCE)
+        begun.add(round(voice.turns[1].start / 0.02) % 8)
+    assert begun == set(range(8))
+
+
 def report(detail: str = "", **metrics: object) -> CallReport:
     return CallReport("CA1", "http://gateway", "gateway", detail, metrics=Metrics(**metrics))  # type: ignore[arg-type]
 

@@ -16,8 +16,19 @@ import pytest
 
 from model.rehearsal.pieces import Sentence
 from model.rehearsal.session import Models
-from model.wire import AgentText, CallerText
-from tests.model.rehearsal.calls import Floats, Script, converse, over_the_line, recording, resampled, seconds, trimmed
+from model.rehearsal.turns import Agent, Pause, Turns
+from model.wire import FRAME_SAMPLES, SAMPLE_RATE, AgentText, CallerText
+from tests.model.rehearsal.calls import (
+    Floats,
+    Script,
+    converse,
+    over_the_line,
+    recording,
+    resampled,
+    seconds,
+    to_int16,
+    trimmed,
+)
 from tests.model.rehearsal.calls import turns as turns_of
 
 pytestmark = pytest.mark.anyio
@@ -46,6 +57,27 @@ def interruptions(models: Models) -> list[Floats]:
         for turn in turns_of(name)
     ]
     return clips + [shifted(models, word, SHIFTS[place % 3]) for place, word in enumerate(WORDS)]
+
+
+def agents_voice(models: Models) -> Floats:
+    """14 s of the agent, 24 kHz."""
+    return np.concatenate([models.synthesizer.synthesize(text).pcm.astype(np.float32) / 32_768 for text in TALK])
+
+
+def gives_way(models: Models, caller: Floats, agent: Floats, begins: float) -> float | None:
+    """The second at which the agent, which begins to speak at `begins`, is stopped; None: it is not."""
+    listener, turns = models.listener(), Turns()
+    said = np.concatenate([seconds(begins), agent, seconds(len(caller) / SAMPLE_RATE)])
+    for start in range(0, len(caller) - FRAME_SAMPLES + 1, FRAME_SAMPLES):
+        end = start + FRAME_SAMPLES
+        if start / SAMPLE_RATE <= begins < end / SAMPLE_RATE:
+            # What the caller said before has been answered.
+            turns = Turns()
+            turns.agent = Agent.SPEAKING
+        for speech in listener.hear(to_int16(caller[start:end]).tobytes(), to_int16(said[start:end]).tobytes()):
+            if any(isinstance(action, Pause) for action in turns.hear(speech)):
+                return end / SAMPLE_RATE
+    return None
 
 
 @dataclass
@@ -85,6 +117,35 @@ async def test_interruptions_are_heard(models: Models, record_property: Callable
     assert result.rate <= 0.1, result.wrong
     assert median(result.until_silence) <= 0.3
     assert max(result.until_silence) <= 0.6
+
+
+@pytest.mark.parametrize("loudness", [1.0, 1.5])
+def test_a_short_word_stops_the_agent_wherever_it_falls_in_the_frames_and_windows(
+    models: Models, loudness: float
+) -> None:
+    # "Wait," lasts 0.2 s, and its end is softer than the agent's echo may be; "stop" comes 0.34 s after its beginning.
+    agent = loudness * agents_voice(models)
+    begins = turns_of("bank-barge-in")[1]["start"] - 1.8
+    found = []
+    for place in range(20):
+        later = 0.004 * place
+        at = gives_way(models, np.concatenate([seconds(later), recording("bank-barge-in")]), agent, begins)
+        assert at is not None
+        found.append(round(at - later - 6.62, 3))
+    assert max(found) <= 0.35, found
+
+
+@pytest.mark.parametrize(("echo_db", "noise_db"), [(-25, -34), (-20, -40)])
+def test_echo_with_peaks_of_the_lines_noise_on_it_does_not_stop_the_agent(
+    models: Models, echo_db: float, noise_db: float
+) -> None:
+    agent = agents_voice(models)
+    echo = np.concatenate([seconds(0.25), agent])[: len(agent)] * np.float32(10 ** (echo_db / 20))
+    random = np.random.default_rng(5)
+    hiss = 10 ** (noise_db / 20) * random.standard_normal(len(agent))
+    bursts = np.repeat(2.5 * random.random(len(agent) // 1_200 + 1) ** 3, 1_200)[: len(agent)]
+    caller = over_the_line(np.asarray(echo + bursts * hiss, np.float32))
+    assert gives_way(models, caller, agent, 0.0) is None
 
 
 async def test_listening_remarks_do_not_take_the_floor(

@@ -51,12 +51,12 @@ def test_resampling_keeps_the_telephone_band_and_nothing_that_would_alias(
 def test_the_echo_gate_passes_the_caller_and_not_the_agent_25_db_down() -> None:
     gate = EchoGate()
     window = (0.1 * NOISE.standard_normal(WINDOW_SAMPLES)).astype(np.float32)
-    assert gate.passes(window * 0.01), "nobody spoke: anything may be the caller"
+    assert gate.above_db(window * 0.01) > 0, "nobody spoke: anything may be the caller"
     gate.played(window)
     for _ in range(20):
         gate.played(np.zeros(WINDOW_SAMPLES, np.float32))
-        assert not gate.passes(window * 10 ** (-25 / 20))
-        assert gate.passes(window * 10 ** (-(LEAST_LOSS_DB - 2) / 20))
+        assert gate.above_db(window * 10 ** (-25 / 20)) == pytest.approx(LEAST_LOSS_DB - 25, abs=0.01)
+        assert gate.above_db(window * 10 ** (-(LEAST_LOSS_DB - 2) / 20)) == pytest.approx(2, abs=0.01)
 
 
 @pytest.mark.parametrize("name", ["bank-hours", "bank-declined", "clinic-appointment", "card-number"])
