@@ -83,6 +83,10 @@ class CallCounters:
     """Agent frames that the engine itself says came late; 0 where it, or its worker, does not say."""
     deadline_misses: int = 0
 
+    def seconds(self) -> float:
+        """How long the call has lasted, from answer."""
+        return self.frames_in * FRAME_SECONDS
+
 
 class LogBook(Protocol):
     """Who is told what becomes known of a call. Nothing here waits or fails."""
@@ -126,6 +130,7 @@ class Call:
         self._clock = CallClock(self._jitter)
         self._unanswered: deque[bytes] = deque(maxlen=100)
         self._over = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._reason = ""
         self._target = ""
         self._session: Session | None = None
@@ -140,19 +145,19 @@ class Call:
     @property
     def seconds(self) -> float:
         """How long the call has lasted, from answer."""
-        return self.counters.frames_in * FRAME_SECONDS
+        return self.counters.seconds()
 
     async def run(self) -> str:
         """Bridge until the call ends, clean up whatever happened, and return the end reason."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._until_over(self._listen()))
-                tasks.create_task(self._until_over(self._converse(tasks)))
+                self._start(tasks, self._listen())
+                self._start(tasks, self._converse(tasks))
                 await self._over.wait()
-                # The group waits for its tasks; what is over must not wait for the other side.
-                raise _Over
-        except* _Over:
-            pass
+                # The group waits for its tasks; what is over must not wait for the other side. Not by an exception:
+                # the group's would hold itself by its traceback, and so the call, until the collector comes.
+                for task in tuple(self._tasks):
+                    task.cancel()
         except* Exception:
             log.exception("call %s failed", self.info.call_id)
             self.end("failed")
@@ -165,6 +170,14 @@ class Call:
         if not self._over.is_set():
             self._reason, self._target = reason, target
             self._over.set()
+
+    def _start(self, tasks: asyncio.TaskGroup, work: Coroutine[None, None, None]) -> None:
+        if self._over.is_set():  # whoever starts this has not heard that it was cancelled
+            work.close()
+            return
+        task = tasks.create_task(self._until_over(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _until_over(self, work: Coroutine[None, None, None]) -> None:
         """One of the call's tasks: the two peers' faults are reasons to end, anything else is our bug."""
@@ -230,8 +243,8 @@ class Call:
         self.engine_name = session.engine
         self._leg.answer()
         self._event("answer", engine=session.engine)
-        tasks.create_task(self._until_over(self._keep_time(session)))
-        tasks.create_task(self._until_over(self._speak(session)))
+        self._start(tasks, self._keep_time(session))
+        self._start(tasks, self._speak(session))
 
     async def _listen(self) -> None:
         await self._leg.listen(self._hear)
@@ -396,7 +409,3 @@ class Call:
         self._event("transfer", target=done.target, number=number)
         await self._leg.transfer(number)
         self.end("transfer", number)
-
-
-class _Over(Exception):
-    """The call has its end reason."""

@@ -151,7 +151,8 @@ class Desk:
         name = self.recordings.name(recording.plan.path) if recording is not None else ""
         log_book = CallLog(leg.info.call_id, self.live, redaction_rules(who), recording, name)
         call = Call(leg, self._engine, plan, recording, log_book)
-        log_book.now = lambda: call.seconds
+        # Not the call itself, which holds its log book.
+        log_book.now = call.counters.seconds
         started_at = datetime.now(UTC)
         self._remember(leg.info, call.outcome)
         self._calls.add(call)

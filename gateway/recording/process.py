@@ -71,9 +71,8 @@ class WriterProcess:
 class Channel:
     """One recording's orders."""
 
-    def __init__(self, number: int, hear: Hear, link: _Link) -> None:
+    def __init__(self, number: int, link: _Link) -> None:
         self.number = number
-        self.hear = hear
         self.waiting = 0
         """Orders that the process has not taken yet."""
         self._link = link
@@ -91,7 +90,8 @@ class _Link:
         self._socket, theirs = socket.socketpair()
         self._changed = threading.Condition()
         self._queue: deque[tuple[Channel, bytes | memoryview]] = deque()
-        self._channels: dict[int, Channel] = {}
+        self._hearing: dict[int, Hear] = {}
+        """Who hears of a recording, by its number, until it is closed."""
         self._gone = False
         self._threads = [
             threading.Thread(target=self._live, args=(command, theirs), name="recording-answers", daemon=True),
@@ -100,18 +100,18 @@ class _Link:
 
     def start(self, number: int, hear: Hear) -> Channel:
         """Start the process for a first recording, which hears if that fails."""
-        channel = self._channels[number] = Channel(number, hear, self)
+        self._hearing[number] = hear
         for thread in self._threads:
             thread.start()
-        return channel
+        return Channel(number, self)
 
     def channel(self, number: int, hear: Hear) -> Channel | None:
         """None: the process is gone."""
         with self._changed:
             if self._gone:
                 return None
-            channel = self._channels[number] = Channel(number, hear, self)
-            return channel
+            self._hearing[number] = hear
+            return Channel(number, self)
 
     def send(self, channel: Channel, order: Order) -> None:
         data: bytes | memoryview = pickle.dumps(order, pickle.HIGHEST_PROTOCOL)
@@ -157,6 +157,7 @@ class _Link:
                     self._queue.popleft()
                     channel.waiting -= 1
                     self._changed.notify_all()
+            del channel, data  # not kept until the disk is slow again
 
     def _live(self, command: Sequence[str], theirs: socket.socket) -> None:
         try:
@@ -175,23 +176,23 @@ class _Link:
 
     def _hear(self, answer: Answer) -> None:
         with self._changed:
-            channel = self._channels[answer.number]
+            hear = self._hearing[answer.number]
             if isinstance(answer, Closed):
-                del self._channels[answer.number]
-        channel.hear(answer)
+                del self._hearing[answer.number]
+        hear(answer)
 
     def _end(self) -> None:
         with self._changed:
             self._gone = True
-            left = list(self._channels.values())
-            self._channels.clear()
+            left = list(self._hearing.values())
+            self._hearing.clear()
             self._queue.clear()
             self._changed.notify_all()
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-        for channel in left:
-            channel.hear(None)
+        for hear in left:
+            hear(None)
 
 
 def _start(command: Sequence[str], theirs: socket.socket) -> subprocess.Popen[bytes]:

@@ -193,7 +193,12 @@ def configured_url(settings: Settings) -> str:
 
 def insert(connection: AsyncConnection, table: sqlalchemy.Table) -> Insert:
     """The dialect's insert, which knows `on_conflict_do_update` and `on_conflict_do_nothing`."""
-    return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
+    return insert_of(connection.dialect.name, table)
+
+
+def insert_of(dialect: str, table: sqlalchemy.Table) -> Insert:
+    """The same by the dialect's name."""
+    return sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
 
 
 _ADVICE = (

@@ -7,12 +7,13 @@ while it committed, nobody knows whether the rows are there.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Executable, Table, bindparam, delete, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.records.database import insert
+from gateway.records.database import insert_of
 from gateway.records.portion import Portion, call_row, end_row, event_row, text_row, utterance_row
 from gateway.records.tables import call_texts, calls, events, utterances
 
@@ -23,8 +24,9 @@ frames is measured by `callplex bench gateway --words`."""
 
 async def store(connection: AsyncConnection, instance: str, portions: Sequence[Portion]) -> None:
     """Write the portions of this gateway's calls. Raises what the driver raises."""
+    dialect = connection.dialect.name
     begun = [call_row(portion.start, instance) for portion in portions if portion.begins]
-    await _execute(connection, insert(connection, calls).on_conflict_do_nothing(), begun)
+    await _execute(connection, _new(dialect, calls), begun)
     over = {portion.start.call_id: portion.end for portion in portions if portion.end is not None}
     if over:
         # The end knows all that was said; what was taken back since is not said.
@@ -35,9 +37,9 @@ async def store(connection: AsyncConnection, instance: str, portions: Sequence[P
         for portion in portions
         for one in (portion.end.utterances if portion.end is not None else portion.utterances)
     ]
-    await _execute(connection, _replacing(connection, utterances, "call_id", "number"), said)
+    await _execute(connection, _replacing(dialect, utterances, "call_id", "number"), said)
     happened = [event_row(portion.start.call_id, one) for portion in portions for one in portion.events]
-    await _execute(connection, insert(connection, events).on_conflict_do_nothing(), happened)
+    await _execute(connection, _new(dialect, events), happened)
     begun_to_record = [
         {"over": portion.start.call_id, "recording": portion.recording} for portion in portions if portion.recording
     ]
@@ -49,12 +51,22 @@ async def store(connection: AsyncConnection, instance: str, portions: Sequence[P
     ]
     await _execute(connection, update(calls).where(calls.c.id == bindparam("over")), ended)
     texts = [text_row(portion.start.call_id, portion.end) for portion in portions if portion.end is not None]
-    await _execute(connection, _replacing(connection, call_texts, "call_id"), texts)
+    await _execute(connection, _replacing(dialect, call_texts, "call_id"), texts)
 
 
-def _replacing(connection: AsyncConnection, table: Table, *key: str) -> Executable:
+# Built once: the columns of `excluded` hold each other, a hundred objects that would be garbage with each write.
+
+
+@cache
+def _new(dialect: str, table: Table) -> Executable:
+    """An insert that leaves what is there under the same key."""
+    return insert_of(dialect, table).on_conflict_do_nothing()
+
+
+@cache
+def _replacing(dialect: str, table: Table, *key: str) -> Executable:
     """An insert that replaces what is there under the same key."""
-    statement = insert(connection, table)
+    statement = insert_of(dialect, table)
     newer = {column.name: statement.excluded[column.name] for column in table.c if column.name not in ("id", *key)}
     return statement.on_conflict_do_update(index_elements=key, set_=newer)
 

@@ -22,7 +22,7 @@ from contextlib import suppress
 from gateway.rtp.latch import Addr
 from gateway.rtp.plan import Identity, MediaPlan, MediaReport
 from gateway.rtp.ports import PortRange
-from gateway.rtp.stream import MediaStream
+from gateway.rtp.stream import MediaStream, unheard
 from gateway.rtp.ticker import TICK, Ticker
 
 RECEIVE_BUFFER = 1 << 16
@@ -168,6 +168,9 @@ class RtpSession:
         self._loop.remove_reader(self._rtcp)
         self._rtp.close()
         self._rtcp.close()
+        # Whoever listened holds this session, and would wait with it for the garbage collector.
+        self.listen(unheard)
+        self.on_digit(unheard)
 
     def send_due(self, now: float) -> None:
         """The ticker's."""

@@ -39,8 +39,8 @@ class StreamCounters:
     """Synchronisation sources the peer has had."""
 
 
-def _unheard(what: object) -> None:
-    """Nobody listens yet."""
+def unheard(what: object) -> None:
+    """Nobody listens: not yet, or not any more."""
 
 
 class MediaStream:
@@ -52,9 +52,9 @@ class MediaStream:
         self.sender = Sender(identity, plan)
         self.reporter = Reporter(identity, now)
         self.reception: Reception | None = None
-        self.on_frame: Callable[[bytes], None] = _unheard
+        self.on_frame: Callable[[bytes], None] = unheard
         """Given the caller's sound, 320 bytes of int16 each tick; must be quick and never raises."""
-        self.on_digit: Callable[[str], None] = _unheard
+        self.on_digit: Callable[[str], None] = unheard
         """Given each key the caller presses, once."""
         self.last_heard = now
         """When the peer's last usable packet came."""

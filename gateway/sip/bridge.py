@@ -60,7 +60,7 @@ class Bridge:
                 target, callee.offer(), endpoint.now(), from_=None if trunk else own, trunk=trunk
             )
         except SipError:
-            callee.rtp.close()
+            callee.close()
             raise
         self._attend(callee)
         endpoint.pump()

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from gateway.leg import CallInfo, LegError
+from gateway.rtp.stream import unheard
 from gateway.sip.call import CallState, SipCall
 from gateway.sip.line import MAX_DIGITS, SipLine
 
@@ -103,7 +104,9 @@ class SipLeg:
         if self._hung_up:
             return
         self._hung_up = True
-        self.line.rtp.listen(lambda frame: None)
+        # The call holds its leg; it is let go here, for the line may go on to somebody else.
+        self.line.rtp.listen(unheard)
+        self.on_digit = None
         target = self.transfer_target if reason == "transfer" else self.fallback if reason in UNSERVED else ""
         if target and not self.call.ended and self._hand_over(self, target):
             return
@@ -121,7 +124,7 @@ class SipLeg:
         endpoint = self.line.endpoint
         endpoint.core.reject(self.call, code, endpoint.now(), retry_after=RETRY_AFTER)
         endpoint.pump()
-        self.line.rtp.close()
+        self.line.close()
 
     def _press(self, digit: str) -> None:
         self.digits.append(digit)

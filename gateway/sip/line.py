@@ -19,6 +19,7 @@ from gateway.rtp.plan import MediaPlan, MediaReport
 from gateway.rtp.ports import PortRange
 from gateway.rtp.session import RtpSession
 from gateway.rtp.srtp import SrtpKeys
+from gateway.rtp.stream import unheard
 from gateway.rtp.ticker import Ticker
 from gateway.sip.call import SipCall
 from gateway.sip.endpoint import SipEndpoint
@@ -63,7 +64,7 @@ class SipLine:
         self.ended: Terminated | None = None
         self.fault = ""
         """What the peer did wrong, when that ended the call."""
-        self.on_digit: Callable[[str], None] = lambda digit: None
+        self.on_digit: Callable[[str], None] = unheard
         self._offer = b""
         self._key = os.urandom(KEY_BYTES)
         self._session_id = secrets.randbits(31)
@@ -130,7 +131,7 @@ class SipLine:
                 self.ended = event
                 self.fault = self.fault or FAULTS.get(event.reason, "")
                 self.over.set()
-                self.rtp.close()
+                self.close()
             case _:
                 pass
 
@@ -163,7 +164,13 @@ class SipLine:
         if self.call is not None:
             self.endpoint.core.hangup(self.call, self.endpoint.now())
             self.endpoint.pump()
+        self.close()
+
+    def close(self) -> None:
+        """Give the ports back: nothing more is heard. Safe to call twice."""
         self.rtp.close()
+        # Whoever waits for keys holds this line.
+        self.on_digit = unheard
 
     def press(self, digit: str) -> None:
         """Press a key at the far end: as telephone-event, or by INFO where that was not agreed."""

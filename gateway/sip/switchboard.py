@@ -224,7 +224,7 @@ class Switchboard:
         try:
             sdp = line.answer(event.offer or b"")
         except SipError as error:
-            line.rtp.close()
+            line.close()
             core.reject(event.call, error.code, now)
             return
         self._ring(event, number, route, line, sdp)
@@ -265,7 +265,7 @@ class Switchboard:
         if leg.call.state is CallState.INCOMING:
             self.endpoint.core.redirect(leg.call, [target], self.endpoint.now())
             self.endpoint.pump()
-            leg.line.rtp.close()
+            leg.line.close()
             return True
         destinations = [Destination(number, target, self._trunk_to(target))]
         stand_in = self._reach(leg.fallback, leg.call)

@@ -38,6 +38,10 @@ MAX_REASON = 120
 """Bytes of a WebSocket close reason: 123 (RFC 6455, section 5.5), less a margin."""
 
 
+def _unheard(frame: bytes) -> None:
+    """Nobody listens, or not any more."""
+
+
 class TwilioLeg:
     """One stream, from its start message on."""
 
@@ -78,7 +82,7 @@ class TwilioLeg:
         self._over = False
         self._error: PeerError | None = None
         self._fault = ""
-        self._heard: Callable[[bytes], None] = lambda frame: None
+        self._heard: Callable[[bytes], None] = _unheard
         self._marks: dict[str, asyncio.Event] = {}
         self._marks_sent = 0
 
@@ -105,8 +109,10 @@ class TwilioLeg:
             self._go_down()
 
     def _go_down(self) -> None:
-        """Nothing more is heard or sent, nor waited for."""
+        """Nothing more is heard or sent, nor waited for. The call, which holds its leg, is let go."""
         self.down = True
+        self._heard = _unheard
+        self.on_digit = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -201,9 +207,14 @@ class TwilioLeg:
     async def _close(self, reason: str) -> None:
         self._go_down()
         code, why = (1008, self._fault[:MAX_REASON]) if self._fault else (1000, reason[:MAX_REASON])
-        with suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
+        with suppress(TimeoutError):
             # Not asyncio.timeout: in a cancelled task Python before 3.11.4 lets its own cancellation out.
-            await asyncio.wait_for(self._websocket.close(code, why), SEND_TIMEOUT)
+            await asyncio.wait_for(self._send_close(code, why), SEND_TIMEOUT)
+
+    async def _send_close(self, code: int, why: str) -> None:
+        # An error that `wait_for` passed on would hold its own task, and so this leg, until it is collected as garbage.
+        with suppress(WebSocketDisconnect, RuntimeError):
+            await self._websocket.close(code, why)
 
     def _pump(self) -> None:
         """Send what may leave now, and the rest when its time has come."""

@@ -37,6 +37,10 @@ DIRECT = "callplex.direct"
 """Name in the ASGI scope's `extensions` under which the connection itself is found."""
 
 
+def _ignore(text: str) -> None:
+    """The application is done with this connection."""
+
+
 class CarrierSocket(WebSocketsSansIOProtocol):
     """One connection. After anything unusual in the framing it is uvicorn's alone."""
 
@@ -51,7 +55,12 @@ class CarrierSocket(WebSocketsSansIOProtocol):
     async def run_asgi(self) -> None:
         extensions: Any = self.scope["extensions"]
         extensions[DIRECT] = self
-        await super().run_asgi()
+        try:
+            await super().run_asgi()
+        finally:
+            # Both lead back here: the connection, and the call behind the sink, would wait for the garbage collector.
+            del extensions[DIRECT]
+            self._sink = _ignore
 
     def deliver(self, sink: Callable[[str], None]) -> None:
         """From now on text messages go straight to `sink`, those that wait in the queue first.

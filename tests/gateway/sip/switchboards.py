@@ -190,6 +190,8 @@ class Peer:
         self._cseq += method != "ACK"
         if method == "ACK":
             cseq -= 1
+        # Two peers of one test have calls of their own.
+        changes = {"call_id": f"c{self.port}", "via": f"SIP/2.0/UDP 192.0.2.99:{self.port};rport", **changes}
         message = ask(method, *fields, self._contact, cseq=cseq, to_tag=self._tag, **changes)  # type: ignore[arg-type]
         self._socket.send(message)
 
