@@ -24,10 +24,10 @@ LARGEST = tl.constexpr(448.0)
 """The largest number of e4m3."""
 SMALLEST = tl.constexpr(1e-12)
 """Of a scale's numerator: a row of zeros has a scale too."""
-_LOG2_E = 1.4426950408889634
-_SHORT = 1
+LOG2_E = 1.4426950408889634
+SHORT = 1
 """Slots whose attention is so short that it is worth to begin it early, and the product after it."""
-_PLACES = 32
+PLACES = 32
 """Chunks that are joined at once, at least: one kernel serves chunks of any length."""
 
 
@@ -88,6 +88,10 @@ def attend(
     `cos` and `sin` are `[b, hd / 2]`, float32; neighbouring components turn together. Returns what the queries see of
     positions `first [b]` to `last [b]`: `[b, H, hd]`, of the type of `joined`.
     """
+    from model.kernels import fp8_attention  # which is made of parts of this module
+
+    if cut.tile.tensor_cores and fp8_attention.takes(ring):
+        return fp8_attention.attend(ring, joined, cos, sin, slots, first, last, cut)
     count, _, heads, head_dim = joined.shape
     width, splits, tile = triton.next_power_of_2(head_dim), cut.peaks.shape[2], cut.tile
     result = joined.new_empty((count, heads, head_dim))
@@ -107,15 +111,15 @@ def attend(
         heads,
         ring.keys.shape[2],
         tile.chunk,
-        head_dim**-0.5 * _LOG2_E,
+        head_dim**-0.5 * LOG2_E,
         head_dim=head_dim,
         width=width,
         lanes=tile.lanes(width * ring.keys.element_size()),
         steps=tile.steps,
         stages=tile.stages,
-        places=max(_PLACES, triton.next_power_of_2(splits)),
+        places=max(PLACES, triton.next_power_of_2(splits)),
         quantised=ring.key_scales is not None,
-        early=(early := count <= _SHORT and possible(joined.device)),
+        early=(early := count <= SHORT and possible(joined.device)),
         num_warps=tile.warps,
         launch_pdl=early,
     )
@@ -135,7 +139,7 @@ def _e4m3(x):
 
 
 @triton.jit
-def _turned(source, turn, shift, component):
+def turned(source, turn, shift, component):
     """A row, turned in neighbouring pairs, in float32 as it is in the row's type."""
     own, other = tl.load(source + component).to(tl.float32), tl.load(source + (component ^ 1)).to(tl.float32)
     other = tl.where(component % 2 == 0, -other, other)
@@ -202,7 +206,7 @@ def _attend(
     pair = row * (head_dim // 2) + component // 2
     turn, shift = tl.load(cos + pair), tl.load(sin + pair)
     source = joined + (row * 3 * heads + head).to(tl.int64) * head_dim
-    asked = _turned(source, turn, shift, component) * scale
+    asked = turned(source, turn, shift, component) * scale
     if width != head_dim:
         asked = tl.where(tl.arange(0, width) < head_dim, asked, 0.0)
     # All of these are on their way by now, so that they are waited for once.
@@ -232,7 +236,7 @@ def _attend(
         quantised,
     )
     if split == used - 1:
-        top, total, view = _newest(
+        top, total, view = newest(
             top,
             total,
             view,
@@ -259,7 +263,7 @@ def _attend(
     tl.debug_barrier()  # every thread's part is written before one of them counts it
     if tl.atomic_add(arrivals + place, 1, sem="acq_rel") == used - 1:
         tl.store(arrivals + place, 0)
-        view = _joined(seen, peaks, sums, many, used, component, head_dim, places)
+        view = join(seen, peaks, sums, many, used, component, head_dim, places)
         tl.store(result + place * head_dim + component, view.to(result.dtype.element_ty))
 
 
@@ -313,7 +317,7 @@ def _window(
 
 
 @triton.jit
-def _newest(
+def newest(
     top,
     total,
     view,
@@ -332,7 +336,7 @@ def _newest(
     quantised: tl.constexpr,
 ):
     """Write the newest key and value to their cell, and add what is seen there. `part`: from query to key to value."""
-    new = _turned(source + part, turn, shift, component)
+    new = turned(source + part, turn, shift, component)
     key, key_scale = _stored(new, keys, key_scales, cell, component, head_dim, quantised)
     new = tl.load(source + 2 * part + component).to(tl.float32)
     value, value_scale = _stored(new, values, value_scales, cell, component, head_dim, quantised)
@@ -343,7 +347,7 @@ def _newest(
 
 
 @triton.jit
-def _joined(seen, peaks, sums, many, used, component, head_dim: tl.constexpr, places: tl.constexpr):
+def join(seen, peaks, sums, many, used, component, head_dim: tl.constexpr, places: tl.constexpr):
     """What all chunks together see; read past the first cache, which other programs' writes do not reach."""
     other = tl.arange(0, places)
     there = other < used

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.kernels.attention import LARGEST, SMALLEST, Ring, _e4m3, _turned
+from model.kernels.attention import LARGEST, SMALLEST, Ring, _e4m3, turned
 
 _TILE = 4_096
 """Numbers that a program copies."""
@@ -178,9 +178,9 @@ def _take(
     part = heads * head_dim
     source = joined + (entry * 3 * heads + head).to(tl.int64) * head_dim
     narrow = query.dtype.element_ty
-    asked = _turned(source, turn, shift, component)
+    asked = turned(source, turn, shift, component)
     tl.store(query + (entry * heads + head).to(tl.int64) * head_dim + component, asked.to(narrow))
-    key = _turned(source + part, turn, shift, component)
+    key = turned(source + part, turn, shift, component)
     value = tl.load(source + 2 * part + component).to(tl.float32)
     place = (row * heads + head).to(tl.int64) * places + places - length + ahead
     tl.store(keys + place * head_dim + component, key.to(narrow))

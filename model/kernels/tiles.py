@@ -23,13 +23,20 @@ class AttentionTile:
     """A program's part of a window: `chunk` positions, of which each of its lanes reads `steps` a turn.
 
     A lane is as many threads as read a key with 16 bytes each. stages: turns that are read ahead, through shared memory
-    (1: none, into registers).
+    (1: none, into registers). tensor_cores: by `model.kernels.fp8_attention` where that can be, whose warps read 16
+    positions a turn, and in registers one turn fewer ahead than there are stages.
     """
 
     chunk: int
     warps: int
     steps: int
     stages: int
+    tensor_cores: bool = False
+
+    @property
+    def ahead(self) -> int:
+        """Turns on their way at once, on tensor cores."""
+        return max(1, self.stages - 1)
 
     def lanes(self, row_bytes: int) -> int:
         """Of keys of `row_bytes`."""

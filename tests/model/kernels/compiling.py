@@ -26,6 +26,7 @@ from model.kernels import (
     depformer_row,
     embedding,
     few_rows,
+    fp8_attention,
     frame,
     layer,
     long_attention,
@@ -38,6 +39,7 @@ from model.kernels import (
     wide_sampling,
     word_queue,
 )
+from model.kernels.fp8_window import assembly
 from model.kernels.tiles import Stored
 from tests.model.kernels.compiling_codec import codec_kernels, codec_table
 from tests.model.tiny import ODD
@@ -125,6 +127,12 @@ def main(capability: int, every: bool) -> dict[str, str]:
             found[f"attend {name} {head_dim}"] = compiled(
                 attention._attend, capability, stored, tile.warps, **constants
             )
+    scales = dict.fromkeys(("key_scales", "value_scales"), "*fp32")
+    for warps, ahead in ((4, 1), (4, 2)):
+        constants = {"warps": warps, "text": assembly(warps, ahead), "places": 32, "early": capability >= 90}
+        found[f"attend fp8 tensor {warps} {ahead}"] = compiled(
+            fp8_attention._attend, capability, small | scales, warps, **constants
+        )
     found["add_norm"] = compiled(layer._add_norm, capability, {}, 8, width=4096, adds=True)
     found["silu_gate"] = compiled(layer._silu_gate, capability, {}, block=1024)
     weight = {"weight": "*fp8e4nv", "scale": "*fp32"}
