@@ -67,7 +67,7 @@ TILES: dict[int, Way | None] = {
     32: Tiles(16, 16, 4, 8, 32, 32, 64, 3, 8),
     64: Tiles(32, 16, 3, 8, 64, 32, 64, 4, 1),
     128: Tiles(32, 32, 3, 8, 64, 64, 128, 3, 1),
-    256: Tiles(32, 32, 3, 8, 64, 64, 128, 3, 1),
+    256: Tiles(64, 32, 4, 1, 64, 128, 128, 3, 1),
 }
 """By the largest batch that each is for, in rising order; None where the plain walk is faster.
 

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -23,6 +24,8 @@ from model.kernels import tiles
 from model.kernels.tiles import AttentionTile, MatrixTile, Stored
 
 WARPS_STEPS_STAGES = ((4, 4, 1), (4, 4, 3), (4, 2, 3), (4, 2, 4), (2, 4, 3), (8, 2, 3))
+WARPS_AHEAD = ((1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (8, 1))
+"""On tensor cores, in FP8."""
 CHUNKS = ((128, 160), (256, 512), (1024, 1536), (1024, 1536, 3072))
 """For each number of slots of `tiles.BATCHES`."""
 MATRIX_TILES = (
@@ -75,23 +78,32 @@ def _say(line: str) -> None:
     print(line, flush=True)  # noqa: T201
 
 
-def _attention_tiles(place: int) -> list[AttentionTile]:
-    return [AttentionTile(chunk, *shape) for shape, chunk in product(WARPS_STEPS_STAGES, CHUNKS[place])]
+def _attention_tiles(stored: Stored, chunks: Sequence[int]) -> list[AttentionTile]:
+    found = [AttentionTile(chunk, *shape) for shape, chunk in product(WARPS_STEPS_STAGES, chunks)]
+    if stored == "fp8":
+        on_tensor_cores = product(WARPS_AHEAD, chunks)
+        found += [AttentionTile(chunk, warps, 2, ahead + 1, True) for (warps, ahead), chunk in on_tensor_cores]
+    return found
 
 
 def _compile(order: Order) -> dict[str, str]:
     """Fill Triton's cache on disk. Returns what does not compile, with the reason."""
     begun = time.perf_counter()
     jobs: dict[str, tuple[Any, ...]] = {}
-    for stored, shape in product(STORED, WARPS_STEPS_STAGES):  # a chunk's length is no constant of the kernel
-        jobs[f"{stored} {shape}"] = (_try_attention, order, stored, AttentionTile(256, *shape))
-    for tile in dict.fromkeys(tile for several in MATRIX_TILES for tile in several):
-        jobs[str(tile)] = (_try_matrix, order, tile)
+    for stored in STORED:
+        for tile in _attention_tiles(stored, (256,)):  # a chunk's length is no constant of the kernel
+            jobs[_compiled_as(stored, tile)] = (_try_attention, order, stored, tile)
+    for matrix in dict.fromkeys(tile for several in MATRIX_TILES for tile in several):
+        jobs[str(matrix)] = (_try_matrix, order, matrix)
     with ProcessPoolExecutor(min(16, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
         futures = {key: pool.submit(*job) for key, job in jobs.items()}
         reasons = {key: future.result(timeout=120) for key, future in futures.items()}
     _say(f"{len(jobs)} tiles compiled in {time.perf_counter() - begun:.1f} s")
     return {key: reason for key, reason in reasons.items() if reason is not None}
+
+
+def _compiled_as(stored: Stored, tile: AttentionTile) -> str:
+    return f"{stored} {replace(tile, chunk=256)}"
 
 
 def _try_attention(order: Order, stored: Stored, tile: AttentionTile) -> str | None:
@@ -153,8 +165,8 @@ def _sweep_attention(
         read_us = clock.microseconds(read_only([step.parts() for step in steps]))
         figures = [Figure("read", stored, batch, read_us, moved, read_us)]
         times: dict[AttentionTile, float] = {}
-        for tile in _attention_tiles(place):
-            if f"{stored} {(tile.warps, tile.steps, tile.stages)}" in left_out:
+        for tile in _attention_tiles(stored, CHUNKS[place]):
+            if _compiled_as(stored, tile) in left_out:
                 continue
             cut = attention.chunks(steps[0].ring, batch, tile)
             took = _timed(clock, [step.work(cut) for step in steps], str(tile))

@@ -19,6 +19,12 @@ BAND = tl.constexpr(8)
 """Columns that a program multiplies at once, each by a warp: so their sums need no other."""
 WARP = tl.constexpr(512)
 """Bytes that it reads at once."""
+SPREAD = tl.constexpr(8 * 32 * 128)
+"""Bits that a program's eight warps read at once, 16 bytes a thread.
+
+Of fewer, several threads have each number, and may have read it at different times; that all are there may be seen by
+one of them, and another have them as they were before. Read once more after that, all have what the one saw.
+"""
 
 
 @triton.jit
@@ -103,6 +109,8 @@ def collect(mail, tag, size: tl.constexpr, width: tl.constexpr):
     word = tl.load(mail + place, mask=place < size, other=none, volatile=True)
     while tl.max(late(word, tag)) > 0:
         word = tl.load(mail + place, mask=place < size, other=none, volatile=True)
+    if width * mail.dtype.element_ty.primitive_bitwidth < SPREAD:
+        word = tl.load(mail + place, mask=place < size, other=none, volatile=True)
     return number(word)
 
 
@@ -114,6 +122,10 @@ def collect_heads(mail, tag, lane, there, dim: tl.constexpr):
     key = tl.load(mail + dim + lane, mask=there, other=none, volatile=True)
     value = tl.load(mail + 2 * dim + lane, mask=there, other=none, volatile=True)
     while tl.max(late(query, tag) | late(key, tag) | late(value, tag)) > 0:
+        query = tl.load(mail + lane, mask=there, other=none, volatile=True)
+        key = tl.load(mail + dim + lane, mask=there, other=none, volatile=True)
+        value = tl.load(mail + 2 * dim + lane, mask=there, other=none, volatile=True)
+    if lane.shape[0] * lane.shape[1] * mail.dtype.element_ty.primitive_bitwidth < SPREAD:
         query = tl.load(mail + lane, mask=there, other=none, volatile=True)
         key = tl.load(mail + dim + lane, mask=there, other=none, volatile=True)
         value = tl.load(mail + 2 * dim + lane, mask=there, other=none, volatile=True)

@@ -64,7 +64,7 @@ def attend(
         ring.keys.shape[2],
         tile.chunk,
         head_dim**-0.5 * LOG2_E,
-        warps=tile.warps,
+        threads=32 * tile.warps,
         text=text,
         places=max(PLACES, triton.next_power_of_2(splits)),
         early=(early := count <= SHORT and possible(joined.device)),
@@ -95,7 +95,7 @@ def _attend(
     capacity,
     chunk,
     scale,
-    warps: tl.constexpr,
+    threads: tl.constexpr,
     text: tl.constexpr,
     places: tl.constexpr,
     early: tl.constexpr,
@@ -122,9 +122,9 @@ def _attend(
     rings = (keys + base * WIDTH, values + base * WIDTH, key_scales + base, value_scales + base)
     # The newest is not read back.
     window = (begin % capacity, tl.minimum(last - begin, chunk), capacity)
-    lane, loaded = _begun(rings, window, warps, text)
+    lane, loaded = _begun(rings, window, threads, text)
     asked = turned(source, turn, shift, component) * scale
-    top, total, view = _window(asked, target, component, lane, loaded, warps, text)
+    top, total, view = _window(asked, target, component, lane, loaded, threads, text)
     if split == used - 1:
         top, total, view = newest(
             top,
@@ -156,10 +156,10 @@ def _attend(
 
 
 @triton.jit
-def _begun(rings, window, warps: tl.constexpr, text: tl.constexpr):
+def _begun(rings, window, threads: tl.constexpr, text: tl.constexpr):
     """Ask for the first turns, before the query is known. Returns the places, one of each a thread, and what comes."""
     start, count, capacity = window
-    thread = tl.arange(0, 32 * warps)
+    thread = tl.arange(0, threads)
     g, t = thread % 32 // 4, thread % 4
     same, far = thread * 0, thread.to(tl.int64) * 0
     lane = (
@@ -180,7 +180,7 @@ def _begun(rings, window, warps: tl.constexpr, text: tl.constexpr):
 
 
 @triton.jit
-def _window(asked, scratch, component, lane, loaded, warps: tl.constexpr, text: tl.constexpr):
+def _window(asked, scratch, component, lane, loaded, threads: tl.constexpr, text: tl.constexpr):
     """The softmax over a chunk's cells: its peak, the sum of its weights, and the values so weighed.
 
     The query goes to all threads through `scratch [128]`, as float16, its largest number between 1 and 2 by a power of
@@ -191,7 +191,7 @@ def _window(asked, scratch, component, lane, loaded, warps: tl.constexpr, text: 
     power, inverse = bits.to(tl.float32, bitcast=True), (0x7F000000 - bits).to(tl.float32, bitcast=True)
     tl.store(scratch.to(tl.pointer_type(tl.float16)) + component, (asked * inverse).to(tl.float16))
     tl.debug_barrier()  # all of it is there
-    thread = tl.arange(0, 32 * warps)
+    thread = tl.arange(0, threads)
     t = thread % 4
     more = (scratch.to(tl.int64) + t * 32, t * 4, power + (thread * 0).to(tl.float32))
     u = tl.inline_asm_elementwise(text[2], text[3], loaded + lane + more, _SUMS, is_pure=False, pack=1)
@@ -199,7 +199,7 @@ def _window(asked, scratch, component, lane, loaded, warps: tl.constexpr, text: 
     top = tl.max(peak, axis=0)
     # The weight of each position, and each component's sum, is in the four threads of one g.
     share = tl.exp2(peak - top) * 0.25
-    sums = tl.reshape(_comb(u, share), [warps, 8, 4, 16])
+    sums = tl.reshape(_comb(u, share), [threads // 32, 8, 4, 16])
     return top, tl.sum(u[1] * share, axis=0), tl.reshape(tl.sum(tl.sum(sums, axis=2), axis=0), [WIDTH])
 
 
