@@ -129,10 +129,10 @@ def main(capability: int, every: bool) -> dict[str, str]:
             )
     scales = dict.fromkeys(("key_scales", "value_scales"), "*fp32")
     for warps, ahead in ((4, 1), (4, 2)):
-        constants = {"warps": warps, "text": assembly(warps, ahead), "places": 32, "early": capability >= 90}
-        found[f"attend fp8 tensor {warps} {ahead}"] = compiled(
-            fp8_attention._attend, capability, small | scales, warps, **constants
-        )
+        inside: dict[str, object] = {"warps": warps, "text": assembly(warps, ahead)}
+        inside |= {"places": 32, "early": capability >= 90}
+        kernel = built(fp8_attention._attend, capability, small | scales, {"num_warps": warps}, inside)
+        found[f"attend fp8 tensor {warps} {ahead}"] = kernel.asm["ptx"]
     found["add_norm"] = compiled(layer._add_norm, capability, {}, 8, width=4096, adds=True)
     found["silu_gate"] = compiled(layer._silu_gate, capability, {}, block=1024)
     weight = {"weight": "*fp8e4nv", "scale": "*fp32"}
