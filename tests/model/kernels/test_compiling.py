@@ -18,11 +18,14 @@ from tests.model.kernels.compiling_codec import TABLE, is_small, table_tiles
 ROOT = Path(__file__).parents[3]
 WIDEST = "ld.global.v4.b32"
 """A load of 16 bytes by each thread."""
-KERNELS = 59
+KERNELS = 61
 """Without those of the codec's table."""
 LAST_HAS_ENDED = "griddepcontrol.wait"
 AHEAD = "cp.async.cg.shared.global"
 """The same into shared memory, while what came before is used."""
+ALONE = "ld.global.L1::no_allocate.v4.b32"
+"""The same of what nobody else asks for."""
+PRODUCT = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
 
 
 def ptx_for(capability: int, cache: Path, *options: str) -> dict[str, str]:
@@ -61,7 +64,28 @@ def test_every_kernel_compiles_for_hopper_and_reads_wide(tmp_path: Path) -> None
     assert "mma.sync" in found["linear"]
     for name in ("attend bf16 128", "attend fp8 128", "linear"):
         assert AHEAD in found[name], name
+    for ahead in (1, 2):
+        check_attention(found[f"attend fp8 tensor 4 {ahead}"], ahead)
     check_codec(found)
+
+
+def check_attention(ptx: str, ahead: int) -> None:
+    """That on tensor cores: the first turns are on their way before the query is asked for, which all threads see.
+
+    In the loop the keys of a later turn are asked for between the scores of this one and its sums, as soon as the
+    registers are free; its values after the sums.
+    """
+    begun, _, loop = ptx.partition("LOOP:")
+    keys, values = (f"{ALONE} {{A{kind}0" for kind in "kv")
+    assert "cvt.rn.f16x2.e4m3x2" in loop
+    before, query = begun.rfind(ALONE), begun.find("ld.global.b16")
+    assert -1 < begun.find(LAST_HAS_ENDED) < begun.find(ALONE) < before < query
+    assert query < begun.rfind("st.global.b16") < begun.rfind("bar.sync") < begun.find(WIDEST)
+    turns = re.findall("|".join(map(re.escape, (PRODUCT + " {d", PRODUCT + " {c", keys, values))), loop)
+    # Each load stands there twice, for positions that lie together and for those that do not.
+    runs = [(what, len(list(same))) for what, same in groupby(turns)]
+    assert runs[:4] == [(PRODUCT + " {d", 8), (keys, 2), (PRODUCT + " {c", 8), (values, 2)]
+    assert loop.count(PRODUCT) == 16 * ahead
 
 
 def check_codec(found: dict[str, str]) -> None:
