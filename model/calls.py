@@ -8,6 +8,7 @@ sessions are numbers that are never used twice, so that nothing late reaches the
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 
 from model import wire
@@ -20,7 +21,7 @@ from model.engine_options import NAME, Context
 from model.history import FAST_FRAMES, HASTY_FRAMES, TakenOver, kept_frames, refill, renewed_ahead
 from model.prompt import PromptTooLong
 from model.prompt_cache import Prompt, PromptCache
-from model.scheduler import Account, Frame, Refused, Scheduler
+from model.scheduler import FRAME, LATEST, Account, Frame, Refused, Scheduler
 from model.shared_passes import SharedPasses
 from model.voice import VoiceError
 from model.voices import VoiceRefused
@@ -48,6 +49,10 @@ _LOOK_AGAIN = 0.0005
 """Seconds until work that waits for a thread or the device is looked at again."""
 _STARVED = 8
 """After so many steps in a row, other work has a turn; the sooner, the more calls wait to speak."""
+_LITTLE_ROOM = 16
+"""Frames that are few, before a call loses its prompt."""
+_PARTS = 4
+"""Parts of other work, of which the longest tells how long the next may take."""
 _FEW_WAITING = 16
 """Calls that may wait to speak at once while each gets as much of its past as if it were alone."""
 _TOGETHER = 16
@@ -87,6 +92,8 @@ class Calls:
         self._jobs: list[Job] = []
         self._spares = stepper.spare_lm_slots
         self._steps_in_a_row = 0
+        self._took: deque[float] = deque(maxlen=_PARTS)
+        """Seconds that the last parts of other work took."""
 
     # What comes in.
 
@@ -166,18 +173,41 @@ class Calls:
     # Work.
 
     def work(self) -> bool:
-        """One step of the slots that are due, or one part of other work. False if there was nothing to do."""
+        """One step of the slots that are due, or one part of other work. False if there was nothing to do, or no time.
+
+        Launching a part takes a GPU's host some ten milliseconds, for which a step that is due meanwhile waits: so one
+        is begun rather after a step than shortly before the next.
+        """
         frames = self.scheduler.due(self._now())
-        waiting = self._waiting
-        if frames and self._steps_in_a_row < max(1, _STARVED // max(1, waiting)):
-            self._steps_in_a_row += 1
+        if frames and self._steps_in_a_row < max(1, _STARVED // max(1, self._waiting)):
             self._step(frames)
+            self._steps_in_a_row += 1
             return True
-        self._steps_in_a_row = 0
-        did = self._advance_job()
+        if not frames and not self._has_time:
+            return False
+        did = self._part()
         if frames:
             self._step(frames)
         return did or bool(frames)
+
+    def _part(self) -> bool:
+        self._steps_in_a_row = 0
+        begun = self._now()
+        did = self._advance_job()
+        if did:
+            self._took.append(self._now() - begun)
+        return did
+
+    @property
+    def _has_time(self) -> bool:
+        """Whether a part that takes as long as the last ones leaves the next step time, as far as can be foreseen.
+
+        Or must come all the same, before a call loses its prompt.
+        """
+        due, room = self.scheduler.next_due(), max(self._margin // 2, _LITTLE_ROOM)
+        if due is None or self._now() + max(self._took, default=0.0) - due <= FRAME - LATEST:
+            return True
+        return any(self._room(job.call) <= room for job in self._jobs if not job.pressing)
 
     @property
     def _waiting(self) -> int:
@@ -187,7 +217,7 @@ class Calls:
     def wake_at(self) -> float | None:
         """When there is something to do, if nothing comes in before; None: not at all."""
         due = self.scheduler.next_due()
-        if not (self._jobs or self.stepper.unwiped):
+        if not (self._jobs or self.stepper.unwiped) or not self._has_time:
             return due
         look = self._now() + _LOOK_AGAIN
         return look if due is None else min(look, due)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from model.call_jobs import Job
 from model.conversation import Models
 from model.engine import StepResult
 from model.folder import ModelFolder
@@ -340,3 +341,36 @@ def test_prompts_that_are_read_do_not_hold_up_those_who_talk(models: Models, tin
     assert [frame.index for frame in rig.frames(1)] == [0], "the step came before the prompt's parts"
     rig.settle()
     assert rig.told[2] == [Ready("personaplex")]
+
+
+def test_other_work_is_begun_only_if_the_next_step_can_wait_for_it_or_a_prompt_cannot(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.open(1, request())
+    rig.settle()
+    calls, begun, gap = rig.calls, list[float](), 0.001
+
+    def part() -> bool:
+        begun.append(gap)
+        rig.now += 0.012
+        return True
+
+    monkeypatch.setattr(calls, "_advance_job", part)
+    monkeypatch.setattr(rig.scheduler, "due", lambda now: [])
+    monkeypatch.setattr(rig.scheduler, "next_due", lambda: rig.now + gap)
+    assert calls.work(), "how long a part takes is known after the first"
+    assert not calls.work()
+    gap = 0.005
+    assert calls.work()
+    gap = 0.001
+    assert not calls.work()
+    assert begun == [0.001, 0.005]
+    assert calls.wake_at() == rig.now + gap, "nobody looks again before"
+    call = calls._calls[1]
+    calls._jobs.append(Job(call, iter(()), pressing=False))  # type: ignore[arg-type]
+    assert not calls.work()
+    call.base = calls._window - 1 - call.columns.end - 10
+    assert calls.work()
+    calls._jobs.clear()
+    monkeypatch.setattr(rig.scheduler, "next_due", lambda: None)
+    assert calls.work(), "nobody talks"
