@@ -53,6 +53,8 @@ _LITTLE_ROOM = 16
 """Frames that are few, before a call loses its prompt."""
 _PARTS = 4
 """Parts of other work, of which the longest tells how long the next may take."""
+_LONG_PART = FRAME / 4
+"""Seconds of a part that fits between no two steps where there are many calls."""
 _FEW_WAITING = 16
 """Calls that may wait to speak at once while each gets as much of its past as if it were alone."""
 _TOGETHER = 16
@@ -202,11 +204,13 @@ class Calls:
     def _has_time(self) -> bool:
         """Whether a part that takes as long as the last ones leaves the next step time, as far as can be foreseen.
 
-        Or must come all the same, before a call loses its prompt.
+        Or must come all the same: before a call loses its prompt, and where parts take so long that there is no better
+        moment.
         """
-        due, room = self.scheduler.next_due(), max(self._margin // 2, _LITTLE_ROOM)
-        if due is None or self._now() + max(self._took, default=0.0) - due <= FRAME - LATEST:
+        due, took = self.scheduler.next_due(), max(self._took, default=0.0)
+        if due is None or took > _LONG_PART or self._now() + took - due <= FRAME - LATEST:
             return True
+        room = max(self._margin // 2, _LITTLE_ROOM)
         return any(self._room(job.call) <= room for job in self._jobs if not job.pressing)
 
     @property

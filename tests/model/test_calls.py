@@ -372,5 +372,10 @@ def test_other_work_is_begun_only_if_the_next_step_can_wait_for_it_or_a_prompt_c
     call.base = calls._window - 1 - call.columns.end - 10
     assert calls.work()
     calls._jobs.clear()
+    assert not calls.work()
+    calls._took.append(0.03)
+    assert calls.work(), "there is no better moment"
+    calls._took.clear()
+    calls._took.append(0.012)
     monkeypatch.setattr(rig.scheduler, "next_due", lambda: None)
     assert calls.work(), "nobody talks"
