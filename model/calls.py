@@ -8,7 +8,6 @@ sessions are numbers that are never used twice, so that nothing late reaches the
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
 
 from model import wire
@@ -21,8 +20,9 @@ from model.engine_options import NAME, Context
 from model.history import FAST_FRAMES, HASTY_FRAMES, TakenOver, kept_frames, refill, renewed_ahead
 from model.prompt import PromptTooLong
 from model.prompt_cache import Prompt, PromptCache
-from model.scheduler import FRAME, LATEST, Account, Frame, Refused, Scheduler
+from model.scheduler import Account, Frame, Refused, Scheduler
 from model.shared_passes import SharedPasses
+from model.turns import Turns
 from model.voice import VoiceError
 from model.voices import VoiceRefused
 from model.wire import (
@@ -47,14 +47,8 @@ Tell = Callable[[int, FromWorker], None]
 
 _LOOK_AGAIN = 0.0005
 """Seconds until work that waits for a thread or the device is looked at again."""
-_STARVED = 8
-"""After so many steps in a row, other work has a turn; the sooner, the more calls wait to speak."""
 _LITTLE_ROOM = 16
 """Frames that are few, before a call loses its prompt."""
-_PARTS = 4
-"""Parts of other work, of which the longest tells how long the next may take."""
-_LONG_PART = FRAME / 4
-"""Seconds of a part that fits between no two steps where there are many calls."""
 _FEW_WAITING = 16
 """Calls that may wait to speak at once while each gets as much of its past as if it were alone."""
 _TOGETHER = 16
@@ -93,9 +87,7 @@ class Calls:
         self._by_slot: dict[int, Call] = {}
         self._jobs: list[Job] = []
         self._spares = stepper.spare_lm_slots
-        self._steps_in_a_row = 0
-        self._took: deque[float] = deque(maxlen=_PARTS)
-        """Seconds that the last parts of other work took."""
+        self._turns = Turns()
 
     # What comes in.
 
@@ -175,40 +167,24 @@ class Calls:
     # Work.
 
     def work(self) -> bool:
-        """One step of the slots that are due, or one part of other work. False if there was nothing to do, or no time.
-
-        Launching a part takes a GPU's host some ten milliseconds, for which a step that is due meanwhile waits: so one
-        is begun rather after a step than shortly before the next.
-        """
+        """One step of the slots that are due, or one part of other work. False if there was nothing to do, or no time."""
         frames = self.scheduler.due(self._now())
-        if frames and self._steps_in_a_row < max(1, _STARVED // max(1, self._waiting)):
+        if frames and not self._turns.starved(self._waiting):
+            self._turns.stepped()
             self._step(frames)
-            self._steps_in_a_row += 1
             return True
         if not frames and not self._has_time:
             return False
-        did = self._part()
+        begun, did = self._now(), self._advance_job()
+        self._turns.parted(self._now() - begun if did else None)
         if frames:
             self._step(frames)
         return did or bool(frames)
 
-    def _part(self) -> bool:
-        self._steps_in_a_row = 0
-        begun = self._now()
-        did = self._advance_job()
-        if did:
-            self._took.append(self._now() - begun)
-        return did
-
     @property
     def _has_time(self) -> bool:
-        """Whether a part that takes as long as the last ones leaves the next step time, as far as can be foreseen.
-
-        Or must come all the same: before a call loses its prompt, and where parts take so long that there is no better
-        moment.
-        """
-        due, took = self.scheduler.next_due(), max(self._took, default=0.0)
-        if due is None or took > _LONG_PART or self._now() + took - due <= FRAME - LATEST:
+        """Whether the next step can wait for other work, or that must come before a call loses its prompt."""
+        if self._turns.has_time(self._now(), self.scheduler.next_due()):
             return True
         room = max(self._margin // 2, _LITTLE_ROOM)
         return any(self._room(job.call) <= room for job in self._jobs if not job.pressing)

@@ -12,7 +12,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import wire
-from model.calls import _STARVED
 from model.config import TEXT_PAD
 from model.conversation import Models, role_ids
 from model.engine import StepResult
@@ -20,6 +19,7 @@ from model.folder import ModelFolder
 from model.history import _FEW, Columns, TakenOver, kept_frames
 from model.prompt import SILENCE, SINE, check_length, longest_prompt, prompt_length
 from model.scheduler import FRAME, Scheduler
+from model.turns import STARVED
 from model.wire import NO_TOKEN, Cut, Error, History, Resume, Sampling
 from tests.model.rig import GREEDY, WINDOW, Rig, as_ids, caller_pcm, request
 
@@ -210,7 +210,7 @@ def test_on_an_engine_without_a_pause_between_its_steps_priming_anew_comes_to_an
     assert [message for message in rig.told[1] if isinstance(message, Cut)] == [Cut(2)]
     assert len(rig.calls._spares) == 1
     assert rig.scheduler.late == 0
-    assert _FEW >= _STARVED, "of one call alone all eight steps can be"
+    assert _FEW >= STARVED, "of one call alone all eight steps can be"
 
 
 def test_a_call_taken_over_with_a_full_history_has_time_before_the_window_pushes_its_prompt_out(
