@@ -167,7 +167,7 @@ class Calls:
     # Work.
 
     def work(self) -> bool:
-        """One step of the slots that are due, or one part of other work. False if there was nothing to do, or no time."""
+        """A step of the slots that are due, or a part of other work. False if there was nothing to do, or no time."""
         frames = self.scheduler.due(self._now())
         if frames and not self._turns.starved(self._waiting):
             self._turns.stepped()
