@@ -18,11 +18,11 @@ from model.codec_passes import CodecPasses
 from model.engine import Stepper, StepResult
 from model.engine_options import NAME, Context
 from model.history import FAST_FRAMES, HASTY_FRAMES, TakenOver, kept_frames, refill, renewed_ahead
+from model.interleaving import Interleaving
 from model.prompt import PromptTooLong
 from model.prompt_cache import Prompt, PromptCache
 from model.scheduler import Account, Frame, Refused, Scheduler
 from model.shared_passes import SharedPasses
-from model.turns import Turns
 from model.voice import VoiceError
 from model.voices import VoiceRefused
 from model.wire import (
@@ -87,7 +87,7 @@ class Calls:
         self._by_slot: dict[int, Call] = {}
         self._jobs: list[Job] = []
         self._spares = stepper.spare_lm_slots
-        self._turns = Turns()
+        self._interleaving = Interleaving()
 
     # What comes in.
 
@@ -169,14 +169,14 @@ class Calls:
     def work(self) -> bool:
         """A step of the slots that are due, or a part of other work. False if there was nothing to do, or no time."""
         frames = self.scheduler.due(self._now())
-        if frames and not self._turns.starved(self._waiting):
-            self._turns.stepped()
+        if frames and not self._interleaving.starved(self._waiting):
+            self._interleaving.stepped()
             self._step(frames)
             return True
         if not frames and not self._has_time:
             return False
         begun, did = self._now(), self._advance_job()
-        self._turns.parted(self._now() - begun if did else None)
+        self._interleaving.parted(self._now() - begun if did else None)
         if frames:
             self._step(frames)
         return did or bool(frames)
@@ -184,7 +184,7 @@ class Calls:
     @property
     def _has_time(self) -> bool:
         """Whether the next step can wait for other work, or that must come before a call loses its prompt."""
-        if self._turns.has_time(self._now(), self.scheduler.next_due()):
+        if self._interleaving.has_time(self._now(), self.scheduler.next_due()):
             return True
         room = max(self._margin // 2, _LITTLE_ROOM)
         return any(self._room(job.call) <= room for job in self._jobs if not job.pressing)

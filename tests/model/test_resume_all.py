@@ -165,7 +165,7 @@ def test_the_more_calls_wait_to_speak_the_fewer_steps_come_between_their_parts(
 ) -> None:
     def steps_in_a_row(calls: int) -> int:
         second = taken_over(first, Rig(models, tiny, slots=calls + 1), calls)
-        second.calls._turns.parted(None)
+        second.calls._interleaving.parted(None)
         prepare_all(second)
         count = 0
         with pytest.MonkeyPatch.context() as patch:

@@ -20,7 +20,7 @@ _LONG_PART = FRAME / 4
 """Seconds of a part that fits between no two steps where there are many calls: for it there is no better moment."""
 
 
-class Turns:
+class Interleaving:
     """Told of every step and of every part."""
 
     def __init__(self) -> None:
