@@ -182,7 +182,9 @@ class Caller:
         assert not self.lost
         assert [frame.index for frame in self.frames] == list(range(len(self.lines)))
         said = [output for output in self.heard if not isinstance(output, WorkerChanged)]
-        assert said == self.expected()
+        expected = self.expected()
+        differ = [pair for pair in zip(said, expected, strict=False) if pair[0] != pair[1]][:1]
+        assert said == expected, f"missed {self.missed}; {len(said)} and {len(expected)}; first {differ}"
 
 
 async def idle(worker: WorkerProcess) -> None:
