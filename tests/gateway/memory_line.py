@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
-from gateway.call import CallPlan
-from gateway.engine import EchoSession
+from gateway.call import Call, CallPlan
+from gateway.engine import EchoSession, Engine
 from gateway.leg import CallInfo, LegError
+from gateway.recording.recorder import Recorder, RecordingPlan
 from model.wire import AgentFrame, Output, SessionRequest
+from tests import virtual_time
 
 PLAN = CallPlan("bank", "abc123", SessionRequest("c1"), transfers={"person": "+15550123"}, fallback="+15550999")
 LOUD = np.full(160, 5_000, np.int16).tobytes()
@@ -101,3 +104,13 @@ class ScriptedEngine:
 
     async def open(self, request: SessionRequest) -> ScriptedSession:
         return self.session
+
+
+def place(leg: MemoryLeg, engine: Engine, plan: CallPlan = PLAN, recording: Path | None = None) -> Call:
+    async def run() -> Call:
+        call = Call(leg, engine, plan, Recorder(RecordingPlan(recording)) if recording else None)
+        leg.outcome_before_hangup = call.outcome.done
+        assert await call.run() == call.outcome.result().reason
+        return call
+
+    return virtual_time.run(run())

@@ -14,8 +14,7 @@ from gateway.audio import CARRIER_FRAME_BYTES, LINE_FRAME_BYTES
 from gateway.call import Call, CallPlan
 from gateway.call_document import to_document
 from gateway.desk import _record
-from gateway.engine import EchoEngine, EchoSession, Engine, EngineFull, EngineLost
-from gateway.recording.recorder import Recorder, RecordingPlan
+from gateway.engine import EchoEngine, EchoSession
 from model.wire import (
     FRAME_BYTES,
     TOKENS_BYTES,
@@ -29,21 +28,11 @@ from model.wire import (
     SessionRequest,
 )
 from tests import virtual_time
-from tests.gateway.memory_line import LOUD, PLAN, MemoryLeg, ScriptedEngine
+from tests.gateway.memory_line import LOUD, PLAN, MemoryLeg, ScriptedEngine, place
 from tests.gateway.told import Told
 
 QUIET = bytes(FRAME_BYTES)
 SPEECH = np.full(FRAME_BYTES // 2, 6_000, np.int16).tobytes()
-
-
-def place(leg: MemoryLeg, engine: Engine, plan: CallPlan = PLAN, recording: Path | None = None) -> Call:
-    async def run() -> Call:
-        call = Call(leg, engine, plan, Recorder(RecordingPlan(recording)) if recording else None)
-        leg.outcome_before_hangup = call.outcome.done
-        assert await call.run() == call.outcome.result().reason
-        return call
-
-    return virtual_time.run(run())
 
 
 def test_one_frame_in_and_one_out_for_every_80_ms() -> None:
@@ -352,63 +341,6 @@ def test_what_happens_in_a_call_is_told_with_its_time() -> None:
     assert [at for at, _, _ in told] == sorted(at for at, _, _ in told)
 
 
-class RefusingEngine:
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-    async def open(self, request: SessionRequest) -> EchoSession:
-        raise self.error
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [(EngineFull("full"), "busy"), (EngineLost("gone"), "worker_lost"), (RuntimeError("bug"), "failed")],
-)
-def test_an_engine_that_does_not_open_leads_to_the_fallback(error: Exception, reason: str) -> None:
-    leg = MemoryLeg(seconds=30)
-    outcome = place(leg, RefusingEngine(error)).outcome.result()
-    assert (outcome.reason, outcome.fallback) == (reason, "+15550999")
-    assert leg.hung_up == [reason]
-
-
-class DyingSession(EchoSession):
-    def __init__(self, dies_at: int, silently: bool) -> None:
-        super().__init__()
-        self.dies_at = dies_at
-        self.silently = silently
-
-    async def outputs(self) -> AsyncIterator[Output]:
-        async for output in super().outputs():
-            if isinstance(output, AgentFrame) and output.index >= self.dies_at:
-                if self.silently:
-                    await asyncio.Event().wait()
-                raise EngineLost("the worker closed the connection")
-            yield output
-
-
-class DyingEngine:
-    def __init__(self, silently: bool) -> None:
-        self.silently = silently
-
-    async def open(self, request: SessionRequest) -> DyingSession:
-        return DyingSession(50, self.silently)
-
-
-@pytest.mark.parametrize(("silently", "ends_at"), [(False, 4.2), (True, 6.2)])
-def test_a_worker_that_dies_or_hangs_ends_the_call_with_its_reason(silently: bool, ends_at: float) -> None:
-    leg = MemoryLeg(seconds=30)
-
-    async def run() -> tuple[Call, float]:
-        call = Call(leg, DyingEngine(silently), PLAN)
-        await call.run()
-        return call, asyncio.get_running_loop().time()
-
-    call, ended = virtual_time.run(run())
-    assert call.outcome.result().reason == "worker_lost"
-    assert call.outcome.result().fallback == "+15550999"
-    assert ended == pytest.approx(ends_at, abs=0.2)
-
-
 class TalkingEngine(ScriptedEngine):
     """Takes two seconds over what the caller was still saying when the call ended."""
 
@@ -450,53 +382,6 @@ def test_last_words_are_waited_for_but_not_with_the_line(cancelled: bool) -> Non
     call = virtual_time.run(run())
     assert times == {"line": pytest.approx(1, abs=0.1), "log book": pytest.approx(3, abs=0.1)}
     assert [one.text for one in call.transcript.utterances()] == ["Thanks, bye."]
-
-
-def test_a_peer_that_breaks_its_protocol_ends_only_its_call() -> None:
-    leg = MemoryLeg(seconds=1, broken=True)
-    assert place(leg, EchoEngine()).outcome.result().reason == "protocol_error"
-
-
-def test_a_cancelled_call_is_cleaned_up() -> None:
-    engine, leg = ScriptedEngine(), MemoryLeg(seconds=100)
-
-    async def run() -> Call:
-        call = Call(leg, engine, PLAN)
-        task = asyncio.create_task(call.run())
-        await asyncio.sleep(2)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        return call
-
-    assert virtual_time.run(run()).outcome.result().reason == "shutdown"
-    assert leg.hung_up == ["shutdown"]
-    assert engine.session.closed == 1
-
-
-@pytest.mark.parametrize("step", ["session", "log book"])
-def test_a_step_of_the_clean_up_that_fails_keeps_no_other_from_being_taken(tmp_path: Path, step: str) -> None:
-    engine, leg = ScriptedEngine(), MemoryLeg(seconds=1)
-
-    async def run() -> Call:
-        async def fail() -> None:
-            raise RuntimeError("a bug")
-
-        class Failing(Told):
-            def over(self) -> None:
-                raise RuntimeError("a bug")
-
-        if step == "session":
-            engine.session.close = fail  # type: ignore[method-assign]
-        recorder = Recorder(RecordingPlan(tmp_path))
-        call = Call(leg, engine, PLAN, recorder, Failing() if step == "log book" else None)
-        with pytest.raises(RuntimeError, match="a bug"):
-            await call.run()
-        assert recorder.close().done()
-        return call
-
-    assert virtual_time.run(run()).outcome.result().reason == "caller_hangup"
-    assert leg.hung_up == ["caller_hangup"]
 
 
 def test_every_tick_is_in_the_recording(tmp_path: Path) -> None:

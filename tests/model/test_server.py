@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import httpx
 import pytest
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.typing import Origin, Subprotocol
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
 
 from model import server as server_module
 from model import wire
 from model.echo import EchoEngine, EchoSession
-from model.server import ListenRefused, WorkerServer
 from model.session import MAX_BEHIND
-from model.wire import AgentFrame, CallerFrame, CallerText, Output, SessionRequest
+from model.wire import AgentFrame, CallerFrame, Output, SessionRequest
 from tests.model.worker_connections import SOUND, MuteEngine, closed, connected, free_again, opened, serving, told
 
 pytestmark = pytest.mark.anyio
-
-TLS = Path(__file__).parent / "tls"
 
 
 async def flood(connection: ClientConnection) -> None:
@@ -244,124 +239,6 @@ async def test_a_gateway_is_told_only_what_its_subprotocol_knows(
             assert await told(connection) == message
 
 
-class LastingSession(EchoSession):
-    """Has something left to say when it is closed, and says it when it is told to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.told = asyncio.Event()
-        self.finishes, self.closed = 0, asyncio.Event()
-
-    async def outputs(self) -> AsyncIterator[Output]:
-        async for output in super().outputs():
-            yield output
-            if isinstance(output, wire.Done):
-                return
-
-    def finish(self) -> AsyncIterator[CallerText]:
-        self.finishes += 1
-        return self._last_words()
-
-    async def _last_words(self) -> AsyncIterator[CallerText]:
-        assert self.closed.is_set()
-        await self.told.wait()
-        yield LAST_WORDS
-
-    async def close(self) -> None:
-        await super().close()
-        self.closed.set()
-
-
-class LastingEngine(EchoEngine):
-    def __init__(self, *says: Output) -> None:
-        self.says = says
-        self.session = LastingSession()
-
-    async def open(self, request: SessionRequest) -> EchoSession:
-        self.session = LastingSession()
-        self.session._pending.extend(self.says)
-        return self.session
-
-
-LAST_WORDS = CallerText(0, 12, "Thanks, bye.")
-WAITING = [Subprotocol(one) for one in wire.SUBPROTOCOLS]
-
-
-@pytest.mark.parametrize("by_the_agent", [False, True])
-async def test_the_slot_is_free_before_a_callers_last_words_are_told(by_the_agent: bool) -> None:
-    engine = LastingEngine(*[wire.Done(0, "goodbye")] * by_the_agent)
-    async with serving(engine, capacity=1) as server, connected(server, subprotocols=WAITING) as connection:
-        await opened(connection)
-        if by_the_agent:
-            assert await told(connection) == wire.Done(0, "goodbye")
-        else:
-            await connection.send(wire.encode(wire.Close()))
-        assert await told(connection) == wire.Closed()
-        ending = engine.session
-        assert ending.closed.is_set()
-        async with connected(server, subprotocols=WAITING) as other:
-            assert isinstance(await opened(other), wire.Ready)
-            ending.told.set()
-            assert await told(connection) == LAST_WORDS
-            assert await closed(connection) == 1000
-
-
-async def test_a_gateway_that_does_not_know_of_last_words_is_closed_at_once() -> None:
-    engine = LastingEngine()
-    offered = [Subprotocol(wire.WITH_LATE), Subprotocol(wire.SUBPROTOCOL)]
-    async with serving(engine) as server, connected(server, subprotocols=offered) as connection:
-        await opened(connection)
-        await connection.send(wire.encode(wire.Close()))
-        assert await closed(connection) == 1000
-        assert engine.session.closed.is_set()
-        assert engine.session.finishes == 0
-
-
-async def test_a_session_that_goes_on_elsewhere_has_no_last_words() -> None:
-    engine = LastingEngine()
-    async with serving(engine) as server:
-        async with connected(server, subprotocols=WAITING) as connection:
-            await opened(connection)
-            connection.transport.abort()
-            await engine.session.closed.wait()
-            assert engine.session.finishes == 0
-        async with connected(server, subprotocols=WAITING) as connection:
-            await opened(connection)
-            await server.drain(5)
-            assert isinstance(await told(connection), wire.Error)
-            assert await closed(connection) == 1001
-            assert engine.session.finishes == 0
-
-
-async def test_a_worker_that_is_stopped_waits_for_last_words() -> None:
-    engine = LastingEngine()
-    async with serving(engine) as server, connected(server, subprotocols=WAITING) as connection:
-        await opened(connection)
-        await connection.send(wire.encode(wire.Close()))
-        assert await told(connection) == wire.Closed()
-        draining = asyncio.create_task(server.drain(20))
-        await asyncio.sleep(0)
-        assert server.slots.active == 0
-        assert not draining.done()
-        engine.session.told.set()
-        assert await told(connection) == LAST_WORDS
-        await draining
-        assert await closed(connection) == 1000
-
-
-async def test_a_gateway_that_leaves_before_the_last_words_harms_nobody() -> None:
-    engine = LastingEngine()
-    async with serving(engine) as server:
-        async with connected(server, subprotocols=WAITING) as connection:
-            await opened(connection)
-            await connection.send(wire.encode(wire.Close()))
-            assert await told(connection) == wire.Closed()
-            connection.transport.abort()
-        engine.session.told.set()
-        await server.drain(5)
-        assert not server.slots._present
-
-
 async def test_frames_that_are_never_answered_do_not_pile_up() -> None:
     async with serving(MuteEngine()) as server, connected(server) as connection:
         await opened(connection)
@@ -382,29 +259,6 @@ async def test_a_gateway_that_does_not_read_is_dropped(caplog: pytest.LogCapture
         assert "stopped reading" in caplog.text
 
 
-@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic secret"}])
-async def test_a_wrong_token_is_refused(headers: dict[str, str]) -> None:
-    async with serving(token="secret") as server:
-        with pytest.raises(InvalidStatus) as refusal:
-            async with connected(server, additional_headers=headers):
-                pass
-        assert refusal.value.response.status_code == 401
-
-
-async def test_the_right_token_is_accepted() -> None:
-    bearer = {"Authorization": "Bearer secret"}
-    async with serving(token="secret") as server, connected(server, additional_headers=bearer) as connection:
-        assert isinstance(await opened(connection), wire.Ready)
-
-
-async def test_a_web_page_on_this_machine_cannot_open_a_session() -> None:
-    async with serving() as server:
-        with pytest.raises(InvalidStatus) as refusal:
-            async with connected(server, origin=Origin("https://evil.example")):
-                pass
-        assert refusal.value.response.status_code == 403
-
-
 async def test_health_readiness_and_metrics_over_plain_http() -> None:
     async with serving(capacity=1, token="secret") as server, httpx.AsyncClient() as http:
         base = f"http://127.0.0.1:{server.port}"
@@ -423,43 +277,6 @@ async def test_health_readiness_and_metrics_over_plain_http() -> None:
         assert (await http.get(f"{base}/readyz", headers={"Authorization": "Bearer no"})).status_code == 401
         assert (await http.get(f"{base}/metrics")).status_code == 401
         assert (await http.get(f"{base}/elsewhere", headers=bearer)).status_code == 404
-
-
-@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "worker.example:8090"])
-@pytest.mark.parametrize("token", ["", "secret"])
-def test_off_loopback_a_token_and_tls_are_required(listen: str, token: str) -> None:
-    with pytest.raises(ListenRefused, match="needs a token and TLS"):
-        WorkerServer(EchoEngine(), listen, token=token)
-
-
-def certified() -> ssl.SSLContext:
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(TLS / "cert.pem", TLS / "key.pem")
-    return tls
-
-
-async def test_off_loopback_with_a_token_and_tls() -> None:
-    tls = certified()
-    trust = ssl.create_default_context(cafile=str(TLS / "cert.pem"))
-    async with serving(listen="0.0.0.0:0", token="secret", tls=tls) as server:
-        url = f"wss://127.0.0.1:{server.port}{wire.PATH}"
-        headers = {"Authorization": "Bearer secret"}
-        async with connect(
-            url, subprotocols=[Subprotocol(wire.SUBPROTOCOL)], ssl=trust, additional_headers=headers
-        ) as connection:
-            assert isinstance(await opened(connection), wire.Ready)
-
-
-@pytest.mark.parametrize("listen", ["8090", "127.0.0.1:", "127.0.0.1:99999", ":1"])
-def test_an_address_that_is_none(listen: str) -> None:
-    with pytest.raises(ListenRefused, match="is not host:port"):
-        WorkerServer(EchoEngine(), listen)
-
-
-async def test_a_port_in_use_is_said_in_a_sentence() -> None:
-    async with serving() as server:
-        with pytest.raises(ListenRefused, match="choose another port"):
-            await WorkerServer(EchoEngine(), f"127.0.0.1:{server.port}").start()
 
 
 async def test_stopping_ends_open_sessions() -> None:
@@ -483,13 +300,4 @@ async def test_stopping_waits_neither_for_a_peer_that_never_speaks_nor_for_one_t
                 await deaf.send(wire.encode_frame(CallerFrame(index, SOUND)))
             async with asyncio.timeout(1.5):
                 await server.stop()
-        silent.close()
-
-
-async def test_stopping_does_not_wait_for_a_peer_that_begins_no_tls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "STOP_TIMEOUT", 0.05)
-    async with serving(tls=certified()) as server:
-        _, silent = await asyncio.open_connection("127.0.0.1", server.port)
-        async with asyncio.timeout(1.5):
-            await server.stop()
         silent.close()
