@@ -98,11 +98,30 @@ async def test_each_session_has_the_settings_that_it_asked_for() -> None:
     assert (second.sampling.top_k, second.voice) == (wire.Sampling().top_k, "NATM1")
 
 
-async def test_what_is_sent_before_the_handshake_is_heard() -> None:
-    async with serving() as server, talking(server) as client:
-        await client.send(tone(1, 600))
-        assert await client.receive() == 0
-        assert pitch((await client.hear(RATE - 1_920))[RATE // 4 :]) == pytest.approx(600, abs=2)
+class SlowEngine(EchoEngine):
+    """Opens sessions when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked, self.let_in = asyncio.Event(), asyncio.Event()
+
+    async def open(self, request: SessionRequest) -> EchoSession:
+        self.asked.set()
+        await self.let_in.wait()
+        return await super().open(request)
+
+
+async def test_what_is_sent_before_the_handshake_is_heard_from_its_first_frame() -> None:
+    engine = SlowEngine()
+    async with serving(engine) as server, talking(server) as client:
+        await engine.asked.wait()
+        told = asyncio.create_task(client.receive())
+        await client.send(np.concatenate((tone(0.08, 400), tone(0.92, 1_600))))
+        assert not told.done()
+        engine.let_in.set()
+        assert await told == 0
+        heard = await client.hear(RATE - 1_920)
+        assert pitch(heard[:1_920]) == pytest.approx(400, abs=25)
+        assert pitch(heard[RATE // 4 :]) == pytest.approx(1_600, abs=2)
 
 
 async def test_a_stream_may_be_cut_anywhere_between_messages() -> None:
