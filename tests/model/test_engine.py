@@ -64,6 +64,25 @@ def test_a_call_in_a_slot_is_a_conversation_token_for_token(models: Models, tiny
         assert result.finite.all()
 
 
+def test_a_step_walks_the_codebooks_of_one_voice_and_no_more(
+    models: Models, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Walking those of both chooses the same, and takes the depformer twice the time."""
+    stepper, lm, config, walked = Stepper(models, 1), models.lm, models.config, list[int]()
+    walk = lm.choose_audio
+
+    def watched(*given: Any) -> tuple[Tensor, Tensor]:
+        logits, chosen = walk(*given)
+        walked.append(logits.shape[1])
+        return logits, chosen
+
+    begin(stepper, 0, prompt, Sampling(seed=1))
+    monkeypatch.setattr(lm, "choose_audio", watched)
+    stepper.step([0], [caller_pcm(0, 0)])
+    assert set(walked) == {config.codebooks}
+    assert config.depformer.steps == 2 * config.codebooks
+
+
 def sampling_of(number: int) -> Sampling:
     return Sampling(seed=number) if number % 2 else Sampling(0.0, 0.0)
 
