@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from websockets.asyncio.client import connect
@@ -39,19 +40,33 @@ async def talk(pool: ResumingPool, caller: Caller, frames: int) -> bytes:
     return columns
 
 
-async def chat(url: str, hertz: float, seed: int) -> tuple[str, Samples]:
-    """A second of a client of Moshi's: what the agent said in 11 frames, and their sound."""
+async def chat(url: str, hertz: float, seed: int, held: asyncio.Barrier) -> tuple[str, Samples]:
+    """A second of a client of Moshi's: what the agent said in 11 frames, and their sound.
+
+    It speaks once all who wait at `held` have a session, and whoever looks at them there goes on.
+    """
     query = f"?text_prompt=you%20are%20a%20kind%20teacher&voice_prompt={VOICE}.pt&seed={seed}"
     while True:
         async with connect(url.removesuffix(wire.PATH) + protocol.PATH + query, compression=None) as connection:
             client = MoshiClient(connection)
             if await client.receive() == 0:
+                await held.wait()
+                await held.wait()
                 await client.send(tone(1, hertz))
                 sound = await client.hear(11 * 1_920)
                 return "".join(client.said), sound[: 11 * 1_920]
         (error,) = client.errors
         assert "frames run late" in error, "as they may on a busy machine; then it is full for a while"
         await asyncio.sleep(0.2)
+
+
+async def free_while(url: str, held: asyncio.Barrier) -> int:
+    """Slots that are free when all who wait at `held` have their session."""
+    await held.wait()
+    async with httpx.AsyncClient() as http:
+        ready = await http.get(f"http{url.removeprefix('ws').removesuffix(wire.PATH)}/readyz")
+    await held.wait()
+    return int(ready.json()["free"])
 
 
 def alike(one: Samples, other: Samples) -> bool:
@@ -82,12 +97,15 @@ async def test_a_call_outlives_its_worker(tmp_path: Path) -> None:
         assert said[-1] > change.index
 
 
-async def test_moshis_clients_share_a_worker_each_with_its_own_seed_and_caller(tmp_path: Path) -> None:
+async def test_four_moshi_clients_hold_a_worker_at_once_each_with_its_own_seed_and_caller(tmp_path: Path) -> None:
     make_folder(tmp_path)
     clients = ((300, 1), (300, 1), (300, 2), (700, 1))
     async with personaplex(tmp_path, len(clients)) as worker, asyncio.timeout(120):
-        heard = await asyncio.gather(*(chat(worker.url, hertz, seed) for hertz, seed in clients))
-        alone = await chat(worker.url, *clients[0])
+        held = asyncio.Barrier(len(clients) + 1)
+        talks = asyncio.gather(*(chat(worker.url, hertz, seed, held) for hertz, seed in clients))
+        assert await free_while(worker.url, held) == 0
+        heard = await talks
+        alone = await chat(worker.url, *clients[0], asyncio.Barrier(1))
     (text, sound), *others = [*heard, alone]
     assert text
     assert np.abs(sound).max() > 0.01
