@@ -27,9 +27,10 @@ log = logging.getLogger(__name__)
 HEADER = struct.Struct("<BIII")
 """Before each message to a process: kind, session, frame index, length of what follows."""
 OPEN, FRAME, CLOSE, FINISH = 1, 2, 3, 4
-MOST_PROCESSES = 4
+MOST_PROCESSES = 8
 CORES_EACH = 4
-"""One process for so many cores, at least one: transcribing takes a few per cent of a core for each call."""
+"""One process for so many cores, at least one. A call takes some 4 % of a core, one of many digits 10 %: four processes
+carry a hundred callers, and no more (`python -m model.bench.transcriber`, deploy/benchmarks.md)."""
 BEHIND = 16 << 20
 """Bytes that may wait for a process, some three minutes of one call; frames beyond are not transcribed."""
 START_SECONDS = 60.0

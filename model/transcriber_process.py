@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from model.rehearsal.weights import WeightsMissing, find_weights
 from model.transcriber import CLOSE, FINISH, FRAME, HEADER, OPEN
 from model.utterances import Utterances
 from model.wire import FRAME_BYTES, FRAME_SECONDS
@@ -124,26 +125,34 @@ def _say(line: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def make_scribe(weights: Path | None) -> Scribe:
+    """With the recogniser that is installed, on one thread; `weights`: where to look for it before.
+
+    Raises ImportError, WeightsMissing.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
+    from model.rehearsal.asr import Recogniser
+    from model.rehearsal.listener import Listener
+    from model.rehearsal.vad import VadModel
+
+    found = find_weights(weights)
+    recogniser, vad = Recogniser(found.whisper, 1), VadModel(found.vad)
+    return Scribe(lambda: Listener(vad), recogniser)
+
+
 def main() -> int:
     """The process: the weights' folder as its argument, which may be empty."""
     os.nice(_NICE)
-    os.environ["OMP_NUM_THREADS"] = "1"
     try:
-        from model.rehearsal.asr import Recogniser
-        from model.rehearsal.listener import Listener
-        from model.rehearsal.vad import VadModel
-        from model.rehearsal.weights import WeightsMissing, find_weights
+        scribe = make_scribe(Path(sys.argv[1]) if sys.argv[1] else None)
     except ImportError as error:
         _say({"refused": f"the transcriber needs the package {error.name}: pip install -e '.[rehearsal]'"})
         return 1
-    try:
-        weights = find_weights(Path(sys.argv[1]) if sys.argv[1] else None)
-        recogniser, vad = Recogniser(weights.whisper, 1), VadModel(weights.vad)
     except WeightsMissing as error:
         _say({"refused": str(error)})
         return 1
     _say({"refused": ""})
-    serve(Scribe(lambda: Listener(vad), recogniser), sys.stdin.buffer, _say)
+    serve(scribe, sys.stdin.buffer, _say)
     return 0
 
 
