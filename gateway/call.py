@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gateway.audio import SILENCE, Downsampler, JitterBuffer, Upsampler, level
-from gateway.call_clock import STOOD_STILL, CallClock
+from gateway.call_clock import KEPT_TICKS, STOOD_STILL, CallClock
 from gateway.engine import Engine, EngineFull, EngineLost, Session, WorkerChanged
 from gateway.farewell import Farewell
 from gateway.latency import ResponseMeter
@@ -80,7 +80,7 @@ class CallCounters:
     agent_frames_lost: int = 0
     """20 ms of the agent's that came too late for the line, or were left out to catch up; see `CallLeg.lost`."""
     agent_frames_late: int = 0
-    """Agent frames that the engine itself says came late; 0 where it, or its worker, does not say."""
+    """Agent frames that the engine, where it does, says came late, and those that it owed for longer at the end."""
     deadline_misses: int = 0
 
     def seconds(self) -> float:
@@ -128,7 +128,7 @@ class Call:
         self._log_book = log_book
         self._jitter = JitterBuffer()
         self._clock = CallClock(self._jitter)
-        self._unanswered: deque[bytes] = deque(maxlen=100)
+        self._unanswered: deque[bytes] = deque(maxlen=KEPT_TICKS)
         self._over = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._reason = ""
@@ -214,6 +214,7 @@ class Call:
             steps.push_async_callback(self._close_session)
             self.counters.frames_lost = self._jitter.missing + self._jitter.dropped
             self.counters.agent_frames_lost = self._leg.lost
+            self.counters.agent_frames_late += 0 if self._engine_done else self._clock.overdue(len(self._unanswered))
             self._tell(self.transcript.stop(self.counters.frames_out - 1))
 
     async def _close_session(self) -> None:
@@ -338,8 +339,7 @@ class Call:
     def _changed_worker(self, change: WorkerChanged) -> None:
         self.worker_changes.append(change)
         self._event("worker", worker=change.worker, reason=change.reason, missed=change.missed)
-        gap = change.missed * FRAME_SECONDS
-        what = f"{change.reason}; worker {change.worker} goes on after a gap of {gap:.2f} s"
+        what = f"{change.reason}; worker {change.worker} goes on after a gap of {change.missed * FRAME_SECONDS:.2f} s"
         log.warning("call %s: %s", self.info.call_id, what)
 
     async def _play(self, frame: AgentFrame, pcm: bytes) -> None:

@@ -7,6 +7,8 @@ nothing of the engine, the sound or the call's end.
 from __future__ import annotations
 
 import asyncio
+import math
+from collections import deque
 
 from gateway.audio import CARRIER_FRAME_SECONDS, JitterBuffer
 from model.wire import FRAME_SECONDS
@@ -24,6 +26,8 @@ LATE_TICK = 0.02
 """A tick later than this is counted as a missed deadline."""
 STOOD_STILL = 1.0
 """A tick later than this means that this process did not run; the clock is set anew."""
+KEPT_TICKS = 100
+"""Of which it is known when they came: 8 s."""
 
 
 class CallClock:
@@ -39,6 +43,8 @@ class CallClock:
         self._waiting = waiting
         self._heard = asyncio.Event()
         self._ticks = 0
+        self._ticked: deque[float] = deque(maxlen=KEPT_TICKS)
+        """When each came, the newest."""
 
     def heard(self) -> None:
         """A frame of the line's sound came, and waits."""
@@ -83,6 +89,7 @@ class CallClock:
         await asyncio.sleep(max(0.0, due - self.now()))
         late = self.now() - due
         if late <= LATE_TICK:
+            self._ticked.append(self.now())
             return 0.0
         if late > STOOD_STILL:
             # The machine slept or was moved. Nobody else stood still: none of what they failed to
@@ -91,4 +98,16 @@ class CallClock:
             self.last_media = self.now()
         # Lets what has arrived meanwhile be read, so that catching up is not taken for silence.
         await asyncio.sleep(0)
+        self._ticked.append(self.now())
         return late
+
+    def overdue(self, waiting: int) -> int:
+        """How many of the frames of the last `waiting` ticks have waited for longer than a tick.
+
+        Those of a burst are due a tick apart, as for the engine (`model.scheduler`).
+        """
+        wanted, count = -math.inf, 0
+        for came in list(self._ticked)[max(0, len(self._ticked) - waiting) :]:
+            wanted = max(came, wanted + FRAME_SECONDS)
+            count += self.now() - wanted > FRAME_SECONDS
+        return count

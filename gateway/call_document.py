@@ -36,9 +36,10 @@ class CallMetrics:
     Pauses that were shortened to catch up are no loss.
     """
     agent_frames_late: int | None = None
-    """80 ms frames that the engine says it answered more than 80 ms after they came, or were due.
+    """80 ms frames that the engine says it answered more than 80 ms after they came, or were due, and those that waited
+    for longer when the call ended.
 
-    0 also where it does not say: echo, rehearsal, a worker of an older version.
+    Of those that were answered none where it does not say: echo, rehearsal, a worker of an older version.
     """
     deadline_misses: int = 0
     """Ticks of the call's clock, of 80 ms, that were over 20 ms late."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,6 @@ import pytest
 
 from gateway.audio import CARRIER_FRAME_BYTES, LINE_FRAME_BYTES
 from gateway.call import Call, CallPlan
-from gateway.call_document import to_document
-from gateway.desk import _record
 from gateway.engine import EchoEngine, EchoSession
 from model.wire import (
     FRAME_BYTES,
@@ -23,7 +20,6 @@ from model.wire import (
     CallerText,
     Done,
     Flush,
-    Late,
     Output,
     SessionRequest,
 )
@@ -50,28 +46,6 @@ def test_one_frame_in_and_one_out_for_every_80_ms() -> None:
 def test_what_the_line_lost_of_the_agent_is_counted() -> None:
     call = place(MemoryLeg(seconds=1, lost=3), EchoEngine())
     assert (call.counters.frames_lost, call.counters.agent_frames_lost) == (0, 3)
-
-
-class LateSession(EchoSession):
-    """Says of every tenth frame that it came late."""
-
-    async def outputs(self) -> AsyncIterator[Output]:
-        async for output in super().outputs():
-            yield output
-            if isinstance(output, AgentFrame) and output.index % 10 == 0:
-                yield Late(output.index)
-
-
-class LateEngine:
-    async def open(self, request: SessionRequest) -> LateSession:
-        return LateSession()
-
-
-def test_what_the_engine_answered_late_is_in_the_calls_record() -> None:
-    call = place(MemoryLeg(seconds=4), LateEngine())
-    assert call.counters.frames_out == pytest.approx(50, abs=2)
-    record = to_document(_record(call, None, datetime.now(UTC)))
-    assert record["metrics"]["agent_frames_late"] == 5
 
 
 def test_the_echo_comes_back_after_the_designed_delay() -> None:

@@ -77,3 +77,24 @@ def test_a_process_that_stood_still_sets_its_clock_anew() -> None:
     seen = ticked(line(), 8, 0.3, 30.0)
     assert [at for at, missed in seen if missed] == pytest.approx([30.3])
     assert seen[-1][0] == pytest.approx(30.3 + 4 * 0.08)
+
+
+def test_frames_are_overdue_a_tick_after_theirs_and_those_of_a_burst_a_tick_apart() -> None:
+    async def run() -> list[int]:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, virtual_time.VirtualTimeLoop)
+        clock, overdue = CallClock(JitterBuffer()), list[int]()
+        await clock.start()
+        for _ in range(5):
+            await clock.tick()
+        overdue.append(clock.overdue(5))
+        loop.stand_still(0.4)
+        for _ in range(5):
+            await clock.tick()
+        overdue.append(clock.overdue(5))
+        for wait in (0.079, 0.002, 0.08, 0.08):
+            await asyncio.sleep(wait)
+            overdue.append(clock.overdue(5))
+        return overdue
+
+    assert virtual_time.run(run()) == [3, 0, 0, 1, 2, 3]
