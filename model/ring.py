@@ -1,8 +1,8 @@
 """Messages between two processes of one machine: a ring of bytes in shared memory, and a bell.
 
 Owns the layout of the memory and how the other side is woken. One process puts, one gets; neither ever waits for the
-other. Knows no message. The memory has no name, so that nothing is left behind by a process that is killed; on Linux
-it is no part of /dev/shm either, of which a container has 64 MB by default and kills whoever writes beyond.
+other. Knows no message. The memory has no name and is no file, so that nothing is left behind by a process that is
+killed; nor is it part of /dev/shm, of which a container has 64 MB by default and kills whoever writes beyond.
 
     0    u64  bytes put since the beginning       written by the one that puts
     64   u64  bytes taken since the beginning     written by the one that gets
@@ -22,9 +22,10 @@ import mmap
 import os
 import select
 import struct
-import tempfile
 import zlib
 from dataclasses import dataclass
+
+from model.engine_options import EngineRefused
 
 _HEADER = struct.Struct("<III")
 _DATA = 128
@@ -184,7 +185,7 @@ class Channel:
 
 
 def make_channel(size: int) -> tuple[Channel, Ends]:
-    """Our half of a new channel with at least `size` bytes each way, and the other process's."""
+    """Our half of a new channel with at least `size` bytes each way, and the other process's. Raises EngineRefused."""
     size = -(-size // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
     memory = _unnamed()
     os.truncate(memory, 2 * size)
@@ -194,8 +195,10 @@ def make_channel(size: int) -> tuple[Channel, Ends]:
 
 
 def _unnamed() -> int:
-    """Memory that processes can share, as a file descriptor."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("callplex-ring")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
+    """Memory that processes can share, as a file descriptor. What lies in it gets into no file."""
+    if not hasattr(os, "memfd_create"):
+        raise EngineRefused(
+            "this system has no memory without a name that processes can share (memfd_create), and what is said in"
+            " calls must not lie in a file: run the worker on Linux"
+        )
+    return os.memfd_create("callplex-ring")

@@ -15,6 +15,7 @@ from gateway.doctor.engines import chat, engine
 from gateway.doctor.finding import Finding
 from gateway.doctor.machine import data_folder, descriptors, listeners
 from gateway.doctor.packages import packages, python_version
+from gateway.doctor.swap import swap
 from gateway.doctor.workers import worker_tls, workers
 from gateway.settings import Settings, SettingsInvalid
 
@@ -35,6 +36,7 @@ def examine(load: Callable[[], Settings]) -> list[Finding]:
         listeners,
         descriptors,
         data_folder,
+        swap,
         persona_files,
         carrier,
         sip,

@@ -12,6 +12,8 @@ import threading
 
 import pytest
 
+from model.engine_options import EngineOptions, EngineRefused
+from model.personaplex import PersonaplexEngine
 from model.ring import PeerGone, Ring, RingFull, make_channel
 
 _ECHO = """
@@ -91,6 +93,17 @@ def test_memory_is_shared_without_a_mount_whose_size_a_container_limits() -> Non
         assert os.readlink(f"/proc/self/fd/{ends.memory}").startswith("/memfd:")
     ends.close()
     channel.close()
+
+
+@pytest.mark.anyio
+async def test_without_such_memory_there_is_no_engine_rather_than_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a Mac."""
+    monkeypatch.delattr(os, "memfd_create")
+    engine = PersonaplexEngine(EngineOptions("nowhere", slots=1))
+    with pytest.raises(EngineRefused, match="must not lie in a file: run the worker on Linux"):
+        await engine.start()
+    assert engine.pid is None
+    await engine.stop()
 
 
 def test_a_thread_can_wait_for_the_others_end_beside_messages() -> None:
