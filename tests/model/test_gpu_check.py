@@ -104,8 +104,8 @@ def test_what_runs_on_what(archs: tuple[str, ...], capability: tuple[int, int], 
 def test_memory_that_does_not_suffice() -> None:
     wrong = found(BLACKWELL, CU128, published(12))["gpu_memory"]
     assert (wrong.ok, wrong.warning) == (False, False)
-    assert wrong.detail == "12 calls need 42.9 GB, NVIDIA GeForce RTX 5090 has 34.0 GB"
-    assert wrong.fix == "export CALLPLEX_SLOTS=6"
+    assert wrong.detail == "12 calls need 44.0 GB, NVIDIA GeForce RTX 5090 has 34.0 GB"
+    assert wrong.fix == "export CALLPLEX_SLOTS=5"
     assert found(BLACKWELL, CU128, published(5))["gpu_memory"].ok
     busy = found(replace(BLACKWELL, free=20 * GB), CU128)["gpu_memory"]
     assert (busy.ok, busy.warning) == (False, True)
@@ -115,12 +115,12 @@ def test_a_card_on_which_not_one_call_fits_is_told_how_one_would() -> None:
     wrong = found(ADA, CU128)["gpu_memory"]
     assert not wrong.ok
     assert wrong.detail == (
-        "one call with keys and values in bf16 and weights in bf16 needs 24.7 GB, NVIDIA GeForce RTX 4080 has 17.0 GB"
+        "one call with keys and values in bf16 and weights in bf16 needs 25.8 GB, NVIDIA GeForce RTX 4080 has 17.0 GB"
     )
     assert wrong.fix == "export CALLPLEX_KV_DTYPE=fp8 CALLPLEX_WEIGHTS_DTYPE=fp8    # of unproven quality"
     assert found(ADA, CU128, published(0, "fp8", "fp8"))["gpu_memory"].ok
     small = replace(ADA, memory=8 * GB, free=8 * GB)
-    assert found(small, CU128)["gpu_memory"].fix == "nvidia-smi -L    # a card with 14 GB or more is needed"
+    assert found(small, CU128)["gpu_memory"].fix == "nvidia-smi -L    # a card with 15 GB or more is needed"
 
 
 @pytest.mark.parametrize(
@@ -142,9 +142,9 @@ def test_a_card_is_not_told_to_keep_in_8_bits_what_the_engine_would_refuse_there
 
 def test_a_small_card_of_before_ada_is_told_what_would_hold_a_call() -> None:
     plain = found(A4000, CU128)["gpu_memory"]
-    assert plain.detail.startswith("one call with keys and values in bf16 and weights in bf16 needs 24.7 GB")
+    assert plain.detail.startswith("one call with keys and values in bf16 and weights in bf16 needs 25.8 GB")
     assert plain.fix == (
-        "nvidia-smi -L    # a card with 25 GB or more is needed, or one of compute capability 8.9 or later with 15 GB"
+        "nvidia-smi -L    # a card with 26 GB or more is needed, or one of compute capability 8.9 or later with 16 GB"
     )
     asked = found(A4000, CU128, published(0, "fp8", "fp8"))["gpu_memory"]
     assert not asked.ok
@@ -206,7 +206,7 @@ def test_the_command_prints_one_object_and_never_imports_torch_itself(tmp_path: 
     shown = json.loads(done.stdout)
     by_name = {finding["name"]: finding for finding in shown["findings"]}
     assert by_name["gpu"]["ok"]
-    assert by_name["gpu_memory"]["detail"].startswith("3 calls need 3.")
+    assert by_name["gpu_memory"]["detail"].startswith("3 calls need 4.")
     assert (by_name["weights"]["ok"], by_name["weights"]["fix"]) == (True, "")
     assert by_name["weights"]["detail"].startswith(f"whole, in {folder}; ")
     assert shown["ok"] is by_name["torch"]["ok"]
