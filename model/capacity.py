@@ -21,7 +21,9 @@ READS_FP8 = (8, 9)
 SPARES = 1
 """LM slots for re-priming; one is refilled in much less time than a call takes to need it again."""
 PROMPT_PART = 0.04
-"""Of the device's free memory, for prompts."""
+"""Of the device's free memory, for prompts: so much they may take."""
+PROMPT_LEAST = 1 << 30
+"""Bytes of it that calls leave to prompts, where a number of slots was asked for."""
 WORKSPACE = {"cuda": 3 << 30, "cpu": 128 << 20}
 """Bytes for libraries, activations and captured graphs, and for the codec's weights as its step reads them. On an H200
 an engine of 151 slots took up to 3.7 GB more than its tensors, of which prompts 1.1 at most (deploy/benchmarks.md)."""
@@ -63,6 +65,17 @@ def engine_bytes(slots: int, fixed: int, slot: int) -> int:
 def fitting_slots(memory: int, fixed: int, slot: int) -> int:
     """How many calls' slots `memory` bytes hold; below 1 if none."""
     return (memory - fixed) // slot - SPARES - 1
+
+
+def set_aside(asked: int, free: int) -> int:
+    """Bytes of `free` that are for prompts before slots are counted: all they may take, if no number was `asked`."""
+    most = int(PROMPT_PART * free)
+    return min(PROMPT_LEAST, most) if asked else most
+
+
+def prompt_bytes(slots: int, free: int, fixed: int, slot: int) -> int:
+    """What prompts may take beside so many slots, where `fixed` has no room for them."""
+    return min(int(PROMPT_PART * free), free - engine_bytes(slots, fixed, slot))
 
 
 def check_asked(slots: int) -> None:

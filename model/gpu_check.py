@@ -20,12 +20,12 @@ from typing import TypeVar, get_args
 
 from model import toolchain
 from model.capacity import (
-    PROMPT_PART,
     READS_FP8,
     engine_bytes,
     fitting_slots,
     fixed_bytes,
     kv_item,
+    set_aside,
     slot_bytes,
     weights_bytes,
 )
@@ -98,7 +98,7 @@ class Demand:
         return [name for name, dtype in kept.items() if dtype == "fp8"]
 
     def _fixed(self, memory: int) -> int:
-        return fixed_bytes(self.weights, "cuda", int(PROMPT_PART * memory))
+        return fixed_bytes(self.weights, "cuda", set_aside(self.calls, memory))
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,11 +104,21 @@ def test_what_runs_on_what(archs: tuple[str, ...], capability: tuple[int, int], 
 def test_memory_that_does_not_suffice() -> None:
     wrong = found(BLACKWELL, CU128, published(12))["gpu_memory"]
     assert (wrong.ok, wrong.warning) == (False, False)
-    assert wrong.detail == "12 calls need 44.0 GB, NVIDIA GeForce RTX 5090 has 34.0 GB"
+    assert wrong.detail == "12 calls need 43.7 GB, NVIDIA GeForce RTX 5090 has 34.0 GB"
     assert wrong.fix == "export CALLPLEX_SLOTS=5"
     assert found(BLACKWELL, CU128, published(5))["gpu_memory"].ok
     busy = found(replace(BLACKWELL, free=20 * GB), CU128)["gpu_memory"]
     assert (busy.ok, busy.warning) == (False, True)
+
+
+def test_calls_that_are_asked_for_take_of_what_prompts_may_have_as_at_the_engine_s_start() -> None:
+    h200 = Card("NVIDIA H200", (9, 0), 149 * GB, 149 * GB, "575.57.08")
+    unasked = found(h200, CU128, published(0, "fp8"))["gpu_memory"]
+    assert unasked.detail.endswith("; 145 calls fit")
+    asked = found(h200, CU128, published(150, "fp8"))["gpu_memory"]
+    assert asked.ok
+    assert asked.detail.startswith("150 calls need 147.7 GB, ")
+    assert asked.detail.endswith("; 151 calls fit")
 
 
 def test_a_card_on_which_not_one_call_fits_is_told_how_one_would() -> None:
