@@ -42,6 +42,17 @@ def weights_bytes(lm: int, mimi: int, weights_dtype: str) -> int:
     return int((FP8_PART if weights_dtype == "fp8" else 1.0) * lm) + mimi
 
 
+def unwalked_bytes(lm: LMConfig, item: int, weights_dtype: str) -> int:
+    """Of these, `item` bytes a number where they are not FP8, what no conversation walks and is let go of once loaded:
+    `LM.keep_steps`."""
+    main, depth = lm.transformer.dim, lm.depformer
+    matrices = depth.layers * (4 * depth.dim**2 + 3 * depth.dim * depth.hidden) + main * depth.dim
+    outputs = depth.layers * (5 * depth.dim + 2 * depth.hidden) + depth.dim
+    heads = item * depth.dim * (2 * lm.card + 1)
+    step = heads + (matrices + 4 * outputs if weights_dtype == "fp8" else item * matrices)
+    return max(0, depth.steps - lm.codebooks) * step
+
+
 def slot_bytes(lm: LMConfig, mimi: MimiConfig, kv_item: float) -> int:
     """Memory of one call, in bytes: keys and values of the language model at `kv_item` bytes a number, and the codec's
     in float32."""

@@ -33,6 +33,7 @@ from model.capacity import (
     slot_bytes,
     slots_by_memory,
     slots_by_speed,
+    unwalked_bytes,
     weights_bytes,
 )
 from model.conversation import Models, load_models
@@ -98,6 +99,7 @@ def start(options: EngineOptions) -> Started:
     if device.type == "cpu" and not options.slots:
         slots = min(slots, CPU_SLOTS)
     models = load_models(folder, device, fp8=options.weights_dtype == "fp8")
+    _give_back(device)  # what loading took beside them: CUDA's own allocations do not make torch let go of it
     keep_cores(device)
     phases.over("weights")
     stepper = _stepper(models, slots, dtype)
@@ -151,7 +153,8 @@ class Phases:
 
 def _weights(options: EngineOptions, folder: ModelFolder) -> int:
     """Bytes of the networks on the device."""
-    return weights_bytes(folder.lm.stat().st_size, folder.mimi.stat().st_size, options.weights_dtype)
+    whole = weights_bytes(folder.lm.stat().st_size, folder.mimi.stat().st_size, options.weights_dtype)
+    return whole - unwalked_bytes(folder.lm_config(), 2 if folder.published else 4, options.weights_dtype)
 
 
 def _stepper(models: Models, slots: int, dtype: torch.dtype) -> Stepper:

@@ -29,6 +29,7 @@ from model.capacity import (
     kv_item,
     set_aside,
     slot_bytes,
+    unwalked_bytes,
     weights_bytes,
 )
 from model.engine_options import KVDtype, WeightsDtype
@@ -252,6 +253,7 @@ def demand_of(folder: ModelFolder, calls: int, kv_dtype: str, weights_dtype: str
     kept = stored if kv_dtype == "auto" else kv_dtype
     call = slot_bytes(lm, mimi, kv_item(kept, lm.transformer.head_dim))
     weights = weights_bytes(lm_bytes, mimi_bytes, weights_dtype)
+    weights -= unwalked_bytes(lm, 2 if folder.published else 4, weights_dtype)
     return Demand(weights, call, calls, kept, stored if weights_dtype == "auto" else weights_dtype)
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from model import capacity, engine_start, fp8
-from model.capacity import SPARES, engine_bytes, fixed_bytes, slot_bytes
+from model.capacity import SPARES, engine_bytes, fixed_bytes, slot_bytes, unwalked_bytes
 from model.conversation import Models, load_models
 from model.cuda_graphs import HIGH_PRIORITY, LOW_PRIORITY
 from model.engine import Stepper, StepResult
@@ -116,6 +116,7 @@ def test_where_slots_are_asked_for_prompts_have_what_they_leave(
 ) -> None:
     lm, mimi = tiny.lm_config(), tiny.mimi_config()
     weights, slot = tiny.lm.stat().st_size + tiny.mimi.stat().st_size, slot_bytes(lm, mimi, 4)
+    weights -= unwalked_bytes(lm, 4, "auto")
     free = engine_bytes(2, fixed_bytes(weights, "cpu"), slot) + 5_000
     monkeypatch.setattr(capacity, "PROMPT_LEAST", 4_000)
     monkeypatch.setattr(engine_start, "free_memory", lambda device: free)
