@@ -21,9 +21,12 @@ READS_FP8 = (8, 9)
 SPARES = 1
 """LM slots for re-priming; one is refilled in much less time than a call takes to need it again."""
 PROMPT_PART = 0.04
-"""Of the device's free memory, for prompts."""
-WORKSPACE = {"cuda": 2 << 30, "cpu": 128 << 20}
-"""Bytes for libraries, activations and captured graphs, and for the codec's weights as its step reads them."""
+"""Of the device's free memory, for prompts: so much they may take."""
+PROMPT_LEAST = 1 << 30
+"""Bytes of it that calls leave to prompts, where a number of slots was asked for."""
+WORKSPACE = {"cuda": 3 << 30, "cpu": 128 << 20}
+"""Bytes for libraries, activations and captured graphs, and for the codec's weights as its step reads them. On an H200
+an engine of 151 slots took up to 3.7 GB more than its tensors, of which prompts 1.1 at most (deploy/benchmarks.md)."""
 SPEED_PART = 0.8
 """Part of the time that steps may take, where the engine chooses the number of slots."""
 GB = 1e9
@@ -37,6 +40,17 @@ def kv_item(kv_dtype: str, head_dim: int) -> float:
 def weights_bytes(lm: int, mimi: int, weights_dtype: str) -> int:
     """Of the networks on the device, from the bytes of their files."""
     return int((FP8_PART if weights_dtype == "fp8" else 1.0) * lm) + mimi
+
+
+def unwalked_bytes(lm: LMConfig, item: int, weights_dtype: str) -> int:
+    """Of these, `item` bytes a number where they are not FP8, what no conversation walks and is let go of once loaded:
+    `LM.keep_steps`."""
+    main, depth = lm.transformer.dim, lm.depformer
+    matrices = depth.layers * (4 * depth.dim**2 + 3 * depth.dim * depth.hidden) + main * depth.dim
+    outputs = depth.layers * (5 * depth.dim + 2 * depth.hidden) + depth.dim
+    heads = item * depth.dim * (2 * lm.card + 1)
+    step = heads + (matrices + 4 * outputs if weights_dtype == "fp8" else item * matrices)
+    return max(0, depth.steps - lm.codebooks) * step
 
 
 def slot_bytes(lm: LMConfig, mimi: MimiConfig, kv_item: float) -> int:
@@ -62,6 +76,17 @@ def engine_bytes(slots: int, fixed: int, slot: int) -> int:
 def fitting_slots(memory: int, fixed: int, slot: int) -> int:
     """How many calls' slots `memory` bytes hold; below 1 if none."""
     return (memory - fixed) // slot - SPARES - 1
+
+
+def set_aside(asked: int, free: int) -> int:
+    """Bytes of `free` that are for prompts before slots are counted: all they may take, if no number was `asked`."""
+    most = int(PROMPT_PART * free)
+    return min(PROMPT_LEAST, most) if asked else most
+
+
+def prompt_bytes(slots: int, free: int, fixed: int, slot: int) -> int:
+    """What prompts may take beside so many slots, where `fixed` has no room for them."""
+    return min(int(PROMPT_PART * free), free - engine_bytes(slots, fixed, slot))
 
 
 def check_asked(slots: int) -> None:

@@ -52,7 +52,7 @@ def load_models(folder: ModelFolder, device: torch.device | str = "cpu", *, fp8:
     """Load a folder. Raises FolderInvalid, WeightsError, TokenizerError.
 
     The published language model computes in bfloat16, as it is stored; small ones in float32. `fp8` rounds its
-    matrices to 8 bits (`model.fp8_weights`).
+    matrices to 8 bits (`model.fp8_weights`). Of the depformer's steps those of one voice are kept.
     """
     folder.require()
     config = folder.lm_config()
@@ -63,6 +63,7 @@ def load_models(folder: ModelFolder, device: torch.device | str = "cpu", *, fp8:
         )
     dtype = torch.bfloat16 if folder.published else torch.float32
     lm = load_lm(folder.lm, config, dtype=dtype, device="cpu" if fp8 else device)
+    lm.keep_steps(config.codebooks)
     if fp8:
         lm = shrink(lm, device)
     # No code depends on the decoder, and a telephone hears no difference.

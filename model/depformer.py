@@ -25,12 +25,22 @@ class StepAttention(nn.Module):
     def __init__(self, config: DepformerConfig) -> None:
         super().__init__()
         self._heads = config.heads
-        self._steps = config.steps
+        self._dim, self._steps = config.dim, config.steps
         self.in_proj_weight = nn.Parameter(torch.empty(config.steps * 3 * config.dim, config.dim))
         self.out_proj = nn.Linear(config.dim, config.steps * config.dim, bias=False)
         self.parts: tuple[nn.ModuleList, nn.ModuleList] | None = None
         """In place of the weights above, where they are kept in another form: of each step."""
         nn.init.normal_(self.in_proj_weight, std=config.dim**-0.5)
+
+    @torch.no_grad()
+    def keep_steps(self, count: int) -> None:
+        """Let go of the weights of all steps but the first `count`, before any are split."""
+        # Copies: a part would hold the memory of the whole.
+        kept = self.in_proj_weight[: 3 * count * self._dim], self.out_proj.weight[: count * self._dim]
+        into, out = (part.clone() for part in kept)
+        self.in_proj_weight = nn.Parameter(into, requires_grad=self.in_proj_weight.requires_grad)
+        self.out_proj.weight = nn.Parameter(out, requires_grad=self.out_proj.weight.requires_grad)
+        self._steps = min(self._steps, count)
 
     def split(self, make: Callable[[Tensor], nn.Module]) -> None:
         """Let `make` turn each step's part of the weights into a module that takes its place."""

@@ -121,7 +121,7 @@ class DepformerWalk:
     def __init__(self, lm: LM, window: WindowKind) -> None:
         self._config = lm.config
         steps, first = lm.config.depformer.steps, lm.depformer_text_emb.weight
-        lines = [list(_matrices(lm, step)) for step in range(steps)]
+        lines = [list(_matrices(lm, step)) for step in range(len(lm.depformer_in))]
         places = [[weight.data_ptr() for weight, _ in line] for line in lines]
         scales = [[0 if scale is None else scale.data_ptr() for _, scale in line] for line in lines]
         self._table = torch.tensor(places, dtype=torch.long, device=first.device)

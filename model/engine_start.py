@@ -23,15 +23,17 @@ import torch
 from model import fp8, toolchain
 from model.assets import FileAssets, find_clip
 from model.capacity import (
-    PROMPT_PART,
     READS_FP8,
     SPARES,
     batch_sizes,
     fixed_bytes,
     kv_item,
+    prompt_bytes,
+    set_aside,
     slot_bytes,
     slots_by_memory,
     slots_by_speed,
+    unwalked_bytes,
     weights_bytes,
 )
 from model.conversation import Models, load_models
@@ -90,13 +92,14 @@ def start(options: EngineOptions) -> Started:
     free = free_memory(device)
     phases.over("device")
     dtype = kv_dtype(options, folder)
-    fixed = fixed_bytes(_weights(options, folder), device.type, int(PROMPT_PART * free))
+    fixed = fixed_bytes(_weights(options, folder), device.type)
     item = kv_item(_NAMES[dtype], folder.lm_config().transformer.head_dim)
     slot = slot_bytes(folder.lm_config(), folder.mimi_config(), item)
-    slots = slots_by_memory(options.slots, free, fixed, slot)
+    slots = slots_by_memory(options.slots, free, fixed + set_aside(options.slots, free), slot)
     if device.type == "cpu" and not options.slots:
         slots = min(slots, CPU_SLOTS)
     models = load_models(folder, device, fp8=options.weights_dtype == "fp8")
+    _give_back(device)  # what loading took beside them: CUDA's own allocations do not make torch let go of it
     keep_cores(device)
     phases.over("weights")
     stepper = _stepper(models, slots, dtype)
@@ -119,7 +122,7 @@ def start(options: EngineOptions) -> Started:
     voices = VoiceStore(models, folder.voices, Path(options.recordings))
     find = partial(find_clip, Path(options.personas))
     assets = FileAssets(models, voices, find, reprimed=options.context == "reprime")
-    prompts = PromptCache(stepper, int(PROMPT_PART * free))
+    prompts = PromptCache(stepper, prompt_bytes(fitting, free, fixed, slot))
     if cold := [not warm(prompts, assets, *one) for one in options.warm].count(True):
         log.warning(
             "the memory for prompts is full: of %d personas' prompts %d are not prepared; whoever calls one of those"
@@ -150,7 +153,8 @@ class Phases:
 
 def _weights(options: EngineOptions, folder: ModelFolder) -> int:
     """Bytes of the networks on the device."""
-    return weights_bytes(folder.lm.stat().st_size, folder.mimi.stat().st_size, options.weights_dtype)
+    whole = weights_bytes(folder.lm.stat().st_size, folder.mimi.stat().st_size, options.weights_dtype)
+    return whole - unwalked_bytes(folder.lm_config(), 2 if folder.published else 4, options.weights_dtype)
 
 
 def _stepper(models: Models, slots: int, dtype: torch.dtype) -> Stepper:

@@ -1,4 +1,4 @@
-"""The language model's matrices in FP8, so that a small card holds a call: 8.9 GB in place of 16.7.
+"""The language model's matrices in FP8, so that a small card holds a call: 8.2 GB in place of 15.4.
 
 Owns which matrices are kept so and how they multiply: weights alone are rounded, with a scale for each output channel;
 activations, norms, embeddings and the heads that make logits stay as they are. What it costs in quality is not known

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -20,13 +21,15 @@ from typing import TypeVar, get_args
 
 from model import toolchain
 from model.capacity import (
-    PROMPT_PART,
+    MOST_SLOTS,
     READS_FP8,
     engine_bytes,
     fitting_slots,
     fixed_bytes,
     kv_item,
+    set_aside,
     slot_bytes,
+    unwalked_bytes,
     weights_bytes,
 )
 from model.engine_options import KVDtype, WeightsDtype
@@ -43,6 +46,10 @@ _DRIVER_OF_CUDA = (((13, 0), 580), ((12, 0), 525), ((0, 0), 450))
 _WHEELS = "https://download.pytorch.org/whl/cu128"
 """Builds of torch, for every card from Ampere to Blackwell."""
 _AMPERE = (8, 0)
+_CONTEXT = 500_000_000
+_DRIVERS_PART = 1 / 120
+"""Bytes that CUDA's context takes of a card, and the driver's part of all that nvidia-smi shows. Of an H200's 150.8 GB
+an engine found 149 free (deploy/benchmarks.md); that it would find 16.5 of a 16 GiB card's 17.2 is assumed."""
 _NOWHERE = Path(os.devnull)
 """No folder says other sizes here than the published ones."""
 _PUBLISHED_BYTES = [16_742_817_792, 385_000_000]
@@ -60,6 +67,16 @@ class Card:
     memory: int
     free: int
     driver: str
+
+    @property
+    def usable(self) -> int:
+        """Bytes that an engine finds free where nobody else uses the card."""
+        return int(self.memory * (1 - _DRIVERS_PART)) - _CONTEXT
+
+
+def memory_for(usable: int) -> int:
+    """Bytes of a card of which an engine finds so many free."""
+    return math.ceil((usable + _CONTEXT) / (1 - _DRIVERS_PART))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +101,12 @@ class Demand:
     weights_dtype: str
 
     def of(self, calls: int, memory: int) -> int:
-        """For so many calls on a card with `memory` bytes, of which prompts get a part."""
+        """For so many calls where `memory` bytes are usable, of which prompts get a part."""
         return engine_bytes(calls, self._fixed(memory), self.call)
 
     def fitting(self, memory: int) -> int:
-        """Calls that fit into `memory` bytes, as the engine's start counts them; below 1 where none does."""
-        return fitting_slots(memory, self._fixed(memory), self.call)
+        """Calls that fit where `memory` bytes are usable, as the engine's start counts them; below 1: none."""
+        return min(MOST_SLOTS, fitting_slots(memory, self._fixed(memory), self.call))
 
     @property
     def in_eight_bits(self) -> list[str]:
@@ -98,7 +115,7 @@ class Demand:
         return [name for name, dtype in kept.items() if dtype == "fp8"]
 
     def _fixed(self, memory: int) -> int:
-        return fixed_bytes(self.weights, "cuda", int(PROMPT_PART * memory))
+        return fixed_bytes(self.weights, "cuda", set_aside(self.calls, memory))
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,31 +207,32 @@ def _memory_finding(card: Card, demand: Demand, smallest: Demand) -> Finding:
         detail = f"{card.name} has compute capability {has}, and fp8 needs {needs} or later"
         fix = f"unset {' '.join(eight)}    # or take their lines out of .env, callplex.toml"
         return Finding("gpu_memory", False, detail, fix)
-    asked, fitting = demand.calls or 1, demand.fitting(card.memory)
-    needed = demand.of(asked, card.memory)
-    has = f"{card.name} has {card.memory / 1e9:.1f} GB"
+    asked, fitting = demand.calls or 1, demand.fitting(card.usable)
+    needed = demand.of(asked, card.usable)
+    has = f"{card.name} has {card.memory / 1e9:.1f} GB, {card.usable / 1e9:.1f} of them for an engine"
     if fitting < 1:
         kept = f"keys and values in {demand.kv_dtype} and weights in {demand.weights_dtype}"
-        detail = f"one call with {kept} needs {demand.of(1, card.memory) / 1e9:.1f} GB, {has}"
+        detail = f"one call with {kept} needs {demand.of(1, card.usable) / 1e9:.1f} GB, {has}"
         return Finding("gpu_memory", False, detail, _fix_for_one(card, demand, smallest))
     needs = f"{asked} call{'s need' if asked > 1 else ' needs'} {needed / 1e9:.1f} GB"
+    fits = "s fit" if fitting > 1 else " fits"
     if asked > fitting:
         return Finding("gpu_memory", False, f"{needs}, {has}", f"export CALLPLEX_SLOTS={fitting}")
     if needed > card.free:
         detail = f"{needs}, {card.free / 1e9:.1f} GB of {card.name} are free now"
         return Finding("gpu_memory", False, detail, "nvidia-smi    # shows what uses it", warning=True)
-    return Finding("gpu_memory", True, f"{needs}, {card.free / 1e9:.1f} GB are free; {fitting} calls fit")
+    return Finding("gpu_memory", True, f"{needs}, {card.free / 1e9:.1f} GB are free; {fitting} call{fits}")
 
 
 def _fix_for_one(card: Card, demand: Demand, smallest: Demand) -> str:
     """What holds a call where this card does not."""
     show = "nvidia-smi -L    # a card with"
-    plain, least = (f"{one.of(1, card.memory) / 1e9:.0f} GB" for one in (demand, smallest))
+    plain, least = (f"{memory_for(one.of(1, card.usable)) / 1e9:.0f} GB" for one in (demand, smallest))
     if card.capability < READS_FP8:
         return (
             f"{show} {plain} or more is needed, or one of compute capability {_dotted(READS_FP8)} or later with {least}"
         )
-    if smallest.fitting(card.memory) >= 1:
+    if smallest.fitting(card.usable) >= 1:
         return "export CALLPLEX_KV_DTYPE=fp8 CALLPLEX_WEIGHTS_DTYPE=fp8    # of unproven quality"
     return f"{show} {least} or more is needed"
 
@@ -235,6 +253,7 @@ def demand_of(folder: ModelFolder, calls: int, kv_dtype: str, weights_dtype: str
     kept = stored if kv_dtype == "auto" else kv_dtype
     call = slot_bytes(lm, mimi, kv_item(kept, lm.transformer.head_dim))
     weights = weights_bytes(lm_bytes, mimi_bytes, weights_dtype)
+    weights -= unwalked_bytes(lm, 2 if folder.published else 4, weights_dtype)
     return Demand(weights, call, calls, kept, stored if weights_dtype == "auto" else weights_dtype)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from model import decode, ops
 from model.config import ZERO, LMConfig
-from model.depformer import Depformer
+from model.depformer import Depformer, DepformerLayer
 from model.depformer_walk import DepformerWalk
 from model.kv_cache import SlotKV
 from model.streaming import WindowKind
@@ -158,6 +158,17 @@ class LM(nn.Module):
         """Where the embeddings lie, for the kernel that sums them up."""
         self.linears = nn.ModuleList(nn.Linear(depth.dim, config.card, bias=False) for _ in range(depth.steps))
 
+    def keep_steps(self, count: int) -> None:
+        """Let go of the weights of all depformer steps but the first `count`, before they are shrunk or walked.
+
+        A conversation walks one voice's codebooks. `forward` needs all.
+        """
+        del self.depformer_in[count:], self.linears[count:], self.depformer_emb[count - 1 :]
+        for module in self.depformer.layers:
+            layer = cast(DepformerLayer, module)
+            layer.self_attn.keep_steps(count)
+            del layer.gating[count:]
+
     def embed(self, codes: Tensor) -> Tensor:
         """Columns of ids `[B, R, T]` to what the transformer reads, `[B, T, D]`: the sum over the rows."""
         if ops.fused(self.text_emb.weight):
@@ -242,12 +253,11 @@ class LM(nn.Module):
         """One step of `slots [b]`, all different (None: every slot, in order); the others are not touched.
 
         `user_codes [b, codebooks]` are the caller's. `forced [b, R]` ids are taken where `forced_mask [b, R]` is
-        true, before the caller's. `depformer_steps`: None walks all codebooks, the number of one voice's suffices
+        true, before the caller's. `depformer_steps`: None walks all that are kept, the number of one voice's suffices
         when the caller's codes are given at every step, and chooses the same agent tokens. Everything depends on
         shapes alone: the step can be captured as a CUDA graph.
         """
-        config = self.config
-        steps = config.depformer.steps if depformer_steps is None else depformer_steps
+        steps = len(self.linears) if depformer_steps is None else depformer_steps
         offsets = state.cache.offset
         named = torch.arange(offsets.shape[0], device=offsets.device) if slots is None else slots
         opened = state.cache.begin(named, user_codes, forced, forced_mask)

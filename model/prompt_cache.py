@@ -10,6 +10,7 @@ that differ from call to call, being its last words, cost only themselves.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import OrderedDict
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.capacity import GB
 from model.config import LMConfig
 from model.conversation import Voice
 from model.engine import Stepper
@@ -26,6 +28,8 @@ from model.shared_passes import Share
 from model.streaming import SavedKV
 from model.token_cache import TokenCache
 from model.voice import VoiceReplay
+
+log = logging.getLogger(__name__)
 
 _WORTH = 0.25
 """A prompt is kept if at least this part of it was not known before, another's beginning used if it is more, and
@@ -164,8 +168,8 @@ class PromptCache:
         state.cache.place(
             lm_slot, prompt.frames, prompt.last.to(device), prompt.ahead.to(device), prompt.given.to(device)
         )
-        if self._keeps(prompt, known):
-            self._keep(prompt, state.kv.save(lm_slot, prompt.positions))
+        if self._keeps(prompt, known) and prompt not in self:
+            self._keep(prompt, lm_slot)
 
     def _keeps(self, prompt: Prompt, known: int) -> bool:
         """Whether it will be kept once it has been read, of which `known` positions were."""
@@ -223,9 +227,24 @@ class PromptCache:
                 best, most = key, alike
         return best, most
 
-    def _keep(self, prompt: Prompt, saved: SavedKV) -> None:
+    def _keep(self, prompt: Prompt, lm_slot: int) -> None:
+        """Copy it from `lm_slot`, which has read it. A device that is full costs the copy, not the call."""
+        self._drop_until(self._most - self._size(prompt))
+        try:
+            saved = self._stepper.state.kv.save(lm_slot, prompt.positions)
+        except torch.OutOfMemoryError:
+            self._drop_until(self.nbytes // 2)
+            self._most = self.nbytes
+            log.warning(
+                "the device's memory is full: of prompts %.1f GB are kept from now on; start it with fewer --slots",
+                self._most / GB,
+            )
+            return
         self._kept[prompt.key] = (prompt, saved)
-        while self.nbytes > self._most:
+
+    def _drop_until(self, most: int) -> None:
+        """Let those go that were not used for longest, until the others take no more than `most` bytes."""
+        while self.nbytes > most:
             self._kept.popitem(last=False)
 
 

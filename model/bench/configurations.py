@@ -161,12 +161,14 @@ class Sweep:
         order, device = self._order, self._device
         try:
             models = random_models(sizes_of(order.size), device)
+            models.lm.keep_steps(models.config.codebooks)
             if order.weights_dtype == "fp8":
                 shrink(models.lm, device)
         except RuntimeError as error:
             if reason := out_of_memory(error):
                 raise CannotMeasure(f"the weights alone need more memory than there is: {reason}") from error
             raise
+        give_back(device)
         weights = sum(tensor.nbytes for module in (models.lm, models.mimi) for tensor in module.state_dict().values())
         self._fixed = fixed_bytes(weights, device.type)
         self._watch.over("weights")

@@ -21,7 +21,7 @@ def step_reads(stepper: Stepper, slots: int) -> list[Tensor]:
     lm, codebooks = stepper.models.lm, stepper.models.config.codebooks
     parts = [weight for module in (lm.transformer, lm.text_linear) for weight in _stored(module)]
     for layer in lm.depformer.layers:
-        parts.extend(_first_steps(layer, lm.config.depformer.steps, codebooks))
+        parts.extend(_first_steps(layer, len(lm.depformer_in), codebooks))
     parts += [weight for per_step in (lm.depformer_in, lm.linears) for weight in _stored(per_step[:codebooks])]
     parts += _stored(stepper.models.mimi)
     kv = stepper.state.kv

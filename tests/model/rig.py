@@ -50,6 +50,7 @@ def with_window(models: Models, frames: int) -> Models:
     config = models.config
     narrow = replace(config, transformer=replace(config.transformer, context=frames))
     lm = LM(narrow)
+    lm.keep_steps(narrow.codebooks)
     lm.load_state_dict(models.lm.state_dict())
     return replace(models, lm=lm.eval().requires_grad_(False).to(models.device))
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import engine_start, fp8
-from model.capacity import SPARES
+from model import capacity, engine_start, fp8
+from model.capacity import SPARES, engine_bytes, fixed_bytes, slot_bytes, unwalked_bytes
 from model.conversation import Models, load_models
 from model.cuda_graphs import HIGH_PRIORITY, LOW_PRIORITY
 from model.engine import Stepper, StepResult
@@ -109,6 +109,26 @@ def test_more_prompts_than_memory_holds_leave_those_that_come_first_and_it_is_sa
     assert [started.assets.read(*one) in started.prompts for one in warm] == [True, True, False, False]
     (line,) = (record.getMessage() for record in caplog.records if "memory for prompts" in record.getMessage())
     assert "of 4 personas' prompts 2 are not prepared" in line
+
+
+def test_where_slots_are_asked_for_prompts_have_what_they_leave(
+    tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, mimi = tiny.lm_config(), tiny.mimi_config()
+    weights, slot = tiny.lm.stat().st_size + tiny.mimi.stat().st_size, slot_bytes(lm, mimi, 4)
+    weights -= unwalked_bytes(lm, 4, "auto")
+    free = engine_bytes(2, fixed_bytes(weights, "cpu"), slot) + 5_000
+    monkeypatch.setattr(capacity, "PROMPT_LEAST", 4_000)
+    monkeypatch.setattr(engine_start, "free_memory", lambda device: free)
+    room: list[int] = []
+
+    def made(stepper: Stepper, most: int) -> PromptCache:
+        room.append(most)
+        return PromptCache(stepper, most)
+
+    monkeypatch.setattr(engine_start, "PromptCache", made)
+    assert start(EngineOptions(str(tiny.path), device="cpu", slots=2)).slots == 2
+    assert room == [5_000]
 
 
 def test_a_step_is_measured_with_full_windows_and_leaves_nothing_behind(models: Models) -> None:

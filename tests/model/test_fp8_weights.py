@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from model import fp8
-from model.capacity import weights_bytes
+from model.capacity import unwalked_bytes, weights_bytes
 from model.config import personaplex_7b
 from model.fp8_weights import Fp8Linear, shrink
 from model.lm import LM
@@ -39,6 +40,17 @@ def test_the_published_model_takes_as_much_as_is_reckoned_with() -> None:
     stored = _bytes(lm)
     kept = _bytes(shrink(lm, "meta"))
     assert kept <= weights_bytes(stored, 0, "fp8") < 1.001 * kept
+
+
+@pytest.mark.parametrize("weights_dtype", ["bf16", "fp8"])
+def test_what_a_conversation_does_not_walk_takes_as_much_as_is_reckoned_with(weights_dtype: str) -> None:
+    kept = []
+    for steps in (16, 8):
+        with torch.device("meta"):
+            lm = LM(personaplex_7b()).bfloat16()
+        lm.keep_steps(steps)
+        kept.append(_bytes(shrink(lm, "meta") if weights_dtype == "fp8" else lm))
+    assert kept[0] - kept[1] == unwalked_bytes(personaplex_7b(), 2, weights_dtype)
 
 
 def _bytes(lm: LM) -> int:

@@ -201,7 +201,18 @@ def test_a_voice_file_is_written_as_the_reference_does(lm: LM, mimi: Mimi) -> No
 @pytest.mark.parametrize("name", PROMPTS)
 def test_a_conversation_from_sound_to_sound(lm: LM, mimi: Mimi, name: str) -> None:
     """As it runs live: frame by frame, with only the depformer steps that a conversation needs."""
-    case = Case(name)
+    converse(lm, mimi, Case(name))
+
+
+def test_a_conversation_without_the_weights_of_the_other_steps(mimi: Mimi) -> None:
+    """As the engine keeps them."""
+    lm = tiny_lm()
+    lm.keep_steps(lm.config.codebooks)
+    converse(lm, mimi, Case(PROMPTS[0]))
+
+
+def converse(lm: LM, mimi: Mimi, case: Case) -> None:
+    """The case's caller heard, and every token and sound compared."""
     if "out_voice_pcm_normalised" in case:
         assert_same(voice_codes(mimi, case["out_voice_pcm_normalised"][0])[None], case["out_voice_codes"])
     state, _ = prompted(lm, case, 256)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model.config import UNGENERATED
+from model.fp8_weights import shrink
 from model.lm import LM, LMState, Sampler, StepOutput, greedy
 from model.sampling import SlotSampling
 from model.streaming import WindowKind
@@ -258,6 +259,23 @@ def test_eight_depformer_steps_choose_what_sixteen_do(lm: LM) -> None:
         assert torch.equal(one.tokens, other.tokens)
         assert torch.equal(one.trace.chosen[:, : 1 + VOICE], other.trace.chosen)
     assert torch.equal(whole.cache.tokens, half.cache.tokens)
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["float32", "fp8"])
+def test_a_conversation_is_the_same_without_the_weights_of_the_steps_that_it_does_not_walk(small: bool) -> None:
+    whole, half = random_lm(3), random_lm(3)
+    half.keep_steps(VOICE)
+    for one in (whole, half):
+        if small:
+            shrink(one, "cpu")
+    states = whole.streaming(2), half.streaming(2)
+    for time in range(2 * CONTEXT):
+        codes = random_codes(time, 2, VOICE).T
+        expected = whole.step(states[0], None, codes, depformer_steps=VOICE)
+        seen = half.step(states[1], None, codes, depformer_steps=VOICE)
+        assert torch.equal(seen.tokens, expected.tokens)
+        assert torch.equal(seen.trace.audio_logits, expected.trace.audio_logits)
+    assert half.step(states[1], None, codes).trace.audio_logits.shape[1] == VOICE, "all that there are"
 
 
 def test_forced_rows_come_out_and_win_over_the_caller(lm: LM) -> None:

@@ -11,7 +11,9 @@ from model.engine import Stepper
 from model.folder import ModelFolder
 from model.prompt_cache import Prompt, PromptCache, make_prompt
 from model.shared_passes import SharedPasses
+from model.streaming import SavedKV
 from tests.model.device import DEVICE
+from tests.model.rig import Rig, is_ready, request
 from tests.model.tiny_folder import VOICE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -108,6 +110,77 @@ def test_the_least_recently_used_prompt_goes_when_memory_is_full(models: Models,
     tiny = PromptCache(stepper, one.nbytes - 1)
     filled(stepper, tiny, prompts[0])
     assert tiny.nbytes == 0
+
+
+def test_room_is_made_before_a_prompt_is_copied(models: Models, voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept never takes more than it may, not even while another is copied: the device may be full then."""
+    stepper = Stepper(models, 1)
+    prompts = []
+    for seed in range(4):
+        codes = torch.randint(0, 2048, (8, 10 + seed), generator=torch.Generator().manual_seed(seed))
+        prompts.append(prompt_of(models, codes, "hello"))
+    one = PromptCache(stepper, 1 << 30)
+    filled(stepper, one, prompts[-1])
+    most = int(2.5 * one.nbytes)
+    cache = PromptCache(stepper, most)
+    save, copied = stepper.state.kv.save, list[int]()
+
+    def watched(slot: int, length: int) -> SavedKV:
+        held, saved = cache.nbytes, save(slot, length)
+        copied.append(held + saved.nbytes)
+        return saved
+
+    monkeypatch.setattr(stepper.state.kv, "save", watched)
+    for prompt in prompts:
+        filled(stepper, cache, prompt)
+    assert len(copied) == 4
+    assert max(copied) <= most
+    assert [prompt in cache for prompt in prompts] == [False, False, True, True]
+
+
+def full_memory(slot: int, length: int) -> SavedKV:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 304.00 MiB.")
+
+
+def test_calls_go_on_where_the_device_has_no_memory_to_keep_their_prompts(
+    models: Models, tiny: ModelFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = Rig(models, tiny, slots=3)
+    assert is_ready(rig.open(1, request("first", prompt="you are a kind teacher")))
+    kept = rig.prompts.nbytes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rig.stepper.state.kv, "save", full_memory)
+        assert is_ready(rig.open(2, request("second", prompt="the bank on the corner is open, and we like to listen")))
+    rig.speak(2, 0, 2)
+    assert len(rig.frames(2)) == 2
+    assert 0 == rig.prompts.nbytes < kept, "what it had is given back"
+    (line,) = (record.getMessage() for record in caplog.records if "memory" in record.getMessage())
+    assert "is full" in line
+    assert line.endswith("start it with fewer --slots")
+    assert is_ready(rig.open(3, request("third", prompt="you are a kind teacher")))
+    rig.speak(3, 0, 2)
+    assert len(rig.frames(3)) == 2
+
+
+def test_of_a_full_device_s_prompts_those_used_last_stay_and_no_more_than_they_are_kept_from_then_on(
+    models: Models, voice: Voice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepper = Stepper(models, 1)
+    prompts = []
+    for seed in range(6):
+        codes = torch.randint(0, 2048, (8, 10), generator=torch.Generator().manual_seed(seed))
+        prompts.append(prompt_of(models, codes, "hello"))
+    cache = PromptCache(stepper, 1 << 30)
+    for prompt in prompts[:4]:
+        filled(stepper, cache, prompt)
+    all_four, save = cache.nbytes, stepper.state.kv.save
+    monkeypatch.setattr(stepper.state.kv, "save", full_memory)
+    filled(stepper, cache, prompts[4])
+    assert [prompt in cache for prompt in prompts[:5]] == [False, False, True, True, False]
+    monkeypatch.setattr(stepper.state.kv, "save", save)
+    filled(stepper, cache, prompts[5])
+    assert [prompt in cache for prompt in prompts] == [False, False, False, True, False, True]
+    assert cache.nbytes == all_four // 2
 
 
 def test_prompts_read_ahead_of_calls_push_none_of_each_other_out_and_the_first_of_them_goes_last(

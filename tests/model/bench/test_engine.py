@@ -94,7 +94,7 @@ def test_where_nothing_fits_the_reason_is_said_once(
     assert engine.bench_engine(Order("tiny", "cpu", (1, 8), "float32", seconds=0.5)) == 1
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.startswith("nothing fits: 1 slot with float32 keys and values needs 0.2 GB, and 0.0 GB are free\n")
+    assert said.err.startswith("nothing fits: 1 slot with float32 keys and values needs 0.1 GB, and 0.0 GB are free\n")
     assert said.err.count("\n") == 1
 
 
