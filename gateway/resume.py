@@ -166,8 +166,11 @@ class ResumingSession:
                 self._news.clear()
             if self._over.is_set():
                 return
-            change = reopening.result()
             self._reopening = None
+            try:
+                change = reopening.result()
+            finally:
+                del reopening  # its exception holds this frame: a cycle, and the call in it
             for silence in self._silence(change.index):
                 yield silence
             yield change
@@ -394,6 +397,7 @@ class ResumingSession:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._reopening = None  # its exception holds us
         await self._session.close()
 
     async def last_words(self) -> AsyncIterator[CallerText]:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from functools import partial
 
 import pytest
 
 from gateway import pooled_worker
-from gateway.call import Call, CallPlan
 from gateway.history import SessionHistory
-from gateway.resume import ResumingPool
 from gateway.worker_client import RemoteEngine
 from model.wire import AgentFrame, History, Output, SessionRequest
 from tests import virtual_time
-from tests.gateway.freezing_workers import FreezingWorker, freezing
-from tests.gateway.memory_line import MemoryLeg
+from tests.gateway.freezing_workers import FreezingWorker, Told, call, freezing
 from tests.gateway.token_workers import Caller
 from tests.token_model import TokenModel
 from tests.token_worker import TokenEngine, TokenSession
@@ -47,24 +43,6 @@ class SlowEngine(TokenEngine):
 
     async def resume(self, request: SessionRequest, history: History) -> TokenSession:
         return SlowSession(TokenModel(request.resume, history))
-
-
-@dataclass
-class Told:
-    reason: str
-    call: Call
-    silent: list[int]
-    """Frames in which the line was given nothing but silence."""
-
-
-async def call(pool: ResumingPool, seconds: float, actions: dict[float, Callable[[], object]]) -> Told:
-    """A whole call, which ends itself when it is owed too much; what happens in it, by its seconds."""
-    for at, action in actions.items():
-        asyncio.get_running_loop().call_later(at, action)
-    leg = MemoryLeg(seconds)
-    bridged = Call(leg, pool, CallPlan("p", "v", SessionRequest("c1")))
-    reason = await bridged.run()
-    return Told(reason, bridged, [index for index, (_, pcm) in enumerate(leg.played) if not any(pcm)])
 
 
 # The worker comes back.
