@@ -66,7 +66,7 @@ AT_ONCE = 32
 """Sessions that are opened anew at a time. A worker prepares sixteen together; while it does, the next sixteen come.
 All at once would be no sooner, and the last would have most to catch up with: what was said since it was asked for."""
 MAX_LOSSES, LOSSES_WITHIN = 3, 10.0
-"""A session lost this often in so many seconds is what breaks the workers."""
+"""A session lost this often in so many seconds is what breaks the workers, those aside that are being stopped."""
 _SILENCE = bytes(FRAME_BYTES)
 
 
@@ -127,6 +127,8 @@ class ResumingSession:
         """The first frame that the worker lost last has not answered."""
         self._last_speech = 0
         self._losses: deque[float] = deque(maxlen=MAX_LOSSES)
+        self._stopped: set[str] = set()
+        """Workers that were being stopped: one that says so again is not believed."""
         self._reopening: asyncio.Task[WorkerChanged] | None = None
         self._given_up: set[asyncio.Task[WorkerChanged]] = set()
         self._news = asyncio.Event()
@@ -283,7 +285,10 @@ class ResumingSession:
             self._lost, self._lost_at = True, self._answered
             self._reason, self._slow = reason, False
             self._until = now + self._within
-        if not self._slow:
+        planned = session.stopping and session.worker not in self._stopped
+        if planned:
+            self._stopped.add(session.worker)
+        elif not self._slow:
             self._losses.append(now)
         if len(self._losses) == MAX_LOSSES and now - self._losses[0] < LOSSES_WITHIN:
             raise EngineLost(f"the session was lost {MAX_LOSSES} times within {LOSSES_WITHIN:.0f} s; {reason}")
