@@ -22,9 +22,8 @@ from model.wire import SessionRequest
 log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 1.0
-"""Between two questions to a worker how many slots it has free."""
-PROBE_LAST = 5.0
-"""Longest pause between questions to a worker that does not answer: doubled each time, up to this."""
+"""Between two questions to a worker how many slots it has free. One that is down is asked as often: when the other is
+stopped right after it came back, the calls of that one must find it."""
 PROBE_TIMEOUT = 2.0
 """Seconds that a worker has for its whole answer to that."""
 SUSPECT_SECONDS, SUSPECT_LAST = 15.0, 300.0
@@ -129,25 +128,21 @@ class PooledWorker:
         self._know(free, asked)
         self.answers()
 
-    async def watch(self, awaited: Callable[[], bool], on_hung: Callable[[], None] | None = None) -> None:
-        """Probe for ever: often while it answers or is `awaited`, with growing pauses while it does not.
+    async def watch(self, on_hung: Callable[[], None] | None = None) -> None:
+        """Probe for ever.
 
         `on_hung` is called when nothing has been answered for HUNG_SECONDS, or for HUNG_IN_CALL_SECONDS where a call
         found that it hangs.
         """
-        pause, probed, answered = PROBE_SECONDS, _now(), _now()
+        answered = _now()
         while True:
             await asyncio.sleep(PROBE_SECONDS)
-            if _now() - probed < pause - PROBE_SECONDS / 2 and not (self.hung or awaited()):
-                continue
             await self.probe()
-            probed = _now()
             if self.healthy:
-                pause, answered = PROBE_SECONDS, probed
+                answered = _now()
                 continue
-            pause = min(2 * pause, PROBE_LAST)
             limit = HUNG_IN_CALL_SECONDS if self._silent_in_call else HUNG_SECONDS
-            if on_hung is not None and probed - answered > limit:
+            if on_hung is not None and _now() - answered > limit:
                 on_hung()
 
     def silent(self) -> None:

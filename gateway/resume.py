@@ -58,6 +58,9 @@ RESUME_WITHIN = 8.0
 """Seconds from the loss in which our own worker, started again, may take the call, unless the settings say otherwise:
 callers hear silence meanwhile, and few hold on for longer. With an attempt's time it stays below the 10 s of a caller's
 sound that a history holds. An engine that loads 17 GB takes longer: see CALLPLEX_RESUME_WITHIN."""
+ASKED_AGAIN_WITHIN = 2.0
+"""The same where workers are known by their URLs only: nobody is to be waited for, but one that came back, or freed a
+slot, is known a second later, and an attempt may fail by chance."""
 PATIENCE = 1.6
 """Seconds of sound that a doubtful worker may owe, where there is another way; the call itself ends at 2 s."""
 RETRY_SECONDS, RETRY_LAST = 0.1, 0.8
@@ -76,24 +79,33 @@ class ResumingPool:
     def __init__(self, pool: WorkerPool, within: float | None = None) -> None:
         """`within`: seconds that a lost call waits for a worker that takes it.
 
-        None: RESUME_WITHIN where a lost worker is started again by us, else not at all.
+        None: RESUME_WITHIN where a lost worker is started again by us, else ASKED_AGAIN_WITHIN, and one that hangs is
+        not left for nobody.
         """
         self._pool = pool
         self._turns = Turns(AT_ONCE)
-        self._within = within if within is not None else RESUME_WITHIN if pool.restarts else 0.0
+        default = RESUME_WITHIN if pool.restarts else ASKED_AGAIN_WITHIN
+        self._within = default if within is None else within
+        self._leaves_for_nobody = pool.restarts if within is None else within > 0
 
     async def open(self, request: SessionRequest) -> Session:
         session = await self._pool.open(request)
         if not session.resumable:
             return session
-        return ResumingSession(self._pool, self._turns, self._within, request, session)
+        return ResumingSession(self._pool, self._turns, self._within, self._leaves_for_nobody, request, session)
 
 
 class ResumingSession:
     """One call's. Implements `gateway.engine.Session`, and `gateway.pool.Continuation`."""
 
     def __init__(
-        self, pool: WorkerPool, turns: Turns, within: float, request: SessionRequest, session: RemoteSession
+        self,
+        pool: WorkerPool,
+        turns: Turns,
+        within: float,
+        leaves_for_nobody: bool,
+        request: SessionRequest,
+        session: RemoteSession,
     ) -> None:
         self.engine = session.engine
         self.history = SessionHistory()
@@ -101,6 +113,7 @@ class ResumingSession:
         self._pool = pool
         self._turns = turns
         self._within = within
+        self._leaves_for_nobody = leaves_for_nobody
         self._request = request
         self._session = session
         self._watch = Watch()
@@ -263,7 +276,7 @@ class ResumingSession:
             self._begin()
             return
         # One that is only slow would take it again, and again be too slow.
-        waits = self._within > 0 and self._watch.hangs
+        waits = self._leaves_for_nobody and self._watch.hangs
         if self._watch.owed >= PATIENCE and (waits or self._opening_from is not None):
             self._session.give_up(self._reason)
 
@@ -304,18 +317,17 @@ class ResumingSession:
     async def _reopen(self) -> WorkerChanged:
         """Open the session elsewhere. Raises EngineLost, with both reasons, if it is lost and nobody takes it."""
         pause = RETRY_SECONDS
-        with self._pool.awaiting():
-            while True:
-                self._last_try = self._lost and self._now() + pause > self._until
-                refusals = self._refusals
-                try:
-                    async with self._turns.turn(self.history.sent - self._last_speech):
-                        return await self._attempt()
-                except EngineError as error:
-                    if self._last_try:
-                        raise EngineLost(f"{self._reason}; {error}") from None
-                pause = RETRY_SECONDS if self._refusals == refusals else min(2 * pause, RETRY_LAST)
-                await asyncio.sleep(pause)
+        while True:
+            self._last_try = self._lost and self._now() + pause > self._until
+            refusals = self._refusals
+            try:
+                async with self._turns.turn(self.history.sent - self._last_speech):
+                    return await self._attempt()
+            except EngineError as error:
+                if self._last_try:
+                    raise EngineLost(f"{self._reason}; {error}") from None
+            pause = RETRY_SECONDS if self._refusals == refusals else min(2 * pause, RETRY_LAST)
+            await asyncio.sleep(pause)
 
     async def _attempt(self) -> WorkerChanged:
         session = await self._pool.resume(self)

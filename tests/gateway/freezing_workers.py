@@ -107,6 +107,20 @@ async def freezing(
         yield workers, pool, ResumingPool(pool, within)
 
 
+beside: set[asyncio.Future[None]] = set()
+"""What callers have begun; it ends by itself."""
+
+
+def revive(worker: FreezingWorker) -> None:
+    """Have the worker listen again."""
+    beside.add(asyncio.ensure_future(worker.revive()))
+
+
+def drain(worker: FreezingWorker) -> None:
+    """Stop the worker as SIGTERM would, but for its process."""
+    beside.add(asyncio.ensure_future(worker.server.drain(2)))
+
+
 @dataclass
 class Told:
     reason: str

@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
+import pytest
 from websockets.frames import CloseCode
 
 from model.session import SessionEnded
 from model.wire import AgentFrame, Error, History, Output, SessionRequest
 from tests import virtual_time
-from tests.gateway.freezing_workers import FreezingWorker, freezing
+from tests.gateway.freezing_workers import drain, freezing, revive
 from tests.gateway.token_workers import Caller
 from tests.token_model import TokenModel
 from tests.token_worker import TokenEngine, TokenSession
-
-draining: set[asyncio.Future[None]] = set()
-
-
-def drains(worker: FreezingWorker) -> Callable[[], None]:
-    return lambda: draining.add(asyncio.ensure_future(worker.server.drain(2)))
 
 
 def test_a_call_follows_from_worker_to_worker_while_one_after_the_other_is_stopped() -> None:
     async def scenario() -> Caller:
         async with freezing(16, 8, 4, 2) as (workers, _, calls):
-            stops = {20 * (1 + place): drains(worker) for place, worker in enumerate(workers[:3])}
+            stops = {20 * (1 + place): partial(drain, worker) for place, worker in enumerate(workers[:3])}
             return await Caller(actions={**stops}).call(calls, 80)
 
     caller = virtual_time.run(scenario())
     caller.check()
     assert [change.worker for change in caller.changes] == ["worker-of-8", "worker-of-4", "worker-of-2"]
+
+
+@pytest.mark.parametrize("seconds", [0.2, 1, 2, 3, 4])
+def test_a_call_goes_back_to_a_worker_that_has_only_just_come_back(seconds: float) -> None:
+    async def scenario() -> Caller:
+        async with freezing(8, 4) as ((first, second), _, calls):
+            stopped = 250 + round(seconds / 0.08)
+            actions: dict[int, Callable[[], object]] = {10: first.kill}
+            actions |= {250: partial(revive, first), stopped: partial(drain, second)}
+            return await Caller(actions=actions).call(calls, 350)
+
+    caller = virtual_time.run(scenario())
+    assert not caller.lost
+    assert [frame.index for frame in caller.frames] == list(range(350))
+    assert [change.worker for change in caller.changes] == ["worker-of-4", "worker-of-8"]
+    assert caller.changes[-1].missed * 0.08 < 1.5
 
 
 def test_a_worker_that_says_again_and_again_that_it_is_stopped_is_not_followed_for_ever() -> None:

@@ -13,7 +13,7 @@ from gateway.history import SessionHistory
 from gateway.worker_client import RemoteEngine
 from model.wire import AgentFrame, History, Output, SessionRequest
 from tests import virtual_time
-from tests.gateway.freezing_workers import FreezingWorker, Told, call, freezing
+from tests.gateway.freezing_workers import Told, call, freezing, revive
 from tests.gateway.token_workers import Caller
 from tests.token_model import TokenModel
 from tests.token_worker import TokenEngine, TokenSession
@@ -243,7 +243,7 @@ def test_calls_that_wait_make_their_histories_once_there_is_a_worker(contents: l
             callers = [Caller(seed) for seed in range(30)]
             callers[0].actions[10] = worker.kill
             callers[0].actions[45] = lambda: made_before.append(len(contents))
-            callers[0].actions[46] = partial(_revive, worker)
+            callers[0].actions[46] = partial(revive, worker)
             await asyncio.gather(*(caller.call(calls, 75) for caller in callers))
             return callers
 
@@ -256,17 +256,10 @@ def test_calls_that_wait_make_their_histories_once_there_is_a_worker(contents: l
         assert len(caller.changes) == 1
 
 
-def _revive(worker: FreezingWorker) -> None:
-    reviving.add(asyncio.ensure_future(worker.revive()))
-
-
-reviving: set[asyncio.Future[None]] = set()
-
-
 def test_a_worker_that_was_away_for_long_is_noticed_within_a_second_by_a_call_that_waits() -> None:
     async def scenario() -> Caller:
         async with freezing(4, within=40) as ((worker,), _, calls):
-            return await Caller(actions={10: worker.kill, 112: partial(_revive, worker)}).call(calls, 150)
+            return await Caller(actions={10: worker.kill, 112: partial(revive, worker)}).call(calls, 150)
 
     caller = virtual_time.run(scenario())
     caller.check()
