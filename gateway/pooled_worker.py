@@ -50,6 +50,8 @@ class PooledWorker:
         self.hung = False
         """It was silent while it held a session, or should have opened one, and has not answered since."""
         self._silent_in_call = False
+        self._refused = False
+        """It had no slot for a session that was to go on."""
         self._http = http
         self._free = 0
         self._sessions = 0
@@ -66,6 +68,14 @@ class PooledWorker:
         return max(0, self._free + self._sessions - self.engine.sessions) if self.healthy else 0
 
     @property
+    def full(self) -> bool:
+        """It refused a session that was to go on, and has freed nothing since.
+
+        Its word that nothing is free would not do: while it runs late it takes no new call, but those under way.
+        """
+        return self._refused and not self.free
+
+    @property
     def suspect(self) -> bool:
         """It lost a session, or opened none, and has opened none since: others are asked first.
 
@@ -80,7 +90,13 @@ class PooledWorker:
 
     async def resume(self, describe: Describe) -> RemoteSession:
         """Raises as `open`."""
-        return await self._remember(self.engine.resume(describe))
+        try:
+            session = await self._remember(self.engine.resume(describe))
+        except EngineFull:
+            self._refused = True
+            raise
+        self._refused = self.full
+        return session
 
     async def _remember(self, opening: Coroutine[None, None, RemoteSession]) -> RemoteSession:
         self._opening += 1

@@ -345,8 +345,8 @@ class ResumingSession:
         return WorkerChanged(index, index - self._lost_at, session.worker, self._reason)
 
     def fits(self, worker: PooledWorker) -> bool:
-        if self._lost:
-            return self._last_try or not worker.hung  # in the end one that hangs is better than none
+        if self._lost:  # in the end one that hangs is better than none
+            return self._last_try or not (worker.hung or worker.full)
         if worker.engine.url == self._session.url or worker.hung or not worker.free:
             return False
         return self._watch.hangs or not worker.suspect  # else calls go round among workers that are all too slow

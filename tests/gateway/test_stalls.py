@@ -256,6 +256,27 @@ def test_calls_that_wait_make_their_histories_once_there_is_a_worker(contents: l
         assert len(caller.changes) == 1
 
 
+@pytest.mark.parametrize("freed", [False, True])
+def test_calls_that_wait_ask_a_full_worker_again_only_when_it_has_room(
+    contents: list[SessionHistory], freed: bool
+) -> None:
+    async def scenario() -> list[Caller]:
+        async with freezing(40, 1, within=8) as ((first, second), _, calls):
+            theirs = await RemoteEngine(second.url).open(SessionRequest("theirs"))
+            callers = [Caller(seed) for seed in range(30)]
+            callers[0].actions[10] = first.kill
+            if freed:
+                callers[0].actions[50] = lambda: begun.append(asyncio.ensure_future(theirs.close()))
+            await asyncio.gather(*(caller.call(calls, 150) for caller in callers))
+            await theirs.close()
+            return callers
+
+    begun: list[asyncio.Future[None]] = []
+    callers = virtual_time.run(scenario())
+    assert sum(not caller.lost for caller in callers) == freed
+    assert len(contents) <= 3 * len(callers)
+
+
 def test_a_worker_that_was_away_for_long_is_noticed_within_a_second_by_a_call_that_waits() -> None:
     async def scenario() -> Caller:
         async with freezing(4, within=40) as ((worker,), _, calls):
