@@ -124,6 +124,10 @@ class WorkerPool:
 
         return await self._first(session.fits, ask)
 
+    def has_room(self, session: Continuation) -> bool:
+        """Whether some worker seems fit to go on with it."""
+        return self._best(session.fits) is not None
+
     async def _first(
         self, fits: Callable[[PooledWorker], bool], ask: Callable[[PooledWorker], Awaitable[RemoteSession]]
     ) -> RemoteSession:

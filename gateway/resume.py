@@ -275,9 +275,12 @@ class ResumingSession:
             self._pool.silent(url)
             self._begin()
             return
+        if self._watch.owed < PATIENCE:
+            return
         # One that is only slow would take it again, and again be too slow.
         waits = self._leaves_for_nobody and self._watch.hangs
-        if self._watch.owed >= PATIENCE and (waits or self._opening_from is not None):
+        # Nor does the call end while it waits for its turn.
+        if waits or self._opening_from is not None or self._pool.has_room(self):
             self._session.give_up(self._reason)
 
     def _stay(self, reopening: asyncio.Task[WorkerChanged]) -> None:

@@ -221,6 +221,17 @@ def test_a_call_does_not_come_back_again_and_again_to_the_only_worker_that_is_to
     assert 5 < told.call.seconds < 8
 
 
+def test_of_many_calls_of_a_worker_that_hangs_none_ends_while_it_waits_for_its_turn() -> None:
+    async def scenario() -> list[Told]:
+        engines = [TokenEngine(), TokenEngine(open_seconds=0.7)]
+        async with freezing(300, 150, engines=engines) as ((first, _), _, calls):
+            asyncio.get_running_loop().call_later(2, first.freeze)
+            return await asyncio.gather(*(call(calls, 8, {}) for _ in range(100)))
+
+    told = virtual_time.run(scenario())
+    assert {one.reason for one in told} == {"caller_hangup"}
+
+
 # Nobody is there yet.
 
 
