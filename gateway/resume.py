@@ -131,6 +131,10 @@ class ResumingSession:
         self._unsent: list[bytes] = []
         """Caller frames since then."""
         self._unsaid: list[str] = []
+        self._withheld: list[CallerText] = []
+        """What the caller said by the worker that has the session still: the one that opens it hears that again."""
+        self._told: deque[CallerText] = deque()
+        """What the caller said and nobody hears again: for the call."""
         self._refusals = 0
         self._texts: list[AgentText] = []
         """What the agent says with its next frame: said only once that frame is here."""
@@ -192,7 +196,7 @@ class ResumingSession:
 
     def _take(self, output: Output) -> Iterator[Output]:
         """Remember what another worker would need, and pass on what is for the call."""
-        history = self.history
+        yield from self._due()
         match output:
             case AgentFrame():
                 if self._answers(output):
@@ -203,9 +207,11 @@ class ResumingSession:
             case CallerText():
                 if not output.final:
                     yield output
-                elif output.end > history.heard:
-                    history.heard = min(output.end, history.sent)
-                    yield output
+                elif self._opening_from is not None:
+                    self._withheld.append(output)
+                else:
+                    self._hear(output)
+                    yield from self._due()
             case Cut() | Columns() | Played() | GaveWay():
                 self._remember(output)
             case Late():
@@ -254,8 +260,20 @@ class ResumingSession:
             self.history.spoke(text.text)
         return texts
 
-    def _silence(self, until: int | None = None) -> Iterator[AgentFrame]:
+    def _hear(self, *texts: CallerText) -> None:
+        """What the caller said, unless it is known: no worker is to hear that again."""
+        for text in texts:
+            if text.end > self.history.heard:
+                self.history.heard = min(text.end, self.history.sent)
+                self._told.append(text)
+
+    def _due(self) -> Iterator[CallerText]:
+        while self._told:
+            yield self._told.popleft()
+
+    def _silence(self, until: int | None = None) -> Iterator[AgentFrame | CallerText]:
         """What the caller hears in place of frames that nobody will answer, up to `until` if that is known."""
+        yield from self._due()
         if until is None:
             until = self.history.sent if self._opening_from is None else self._opening_from
         while self._answered < until:
@@ -365,12 +383,15 @@ class ResumingSession:
     def refused(self) -> None:
         self._refusals += 1
         self._opening_from = None
+        self._hear(*self._withheld)
+        self._withheld.clear()
         self._news.set()
 
     async def _catch_up(self) -> None:
         """Hand the new worker what came while it was being opened."""
         self._lost = False
         self._opening_from = None
+        self._withheld.clear()
         self._watch = Watch()
         session, unsent, unsaid = self._session, self._unsent, self._unsaid
         self._unsent, self._unsaid = [], []
@@ -418,6 +439,9 @@ class ResumingSession:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._reopening = None  # its exception holds us
+        self._opening_from = None
+        self._hear(*self._withheld)
+        self._withheld.clear()
         await self._session.close()
 
     async def last_words(self) -> AsyncIterator[CallerText]:
@@ -425,3 +449,5 @@ class ResumingSession:
             for known in self._take(text):
                 if isinstance(known, CallerText):
                     yield known
+        for known in self._due():
+            yield known
