@@ -35,7 +35,7 @@ from gateway.pool import WorkerPool
 from gateway.pooled_worker import PooledWorker
 from gateway.turns import Turns
 from gateway.watch import MISSED_FRAMES, Watch
-from gateway.worker_client import RemoteSession
+from gateway.worker_client import RESUME_READY_TIMEOUT, RemoteSession
 from model.wire import (
     FRAME_BYTES,
     FRAME_SECONDS,
@@ -345,7 +345,7 @@ class ResumingSession:
                 async with self._turns.turn(self.history.sent - self._last_speech):
                     return await self._attempt()
             except EngineError as error:
-                if self._last_try:
+                if self._last_try or self._over.is_set():
                     raise EngineLost(f"{self._reason}; {error}") from None
             pause = RETRY_SECONDS if self._refusals == refusals else min(2 * pause, RETRY_LAST)
             await asyncio.sleep(pause)
@@ -366,6 +366,8 @@ class ResumingSession:
         return WorkerChanged(index, index - self._lost_at, session.worker, self._reason)
 
     def fits(self, worker: PooledWorker) -> bool:
+        if self._over.is_set():
+            return False
         if self._lost:  # in the end one that hangs is better than none
             return self._last_try or not (worker.hung or worker.full)
         if worker.engine.url == self._session.url or worker.hung or not worker.free:
@@ -428,15 +430,20 @@ class ResumingSession:
         # First of all: whoever waits for the rest may be cancelled.
         heard = self.history.heard * FRAME_SECONDS
         self.history.wipe()
-        self._unsent.clear()
         self._unsaid.clear()
         self._texts.clear()
-        if self._lost:
-            what = f"it ended between two workers; what its caller said after {heard:.1f} s is not written down"
-            log.warning("call %s: %s", self._request.call_id, what)
-        tasks = [*self._given_up, *([self._reopening] if self._reopening is not None else [])]
-        for task in tasks:
-            task.cancel()
+        reopening = [self._reopening] if self._reopening is not None else []
+        tasks = [*self._given_up, *reopening]
+        try:
+            if reopening and self._lost and self._opening_from is not None:  # then that worker has heard the caller
+                await asyncio.wait(reopening, timeout=RESUME_READY_TIMEOUT)
+        finally:
+            self._unsent.clear()
+            for task in tasks:
+                task.cancel()
+            if self._lost:
+                what = f"it ended between two workers; what its caller said after {heard:.1f} s is not written down"
+                log.warning("call %s: %s", self._request.call_id, what)
         await asyncio.gather(*tasks, return_exceptions=True)
         self._reopening = None  # its exception holds us
         self._opening_from = None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 
+from gateway.worker_client import RESUME_READY_TIMEOUT
 from model.wire import CallerFrame, CallerText, History, Output, SessionRequest
 from tests import virtual_time
 from tests.gateway.freezing_workers import Told, call, freezing
 from tests.gateway.token_workers import Caller
+from tests.gateway.worker_pools import until
 from tests.token_model import TokenModel
 from tests.token_worker import TokenEngine, TokenSession
 
@@ -83,6 +86,29 @@ def test_what_the_worker_before_told_is_not_forgotten_when_the_call_ends_while_a
     assert not told.call.worker_changes
     said = [one.text for one in told.call.transcript.utterances() if one.speaker == "caller"]
     assert " ".join(said).split() == ["c0", "c25"], "and last words"
+
+
+@pytest.mark.parametrize(("opens", "words"), [(0.7, ["c0", "c25", "c50"]), (30.0, ["c0"])])
+def test_a_worker_that_was_opening_the_session_as_the_call_ended_says_what_its_caller_said(
+    opens: float, words: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> tuple[Told, float]:
+        async with freezing(8, 4, engines=[TokenEngine(), TokenEngine(open_seconds=opens)]) as (
+            (first, second),
+            _,
+            calls,
+        ):
+            told = await call(calls, 4.3, {4: first.kill})
+            ended = asyncio.get_running_loop().time()
+            await until(lambda: not second.server.slots.active)
+            return told, ended
+
+    told, ended = virtual_time.run(scenario())
+    assert told.reason == "caller_hangup"
+    said = [one.text for one in told.call.transcript.utterances() if one.speaker == "caller"]
+    assert " ".join(said).split() == words
+    assert ("it ended between two workers; what its caller said after 2.0 s" in caplog.text) == (opens > 1)
+    assert ended < 4.3 + RESUME_READY_TIMEOUT + 1
 
 
 @pytest.mark.parametrize(
