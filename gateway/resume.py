@@ -23,14 +23,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
 from gateway.audio import QUIET, level
+from gateway.caller_words import CallerWords
 from gateway.engine import EngineError, EngineLost, Session, WorkerChanged
 from gateway.history import SessionHistory
+from gateway.losses import LOSSES_WITHIN, MAX_LOSSES, Losses
 from gateway.pool import WorkerPool
 from gateway.pooled_worker import PooledWorker
 from gateway.turns import Turns
@@ -68,8 +69,6 @@ RETRY_SECONDS, RETRY_LAST = 0.1, 0.8
 AT_ONCE = 32
 """Sessions that are opened anew at a time. A worker prepares sixteen together; while it does, the next sixteen come.
 All at once would be no sooner, and the last would have most to catch up with: what was said since it was asked for."""
-MAX_LOSSES, LOSSES_WITHIN = 3, 10.0
-"""A session lost this often in so many seconds is what breaks the workers, those aside that are being stopped."""
 _SILENCE = bytes(FRAME_BYTES)
 
 
@@ -131,10 +130,7 @@ class ResumingSession:
         self._unsent: list[bytes] = []
         """Caller frames since then."""
         self._unsaid: list[str] = []
-        self._withheld: list[CallerText] = []
-        """What the caller said by the worker that has the session still: the one that opens it hears that again."""
-        self._told: deque[CallerText] = deque()
-        """What the caller said and nobody hears again: for the call."""
+        self._words = CallerWords(self.history)
         self._refusals = 0
         self._texts: list[AgentText] = []
         """What the agent says with its next frame: said only once that frame is here."""
@@ -143,9 +139,7 @@ class ResumingSession:
         self._lost_at = 0
         """The first frame that the worker lost last has not answered."""
         self._last_speech = 0
-        self._losses: deque[float] = deque(maxlen=MAX_LOSSES)
-        self._stopped: set[str] = set()
-        """Workers that were being stopped: one that says so again is not believed."""
+        self._losses = Losses()
         self._reopening: asyncio.Task[WorkerChanged] | None = None
         self._given_up: set[asyncio.Task[WorkerChanged]] = set()
         self._news = asyncio.Event()
@@ -196,7 +190,7 @@ class ResumingSession:
 
     def _take(self, output: Output) -> Iterator[Output]:
         """Remember what another worker would need, and pass on what is for the call."""
-        yield from self._due()
+        yield from self._words.due()
         match output:
             case AgentFrame():
                 if self._answers(output):
@@ -207,11 +201,9 @@ class ResumingSession:
             case CallerText():
                 if not output.final:
                     yield output
-                elif self._opening_from is not None:
-                    self._withheld.append(output)
                 else:
-                    self._hear(output)
-                    yield from self._due()
+                    self._words.tell(output, again=self._opening_from is not None)
+                    yield from self._words.due()
             case Cut() | Columns() | Played() | GaveWay():
                 self._remember(output)
             case Late():
@@ -260,20 +252,9 @@ class ResumingSession:
             self.history.spoke(text.text)
         return texts
 
-    def _hear(self, *texts: CallerText) -> None:
-        """What the caller said, unless it is known: no worker is to hear that again."""
-        for text in texts:
-            if text.end > self.history.heard:
-                self.history.heard = min(text.end, self.history.sent)
-                self._told.append(text)
-
-    def _due(self) -> Iterator[CallerText]:
-        while self._told:
-            yield self._told.popleft()
-
     def _silence(self, until: int | None = None) -> Iterator[AgentFrame | CallerText]:
         """What the caller hears in place of frames that nobody will answer, up to `until` if that is known."""
-        yield from self._due()
+        yield from self._words.due()
         if until is None:
             until = self.history.sent if self._opening_from is None else self._opening_from
         while self._answered < until:
@@ -319,12 +300,9 @@ class ResumingSession:
             self._lost, self._lost_at = True, self._answered
             self._reason, self._slow = reason, False
             self._until = now + self._within
-        planned = session.stopping and session.worker not in self._stopped
-        if planned:
-            self._stopped.add(session.worker)
-        elif not self._slow:
-            self._losses.append(now)
-        if len(self._losses) == MAX_LOSSES and now - self._losses[0] < LOSSES_WITHIN:
+        if not self._slow:
+            self._losses.lost(now, session.worker, session.stopping)
+        if self._losses.too_many(now):
             raise EngineLost(f"the session was lost {MAX_LOSSES} times within {LOSSES_WITHIN:.0f} s; {reason}")
         return self._reopening or self._begin()
 
@@ -385,15 +363,14 @@ class ResumingSession:
     def refused(self) -> None:
         self._refusals += 1
         self._opening_from = None
-        self._hear(*self._withheld)
-        self._withheld.clear()
+        self._words.release()
         self._news.set()
 
     async def _catch_up(self) -> None:
         """Hand the new worker what came while it was being opened."""
         self._lost = False
         self._opening_from = None
-        self._withheld.clear()
+        self._words.drop()
         self._watch = Watch()
         session, unsent, unsaid = self._session, self._unsent, self._unsaid
         self._unsent, self._unsaid = [], []
@@ -447,8 +424,7 @@ class ResumingSession:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._reopening = None  # its exception holds us
         self._opening_from = None
-        self._hear(*self._withheld)
-        self._withheld.clear()
+        self._words.release()
         await self._session.close()
 
     async def last_words(self) -> AsyncIterator[CallerText]:
@@ -456,5 +432,5 @@ class ResumingSession:
             for known in self._take(text):
                 if isinstance(known, CallerText):
                     yield known
-        for known in self._due():
+        for known in self._words.due():
             yield known
