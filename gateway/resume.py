@@ -2,21 +2,20 @@
 
 Owns when a worker counts as lost, where its sessions go, and what the caller hears meanwhile: silence,
 one frame for each of theirs, so that the call's clock never notices. What is remembered is
-`gateway.history`'s, which worker there is `gateway.pool`'s, whether it keeps up `gateway.watch`'s.
+`gateway.history`'s, which worker there is `gateway.pool`'s, whether it keeps up `gateway.watch`'s, how many are opened
+at a time and how long a lost one waits `gateway.resuming_pool`'s.
 
 A session's way out of its worker:
 
     doubtful     it owes frames and answers none for three ticks of the call's clock, 240 ms, or falls 1.2 s behind.
                  Another that has a free slot is asked; until that one has the session, the first may answer and keep it
     lost         its connection breaks, or it says `draining`: at once. A doubtful one: once it owes so much that the
-                 call would end, if the session is being opened elsewhere or may wait for a worker
+                 call would end, if the session is being opened elsewhere, has room there, or may wait for a worker
     waiting      for its turn: some sessions are opened at a time, those whose line was silent longest last
     opening      on another worker, with all that is known by then. Caller frames that come from here on
                  are for that worker; all before, unanswered, are missed
     going on     the worker answers what came meanwhile, a little late; the line gives that delay back in
                  the agent's next pause
-
-An engine without token columns (rehearsal, echo) cannot go on; its sessions are handed out as they are.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from dataclasses import replace
 
 from gateway.audio import QUIET, level
 from gateway.caller_words import CallerWords
-from gateway.engine import EngineError, EngineLost, Session, WorkerChanged
+from gateway.engine import EngineError, EngineLost, WorkerChanged
 from gateway.history import SessionHistory
 from gateway.losses import LOSSES_WITHIN, MAX_LOSSES, Losses
 from gateway.pool import WorkerPool
@@ -55,43 +54,11 @@ from model.wire import (
 
 log = logging.getLogger(__name__)
 
-RESUME_WITHIN = 8.0
-"""Seconds from the loss in which our own worker, started again, may take the call, unless the settings say otherwise:
-callers hear silence meanwhile, and few hold on for longer. With an attempt's time it stays below the 10 s of a caller's
-sound that a history holds. An engine that loads 17 GB takes longer: see CALLPLEX_RESUME_WITHIN."""
-ASKED_AGAIN_WITHIN = 2.0
-"""The same where workers are known by their URLs only: nobody is to be waited for, but one that came back, or freed a
-slot, is known a second later, and an attempt may fail by chance."""
 PATIENCE = 1.6
 """Seconds of sound that a doubtful worker may owe, where there is another way; the call itself ends at 2 s."""
 RETRY_SECONDS, RETRY_LAST = 0.1, 0.8
 """Between two attempts; after one that a worker refused twice as long each time, for it costs 5 ms of our processor."""
-AT_ONCE = 32
-"""Sessions that are opened anew at a time. A worker prepares sixteen together; while it does, the next sixteen come.
-All at once would be no sooner, and the last would have most to catch up with: what was said since it was asked for."""
 _SILENCE = bytes(FRAME_BYTES)
-
-
-class ResumingPool:
-    """The pool as calls see it. Implements `gateway.engine.Engine`."""
-
-    def __init__(self, pool: WorkerPool, within: float | None = None) -> None:
-        """`within`: seconds that a lost call waits for a worker that takes it.
-
-        None: RESUME_WITHIN where a lost worker is started again by us, else ASKED_AGAIN_WITHIN, and one that hangs is
-        not left for nobody.
-        """
-        self._pool = pool
-        self._turns = Turns(AT_ONCE)
-        default = RESUME_WITHIN if pool.restarts else ASKED_AGAIN_WITHIN
-        self._within = default if within is None else within
-        self._leaves_for_nobody = pool.restarts if within is None else within > 0
-
-    async def open(self, request: SessionRequest) -> Session:
-        session = await self._pool.open(request)
-        if not session.resumable:
-            return session
-        return ResumingSession(self._pool, self._turns, self._within, self._leaves_for_nobody, request, session)
 
 
 class ResumingSession:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gateway.call import Call, CallPlan
 from gateway.pool import WorkerPool
-from gateway.resume import ResumingPool
+from gateway.resuming_pool import ResumingPool
 from gateway.settings import load_settings
 from model import wire
 from model.server import WorkerServer

@@ -15,7 +15,8 @@ import pytest
 from gateway import local_worker
 from gateway.engine import EngineLost, Session
 from gateway.pool import Continuation, WorkerPool
-from gateway.resume import AT_ONCE, RESUME_WITHIN, ResumingPool, ResumingSession
+from gateway.resume import ResumingSession
+from gateway.resuming_pool import AT_ONCE, RESUME_WITHIN, ResumingPool
 from gateway.settings import load_settings
 from gateway.worker_client import RemoteSession
 from model import wire
