@@ -191,7 +191,8 @@ class Call:
             self._fault("protocol_error", error)
 
     def _fault(self, reason: str, error: Exception) -> None:
-        log.warning("call %s: %s", self.info.call_id, error)
+        # Not the error itself, which holds the call by its traceback: there are handlers that keep what they are given.
+        log.warning("call %s: %s", self.info.call_id, str(error))
         self.end(reason)
 
     async def abandon(self) -> None:

@@ -33,7 +33,7 @@ from gateway.records.instances import new_name
 from gateway.records.policies import Keep
 from gateway.records.portion import CallEnd
 from gateway.records.sound import Sound
-from gateway.resume import ResumingPool
+from gateway.resuming_pool import ResumingPool
 from gateway.routing import Route
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry

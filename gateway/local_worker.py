@@ -100,11 +100,11 @@ class LocalWorker:
         backoff = Backoff()
         clock = asyncio.get_running_loop().time
         while True:
-            up_at = clock()
+            up_at: float | None = None
             try:
                 url = await self._spawn()
-                up_at = clock()
                 await self._on_up(url)
+                up_at = clock()
                 if not listens.done():
                     listens.set_result(None)
                 reason = await self._run_out()
@@ -114,7 +114,7 @@ class LocalWorker:
                 reason = str(error)
             finally:
                 await self._end()
-            pause = backoff.after(clock() - up_at)
+            pause = backoff.after(0.0 if up_at is None else clock() - up_at)  # loading is not listening
             log.warning("%s; starting it again in %.1f s", reason, pause)
             await asyncio.sleep(pause)
 

@@ -11,8 +11,7 @@ import logging
 import os
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import httpx
@@ -57,7 +56,6 @@ class WorkerPool:
         self._tls = _tls_context(settings)
         self._http = httpx.AsyncClient(verify=self._tls or False, trust_env=False)
         self._tasks: list[asyncio.Task[None]] = []
-        self._awaited = 0
         if settings.workers.strip() == "local":
             environment = _local_environment(settings)
             self.local = LocalWorker(command, environment, self._local_up, self._local_down, start_timeout)
@@ -98,7 +96,7 @@ class WorkerPool:
         for worker in self.workers:
             if not worker.healthy:
                 log.warning("%s; it is asked again", worker.reason)
-            self._tasks.append(asyncio.create_task(worker.watch(self._is_awaited)))
+            self._tasks.append(asyncio.create_task(worker.watch()))
 
     async def stop(self) -> None:
         """End the local worker and leave the others. Safe to call twice."""
@@ -125,6 +123,10 @@ class WorkerPool:
                 raise
 
         return await self._first(session.fits, ask)
+
+    def has_room(self, session: Continuation) -> bool:
+        """Whether some worker seems fit to go on with it."""
+        return self._best(session.fits) is not None
 
     async def _first(
         self, fits: Callable[[PooledWorker], bool], ask: Callable[[PooledWorker], Awaitable[RemoteSession]]
@@ -155,15 +157,6 @@ class WorkerPool:
         silent = "no worker that answers in time is left; their messages say why"
         return next((worker.reason for worker in self.workers if not worker.healthy), silent)
 
-    @contextmanager
-    def awaiting(self) -> Iterator[None]:
-        """A call waits inside for a worker: those that do not answer are asked more often."""
-        self._awaited += 1
-        try:
-            yield
-        finally:
-            self._awaited -= 1
-
     def lost_session(self, url: str) -> None:
         """A session of the worker at `url` was lost."""
         for worker in self._at(url):
@@ -182,9 +175,6 @@ class WorkerPool:
     def _at(self, url: str) -> list[PooledWorker]:
         return [worker for worker in self.workers if worker.engine.url == url]
 
-    def _is_awaited(self) -> bool:
-        return self._awaited > 0
-
     def _worker(self, url: str, token: str) -> PooledWorker:
         return PooledWorker(RemoteEngine(url, token, self._tls), self._http)
 
@@ -196,7 +186,7 @@ class WorkerPool:
             raise EngineLost(f"the local worker listens where it cannot be reached: {error}") from None
         await worker.probe()
         self.workers.append(worker)
-        self._tasks.append(asyncio.create_task(worker.watch(self._is_awaited, self.local.kill)))
+        self._tasks.append(asyncio.create_task(worker.watch(self.local.kill)))
 
     def _local_down(self) -> None:
         self.workers.clear()

@@ -22,9 +22,8 @@ from model.wire import SessionRequest
 log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 1.0
-"""Between two questions to a worker how many slots it has free."""
-PROBE_LAST = 5.0
-"""Longest pause between questions to a worker that does not answer: doubled each time, up to this."""
+"""Between two questions to a worker how many slots it has free. One that is down is asked as often: when the other is
+stopped right after it came back, the calls of that one must find it."""
 PROBE_TIMEOUT = 2.0
 """Seconds that a worker has for its whole answer to that."""
 SUSPECT_SECONDS, SUSPECT_LAST = 15.0, 300.0
@@ -51,6 +50,8 @@ class PooledWorker:
         self.hung = False
         """It was silent while it held a session, or should have opened one, and has not answered since."""
         self._silent_in_call = False
+        self._refused = False
+        """It had no slot for a session that was to go on."""
         self._http = http
         self._free = 0
         self._sessions = 0
@@ -67,6 +68,14 @@ class PooledWorker:
         return max(0, self._free + self._sessions - self.engine.sessions) if self.healthy else 0
 
     @property
+    def full(self) -> bool:
+        """It refused a session that was to go on, and has freed nothing since.
+
+        Its word that nothing is free would not do: while it runs late it takes no new call, but those under way.
+        """
+        return self._refused and not self.free
+
+    @property
     def suspect(self) -> bool:
         """It lost a session, or opened none, and has opened none since: others are asked first.
 
@@ -81,7 +90,13 @@ class PooledWorker:
 
     async def resume(self, describe: Describe) -> RemoteSession:
         """Raises as `open`."""
-        return await self._remember(self.engine.resume(describe))
+        try:
+            session = await self._remember(self.engine.resume(describe))
+        except EngineFull:
+            self._refused = True
+            raise
+        self._refused = self.full
+        return session
 
     async def _remember(self, opening: Coroutine[None, None, RemoteSession]) -> RemoteSession:
         self._opening += 1
@@ -129,25 +144,21 @@ class PooledWorker:
         self._know(free, asked)
         self.answers()
 
-    async def watch(self, awaited: Callable[[], bool], on_hung: Callable[[], None] | None = None) -> None:
-        """Probe for ever: often while it answers or is `awaited`, with growing pauses while it does not.
+    async def watch(self, on_hung: Callable[[], None] | None = None) -> None:
+        """Probe for ever.
 
         `on_hung` is called when nothing has been answered for HUNG_SECONDS, or for HUNG_IN_CALL_SECONDS where a call
         found that it hangs.
         """
-        pause, probed, answered = PROBE_SECONDS, _now(), _now()
+        answered = _now()
         while True:
             await asyncio.sleep(PROBE_SECONDS)
-            if _now() - probed < pause - PROBE_SECONDS / 2 and not (self.hung or awaited()):
-                continue
             await self.probe()
-            probed = _now()
             if self.healthy:
-                pause, answered = PROBE_SECONDS, probed
+                answered = _now()
                 continue
-            pause = min(2 * pause, PROBE_LAST)
             limit = HUNG_IN_CALL_SECONDS if self._silent_in_call else HUNG_SECONDS
-            if on_hung is not None and probed - answered > limit:
+            if on_hung is not None and _now() - answered > limit:
                 on_hung()
 
     def silent(self) -> None:

@@ -2,40 +2,40 @@
 
 Owns when a worker counts as lost, where its sessions go, and what the caller hears meanwhile: silence,
 one frame for each of theirs, so that the call's clock never notices. What is remembered is
-`gateway.history`'s, which worker there is `gateway.pool`'s, whether it keeps up `gateway.watch`'s.
+`gateway.history`'s, which worker there is `gateway.pool`'s, whether it keeps up `gateway.watch`'s, how many are opened
+at a time and how long a lost one waits `gateway.resuming_pool`'s.
 
 A session's way out of its worker:
 
     doubtful     it owes frames and answers none for three ticks of the call's clock, 240 ms, or falls 1.2 s behind.
                  Another that has a free slot is asked; until that one has the session, the first may answer and keep it
     lost         its connection breaks, or it says `draining`: at once. A doubtful one: once it owes so much that the
-                 call would end, if the session is being opened elsewhere or may wait for a worker
+                 call would end, if the session is being opened elsewhere, has room there, or may wait for a worker
     waiting      for its turn: some sessions are opened at a time, those whose line was silent longest last
     opening      on another worker, with all that is known by then. Caller frames that come from here on
                  are for that worker; all before, unanswered, are missed
     going on     the worker answers what came meanwhile, a little late; the line gives that delay back in
                  the agent's next pause
-
-An engine without token columns (rehearsal, echo) cannot go on; its sessions are handed out as they are.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
 from gateway.audio import QUIET, level
-from gateway.engine import EngineError, EngineLost, Session, WorkerChanged
+from gateway.caller_words import CallerWords
+from gateway.engine import EngineError, EngineLost, WorkerChanged
 from gateway.history import SessionHistory
+from gateway.losses import LOSSES_WITHIN, MAX_LOSSES, Losses
 from gateway.pool import WorkerPool
 from gateway.pooled_worker import PooledWorker
 from gateway.turns import Turns
 from gateway.watch import MISSED_FRAMES, Watch
-from gateway.worker_client import RemoteSession
+from gateway.worker_client import RESUME_READY_TIMEOUT, RemoteSession
 from model.wire import (
     FRAME_BYTES,
     FRAME_SECONDS,
@@ -54,46 +54,24 @@ from model.wire import (
 
 log = logging.getLogger(__name__)
 
-RESUME_WITHIN = 8.0
-"""Seconds from the loss in which our own worker, started again, may take the call, unless the settings say otherwise:
-callers hear silence meanwhile, and few hold on for longer. With an attempt's time it stays below the 10 s of a caller's
-sound that a history holds. An engine that loads 17 GB takes longer: see CALLPLEX_RESUME_WITHIN."""
 PATIENCE = 1.6
 """Seconds of sound that a doubtful worker may owe, where there is another way; the call itself ends at 2 s."""
 RETRY_SECONDS, RETRY_LAST = 0.1, 0.8
 """Between two attempts; after one that a worker refused twice as long each time, for it costs 5 ms of our processor."""
-AT_ONCE = 32
-"""Sessions that are opened anew at a time. A worker prepares sixteen together; while it does, the next sixteen come.
-All at once would be no sooner, and the last would have most to catch up with: what was said since it was asked for."""
-MAX_LOSSES, LOSSES_WITHIN = 3, 10.0
-"""A session lost this often in so many seconds is what breaks the workers."""
 _SILENCE = bytes(FRAME_BYTES)
-
-
-class ResumingPool:
-    """The pool as calls see it. Implements `gateway.engine.Engine`."""
-
-    def __init__(self, pool: WorkerPool, within: float | None = None) -> None:
-        """`within`: seconds that a lost call waits for a worker that takes it.
-
-        None: RESUME_WITHIN where a lost worker is started again by us, else not at all.
-        """
-        self._pool = pool
-        self._turns = Turns(AT_ONCE)
-        self._within = within if within is not None else RESUME_WITHIN if pool.restarts else 0.0
-
-    async def open(self, request: SessionRequest) -> Session:
-        session = await self._pool.open(request)
-        if not session.resumable:
-            return session
-        return ResumingSession(self._pool, self._turns, self._within, request, session)
 
 
 class ResumingSession:
     """One call's. Implements `gateway.engine.Session`, and `gateway.pool.Continuation`."""
 
     def __init__(
-        self, pool: WorkerPool, turns: Turns, within: float, request: SessionRequest, session: RemoteSession
+        self,
+        pool: WorkerPool,
+        turns: Turns,
+        within: float,
+        leaves_for_nobody: bool,
+        request: SessionRequest,
+        session: RemoteSession,
     ) -> None:
         self.engine = session.engine
         self.history = SessionHistory()
@@ -101,6 +79,7 @@ class ResumingSession:
         self._pool = pool
         self._turns = turns
         self._within = within
+        self._leaves_for_nobody = leaves_for_nobody
         self._request = request
         self._session = session
         self._watch = Watch()
@@ -118,6 +97,7 @@ class ResumingSession:
         self._unsent: list[bytes] = []
         """Caller frames since then."""
         self._unsaid: list[str] = []
+        self._words = CallerWords(self.history)
         self._refusals = 0
         self._texts: list[AgentText] = []
         """What the agent says with its next frame: said only once that frame is here."""
@@ -126,7 +106,7 @@ class ResumingSession:
         self._lost_at = 0
         """The first frame that the worker lost last has not answered."""
         self._last_speech = 0
-        self._losses: deque[float] = deque(maxlen=MAX_LOSSES)
+        self._losses = Losses()
         self._reopening: asyncio.Task[WorkerChanged] | None = None
         self._given_up: set[asyncio.Task[WorkerChanged]] = set()
         self._news = asyncio.Event()
@@ -166,15 +146,18 @@ class ResumingSession:
                 self._news.clear()
             if self._over.is_set():
                 return
-            change = reopening.result()
             self._reopening = None
+            try:
+                change = reopening.result()
+            finally:
+                del reopening  # its exception holds this frame: a cycle, and the call in it
             for silence in self._silence(change.index):
                 yield silence
             yield change
 
     def _take(self, output: Output) -> Iterator[Output]:
         """Remember what another worker would need, and pass on what is for the call."""
-        history = self.history
+        yield from self._words.due()
         match output:
             case AgentFrame():
                 if self._answers(output):
@@ -185,9 +168,9 @@ class ResumingSession:
             case CallerText():
                 if not output.final:
                     yield output
-                elif output.end > history.heard:
-                    history.heard = min(output.end, history.sent)
-                    yield output
+                else:
+                    self._words.tell(output, again=self._opening_from is not None)
+                    yield from self._words.due()
             case Cut() | Columns() | Played() | GaveWay():
                 self._remember(output)
             case Late():
@@ -236,8 +219,9 @@ class ResumingSession:
             self.history.spoke(text.text)
         return texts
 
-    def _silence(self, until: int | None = None) -> Iterator[AgentFrame]:
+    def _silence(self, until: int | None = None) -> Iterator[AgentFrame | CallerText]:
         """What the caller hears in place of frames that nobody will answer, up to `until` if that is known."""
+        yield from self._words.due()
         if until is None:
             until = self.history.sent if self._opening_from is None else self._opening_from
         while self._answered < until:
@@ -257,9 +241,12 @@ class ResumingSession:
             self._pool.silent(url)
             self._begin()
             return
+        if self._watch.owed < PATIENCE:
+            return
         # One that is only slow would take it again, and again be too slow.
-        waits = self._within > 0 and self._watch.hangs
-        if self._watch.owed >= PATIENCE and (waits or self._opening_from is not None):
+        waits = self._leaves_for_nobody and self._watch.hangs
+        # Nor does the call end while it waits for its turn.
+        if waits or self._opening_from is not None or self._pool.has_room(self):
             self._session.give_up(self._reason)
 
     def _stay(self, reopening: asyncio.Task[WorkerChanged]) -> None:
@@ -281,8 +268,8 @@ class ResumingSession:
             self._reason, self._slow = reason, False
             self._until = now + self._within
         if not self._slow:
-            self._losses.append(now)
-        if len(self._losses) == MAX_LOSSES and now - self._losses[0] < LOSSES_WITHIN:
+            self._losses.lost(now, session.worker, session.stopping)
+        if self._losses.too_many(now):
             raise EngineLost(f"the session was lost {MAX_LOSSES} times within {LOSSES_WITHIN:.0f} s; {reason}")
         return self._reopening or self._begin()
 
@@ -296,18 +283,17 @@ class ResumingSession:
     async def _reopen(self) -> WorkerChanged:
         """Open the session elsewhere. Raises EngineLost, with both reasons, if it is lost and nobody takes it."""
         pause = RETRY_SECONDS
-        with self._pool.awaiting():
-            while True:
-                self._last_try = self._lost and self._now() + pause > self._until
-                refusals = self._refusals
-                try:
-                    async with self._turns.turn(self.history.sent - self._last_speech):
-                        return await self._attempt()
-                except EngineError as error:
-                    if self._last_try:
-                        raise EngineLost(f"{self._reason}; {error}") from None
-                pause = RETRY_SECONDS if self._refusals == refusals else min(2 * pause, RETRY_LAST)
-                await asyncio.sleep(pause)
+        while True:
+            self._last_try = self._lost and self._now() + pause > self._until
+            refusals = self._refusals
+            try:
+                async with self._turns.turn(self.history.sent - self._last_speech):
+                    return await self._attempt()
+            except EngineError as error:
+                if self._last_try or self._over.is_set():
+                    raise EngineLost(f"{self._reason}; {error}") from None
+            pause = RETRY_SECONDS if self._refusals == refusals else min(2 * pause, RETRY_LAST)
+            await asyncio.sleep(pause)
 
     async def _attempt(self) -> WorkerChanged:
         session = await self._pool.resume(self)
@@ -325,8 +311,10 @@ class ResumingSession:
         return WorkerChanged(index, index - self._lost_at, session.worker, self._reason)
 
     def fits(self, worker: PooledWorker) -> bool:
-        if self._lost:
-            return self._last_try or not worker.hung  # in the end one that hangs is better than none
+        if self._over.is_set():
+            return False
+        if self._lost:  # in the end one that hangs is better than none
+            return self._last_try or not (worker.hung or worker.full)
         if worker.engine.url == self._session.url or worker.hung or not worker.free:
             return False
         return self._watch.hangs or not worker.suspect  # else calls go round among workers that are all too slow
@@ -342,12 +330,14 @@ class ResumingSession:
     def refused(self) -> None:
         self._refusals += 1
         self._opening_from = None
+        self._words.release()
         self._news.set()
 
     async def _catch_up(self) -> None:
         """Hand the new worker what came while it was being opened."""
         self._lost = False
         self._opening_from = None
+        self._words.drop()
         self._watch = Watch()
         session, unsent, unsaid = self._session, self._unsent, self._unsaid
         self._unsent, self._unsaid = [], []
@@ -384,16 +374,24 @@ class ResumingSession:
         # First of all: whoever waits for the rest may be cancelled.
         heard = self.history.heard * FRAME_SECONDS
         self.history.wipe()
-        self._unsent.clear()
         self._unsaid.clear()
         self._texts.clear()
-        if self._lost:
-            what = f"it ended between two workers; what its caller said after {heard:.1f} s is not written down"
-            log.warning("call %s: %s", self._request.call_id, what)
-        tasks = [*self._given_up, *([self._reopening] if self._reopening is not None else [])]
-        for task in tasks:
-            task.cancel()
+        reopening = [self._reopening] if self._reopening is not None else []
+        tasks = [*self._given_up, *reopening]
+        try:
+            if reopening and self._lost and self._opening_from is not None:  # then that worker has heard the caller
+                await asyncio.wait(reopening, timeout=RESUME_READY_TIMEOUT)
+        finally:
+            self._unsent.clear()
+            for task in tasks:
+                task.cancel()
+            if self._lost:
+                what = f"it ended between two workers; what its caller said after {heard:.1f} s is not written down"
+                log.warning("call %s: %s", self._request.call_id, what)
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._reopening = None  # its exception holds us
+        self._opening_from = None
+        self._words.release()
         await self._session.close()
 
     async def last_words(self) -> AsyncIterator[CallerText]:
@@ -401,3 +399,5 @@ class ResumingSession:
             for known in self._take(text):
                 if isinstance(known, CallerText):
                     yield known
+        for known in self._words.due():
+            yield known

@@ -101,7 +101,7 @@ class Settings(BaseSettings):
         ge=0,
         le=60,
         description="seconds a call whose worker is lost waits, in silence, for one that takes it;"
-        " empty: 8 for a local worker, which is started again, 0 for others",
+        " empty: 8 for a local worker, which is started again, 2 for others",
     )
     engine: Literal["rehearsal", "echo", "personaplex"] = Field("rehearsal", description="what a local worker runs")
     embedded_echo: bool = Field(False, description="answer with the echo engine inside the gateway; for load tests")

@@ -86,6 +86,11 @@ class RemoteSession:
         """The worker has answered a frame, and `outputs` has not taken it yet."""
         return any(isinstance(message, wire.AgentFrame) for message in self._connection.inbox)
 
+    @property
+    def stopping(self) -> bool:
+        """It ended because its worker is being stopped: nothing that the session did."""
+        return self._connection.stopping
+
     def give_up(self, reason: str) -> None:
         """The worker is not waited for any longer: `outputs` raises EngineLost with this reason, and says no more."""
         self._connection.inbox.clear()

@@ -46,6 +46,8 @@ class WorkerConnection(asyncio.Protocol):
         self.inbox: deque[wire.Output | wire.Ready | wire.Error] = deque()
         self.error = ""
         """Why the connection is unusable; empty while it is usable, and after a good end."""
+        self.stopping = False
+        """The worker ended the session because it is being stopped, not for the session's sake."""
         self.ended = False
         """Nothing more will arrive in `inbox`."""
         self.freed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -135,6 +137,7 @@ class WorkerConnection(asyncio.Protocol):
             self._done = True
         elif isinstance(message, wire.Error):
             self.error = f"the worker ended the session: {message.message}"
+            self.stopping = message.code == "draining" and message.message == wire.STOPPING
         if len(self.inbox) >= MAX_UNREAD:
             self.fail("the call does not read what the worker says")
             return

@@ -146,7 +146,7 @@ async def _go_when(draining: asyncio.Event, progress: _Progress) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LAST_ANSWERS):
             await progress.even.wait()
-    raise SessionEnded(wire.Error("draining", "the worker is being stopped"), CloseCode.GOING_AWAY)
+    raise SessionEnded(wire.Error("draining", wire.STOPPING), CloseCode.GOING_AWAY)
 
 
 async def _receive(peer: Peer, session: WorkerSession, progress: _Progress, counts: Counts) -> bool:

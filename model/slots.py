@@ -142,4 +142,4 @@ async def _while_connected(
 
 
 def _stopping() -> SessionEnded:
-    return SessionEnded(wire.Error("draining", "the worker is being stopped"), CloseCode.GOING_AWAY)
+    return SessionEnded(wire.Error("draining", wire.STOPPING), CloseCode.GOING_AWAY)

@@ -74,6 +74,8 @@ KIND_COLUMNS = 4
 
 DoneReason = Literal["goodbye", "transfer"]
 ErrorCode = Literal["full", "invalid", "unauthorized", "failed", "draining"]
+STOPPING = "the worker is being stopped"
+"""Of a `draining`: somebody wants that, and the session has no part in it. An engine that ended says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,21 @@
-"""Workers in this process whose port can be frozen, as if their process was stopped, and let go again."""
+"""Workers in this process whose port can be frozen, as if their process was stopped, and let go again; and calls."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
+from gateway.call import Call, CallPlan
 from gateway.pool import WorkerPool
-from gateway.resume import ResumingPool
+from gateway.resuming_pool import ResumingPool
 from gateway.settings import load_settings
 from model import wire
 from model.server import WorkerServer
+from model.wire import SessionRequest
 from model.worker_engine import WorkerEngine
+from tests.gateway.memory_line import MemoryLeg
 from tests.token_worker import TokenEngine
 
 
@@ -101,3 +105,36 @@ async def freezing(
         stack.push_async_callback(pool.stop)
         await pool.start()
         yield workers, pool, ResumingPool(pool, within)
+
+
+beside: set[asyncio.Future[None]] = set()
+"""What callers have begun; it ends by itself."""
+
+
+def revive(worker: FreezingWorker) -> None:
+    """Have the worker listen again."""
+    beside.add(asyncio.ensure_future(worker.revive()))
+
+
+def drain(worker: FreezingWorker) -> None:
+    """Stop the worker as SIGTERM would, but for its process."""
+    beside.add(asyncio.ensure_future(worker.server.drain(2)))
+
+
+@dataclass
+class Told:
+    reason: str
+    call: Call
+    silent: list[int]
+    """Frames in which the line was given nothing but silence."""
+
+
+async def call(pool: ResumingPool, seconds: float, actions: dict[float, Callable[[], object]]) -> Told:
+    """A whole call, which ends itself when it is owed too much; what happens in it, by its seconds."""
+    for at, action in actions.items():
+        asyncio.get_running_loop().call_later(at, action)
+    leg = MemoryLeg(seconds)
+    bridged = Call(leg, pool, CallPlan("p", "v", SessionRequest("c1")))
+    reason = await bridged.run()
+    leg.on_digit = None  # as a carrier's leg does
+    return Told(reason, bridged, [index for index, (_, pcm) in enumerate(leg.played) if not any(pcm)])

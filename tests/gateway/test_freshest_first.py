@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from gateway import resume
+from gateway import resuming_pool
 from gateway.audio import LINE_FRAME_BYTES, Upsampler
 from gateway.engine import Session
 from gateway.pool import WorkerPool
-from gateway.resume import ResumingPool
+from gateway.resuming_pool import ResumingPool
 from gateway.settings import load_settings
 from model.server import WorkerServer
 from model.wire import AgentText, CallerFrame, History, SessionRequest
@@ -74,7 +74,7 @@ class HushedCaller(Caller):
 
 
 async def test_calls_go_on_in_the_order_of_their_newest_speech(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resume, "AT_ONCE", 1)
+    monkeypatch.setattr(resuming_pool, "AT_ONCE", 1)
     engine = OneAtATimeEngine()
     first, second = (WorkerServer(engine, "127.0.0.1:0", capacity=slots) for slots in (200, 100))
     for server in (first, second):

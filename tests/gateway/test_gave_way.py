@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from gateway.pool import WorkerPool
-from gateway.resume import ResumingPool
+from gateway.resuming_pool import ResumingPool
 from gateway.settings import load_settings
 from model.server import WorkerServer
 from model.wire import AgentText, CallerFrame, GaveWay, SessionRequest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import select
@@ -19,6 +20,7 @@ from gateway.engine import EngineFull, EngineLost
 from gateway.local_worker import Backoff, LocalWorker
 from gateway.pool import WorkerPool
 from gateway.settings import load_settings
+from tests import virtual_time
 from tests.gateway.worker_pools import REQUEST, ROOT, echoes, ending, make_impatient, started, until
 
 pytestmark = pytest.mark.anyio
@@ -280,3 +282,39 @@ def test_the_backoff_doubles_and_begins_anew_after_a_stable_run(monkeypatch: pyt
     assert [backoff.after(ran=1) for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
     assert backoff.after(ran=60) == 0.5
     assert backoff.after(ran=59) == 1
+
+
+class FailsLate(LocalWorker):
+    """Its first child listens and ends, each that follows loads for longer than a stable run and fails."""
+
+    async def _spawn(self) -> str:
+        began.append(asyncio.get_running_loop().time())
+        if len(began) > 1:
+            await asyncio.sleep(LOADS)
+            raise EngineLost("the local worker ended with status 1 before it listened")
+        return "ws://127.0.0.1:9"
+
+    async def _run_out(self) -> str:
+        return "the local worker ended with status 1"
+
+
+LOADS = 70.0
+began: list[float] = []
+
+
+def test_a_child_that_loads_for_long_and_fails_is_not_taken_for_a_stable_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_worker, "BACKOFF_FIRST", 0.5)
+    began.clear()
+
+    async def up(url: str) -> None:
+        return
+
+    async def scenario() -> None:
+        local = FailsLate((), {}, up, lambda: None)
+        await local.start()
+        await asyncio.sleep(10 * LOADS)
+        await local.stop()
+
+    virtual_time.run(scenario())
+    pauses = [later - earlier - LOADS for earlier, later in itertools.pairwise(began[1:])]
+    assert pauses[:4] == pytest.approx([1, 2, 4, 8])

@@ -14,7 +14,8 @@ import pytest
 from websockets.asyncio.client import connect
 
 from gateway.history import NO_COLUMN
-from gateway.resume import ResumingPool, ResumingSession
+from gateway.resume import ResumingSession
+from gateway.resuming_pool import ResumingPool
 from model import wire
 from model.moshi import protocol
 from model.wire import AgentText, Sampling, SessionRequest

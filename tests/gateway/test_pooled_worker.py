@@ -30,7 +30,7 @@ def test_a_worker_that_fails_again_is_suspect_for_twice_as_long() -> None:
 async def found_hung(worker: FreezingWorker, known: PooledWorker, seconds: float | None, in_call: bool) -> float:
     """When `on_hung` is called first, in seconds from when the worker freezes, for so long; 60 is never."""
     now, hung = asyncio.get_running_loop().time, asyncio.Event()
-    watching = asyncio.create_task(known.watch(lambda: False, hung.set))
+    watching = asyncio.create_task(known.watch(hung.set))
     begin = now()
     worker.freeze(seconds)
     if in_call:

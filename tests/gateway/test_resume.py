@@ -15,7 +15,8 @@ import pytest
 from gateway import local_worker
 from gateway.engine import EngineLost, Session
 from gateway.pool import Continuation, WorkerPool
-from gateway.resume import AT_ONCE, RESUME_WITHIN, ResumingPool, ResumingSession
+from gateway.resume import ResumingSession
+from gateway.resuming_pool import AT_ONCE, RESUME_WITHIN, ResumingPool
 from gateway.settings import load_settings
 from gateway.worker_client import RemoteSession
 from model import wire
@@ -149,7 +150,7 @@ async def test_a_worker_that_is_slow_to_take_a_call_answers_what_came_meanwhile(
         assert 0.3 < caller.gap() < 1.5
 
 
-async def test_a_call_that_no_worker_can_take_is_lost_at_once() -> None:
+async def test_a_call_that_no_worker_can_take_is_lost_soon() -> None:
     async with token_worker() as only, pool_of(only) as pool:
         caller = await Caller(pace=FAST, actions={20: partial(only.signal, signal.SIGKILL)}).call(pool, 2_000)
         assert "broke the connection" in caller.lost
@@ -161,7 +162,7 @@ async def test_a_call_is_lost_when_the_others_are_full() -> None:
     async with (
         token_worker("--capacity", "2") as first,
         token_worker("--capacity", "1") as second,
-        pool_of(first, second) as pool,
+        pool_of(first, second, within=0) as pool,
     ):
         callers = [Caller(seed, pace=FAST) for seed in range(3)]
         callers[0].actions[30] = partial(first.signal, signal.SIGKILL)

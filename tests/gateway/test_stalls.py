@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from functools import partial
 
 import pytest
 
 from gateway import pooled_worker
-from gateway.call import Call, CallPlan
 from gateway.history import SessionHistory
-from gateway.resume import ResumingPool
 from gateway.worker_client import RemoteEngine
 from model.wire import AgentFrame, History, Output, SessionRequest
 from tests import virtual_time
-from tests.gateway.freezing_workers import FreezingWorker, freezing
-from tests.gateway.memory_line import MemoryLeg
+from tests.gateway.freezing_workers import Told, call, freezing, revive
 from tests.gateway.token_workers import Caller
 from tests.token_model import TokenModel
 from tests.token_worker import TokenEngine, TokenSession
@@ -47,24 +43,6 @@ class SlowEngine(TokenEngine):
 
     async def resume(self, request: SessionRequest, history: History) -> TokenSession:
         return SlowSession(TokenModel(request.resume, history))
-
-
-@dataclass
-class Told:
-    reason: str
-    call: Call
-    silent: list[int]
-    """Frames in which the line was given nothing but silence."""
-
-
-async def call(pool: ResumingPool, seconds: float, actions: dict[float, Callable[[], object]]) -> Told:
-    """A whole call, which ends itself when it is owed too much; what happens in it, by its seconds."""
-    for at, action in actions.items():
-        asyncio.get_running_loop().call_later(at, action)
-    leg = MemoryLeg(seconds)
-    bridged = Call(leg, pool, CallPlan("p", "v", SessionRequest("c1")))
-    reason = await bridged.run()
-    return Told(reason, bridged, [index for index, (_, pcm) in enumerate(leg.played) if not any(pcm)])
 
 
 # The worker comes back.
@@ -243,6 +221,17 @@ def test_a_call_does_not_come_back_again_and_again_to_the_only_worker_that_is_to
     assert 5 < told.call.seconds < 8
 
 
+def test_of_many_calls_of_a_worker_that_hangs_none_ends_while_it_waits_for_its_turn() -> None:
+    async def scenario() -> list[Told]:
+        engines = [TokenEngine(), TokenEngine(open_seconds=0.7)]
+        async with freezing(300, 150, engines=engines) as ((first, _), _, calls):
+            asyncio.get_running_loop().call_later(2, first.freeze)
+            return await asyncio.gather(*(call(calls, 8, {}) for _ in range(100)))
+
+    told = virtual_time.run(scenario())
+    assert {one.reason for one in told} == {"caller_hangup"}
+
+
 # Nobody is there yet.
 
 
@@ -265,7 +254,7 @@ def test_calls_that_wait_make_their_histories_once_there_is_a_worker(contents: l
             callers = [Caller(seed) for seed in range(30)]
             callers[0].actions[10] = worker.kill
             callers[0].actions[45] = lambda: made_before.append(len(contents))
-            callers[0].actions[46] = partial(_revive, worker)
+            callers[0].actions[46] = partial(revive, worker)
             await asyncio.gather(*(caller.call(calls, 75) for caller in callers))
             return callers
 
@@ -278,17 +267,31 @@ def test_calls_that_wait_make_their_histories_once_there_is_a_worker(contents: l
         assert len(caller.changes) == 1
 
 
-def _revive(worker: FreezingWorker) -> None:
-    reviving.add(asyncio.ensure_future(worker.revive()))
+@pytest.mark.parametrize("freed", [False, True])
+def test_calls_that_wait_ask_a_full_worker_again_only_when_it_has_room(
+    contents: list[SessionHistory], freed: bool
+) -> None:
+    async def scenario() -> list[Caller]:
+        async with freezing(40, 1, within=8) as ((first, second), _, calls):
+            theirs = await RemoteEngine(second.url).open(SessionRequest("theirs"))
+            callers = [Caller(seed) for seed in range(30)]
+            callers[0].actions[10] = first.kill
+            if freed:
+                callers[0].actions[50] = lambda: begun.append(asyncio.ensure_future(theirs.close()))
+            await asyncio.gather(*(caller.call(calls, 150) for caller in callers))
+            await theirs.close()
+            return callers
 
-
-reviving: set[asyncio.Future[None]] = set()
+    begun: list[asyncio.Future[None]] = []
+    callers = virtual_time.run(scenario())
+    assert sum(not caller.lost for caller in callers) == freed
+    assert len(contents) <= 3 * len(callers)
 
 
 def test_a_worker_that_was_away_for_long_is_noticed_within_a_second_by_a_call_that_waits() -> None:
     async def scenario() -> Caller:
         async with freezing(4, within=40) as ((worker,), _, calls):
-            return await Caller(actions={10: worker.kill, 112: partial(_revive, worker)}).call(calls, 150)
+            return await Caller(actions={10: worker.kill, 112: partial(revive, worker)}).call(calls, 150)
 
     caller = virtual_time.run(scenario())
     caller.check()

@@ -18,7 +18,7 @@ import numpy as np
 from gateway.audio import Upsampler
 from gateway.engine import EngineLost, Session, WorkerChanged
 from gateway.pool import WorkerPool
-from gateway.resume import ResumingPool
+from gateway.resuming_pool import ResumingPool
 from gateway.settings import load_settings
 from model import wire
 from model.wire import FRAME_BYTES, AgentFrame, AgentText, CallerText, Output, SessionRequest

@@ -30,7 +30,6 @@ def make_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(local_worker, "BACKOFF_FIRST", 0.01)
     monkeypatch.setattr(pooled_worker, "PROBE_SECONDS", 0.05)
-    monkeypatch.setattr(pooled_worker, "PROBE_LAST", 0.1)
 
 
 @asynccontextmanager
