@@ -299,9 +299,12 @@ def _agree(media: Media, capabilities: Capabilities, key: bytes) -> Agreed | Non
 
 
 def _is_address(host: str) -> bool:
-    """Whether sound can be sent there: one host's address, no name to be looked up and no group's."""
+    """Whether sound can be sent there: one host's address, no name to be looked up, no group's, and none in a zone.
+
+    A zone names an interface of ours (RFC 4007, section 11), and `ipaddress` takes any text for one.
+    """
     try:
-        return not ipaddress.ip_address(host).is_multicast
+        return "%" not in host and not ipaddress.ip_address(host).is_multicast
     except ValueError:
         return False
 

@@ -156,6 +156,8 @@ def test_streams_we_cannot_take_are_declined_in_their_place() -> None:
         offer(media="a=nothing"),
         offer(host="phone.example.com"),
         offer(host="224.0.0.1"),
+        offer("c=IN IP6 ::1%x"),
+        offer("c=IN IP6 ::1%\0"),
         offer("a=rtpmap:abc PCMU/8000", media="m=audio 4000 RTP/AVP abc"),
         offer("a=rtpmap:200 PCMU/8000", media="m=audio 4000 RTP/AVP 200"),
     ],
