@@ -65,7 +65,6 @@ class SipLine:
         self.fault = ""
         """What the peer did wrong, when that ended the call."""
         self.on_digit: Callable[[str], None] = unheard
-        self._offer = b""
         self._key = os.urandom(KEY_BYTES)
         self._session_id = secrets.randbits(31)
         self._version = 0
@@ -94,14 +93,14 @@ class SipLine:
     def offer(self) -> bytes:
         """What we would like."""
         self._version += 1
-        self._offer = make_offer(
+        return make_offer(
             self._local, self._capabilities, session_id=self._session_id, version=self._version, key=self._key
         )
-        return self._offer
 
     def agree(self, answer: bytes) -> None:
-        """The peer's answer to our offer. Raises SipError."""
-        self._start(read_answer(self._offer, parse_sdp(answer), self._capabilities))
+        """The peer's answer to what we offered last; a refresh offers again what stands. Raises SipError."""
+        assert self.call is not None
+        self._start(read_answer(self.call.local_sdp, parse_sdp(answer), self._capabilities))
 
     def _start(self, agreed: Agreed) -> None:
         self.rtp.start(plan_of(agreed))
@@ -114,7 +113,7 @@ class SipLine:
             case Established(sdp=sdp):
                 if sdp is not None:
                     self._take(sdp)
-                elif self._offer and self.rtp.stream is None:
+                elif self.rtp.stream is None:
                     self._fail("the peer never said where its sound is to go")
                 self.up.set()
             case Progress(sdp=sdp):

@@ -338,10 +338,12 @@ def make_offer(
 
 def read_answer(offer: bytes, answer: SessionDescription, capabilities: Capabilities) -> Agreed:
     """What a peer's answer to our `offer` comes to; raises SipError (488) when it is no use."""
-    ours = parse_sdp(offer).media[0]
-    theirs = answer.media[0] if answer.media else None
-    if theirs is None:
-        raise SipError("the answer has no stream", 488)
+    streams = parse_sdp(offer).media
+    place = next(place for place, media in enumerate(streams) if media.port)
+    ours = streams[place]
+    if len(answer.media) <= place:
+        raise SipError("the answer has no stream in the place of ours", 488)
+    theirs = answer.media[place]
     agreed = _agree(theirs, capabilities, ours.crypto[0].key if ours.crypto else b"")
     if agreed is None:
         raise SipError("the answer takes no stream of ours", 488)

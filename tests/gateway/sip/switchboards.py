@@ -213,9 +213,15 @@ class Peer:
     async def take_refer(self) -> str:
         """Accept it; gives whom it names."""
         refer = await self.hear(lambda message: isinstance(message, Request) and message.method == "REFER")
-        head = [f"{name}: {refer.headers.first(name)}" for name in ("Via", "From", "To", "Call-ID", "CSeq")]
-        self._socket.send("\r\n".join(["SIP/2.0 202 Accepted", *head, "Content-Length: 0", "", ""]).encode())
+        self.answer(refer, "202 Accepted")
         return refer.headers.first("Refer-To")
+
+    def answer(self, request: Request | Response, line: str, *fields: str, body: bytes = b"") -> None:
+        head = [f"{name}: {request.headers.first(name)}" for name in ("Via", "From", "To", "Call-ID", "CSeq")]
+        if body:
+            head.append("Content-Type: application/sdp")
+        lines = [f"SIP/2.0 {line}", *head, self._contact, *fields, f"Content-Length: {len(body)}", "", ""]
+        self._socket.send("\r\n".join(lines).encode() + body)
 
     def notify(self, line: str) -> None:
         fields = ("Event: refer", "Subscription-State: terminated;reason=noresource")

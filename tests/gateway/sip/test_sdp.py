@@ -261,6 +261,17 @@ def test_our_offer_and_its_answer() -> None:
             read_answer(ours, parse_sdp(useless.encode()), capabilities)
 
 
+def test_an_answer_of_ours_that_is_offered_again_is_answered_in_its_places() -> None:
+    video = "m=video 4002 RTP/AVP 31"
+    theirs = offer("m=audio 4000 RTP/AVP 0", media=video)
+    ours = answer(theirs).sdp
+    assert [media.port for media in parse_sdp(ours).media] == [0, LOCAL.port]
+    again = parse_sdp(theirs.replace("4002", "0").encode())
+    assert read_answer(ours, again, Capabilities()).remote == Addr("192.0.2.1", 4000)
+    with pytest.raises(SipError):
+        read_answer(ours, parse_sdp(offer().encode()), Capabilities())
+
+
 def test_our_secure_offer_and_its_answer() -> None:
     capabilities = Capabilities(srtp=Srtp.REQUIRED)
     ours = make_offer(LOCAL, capabilities, session_id=3, key=KEY)

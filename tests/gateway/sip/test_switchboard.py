@@ -211,6 +211,31 @@ async def test_the_number_dialled_is_read_where_the_trunk_puts_it(
         assert leg.info.parameters["account_id"] == "42"
 
 
+async def test_a_refresh_of_ours_is_answered_like_an_offer_and_the_call_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The peer has no UPDATE; its answer to the description that stands has another version than its offer had."""
+    monkeypatch.setattr("gateway.sip.session_timer.SessionTimer.wait", lambda timer: 0.1)
+    refresh = "Session-Expires: 90;refresher=uas"
+    async with gateway() as (desk, port), peer(port) as caller, asyncio.timeout(20):
+        await caller.call(refresh)
+        leg = await desk.legs.get()
+        offers = []
+        for version in (2, 3):
+            invite = await caller.hear(lambda message: isinstance(message, Request) and message.method != "ACK")
+            assert isinstance(invite, Request)
+            assert invite.method == "INVITE", leg.line.fault
+            offers.append(invite.body)
+            answer = f"v=0\r\no=- 1 {version} IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n"
+            answer += "m=audio 9 RTP/AVP 0\r\na=ptime:20\r\n"
+            caller.answer(invite, "200 OK", refresh.replace("uas", "uac"), body=answer.encode())
+            await caller.hear(lambda message: isinstance(message, Request) and message.method == "ACK")
+        assert offers[0] == offers[1]
+        assert (leg.line.over.is_set(), leg.line.fault) == (False, "")
+        caller.say("BYE")
+        await leg.line.over.wait()
+
+
 async def test_one_peer_may_not_take_every_line() -> None:
     async with gateway(max_calls_per_peer=1) as (desk, port), peer(port) as caller, asyncio.timeout(20):
         await caller.call()
