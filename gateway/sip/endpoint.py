@@ -23,7 +23,7 @@ from gateway.sip.guard import DropLog, Peers, RateLimit
 from gateway.sip.settings import ListenAddress, SipSettings
 from gateway.sip.stream import Stream
 from gateway.sip.timers import Timing
-from gateway.sip.uri import TRANSPORTS, Addr, Transport
+from gateway.sip.uri import TRANSPORTS, Addr, Transport, canonical, other_family
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class _Datagrams(asyncio.DatagramProtocol):
         self._take = take
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
-        self._take(data, Addr(addr[0], addr[1], "udp"))
+        self._take(data, Addr(canonical(addr[0]), addr[1], "udp"))
 
 
 class SipEndpoint:
@@ -238,7 +238,7 @@ class SipEndpoint:
                     self.on_event(event)
         finally:
             self._pumping = False
-        self._set_timer()
+            self._set_timer()
 
     def _set_timer(self) -> None:
         due = self.core.get_timer()
@@ -263,8 +263,9 @@ class SipEndpoint:
             return
         reached = addr._replace(host=host)
         if addr.transport == "udp":
-            if self._udp is not None:
-                self._udp.sendto(data, (reached.host, reached.port))
+            place = self._on_udp(host)
+            if self._udp is not None and place:
+                self._udp.sendto(data, (place, addr.port))
             else:
                 self._later_undeliverable(addr)
             return
@@ -273,6 +274,13 @@ class SipEndpoint:
             stream.write(data)
         else:
             self._queue(data, addr, self._connect)
+
+    def _on_udp(self, host: str) -> str:
+        """An address as our UDP socket knows it; "" when it leads nowhere from there."""
+        own = self.addresses["udp"][0] if "udp" in self.addresses else host
+        if not other_family(own, host):
+            return host
+        return f"::ffff:{host}" if own == "::" else ""
 
     def _known_host(self, host: str) -> str | None:
         try:

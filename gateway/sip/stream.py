@@ -11,7 +11,7 @@ from typing import Protocol
 
 from gateway.sip.errors import SipError
 from gateway.sip.framing import PONG, StreamFramer
-from gateway.sip.uri import Addr, Transport
+from gateway.sip.uri import Addr, Transport, canonical
 
 FIRST_MESSAGE = 15.0
 """Seconds a new connection has to deliver its first whole message."""
@@ -57,7 +57,7 @@ class Stream(asyncio.Protocol):
         if not peer:
             transport.close()
             return
-        self.addr = Addr(peer[0], peer[1], self._kind)
+        self.addr = Addr(canonical(peer[0]), peer[1], self._kind)
         if not self._owner.welcome(self):
             transport.close()
             return

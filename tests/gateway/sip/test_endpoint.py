@@ -11,9 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from gateway.sip.call import SipCall
 from gateway.sip.endpoint import SipEndpoint, SipUnavailable
+from gateway.sip.events import Established, Event, IncomingCall, Probed
+from gateway.sip.message import parse_message
 from gateway.sip.settings import ListenAddress, SipSettings
+from gateway.sip.uri import parse_uri
 from tests.gateway.gateway_process import running_gateway
+from tests.gateway.sip.pair import ANSWER, SDP
+from tests.gateway.sip.script import ask
 
 pytestmark = pytest.mark.anyio
 
@@ -51,7 +57,8 @@ class Peer:
     def __init__(self, opened: SipEndpoint) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
-        self._socket.connect(opened.addresses["udp"])
+        self._socket.connect(("127.0.0.1", opened.addresses["udp"][1]))
+        self.port = self._socket.getsockname()[1]
 
     def send(self, data: bytes) -> None:
         self._socket.send(data)
@@ -157,6 +164,45 @@ async def test_over_ipv6() -> None:
                 answer = (await asyncio.get_running_loop().sock_recv(caller, 65_536)).decode()
             assert answer.startswith("SIP/2.0 200 OK")
             assert f"received=::1;rport={caller.getsockname()[1]}" in answer
+
+
+@pytest.mark.parametrize(("listen", "host"), [("[::]", "127.0.0.1"), ("127.0.0.1", "[2001:db8::1]")])
+async def test_what_we_ask_inside_a_call_reaches_the_peer_whichever_kind_of_address_it_names(
+    listen: str, host: str
+) -> None:
+    """On a socket of IPv6 its address over IPv4 is a mapped one; over IPv4 there is no way to an IPv6 address."""
+    settings = {"listen": f"udp:{listen}:0", "allow": "127.0.0.1", "public_address": "127.0.0.1"}
+    async with endpoint(**settings) as opened, peer(opened) as caller:
+        up: asyncio.Queue[SipCall] = asyncio.Queue()
+
+        def take(event: Event) -> None:
+            if isinstance(event, IncomingCall):
+                assert event.addr.host == "127.0.0.1"
+                opened.core.answer(event.call, ANSWER, opened.now())
+            elif isinstance(event, Established):
+                up.put_nowait(event.call)
+
+        opened.on_event = take
+        contact = f"Contact: <sip:ann@{host}:{caller.port}>"
+        caller.send(ask("INVITE", contact, via="SIP/2.0/UDP 127.0.0.1:9;rport", body=SDP))
+        while not (answer := await caller.receive()).startswith("SIP/2.0 200 OK"):
+            pass
+        caller.send(ask("ACK", to_tag=parse_message(answer.encode()).to.tag, branch="z9hG4bKack"))
+        async with asyncio.timeout(5):
+            opened.core.hangup(await up.get(), opened.now())
+        opened.pump()
+        while not (request := await caller.receive()).startswith("BYE"):
+            assert request.startswith("SIP/2.0 200 OK"), "the answer may be repeated"
+
+
+async def test_a_peer_whose_kind_of_address_is_not_spoken_cannot_be_reached() -> None:
+    async with endpoint(listen="udp:127.0.0.1:0") as opened:
+        told: asyncio.Queue[Event] = asyncio.Queue()
+        opened.on_event = told.put_nowait
+        opened.core.probe(parse_uri("sip:[2001:db8::1]"), opened.now())
+        opened.pump()
+        async with asyncio.timeout(5):
+            assert await told.get() == Probed("sip:[2001:db8::1]", 503)
 
 
 async def test_a_timer_that_is_overdue_already_is_run_and_the_next_one_set() -> None:
