@@ -10,7 +10,6 @@ import asyncio
 import logging
 import re
 import uuid
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -90,7 +89,8 @@ class Switchboard:
         self._desk = desk
         self._room = MediaRoom(settings)
         self._heard: dict[SipCall, Callable[[Event], None]] = {}
-        self._of_peer: Counter[str] = Counter()
+        self._peers: dict[SipCall, str] = {}
+        """The host that each call taken came from; a later request inside it may come from another."""
         self._joined: set[str] = set()
         """Trunks that calls can be placed through."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -193,9 +193,8 @@ class Switchboard:
                 self._forget(event.call)
 
     def _forget(self, call: SipCall) -> None:
-        if self._heard.pop(call, None) is not None and not call.outgoing:
-            self._of_peer[call.addr.host] -= 1
-            self._of_peer += Counter()
+        self._heard.pop(call, None)
+        self._peers.pop(call, None)
         self._quiet.set()
 
     def _incoming(self, event: IncomingCall) -> None:
@@ -204,7 +203,7 @@ class Switchboard:
         number = dialled(event, self._settings.number_from)
         route = self._desk.route(number)
         refusal = self._desk.refusal() if self._taking else "unavailable"
-        if self._of_peer[event.addr.host] >= self._settings.max_calls_per_peer:
+        if list(self._peers.values()).count(event.addr.host) >= self._settings.max_calls_per_peer:
             refusal = "busy"
         if not route.open or refusal:
             log.warning("a call to %s is not taken: %s", number or "us", refusal or "closed")
@@ -241,7 +240,7 @@ class Switchboard:
         leg = SipLeg(info, event.call, line, sdp, partial(self._hand_over, persona=route.persona))
         leg.fallback = route.fallback
         self._heard[event.call] = line.heard
-        self._of_peer[event.addr.host] += 1
+        self._peers[event.call] = event.addr.host
         self.endpoint.core.ringing(event.call, self.endpoint.now())
         self._start(self._answer(leg, route.persona))
 

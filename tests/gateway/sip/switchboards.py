@@ -26,6 +26,7 @@ PERSON = "+12065550123"
 DEPUTY = "+12065550124"
 TONE = np.rint(8_000 * np.sin(2 * np.pi * np.arange(3_200) / 8)).astype(np.int16).tobytes()
 """0.4 s of 1,000 Hz."""
+PEER_SDP = b"v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=audio 9 RTP/AVP 0\r\n"
 NO_KEYS = b"x-nothing/8000"
 
 
@@ -172,26 +173,31 @@ def dial(person: Phone) -> str:
 class Peer:
     """A caller written out by hand, which can take a REFER."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", 0))
+        self._socket.bind((host, 0))
         self._socket.connect(("127.0.0.1", port))
         self._socket.setblocking(False)
         self.port = self._socket.getsockname()[1]
-        self._contact = f"Contact: <sip:ann@127.0.0.1:{self.port}>"
+        # Two peers of one test have calls of their own.
+        self._call_id = f"c{self.port}"
+        self._contact = f"Contact: <sip:ann@{host}:{self.port}>"
         self._tag = ""
         self._cseq = 1
 
     def close(self) -> None:
         self._socket.close()
 
+    def take_over(self, other: Peer) -> None:
+        """Another's call goes on from here."""
+        self._call_id, self._tag, self._cseq = other._call_id, other._tag, other._cseq
+
     def say(self, method: str, *fields: str, **changes: str | bytes) -> None:
         cseq = self._cseq
         self._cseq += method != "ACK"
         if method == "ACK":
             cseq -= 1
-        # Two peers of one test have calls of their own.
-        changes = {"call_id": f"c{self.port}", "via": f"SIP/2.0/UDP 192.0.2.99:{self.port};rport", **changes}
+        changes = {"call_id": self._call_id, "via": f"SIP/2.0/UDP 192.0.2.99:{self.port};rport", **changes}
         message = ask(method, *fields, self._contact, cseq=cseq, to_tag=self._tag, **changes)  # type: ignore[arg-type]
         self._socket.send(message)
 
@@ -204,8 +210,7 @@ class Peer:
                     return message
 
     async def call(self, *fields: str, uri: str = "sip:agent@127.0.0.1") -> None:
-        sdp = b"v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=audio 9 RTP/AVP 0\r\n"
-        self.say("INVITE", *fields, uri=uri, body=sdp)
+        self.say("INVITE", *fields, uri=uri, body=PEER_SDP)
         answer = await self.hear(lambda message: isinstance(message, Response) and message.code == 200)
         self._tag = answer.to.tag
         self.say("ACK")
@@ -229,8 +234,8 @@ class Peer:
 
 
 @asynccontextmanager
-async def peer(port: int) -> AsyncIterator[Peer]:
-    one = Peer(port)
+async def peer(port: int, host: str = "127.0.0.1") -> AsyncIterator[Peer]:
+    one = Peer(port, host)
     try:
         yield one
     finally:

@@ -248,6 +248,22 @@ async def test_one_peer_may_not_take_every_line() -> None:
         await leg.line.over.wait()
 
 
+async def test_a_call_that_moves_counts_as_its_first_peers_until_it_ends() -> None:
+    async with gateway(max_calls_per_peer=1) as (desk, port), peer(port) as caller, asyncio.timeout(20):
+        await caller.call()
+        leg = await desk.legs.get()
+        async with peer(port, "127.0.0.2") as moved:
+            moved.take_over(caller)
+            await moved.call()
+            moved.say("BYE")
+            await leg.line.over.wait()
+        async with peer(port) as next_caller:
+            await next_caller.call()
+            leg = await desk.legs.get()
+            next_caller.say("BYE")
+            await leg.line.over.wait()
+
+
 async def test_behind_nat_peers_are_told_the_public_address_and_come_there() -> None:
     """All of 127/8 is this machine: 127.0.0.2 stands for the address that the NAT has outside."""
     settings: dict[str, Any] = {"listen": "udp:0.0.0.0:0", "allow": "127.0.0.0/8", "public_address": "127.0.0.2"}
