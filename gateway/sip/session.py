@@ -323,7 +323,10 @@ def _sdp_of(response: Response) -> bytes | None:
 
 
 def reason_text(request: Request) -> str:
-    """What a Reason field says (RFC 3326): its text, else its cause."""
+    """What a Reason field says (RFC 3326): its text, else its cause; "" for one that cannot be read."""
     _, semicolon, params = request.headers.first("Reason").partition(";")
-    fields = parse_params(semicolon + params)
+    try:
+        fields = parse_params(semicolon + params)
+    except SipError:
+        return ""
     return get_param(fields, "text") or get_param(fields, "cause") or ""

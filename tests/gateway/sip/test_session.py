@@ -6,6 +6,7 @@ import pytest
 
 from gateway.sip.call import CallState
 from gateway.sip.events import (
+    Ended,
     Established,
     Held,
     IncomingCall,
@@ -13,6 +14,7 @@ from gateway.sip.events import (
     Reanswer,
     Reoffer,
     Resumed,
+    Terminated,
 )
 from gateway.sip.uri import Addr
 from tests.gateway.sip.pair import ANSWER, HOLD, SDP
@@ -52,6 +54,12 @@ def test_other_infos_are_refused_and_empty_ones_are_fine() -> None:
     ]
     package = ask("INFO", "Info-Package: conference", to_tag=tag, cseq=5, body=b"x", kind="text/plain")
     assert script.say(package) == ["469 Bad Info Package"]
+
+
+def test_a_hang_up_with_a_reason_that_cannot_be_read_ends_the_call() -> None:
+    script, call, tag = talking()
+    assert script.say(ask("BYE", "Reason: SIP" + ";" * 201, to_tag=tag, cseq=2)) == ["200 OK"]
+    assert script.take(Terminated) == Terminated(call, Ended.BYE)
 
 
 def test_an_old_request_is_not_served() -> None:
