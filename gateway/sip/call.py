@@ -63,6 +63,7 @@ class SipCall:
     local_sdp: bytes = b""
     """The last session description we gave that stands."""
     remote_sdp: bytes = b""
+    """The peer's, while it waits for our answer too."""
 
     # The signalling's own
     dialog: Dialog | None = field(default=None, repr=False)
@@ -70,6 +71,8 @@ class SipCall:
     """Our INVITE on its way."""
     waiting: ServerTransaction | None = field(default=None, repr=False)
     """The peer's INVITE or UPDATE that awaits our answer."""
+    remote_before: bytes = field(default=b"", repr=False)
+    """The peer's description that stands if that is refused."""
     offering: ClientTransaction | None = field(default=None, repr=False)
     """Our re-INVITE or UPDATE in progress."""
     offer_limit: Timer | None = field(default=None, repr=False)

@@ -117,6 +117,32 @@ def test_a_change_can_be_refused_and_the_call_goes_on() -> None:
     assert call.state is CallState.ESTABLISHED
 
 
+@pytest.mark.parametrize("withdrawn", [False, True], ids=["refused", "withdrawn"])
+def test_a_change_that_came_to_nothing_leaves_all_as_it_was(withdrawn: bool) -> None:
+    """Asked for again it is decided again, and a caller who was not let go on hold is none on hold."""
+    script, call, tag = talking()
+    for cseq in (2, 3):
+        assert script.say(invite(to_tag=tag, cseq=cseq, body=HOLD)) == ["100 Trying"]
+        assert script.take(Reoffer).offer == HOLD
+        if withdrawn:
+            script.say(ask("CANCEL", to_tag=tag, cseq=cseq, branch=f"z9hG4bKINVITE{cseq}"))
+        else:
+            script.core.reject(call, 488, script.now)
+        script.collect()
+        script.say(ask("ACK", to_tag=tag, cseq=cseq, branch=f"z9hG4bKINVITE{cseq}"))
+        assert (call.on_hold, call.remote_sdp) == (False, SDP)
+        assert isinstance(script.events[-1], Resumed)
+    assert script.say(invite(to_tag=tag, cseq=4)) == ["100 Trying", "200 OK"]
+
+
+def test_a_change_withdrawn_lets_the_session_timer_go_on() -> None:
+    script, _, tag = talking(session_expires=200)
+    script.say(invite(to_tag=tag, cseq=2, body=HOLD))
+    script.say(ask("CANCEL", to_tag=tag, cseq=2, branch="z9hG4bKINVITE2"))
+    script.say(ask("ACK", to_tag=tag, cseq=2, branch="z9hG4bKINVITE2"))
+    assert script.run(100.0) == [(100.0, "INVITE sip:ann@192.0.2.99:5070")]
+
+
 def test_changes_that_collide() -> None:
     script, call, tag = talking()
     script.say(invite(to_tag=tag, cseq=2, body=HOLD))
