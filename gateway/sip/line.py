@@ -91,10 +91,15 @@ class SipLine:
         return answer.sdp
 
     def offer(self) -> bytes:
-        """What we would like."""
+        """What we would like; of a call that has one already, without letting go of its encryption."""
         self._version += 1
         return make_offer(
-            self._local, self._capabilities, session_id=self._session_id, version=self._version, key=self._key
+            self._local,
+            self._capabilities,
+            session_id=self._session_id,
+            version=self._version,
+            key=self._key,
+            before=self.call.local_sdp if self.call is not None else b"",
         )
 
     def agree(self, answer: bytes) -> None:
