@@ -198,6 +198,10 @@ class SipEndpoint:
         if seconds and stream is not None and stream.hold_up(seconds):
             log.info("%s sends too many messages on its connection, which is read more slowly", addr.host)
 
+    def knows(self, addr: Addr) -> bool:
+        """Whether a peer is one of ours, or has a call with us."""
+        return self.core.knows(addr)
+
     def drop(self, cause: str, addr: Addr, count: int = 1) -> None:
         """Count what gets no answer; now and then say so."""
         line = self.drops.note(cause, addr.host, count, self._loop.time())
@@ -288,7 +292,7 @@ class SipEndpoint:
         except ValueError:
             until, address = self._names.get(host, (0.0, ""))
             return address if self._loop.time() < until else None
-        return host
+        return canonical(host)
 
     def _queue(self, data: bytes, addr: Addr, work: Callable[[Addr], Awaitable[None]]) -> None:
         waiting = self._waiting.get(addr)
@@ -331,7 +335,10 @@ class SipEndpoint:
         return set(await self._addresses_of(host))
 
     async def _addresses_of(self, host: str) -> list[str]:
-        found = await self._loop.getaddrinfo(host, None, family=self._family, type=socket.SOCK_DGRAM)
+        try:
+            found = await self._loop.getaddrinfo(host, None, family=self._family, type=socket.SOCK_DGRAM)
+        except UnicodeError:
+            raise OSError(f"{host} is no name that can be looked up") from None
         return [str(entry[4][0]) for entry in found]
 
     @property
@@ -344,8 +351,10 @@ class SipEndpoint:
         tls = self._client_tls() if addr.transport == "tls" else None
         name = addr.host if tls is not None else None
         await self._loop.create_connection(
-            lambda: Stream(self, addr.transport), host, addr.port, ssl=tls, server_hostname=name
+            lambda: Stream(self, addr.transport, opened=True), host, addr.port, ssl=tls, server_hostname=name
         )
+        if addr._replace(host=host) not in self._streams:
+            raise OSError("the connection did not stay")
 
     def _later_undeliverable(self, addr: Addr) -> None:
         async def tell() -> None:
