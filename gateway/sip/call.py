@@ -89,7 +89,9 @@ class SipCall:
     """Credentials of our last INVITE that was accepted; its ACK repeats them."""
     peer_allows: frozenset[str] = field(default=frozenset(), repr=False)
     transfer: int | None = field(default=None, repr=False)
-    """CSeq of our REFER whose NOTIFYs are awaited."""
+    """CSeq of our newest REFER, which its NOTIFYs name; 0 for the first one, whose need not."""
+    transfer_unsettled: bool = field(default=False, repr=False)
+    """A transfer was given up, and the peer may still tell of it."""
     transfer_told: bool = field(default=False, repr=False)
     """A NOTIFY came."""
     transfer_limit: Timer | None = field(default=None, repr=False)
