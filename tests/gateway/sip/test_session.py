@@ -44,6 +44,13 @@ def test_keys_come_by_info(kind: str, body: bytes, digits: str, milliseconds: in
     assert script.take(InfoDigits) == InfoDigits(call, digits, milliseconds)
 
 
+def test_a_hook_flash_is_no_key() -> None:
+    script, _, tag = talking()
+    flash = ask("INFO", to_tag=tag, cseq=2, body=b"Signal=16\r\nDuration=160\r\n", kind="application/dtmf-relay")
+    assert script.say(flash) == ["200 OK"]
+    assert script.events == []
+
+
 def test_other_infos_are_refused_and_empty_ones_are_fine() -> None:
     script, _, tag = talking()
     other = ask("INFO", to_tag=tag, cseq=2, body=b"<xml/>", kind="application/media_control+xml")
