@@ -245,18 +245,24 @@ class Switchboard:
         self._start(self._answer(leg, route.persona))
 
     async def _answer(self, leg: SipLeg, persona: str) -> None:
-        if self._settings.ring_seconds:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.ring_seconds):
-                    await leg.line.over.wait()
-        if leg.call.state is not CallState.INCOMING:
-            log.info("call %s: given up while it rang", leg.info.call_id)
-            return
-        await self._desk.answer(leg, persona)
+        try:
+            if self._settings.ring_seconds:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._settings.ring_seconds):
+                        await leg.line.over.wait()
+            if leg.call.state is not CallState.INCOMING:
+                log.info("call %s: given up while it rang", leg.info.call_id)
+                return
+            await self._desk.answer(leg, persona)
+        finally:
+            # Whatever became of it, nobody is left ringing or listening to nobody.
+            await leg.hangup("failed")
 
     # Handing on
 
     def _hand_over(self, leg: SipLeg, number: str, *, persona: str, returned: int = 0) -> bool:
+        if not self._taking:
+            return False
         target = self._reach(number, leg.call)
         if target is None:
             log.error("call %s: no way to reach %s; set CALLPLEX_SIP_DIAL", leg.info.call_id, number)

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from gateway.leg import CallLeg
 from gateway.rtp.talk import CUSHION
 from gateway.sip.events import Terminated
 from gateway.sip.leg import SipLeg
 from gateway.sip.message import Request, Response
-from tests.gateway.sip.switchboards import DEPUTY, PERSON, TONE, dial, gateway, hears, peer, phone
+from tests.gateway.sip.switchboards import DEPUTY, PEER_SDP, PERSON, TONE, Desk, dial, gateway, hears, peer, phone
 
 pytestmark = pytest.mark.anyio
 
@@ -234,6 +235,16 @@ async def test_a_refresh_of_ours_is_answered_like_an_offer_and_the_call_goes_on(
         assert (leg.line.over.is_set(), leg.line.fault) == (False, "")
         caller.say("BYE")
         await leg.line.over.wait()
+
+
+async def test_a_caller_whom_the_desk_let_fall_is_not_left_ringing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(desk: Desk, leg: CallLeg, persona: str) -> None: ...
+
+    monkeypatch.setattr(Desk, "answer", nothing)
+    async with gateway() as (_, port), peer(port) as caller, asyncio.timeout(20):
+        caller.say("INVITE", body=PEER_SDP)
+        answer = await caller.hear(lambda message: isinstance(message, Response) and message.code >= 200)
+        assert answer.start_line == "SIP/2.0 503 Service Unavailable"
 
 
 async def test_one_peer_may_not_take_every_line() -> None:
