@@ -201,12 +201,12 @@ FAULTS = {
 
 
 def plan_of(agreed: Agreed) -> MediaPlan:
-    """What signalling agreed, as RTP wants to know it. Names instead of addresses are left to the first packet."""
+    """What signalling agreed, as RTP wants to know it. For the address of nowhere it waits for the first packet."""
     keys = None
     if agreed.local_crypto is not None and agreed.remote_crypto is not None:
         keys = SrtpKeys(agreed.local_crypto.suite, agreed.local_crypto.key, agreed.remote_crypto.key)
     plan = MediaPlan(
-        remote=_numeric(agreed.remote),
+        remote=_somewhere(agreed.remote),
         codec=replace(CODECS[agreed.codec], payload_type=agreed.payload_type),
         ptime=min(agreed.ptime, 60),
         dtmf_type=agreed.digits,
@@ -214,16 +214,13 @@ def plan_of(agreed: Agreed) -> MediaPlan:
         sends=agreed.direction in ("sendrecv", "sendonly"),
         keys=keys,
     )
-    rtcp = _numeric(agreed.remote_rtcp)
+    rtcp = _somewhere(agreed.remote_rtcp)
     return plan if rtcp is None else replace(plan, remote_rtcp=rtcp)
 
 
-def _numeric(addr: Addr) -> tuple[str, int] | None:
-    try:
-        address = ipaddress.ip_address(addr.host)
-    except ValueError:
-        return None
-    return None if address.is_unspecified else (addr.host, addr.port)
+def _somewhere(addr: Addr) -> tuple[str, int] | None:
+    """Descriptions with a name instead of an address are refused before."""
+    return None if ipaddress.ip_address(addr.host).is_unspecified else (addr.host, addr.port)
 
 
 def _encryption(settings: SipSettings, transport: Transport) -> Srtp:
