@@ -71,6 +71,9 @@ class SipDesk(Protocol):
     def refusal(self) -> Literal["", "busy", "unavailable"]:
         """Why a call cannot be taken now; "" when it can."""
 
+    def turned_away(self, why: Literal["busy", "closed"]) -> None:
+        """Count a call that is not taken."""
+
     def route(self, number: str) -> Routed:
         """Who answers the number dialled."""
 
@@ -207,6 +210,7 @@ class Switchboard:
             refusal = "busy"
         if not route.open or refusal:
             log.warning("a call to %s is not taken: %s", number or "us", refusal or "closed")
+            self._desk.turned_away("busy" if route.open else "closed")
             if (target := self._reach(route.fallback, event.call)) is not None:
                 core.redirect(event.call, [target], now)
             elif refusal:
@@ -218,6 +222,7 @@ class Switchboard:
             line = SipLine(self.endpoint, self._room, event.addr.transport)
         except PortsExhausted as error:
             log.warning("a call to %s is not taken: %s", number or "us", error)
+            self._desk.turned_away("busy")
             core.reject(event.call, UNAVAILABLE, now, retry_after=RETRY_AFTER)
             return
         try:

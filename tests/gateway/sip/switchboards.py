@@ -43,6 +43,8 @@ class Desk:
     def __init__(self, transfers: bool, stubborn: bool = False, fallback: str = "") -> None:
         self.legs: asyncio.Queue[SipLeg] = asyncio.Queue()
         self.dialled: list[str] = []
+        self.turned: list[str] = []
+        self.open = True
         self._transfers = transfers
         self._stubborn = stubborn
         self._fallback = fallback
@@ -50,9 +52,12 @@ class Desk:
     def refusal(self) -> Literal["", "busy", "unavailable"]:
         return ""
 
+    def turned_away(self, why: str) -> None:
+        self.turned.append(why)
+
     def route(self, number: str) -> Route:
         self.dialled.append(number)
-        return Route(fallback=self._fallback)
+        return Route(open=self.open, fallback=self._fallback)
 
     async def answer(self, leg: CallLeg, persona: str) -> None:
         assert isinstance(leg, SipLeg)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import pytest
@@ -254,9 +255,34 @@ async def test_one_peer_may_not_take_every_line() -> None:
             another.say("INVITE", call_id="c2", branch="z9hG4bKother", body=b"v=0\r\n")
             answer = await another.hear(lambda message: isinstance(message, Response) and message.code >= 200)
             assert (answer.start_line, answer.headers.first("Retry-After")) == ("SIP/2.0 486 Busy Here", "10")
+        assert desk.turned == ["busy"]
         leg = await desk.legs.get()
         caller.say("BYE")
         await leg.line.over.wait()
+
+
+def taken_port() -> socket.socket:
+    """An even one, where a pair would begin."""
+    while True:
+        taken = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        taken.bind(("127.0.0.1", 0))
+        if taken.getsockname()[1] % 2 == 0:
+            return taken
+        taken.close()
+
+
+async def test_who_finds_no_port_or_nobody_in_is_turned_away_and_counted() -> None:
+    with taken_port() as taken:
+        low = taken.getsockname()[1]
+        async with gateway(rtp_ports=f"{low}-{low + 1}") as (desk, port), asyncio.timeout(20):
+            for code in (503, 480):
+                async with peer(port) as caller:
+                    caller.say("INVITE", body=PEER_SDP)
+                    answer = await caller.hear(lambda message: isinstance(message, Response) and message.code >= 200)
+                    assert isinstance(answer, Response)
+                    assert answer.code == code
+                desk.open = False
+            assert desk.turned == ["busy", "closed"]
 
 
 async def test_a_call_that_moves_counts_as_its_first_peers_until_it_ends() -> None:
