@@ -111,7 +111,7 @@ class Desk:
         return "busy" if self._pool.reachable else "unavailable"
 
     def turned_away(self, why: Literal["busy", "closed"]) -> None:
-        """Count a call that was not taken because `ready` said no, or nobody answers its number now."""
+        """Count a call that was not taken for want of an agent, a line or a port, or as its number is closed now."""
         label = why if why == "closed" else self._full() or why
         self.telemetry.refused.labels(label).inc()
 

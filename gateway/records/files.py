@@ -48,7 +48,7 @@ class Records:
         self.place = place_of(data_dir)
 
     async def finish(self, document: Mapping[str, Any]) -> Path:
-        """Store the call's document, as `transcript.to_document` builds it; returns the file.
+        """Store the call's document, as `call_document.to_document` builds it; returns the file.
 
         On disk, whole, when this returns; the event loop never waits for the disk. Raises RecordsError.
         """

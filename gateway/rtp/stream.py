@@ -227,7 +227,7 @@ class MediaStream:
 
     @property
     def remote_rtcp(self) -> Addr | None:
-        """Where our reports go: where the peer's come from, else where the SDP says, else next to its sound."""
+        """Where our reports go: where the peer's come from, else where the SDP says, else above its sound."""
         if self.reporter.source is not None:
             return self.reporter.source
         if self._plan.rtcp_mux:
@@ -235,7 +235,7 @@ class MediaStream:
         if self._plan.remote_rtcp is not None and self.source in (None, self._plan.remote):
             return self._plan.remote_rtcp
         remote = self.remote
-        return None if remote is None else (remote[0], remote[1] + 1)
+        return None if remote is None or remote[1] == 65_535 else (remote[0], remote[1] + 1)
 
     def summary(self) -> MediaReport:
         """The call's figures so far, both sides'."""

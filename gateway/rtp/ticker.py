@@ -70,18 +70,29 @@ class Ticker:
         self.wall_to_loop = loop_time - time.time()
         due = math.floor(loop_time / _STEP + 1e-6)
         late = (due - self._step) // PHASES - MOST_LATE
-        if late > 0:
-            self._leave_out(late)
-        while self._step <= due:
-            now = self._step * _STEP
-            phase = tuple(self._phases[self._step % PHASES])
-            for ticking in phase:
-                ticking.send_due(now)
-            for ticking in phase:
-                ticking.tick(now)
-            self._step += 1
-        if any(self._phases):
-            self._schedule()
+        try:
+            if late > 0:
+                self._leave_out(late)
+            while self._step <= due:
+                step, self._step = self._step, self._step + 1
+                self._tick(tuple(self._phases[step % PHASES]), step * _STEP)
+        finally:
+            # Whatever one call does wrong, the clock is that of all.
+            if any(self._phases):
+                self._schedule()
+
+    def _tick(self, phase: tuple[Ticking, ...], now: float) -> None:
+        """One that raises ticks no more: it would keep those behind it from every tick of theirs."""
+        running: Ticking | None = None
+        try:
+            for running in phase:
+                running.send_due(now)
+            for running in phase:
+                running.tick(now)
+            running = None
+        finally:
+            if running is not None:
+                self.remove(running)
 
     def _leave_out(self, ticks: int) -> None:
         self.skipped += ticks

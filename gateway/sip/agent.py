@@ -92,6 +92,11 @@ class UserAgentCore:
             return True
         return self._core.find(request) is not None or self._core.layer.knows(request)
 
+    def knows(self, addr: Addr) -> bool:
+        """Whether a peer needs no password, or has a call with us."""
+        calls = self._core.calls.values()
+        return self.config.trusted(addr) or any(call.dialog and call.dialog.flow == addr for call in calls)
+
     def _unfit(self, message: Request | Response, error: SipError, addr: Addr, now: float) -> None:
         self._refusals.count(str(error), addr, now)
         if isinstance(message, Response) or isinstance(error, Unanswered) or is_scanner(message):

@@ -74,16 +74,15 @@ def _content_type(head: bytes) -> str:
 
 
 def read_digits(request: Request) -> tuple[str, int]:
-    """Keys and milliseconds of an INFO; raises SipError (415) for other content."""
+    """Keys and milliseconds of an INFO, no key for a hook flash; raises SipError (415) for other content."""
     kind = request.content_type
     if kind == "application/dtmf-relay":
         signal = _SIGNAL.search(request.body)
         duration = _DURATION.search(request.body)
         if signal is not None:
             key = signal[1].decode().upper()
-            return (_KEYS[int(key)] if len(key) == 2 and int(key) < 16 else key[:1]), int(
-                duration[1]
-            ) if duration else 0
+            key = _KEYS[int(key) : int(key) + 1] if len(key) == 2 else key
+            return key, int(duration[1]) if duration else 0
     elif kind == "application/dtmf":
         plain = _PLAIN.match(request.body.strip())
         if plain is not None:

@@ -63,6 +63,7 @@ class SipCall:
     local_sdp: bytes = b""
     """The last session description we gave that stands."""
     remote_sdp: bytes = b""
+    """The peer's, while it waits for our answer too."""
 
     # The signalling's own
     dialog: Dialog | None = field(default=None, repr=False)
@@ -70,6 +71,8 @@ class SipCall:
     """Our INVITE on its way."""
     waiting: ServerTransaction | None = field(default=None, repr=False)
     """The peer's INVITE or UPDATE that awaits our answer."""
+    remote_before: bytes = field(default=b"", repr=False)
+    """The peer's description that stands if that is refused."""
     offering: ClientTransaction | None = field(default=None, repr=False)
     """Our re-INVITE or UPDATE in progress."""
     offer_limit: Timer | None = field(default=None, repr=False)
@@ -86,7 +89,9 @@ class SipCall:
     """Credentials of our last INVITE that was accepted; its ACK repeats them."""
     peer_allows: frozenset[str] = field(default=frozenset(), repr=False)
     transfer: int | None = field(default=None, repr=False)
-    """CSeq of our REFER whose NOTIFYs are awaited."""
+    """CSeq of our newest REFER, which its NOTIFYs name; 0 for the first one, whose need not."""
+    transfer_unsettled: bool = field(default=False, repr=False)
+    """A transfer was given up, and the peer may still tell of it."""
     transfer_told: bool = field(default=False, repr=False)
     """A NOTIFY came."""
     transfer_limit: Timer | None = field(default=None, repr=False)

@@ -9,7 +9,17 @@ from dataclasses import dataclass
 
 from gateway.sip.fields import NameAddr, parse_name_addr
 from gateway.sip.message import Headers, Request, Response
-from gateway.sip.uri import Addr, Transport, Uri, address_of, bare_host, default_port, is_private, parse_uri
+from gateway.sip.uri import (
+    Addr,
+    Transport,
+    Uri,
+    address_of,
+    bare_host,
+    default_port,
+    is_private,
+    other_family,
+    parse_uri,
+)
 
 MAX_FORWARDS = "70"
 MAX_ROUTES = 32
@@ -67,9 +77,9 @@ class Dialog:
     def next_hop(self) -> Addr:
         """Where the next request goes; raises SipError when the peer's address says nothing we can use.
 
-        Where the peer's messages came from, if its own address cannot be reached from elsewhere, or if a
-        connection from that host is open; else the first route or the target. A peer on a connection that names
-        no transport means that of the connection.
+        Where the peer's messages came from, if its own address cannot be reached from elsewhere, or from a socket
+        of the kind of address that they came to, or if a connection from that host is open; else the first route or
+        the target. A peer on a connection that names no transport means that of the connection.
         """
         uri, flow = self.routes[0].uri if self.routes else self.target, self.flow
         hop = address_of(uri)
@@ -78,6 +88,8 @@ class Dialog:
         if flow.transport != "udp" and (hop.host, hop.transport) == (flow.host, flow.transport):
             return flow
         if hop.host != flow.host and is_private(hop.host) and not is_private(flow.host):
+            return flow
+        if hop.transport == flow.transport == "udp" and other_family(hop.host, flow.host):
             return flow
         return hop
 

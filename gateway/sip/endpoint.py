@@ -23,7 +23,7 @@ from gateway.sip.guard import DropLog, Peers, RateLimit
 from gateway.sip.settings import ListenAddress, SipSettings
 from gateway.sip.stream import Stream
 from gateway.sip.timers import Timing
-from gateway.sip.uri import TRANSPORTS, Addr, Transport
+from gateway.sip.uri import TRANSPORTS, Addr, Transport, canonical, other_family
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class _Datagrams(asyncio.DatagramProtocol):
         self._take = take
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
-        self._take(data, Addr(addr[0], addr[1], "udp"))
+        self._take(data, Addr(canonical(addr[0]), addr[1], "udp"))
 
 
 class SipEndpoint:
@@ -198,6 +198,10 @@ class SipEndpoint:
         if seconds and stream is not None and stream.hold_up(seconds):
             log.info("%s sends too many messages on its connection, which is read more slowly", addr.host)
 
+    def knows(self, addr: Addr) -> bool:
+        """Whether a peer is one of ours, or has a call with us."""
+        return self.core.knows(addr)
+
     def drop(self, cause: str, addr: Addr, count: int = 1) -> None:
         """Count what gets no answer; now and then say so."""
         line = self.drops.note(cause, addr.host, count, self._loop.time())
@@ -238,7 +242,7 @@ class SipEndpoint:
                     self.on_event(event)
         finally:
             self._pumping = False
-        self._set_timer()
+            self._set_timer()
 
     def _set_timer(self) -> None:
         due = self.core.get_timer()
@@ -263,8 +267,9 @@ class SipEndpoint:
             return
         reached = addr._replace(host=host)
         if addr.transport == "udp":
-            if self._udp is not None:
-                self._udp.sendto(data, (reached.host, reached.port))
+            place = self._on_udp(host)
+            if self._udp is not None and place:
+                self._udp.sendto(data, (place, addr.port))
             else:
                 self._later_undeliverable(addr)
             return
@@ -274,13 +279,20 @@ class SipEndpoint:
         else:
             self._queue(data, addr, self._connect)
 
+    def _on_udp(self, host: str) -> str:
+        """An address as our UDP socket knows it; "" when it leads nowhere from there."""
+        own = self.addresses["udp"][0] if "udp" in self.addresses else host
+        if not other_family(own, host):
+            return host
+        return f"::ffff:{host}" if own == "::" else ""
+
     def _known_host(self, host: str) -> str | None:
         try:
             ipaddress.ip_address(host)
         except ValueError:
             until, address = self._names.get(host, (0.0, ""))
             return address if self._loop.time() < until else None
-        return host
+        return canonical(host)
 
     def _queue(self, data: bytes, addr: Addr, work: Callable[[Addr], Awaitable[None]]) -> None:
         waiting = self._waiting.get(addr)
@@ -323,7 +335,10 @@ class SipEndpoint:
         return set(await self._addresses_of(host))
 
     async def _addresses_of(self, host: str) -> list[str]:
-        found = await self._loop.getaddrinfo(host, None, family=self._family, type=socket.SOCK_DGRAM)
+        try:
+            found = await self._loop.getaddrinfo(host, None, family=self._family, type=socket.SOCK_DGRAM)
+        except UnicodeError:
+            raise OSError(f"{host} is no name that can be looked up") from None
         return [str(entry[4][0]) for entry in found]
 
     @property
@@ -336,8 +351,10 @@ class SipEndpoint:
         tls = self._client_tls() if addr.transport == "tls" else None
         name = addr.host if tls is not None else None
         await self._loop.create_connection(
-            lambda: Stream(self, addr.transport), host, addr.port, ssl=tls, server_hostname=name
+            lambda: Stream(self, addr.transport, opened=True), host, addr.port, ssl=tls, server_hostname=name
         )
+        if addr._replace(host=host) not in self._streams:
+            raise OSError("the connection did not stay")
 
     def _later_undeliverable(self, addr: Addr) -> None:
         async def tell() -> None:

@@ -95,7 +95,7 @@ class Incoming:
             self._core.drop(call)
             self._core.finish(call, Ended.CANCELED, now, 487)
         elif self._core.respond(meant, 487, now) is not None:
-            self._sessions.withdrawn(meant)
+            self._sessions.withdrawn(meant, now)
 
     def acknowledged(self, ack: Request, now: float) -> None:
         """An ACK to a 2xx: the call is up, or its change is done."""

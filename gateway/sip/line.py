@@ -65,7 +65,6 @@ class SipLine:
         self.fault = ""
         """What the peer did wrong, when that ended the call."""
         self.on_digit: Callable[[str], None] = unheard
-        self._offer = b""
         self._key = os.urandom(KEY_BYTES)
         self._session_id = secrets.randbits(31)
         self._version = 0
@@ -92,16 +91,21 @@ class SipLine:
         return answer.sdp
 
     def offer(self) -> bytes:
-        """What we would like."""
+        """What we would like; of a call that has one already, without letting go of its encryption."""
         self._version += 1
-        self._offer = make_offer(
-            self._local, self._capabilities, session_id=self._session_id, version=self._version, key=self._key
+        return make_offer(
+            self._local,
+            self._capabilities,
+            session_id=self._session_id,
+            version=self._version,
+            key=self._key,
+            before=self.call.local_sdp if self.call is not None else b"",
         )
-        return self._offer
 
     def agree(self, answer: bytes) -> None:
-        """The peer's answer to our offer. Raises SipError."""
-        self._start(read_answer(self._offer, parse_sdp(answer), self._capabilities))
+        """The peer's answer to what we offered last; a refresh offers again what stands. Raises SipError."""
+        assert self.call is not None
+        self._start(read_answer(self.call.local_sdp, parse_sdp(answer), self._capabilities))
 
     def _start(self, agreed: Agreed) -> None:
         self.rtp.start(plan_of(agreed))
@@ -114,7 +118,7 @@ class SipLine:
             case Established(sdp=sdp):
                 if sdp is not None:
                     self._take(sdp)
-                elif self._offer and self.rtp.stream is None:
+                elif self.rtp.stream is None:
                     self._fail("the peer never said where its sound is to go")
                 self.up.set()
             case Progress(sdp=sdp):
@@ -197,12 +201,12 @@ FAULTS = {
 
 
 def plan_of(agreed: Agreed) -> MediaPlan:
-    """What signalling agreed, as RTP wants to know it. Names instead of addresses are left to the first packet."""
+    """What signalling agreed, as RTP wants to know it. For the address of nowhere it waits for the first packet."""
     keys = None
     if agreed.local_crypto is not None and agreed.remote_crypto is not None:
         keys = SrtpKeys(agreed.local_crypto.suite, agreed.local_crypto.key, agreed.remote_crypto.key)
     plan = MediaPlan(
-        remote=_numeric(agreed.remote),
+        remote=_somewhere(agreed.remote),
         codec=replace(CODECS[agreed.codec], payload_type=agreed.payload_type),
         ptime=min(agreed.ptime, 60),
         dtmf_type=agreed.digits,
@@ -210,16 +214,13 @@ def plan_of(agreed: Agreed) -> MediaPlan:
         sends=agreed.direction in ("sendrecv", "sendonly"),
         keys=keys,
     )
-    rtcp = _numeric(agreed.remote_rtcp)
+    rtcp = _somewhere(agreed.remote_rtcp)
     return plan if rtcp is None else replace(plan, remote_rtcp=rtcp)
 
 
-def _numeric(addr: Addr) -> tuple[str, int] | None:
-    try:
-        address = ipaddress.ip_address(addr.host)
-    except ValueError:
-        return None
-    return None if address.is_unspecified else (addr.host, addr.port)
+def _somewhere(addr: Addr) -> tuple[str, int] | None:
+    """Descriptions with a name instead of an address are refused before."""
+    return None if ipaddress.ip_address(addr.host).is_unspecified else (addr.host, addr.port)
 
 
 def _encryption(settings: SipSettings, transport: Transport) -> Srtp:

@@ -299,9 +299,12 @@ def _agree(media: Media, capabilities: Capabilities, key: bytes) -> Agreed | Non
 
 
 def _is_address(host: str) -> bool:
-    """Whether sound can be sent there: one host's address, no name to be looked up and no group's."""
+    """Whether sound can be sent there: one host's address, no name to be looked up, no group's, and none in a zone.
+
+    A zone names an interface of ours (RFC 4007, section 11), and `ipaddress` takes any text for one.
+    """
     try:
-        return not ipaddress.ip_address(host).is_multicast
+        return "%" not in host and not ipaddress.ip_address(host).is_multicast
     except ValueError:
         return False
 
@@ -317,31 +320,62 @@ def _choose(media: Media, capabilities: Capabilities) -> tuple[Codec, int] | Non
 
 
 def make_offer(
-    local: Addr, capabilities: Capabilities, *, session_id: int, version: int = 1, key: bytes = b"", hold: bool = False
+    local: Addr,
+    capabilities: Capabilities,
+    *,
+    session_id: int,
+    version: int = 1,
+    key: bytes = b"",
+    hold: bool = False,
+    before: bytes = b"",
 ) -> bytes:
-    """An offer of ours, encrypted only when that is required (RFC 4568: an SAVP stream is not taken unencrypted)."""
-    secure = capabilities.srtp is Srtp.REQUIRED
-    numbers = [NUMBERS[codec] for codec in capabilities.codecs] + ([DIGITS_NUMBER] if capabilities.digits else [])
+    """An offer of ours, encrypted where that is required (RFC 4568: an SAVP stream is not taken unencrypted).
+
+    `before` is our description that stands. Its streams keep their places (RFC 3264, section 8), and what is encrypted
+    stays so with the same keys.
+    """
     lines = _session_lines(local, session_id, version)
-    lines.append(f"m=audio {local.port} {'RTP/SAVP' if secure else 'RTP/AVP'} {' '.join(map(str, numbers))}")
+    standing = parse_sdp(before).media if before else ()
+    place = _live(standing)
+    if place is None:
+        return _join([*lines, *_offered(local, capabilities, None, key, hold)])
+    for other, stream in enumerate(standing):
+        lines += _offered(local, capabilities, stream, key, hold) if other == place else [_declined(stream)]
+    return _join(lines)
+
+
+def _offered(local: Addr, capabilities: Capabilities, standing: Media | None, key: bytes, hold: bool) -> list[str]:
+    """The lines of our one stream; `standing` is what it is now."""
+    profile = standing.profile if standing else SECURE[0] if capabilities.srtp is Srtp.REQUIRED else PLAIN[0]
+    numbers = [NUMBERS[codec] for codec in capabilities.codecs] + ([DIGITS_NUMBER] if capabilities.digits else [])
+    lines = [f"m=audio {local.port} {profile} {' '.join(map(str, numbers))}"]
     lines += [f"a=rtpmap:{NUMBERS[codec]} {codec}/8000" for codec in capabilities.codecs]
     if capabilities.digits:
         lines += [f"a=rtpmap:{DIGITS_NUMBER} {DIGITS}", f"a=fmtp:{DIGITS_NUMBER} 0-15"]
-    if secure:
+    if standing and standing.crypto:
+        lines += [f"a=crypto:{one}" for one in standing.crypto]
+    elif profile in SECURE:
         lines += [f"a=crypto:{Crypto(place, suite, check_key(key))}" for place, suite in enumerate(SUITES, 1)]
-    lines += [f"a=ptime:{capabilities.ptime}", "a=sendonly" if hold else "a=sendrecv"]
-    return _join(lines)
+    return [*lines, f"a=ptime:{capabilities.ptime}", "a=sendonly" if hold else "a=sendrecv"]
+
+
+def _live(streams: Sequence[Media]) -> int | None:
+    """The place of the one stream that a description of ours does not decline."""
+    return next((place for place, media in enumerate(streams) if media.port), None)
 
 
 def read_answer(offer: bytes, answer: SessionDescription, capabilities: Capabilities) -> Agreed:
     """What a peer's answer to our `offer` comes to; raises SipError (488) when it is no use."""
-    ours = parse_sdp(offer).media[0]
-    theirs = answer.media[0] if answer.media else None
-    if theirs is None:
-        raise SipError("the answer has no stream", 488)
+    streams = parse_sdp(offer).media
+    place = _live(streams)
+    if place is None or len(answer.media) <= place:
+        raise SipError("the answer has no stream in the place of ours", 488)
+    ours, theirs = streams[place], answer.media[place]
     agreed = _agree(theirs, capabilities, ours.crypto[0].key if ours.crypto else b"")
     if agreed is None:
         raise SipError("the answer takes no stream of ours", 488)
+    if ours.crypto and agreed.remote_crypto is None:
+        raise SipError("the answer takes our stream without its encryption", 488)
     if agreed.digits is not None:
         agreed = replace(agreed, digits_in=ours.number_of(DIGITS))
     if agreed.remote_crypto is not None:

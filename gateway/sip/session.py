@@ -109,6 +109,7 @@ class Sessions:
             call.timer.stop()
         call.timer = timer
         call.waiting = transaction
+        call.remote_before = call.remote_sdp
         if request.method == "INVITE":
             self._core.respond(transaction, 100, now)
             call.late_offer = offer is None
@@ -152,14 +153,21 @@ class Sessions:
         """Refuse the peer's change; the session stays as it was."""
         if call.waiting is not None and not call.ended:
             self._core.respond(call.waiting, code, now, reason)
-            call.waiting = None
-            self.watch(call, now)
+            self._undo(call, now)
 
-    def withdrawn(self, transaction: ServerTransaction) -> None:
+    def withdrawn(self, transaction: ServerTransaction, now: float) -> None:
         """A re-INVITE was cancelled and has got its 487."""
         for call in self._core.calls.values():
             if call.waiting is transaction:
-                call.waiting = None
+                self._undo(call, now)
+
+    def _undo(self, call: SipCall, now: float) -> None:
+        """The change that the peer waits for will not be: what stood before it stands."""
+        call.waiting = None
+        call.late_offer = False
+        call.remote_sdp = call.remote_before
+        self.note_hold(call)
+        self.watch(call, now)
 
     def note_hold(self, call: SipCall) -> None:
         """Tell when the peer stops wanting to hear us, or wants to again."""
@@ -323,7 +331,10 @@ def _sdp_of(response: Response) -> bytes | None:
 
 
 def reason_text(request: Request) -> str:
-    """What a Reason field says (RFC 3326): its text, else its cause."""
+    """What a Reason field says (RFC 3326): its text, else its cause; "" for one that cannot be read."""
     _, semicolon, params = request.headers.first("Reason").partition(";")
-    fields = parse_params(semicolon + params)
+    try:
+        fields = parse_params(semicolon + params)
+    except SipError:
+        return ""
     return get_param(fields, "text") or get_param(fields, "cause") or ""

@@ -11,12 +11,12 @@ from typing import Protocol
 
 from gateway.sip.errors import SipError
 from gateway.sip.framing import PONG, StreamFramer
-from gateway.sip.uri import Addr, Transport
+from gateway.sip.uri import Addr, Transport, canonical
 
 FIRST_MESSAGE = 15.0
-"""Seconds a new connection has to deliver its first whole message."""
+"""Seconds a new connection has to deliver its first whole message, and one of nobody we know to deliver the next."""
 IDLE = 3_600.0
-"""Seconds a connection may be silent."""
+"""Seconds any other connection may be silent."""
 MAX_BACKLOG = 1 << 18
 """Bytes that may wait for a peer that does not read."""
 
@@ -33,6 +33,9 @@ class Owner(Protocol):
     def receive(self, data: bytes, addr: Addr) -> None:
         """One whole message."""
 
+    def knows(self, addr: Addr) -> bool:
+        """Whether a peer is one of ours, or has a call with us."""
+
     def drop(self, cause: str, addr: Addr, count: int = 1) -> None:
         """Something that gets no answer."""
 
@@ -40,8 +43,10 @@ class Owner(Protocol):
 class Stream(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, owner: Owner, transport: Transport) -> None:
+    def __init__(self, owner: Owner, transport: Transport, opened: bool = False) -> None:
+        """`opened` by us."""
         self._owner = owner
+        self._opened = opened
         self._kind = transport
         self._framer = StreamFramer()
         self._line: asyncio.Transport | None = None
@@ -57,7 +62,7 @@ class Stream(asyncio.Protocol):
         if not peer:
             transport.close()
             return
-        self.addr = Addr(peer[0], peer[1], self._kind)
+        self.addr = Addr(canonical(peer[0]), peer[1], self._kind)
         if not self._owner.welcome(self):
             transport.close()
             return
@@ -73,10 +78,10 @@ class Stream(asyncio.Protocol):
         while self._answered < self._framer.pings:
             self._answered += 1
             self.write(PONG)
-        if messages:
-            self._wait(IDLE)
         for message in messages:
             self._owner.receive(message, self.addr)
+        if messages:
+            self._wait(IDLE if self._opened or self._owner.knows(self.addr) else FIRST_MESSAGE)
 
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in (self._limit, self._resume):

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import re
 import uuid
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -72,6 +71,9 @@ class SipDesk(Protocol):
     def refusal(self) -> Literal["", "busy", "unavailable"]:
         """Why a call cannot be taken now; "" when it can."""
 
+    def turned_away(self, why: Literal["busy", "closed"]) -> None:
+        """Count a call that is not taken."""
+
     def route(self, number: str) -> Routed:
         """Who answers the number dialled."""
 
@@ -90,7 +92,8 @@ class Switchboard:
         self._desk = desk
         self._room = MediaRoom(settings)
         self._heard: dict[SipCall, Callable[[Event], None]] = {}
-        self._of_peer: Counter[str] = Counter()
+        self._peers: dict[SipCall, str] = {}
+        """The host that each call taken came from; a later request inside it may come from another."""
         self._joined: set[str] = set()
         """Trunks that calls can be placed through."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -193,9 +196,8 @@ class Switchboard:
                 self._forget(event.call)
 
     def _forget(self, call: SipCall) -> None:
-        if self._heard.pop(call, None) is not None and not call.outgoing:
-            self._of_peer[call.addr.host] -= 1
-            self._of_peer += Counter()
+        self._heard.pop(call, None)
+        self._peers.pop(call, None)
         self._quiet.set()
 
     def _incoming(self, event: IncomingCall) -> None:
@@ -204,10 +206,11 @@ class Switchboard:
         number = dialled(event, self._settings.number_from)
         route = self._desk.route(number)
         refusal = self._desk.refusal() if self._taking else "unavailable"
-        if self._of_peer[event.addr.host] >= self._settings.max_calls_per_peer:
+        if list(self._peers.values()).count(event.addr.host) >= self._settings.max_calls_per_peer:
             refusal = "busy"
         if not route.open or refusal:
             log.warning("a call to %s is not taken: %s", number or "us", refusal or "closed")
+            self._desk.turned_away("busy" if route.open else "closed")
             if (target := self._reach(route.fallback, event.call)) is not None:
                 core.redirect(event.call, [target], now)
             elif refusal:
@@ -219,6 +222,7 @@ class Switchboard:
             line = SipLine(self.endpoint, self._room, event.addr.transport)
         except PortsExhausted as error:
             log.warning("a call to %s is not taken: %s", number or "us", error)
+            self._desk.turned_away("busy")
             core.reject(event.call, UNAVAILABLE, now, retry_after=RETRY_AFTER)
             return
         try:
@@ -241,23 +245,29 @@ class Switchboard:
         leg = SipLeg(info, event.call, line, sdp, partial(self._hand_over, persona=route.persona))
         leg.fallback = route.fallback
         self._heard[event.call] = line.heard
-        self._of_peer[event.addr.host] += 1
+        self._peers[event.call] = event.addr.host
         self.endpoint.core.ringing(event.call, self.endpoint.now())
         self._start(self._answer(leg, route.persona))
 
     async def _answer(self, leg: SipLeg, persona: str) -> None:
-        if self._settings.ring_seconds:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.ring_seconds):
-                    await leg.line.over.wait()
-        if leg.call.state is not CallState.INCOMING:
-            log.info("call %s: given up while it rang", leg.info.call_id)
-            return
-        await self._desk.answer(leg, persona)
+        try:
+            if self._settings.ring_seconds:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._settings.ring_seconds):
+                        await leg.line.over.wait()
+            if leg.call.state is not CallState.INCOMING:
+                log.info("call %s: given up while it rang", leg.info.call_id)
+                return
+            await self._desk.answer(leg, persona)
+        finally:
+            # Whatever became of it, nobody is left ringing or listening to nobody.
+            await leg.hangup("failed")
 
     # Handing on
 
     def _hand_over(self, leg: SipLeg, number: str, *, persona: str, returned: int = 0) -> bool:
+        if not self._taking:
+            return False
         target = self._reach(number, leg.call)
         if target is None:
             log.error("call %s: no way to reach %s; set CALLPLEX_SIP_DIAL", leg.info.call_id, number)

@@ -13,6 +13,7 @@ from gateway.sip.call import CallState, SipCall
 from gateway.sip.core import Core
 from gateway.sip.errors import SipError
 from gateway.sip.events import InfoDigits, Transferred
+from gateway.sip.fields import get_param, parse_number, parse_params
 from gateway.sip.message import Request, Response
 from gateway.sip.session import Sessions
 from gateway.sip.transaction import ServerTransaction
@@ -42,7 +43,7 @@ class Transfers:
         transaction = self._core.ask(
             call, "REFER", lambda response, then: self._heard(call, response, then), now, fields
         )
-        call.transfer = transaction.request.cseq.number
+        call.transfer = 0 if call.transfer is None else transaction.request.cseq.number
         call.transfer_told = False
         self._wait(call, now, TRANSFER_SECONDS)
         return True
@@ -53,6 +54,7 @@ class Transfers:
         call.transfer_limit = self._core.timers.at(now + seconds, lambda then: self._give_up(call))
 
     def _give_up(self, call: SipCall) -> None:
+        call.transfer_unsettled = True
         self._tell(call, 408, "Request Timeout", final=True)
 
     def _heard(self, call: SipCall, response: Response, now: float) -> None:
@@ -68,17 +70,16 @@ class Transfers:
         if final and call.transfer_limit is not None:
             call.transfer_limit.cancel()
             call.transfer_limit = None
-            call.transfer = None
         self._core.emit(Transferred(call, code, reason, final))
 
     def notify(self, call: SipCall, transaction: ServerTransaction, now: float) -> None:
         """How the peer's call to the target goes; raises SipError: 481 or 489 for what we did not subscribe to."""
         request = transaction.request
-        event = request.headers.first("Event").partition(";")[0].strip().lower()
-        if event != "refer":
+        event, semicolon, params = request.headers.first("Event").partition(";")
+        if event.strip().lower() != "refer":
             raise SipError("no such event is subscribed to", 489, "Bad Event", (("Allow-Events", "refer"),))
-        if call.transfer_limit is None:
-            raise SipError("no transfer is under way", 481, "Subscription Does Not Exist")
+        if call.transfer_limit is None or not _newest(call, get_param(parse_params(semicolon + params), "id")):
+            raise SipError("no such transfer is under way", 481, "Subscription Does Not Exist")
         self._core.respond(transaction, 200, now)
         over = request.headers.first("Subscription-State").strip().lower().startswith("terminated")
         code, reason = read_sipfrag(request)
@@ -119,6 +120,17 @@ class Transfers:
     def _heard_info(self, call: SipCall, response: Response, now: float) -> None:
         if response.code >= 300 and not call.ended:
             self._sessions.lost(call, response, now)
+
+
+def _newest(call: SipCall, named: str | None) -> bool:
+    """Whether a NOTIFY tells of the newest REFER: `named` is its CSeq from the second on (RFC 3515, section 2.4.6).
+
+    A REFER that was challenged was sent again under a higher one.
+    """
+    number = parse_number(named or "")
+    if number is None:
+        return not call.transfer_unsettled
+    return number >= (call.transfer or 0)
 
 
 def read_sipfrag(request: Request) -> tuple[int, str]:

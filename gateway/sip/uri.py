@@ -142,12 +142,29 @@ def bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
+def canonical(host: str) -> str:
+    """An address as everybody here writes it, that of an IPv4 peer on a socket of IPv6 as IPv4; a name as it is."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
 def is_private(host: str) -> bool:
     """Whether a host is an address that only its own network can reach."""
     try:
         return ipaddress.ip_address(bare_host(host)).is_private
     except ValueError:
         return host.endswith(".invalid")
+
+
+def other_family(one: str, other: str) -> bool:
+    """Whether one of two hosts is an IPv4 address and the other an IPv6 address."""
+    try:
+        return ipaddress.ip_address(one).version != ipaddress.ip_address(other).version
+    except ValueError:
+        return False
 
 
 def address_of(uri: Uri) -> Addr:
@@ -162,4 +179,4 @@ def address_of(uri: Uri) -> Addr:
     else:
         raise SipError("the transport of an address is not spoken here")
     host = uri.param("maddr") or uri.host
-    return Addr(bare_host(host), uri.port or default_port(transport), transport)
+    return Addr(canonical(bare_host(host)), uri.port or default_port(transport), transport)

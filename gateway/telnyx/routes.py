@@ -64,6 +64,7 @@ class _Line:
         route = self._desk.route(number)
         if not route.open or not self._desk.ready():
             log.warning("call %s is not taken: %s", call_id, "no free agent" if route.open else "closed")
+            self._desk.turned_away("busy" if route.open else "closed")
             return _fallback(route.fallback)
         ticket = Ticket(call_id, route.persona, form.get("From", ""), number)
         token = await self._desk.tokens.issue(ticket)

@@ -371,3 +371,25 @@ def test_a_call_may_end_inside_a_tick() -> None:
         assert len(other.times) >= 4
 
     run_virtually(once())
+
+
+def test_a_call_that_breaks_is_taken_off_the_clock_and_all_others_go_on() -> None:
+    class Broken(Ticks):
+        def tick(self, now: float) -> None:
+            super().tick(now)
+            raise ZeroDivisionError
+
+    async def half_a_second() -> None:
+        told: list[dict[str, object]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+        ticker, broken, others = Ticker(), Broken(), [Ticks() for _ in range(2 * PHASES)]
+        for call in (broken, *others):
+            ticker.add(call)
+        await asyncio.sleep(0.5)
+        assert [type(context["exception"]) for context in told] == [ZeroDivisionError]
+        assert len(broken.times) == 1
+        assert min(len(call.times) for call in others) >= 23
+        for call in others:
+            ticker.remove(call)
+
+    run_virtually(half_a_second())

@@ -200,6 +200,15 @@ def test_the_caller_behind_nat_is_answered_where_it_is() -> None:
     assert stream.remote == LEFT
 
 
+def test_there_is_no_port_above_the_last_one_for_our_reports() -> None:
+    stream = MediaStream(Identity(1, 1, 1), MediaPlan(("10.0.0.5", 4_000)), 0.0)
+    for number in range(3):
+        packet = build_rtp(RtpPacket(0, False, number, 160 * number, 5, bytes(160)))
+        stream.receive_rtp(packet, ("10.0.0.9", 65_535), 0.02 * number)
+    assert stream.remote == ("10.0.0.9", 65_535)
+    assert stream.remote_rtcp is None
+
+
 def test_another_source_at_the_same_address_takes_over() -> None:
     stream = MediaStream(Identity(1, 1, 1), MediaPlan(LEFT), 0.0)
     heard: list[bytes] = []

@@ -26,6 +26,7 @@ PERSON = "+12065550123"
 DEPUTY = "+12065550124"
 TONE = np.rint(8_000 * np.sin(2 * np.pi * np.arange(3_200) / 8)).astype(np.int16).tobytes()
 """0.4 s of 1,000 Hz."""
+PEER_SDP = b"v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=audio 9 RTP/AVP 0\r\n"
 NO_KEYS = b"x-nothing/8000"
 
 
@@ -42,6 +43,8 @@ class Desk:
     def __init__(self, transfers: bool, stubborn: bool = False, fallback: str = "") -> None:
         self.legs: asyncio.Queue[SipLeg] = asyncio.Queue()
         self.dialled: list[str] = []
+        self.turned: list[str] = []
+        self.open = True
         self._transfers = transfers
         self._stubborn = stubborn
         self._fallback = fallback
@@ -49,9 +52,12 @@ class Desk:
     def refusal(self) -> Literal["", "busy", "unavailable"]:
         return ""
 
+    def turned_away(self, why: str) -> None:
+        self.turned.append(why)
+
     def route(self, number: str) -> Route:
         self.dialled.append(number)
-        return Route(fallback=self._fallback)
+        return Route(open=self.open, fallback=self._fallback)
 
     async def answer(self, leg: CallLeg, persona: str) -> None:
         assert isinstance(leg, SipLeg)
@@ -172,26 +178,31 @@ def dial(person: Phone) -> str:
 class Peer:
     """A caller written out by hand, which can take a REFER."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", 0))
+        self._socket.bind((host, 0))
         self._socket.connect(("127.0.0.1", port))
         self._socket.setblocking(False)
         self.port = self._socket.getsockname()[1]
-        self._contact = f"Contact: <sip:ann@127.0.0.1:{self.port}>"
+        # Two peers of one test have calls of their own.
+        self._call_id = f"c{self.port}"
+        self._contact = f"Contact: <sip:ann@{host}:{self.port}>"
         self._tag = ""
         self._cseq = 1
 
     def close(self) -> None:
         self._socket.close()
 
+    def take_over(self, other: Peer) -> None:
+        """Another's call goes on from here."""
+        self._call_id, self._tag, self._cseq = other._call_id, other._tag, other._cseq
+
     def say(self, method: str, *fields: str, **changes: str | bytes) -> None:
         cseq = self._cseq
         self._cseq += method != "ACK"
         if method == "ACK":
             cseq -= 1
-        # Two peers of one test have calls of their own.
-        changes = {"call_id": f"c{self.port}", "via": f"SIP/2.0/UDP 192.0.2.99:{self.port};rport", **changes}
+        changes = {"call_id": self._call_id, "via": f"SIP/2.0/UDP 192.0.2.99:{self.port};rport", **changes}
         message = ask(method, *fields, self._contact, cseq=cseq, to_tag=self._tag, **changes)  # type: ignore[arg-type]
         self._socket.send(message)
 
@@ -204,8 +215,7 @@ class Peer:
                     return message
 
     async def call(self, *fields: str, uri: str = "sip:agent@127.0.0.1") -> None:
-        sdp = b"v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=audio 9 RTP/AVP 0\r\n"
-        self.say("INVITE", *fields, uri=uri, body=sdp)
+        self.say("INVITE", *fields, uri=uri, body=PEER_SDP)
         answer = await self.hear(lambda message: isinstance(message, Response) and message.code == 200)
         self._tag = answer.to.tag
         self.say("ACK")
@@ -213,9 +223,15 @@ class Peer:
     async def take_refer(self) -> str:
         """Accept it; gives whom it names."""
         refer = await self.hear(lambda message: isinstance(message, Request) and message.method == "REFER")
-        head = [f"{name}: {refer.headers.first(name)}" for name in ("Via", "From", "To", "Call-ID", "CSeq")]
-        self._socket.send("\r\n".join(["SIP/2.0 202 Accepted", *head, "Content-Length: 0", "", ""]).encode())
+        self.answer(refer, "202 Accepted")
         return refer.headers.first("Refer-To")
+
+    def answer(self, request: Request | Response, line: str, *fields: str, body: bytes = b"") -> None:
+        head = [f"{name}: {request.headers.first(name)}" for name in ("Via", "From", "To", "Call-ID", "CSeq")]
+        if body:
+            head.append("Content-Type: application/sdp")
+        lines = [f"SIP/2.0 {line}", *head, self._contact, *fields, f"Content-Length: {len(body)}", "", ""]
+        self._socket.send("\r\n".join(lines).encode() + body)
 
     def notify(self, line: str) -> None:
         fields = ("Event: refer", "Subscription-State: terminated;reason=noresource")
@@ -223,8 +239,8 @@ class Peer:
 
 
 @asynccontextmanager
-async def peer(port: int) -> AsyncIterator[Peer]:
-    one = Peer(port)
+async def peer(port: int, host: str = "127.0.0.1") -> AsyncIterator[Peer]:
+    one = Peer(port, host)
     try:
         yield one
     finally:

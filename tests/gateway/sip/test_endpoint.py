@@ -11,9 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from gateway.sip.call import SipCall
 from gateway.sip.endpoint import SipEndpoint, SipUnavailable
+from gateway.sip.events import Credentials, Established, Event, IncomingCall, Probed
+from gateway.sip.message import parse_message
 from gateway.sip.settings import ListenAddress, SipSettings
+from gateway.sip.uri import parse_uri
 from tests.gateway.gateway_process import running_gateway
+from tests.gateway.sip.pair import ANSWER, SDP
+from tests.gateway.sip.script import ask
 
 pytestmark = pytest.mark.anyio
 
@@ -51,7 +57,8 @@ class Peer:
     def __init__(self, opened: SipEndpoint) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
-        self._socket.connect(opened.addresses["udp"])
+        self._socket.connect(("127.0.0.1", opened.addresses["udp"][1]))
+        self.port = self._socket.getsockname()[1]
 
     def send(self, data: bytes) -> None:
         self._socket.send(data)
@@ -159,6 +166,45 @@ async def test_over_ipv6() -> None:
             assert f"received=::1;rport={caller.getsockname()[1]}" in answer
 
 
+@pytest.mark.parametrize(("listen", "host"), [("[::]", "127.0.0.1"), ("127.0.0.1", "[2001:db8::1]")])
+async def test_what_we_ask_inside_a_call_reaches_the_peer_whichever_kind_of_address_it_names(
+    listen: str, host: str
+) -> None:
+    """On a socket of IPv6 its address over IPv4 is a mapped one; over IPv4 there is no way to an IPv6 address."""
+    settings = {"listen": f"udp:{listen}:0", "allow": "127.0.0.1", "public_address": "127.0.0.1"}
+    async with endpoint(**settings) as opened, peer(opened) as caller:
+        up: asyncio.Queue[SipCall] = asyncio.Queue()
+
+        def take(event: Event) -> None:
+            if isinstance(event, IncomingCall):
+                assert event.addr.host == "127.0.0.1"
+                opened.core.answer(event.call, ANSWER, opened.now())
+            elif isinstance(event, Established):
+                up.put_nowait(event.call)
+
+        opened.on_event = take
+        contact = f"Contact: <sip:ann@{host}:{caller.port}>"
+        caller.send(ask("INVITE", contact, via="SIP/2.0/UDP 127.0.0.1:9;rport", body=SDP))
+        while not (answer := await caller.receive()).startswith("SIP/2.0 200 OK"):
+            pass
+        caller.send(ask("ACK", to_tag=parse_message(answer.encode()).to.tag, branch="z9hG4bKack"))
+        async with asyncio.timeout(5):
+            opened.core.hangup(await up.get(), opened.now())
+        opened.pump()
+        while not (request := await caller.receive()).startswith("BYE"):
+            assert request.startswith("SIP/2.0 200 OK"), "the answer may be repeated"
+
+
+async def test_a_peer_whose_kind_of_address_is_not_spoken_cannot_be_reached() -> None:
+    async with endpoint(listen="udp:127.0.0.1:0") as opened:
+        told: asyncio.Queue[Event] = asyncio.Queue()
+        opened.on_event = told.put_nowait
+        opened.core.probe(parse_uri("sip:[2001:db8::1]"), opened.now())
+        opened.pump()
+        async with asyncio.timeout(5):
+            assert await told.get() == Probed("sip:[2001:db8::1]", 503)
+
+
 async def test_a_timer_that_is_overdue_already_is_run_and_the_next_one_set() -> None:
     async with endpoint() as opened, peer(opened) as caller:
         opened.core.get_timer = lambda: opened.now() - 1.0  # type: ignore[method-assign]
@@ -174,6 +220,80 @@ async def test_a_stream_that_cannot_be_read_is_closed() -> None:
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert await asyncio.wait_for(reader.read(), 5) == b""
         writer.close()
+
+
+async def test_a_connection_of_nobody_we_know_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.sip.stream.FIRST_MESSAGE", 0.2)
+    async with endpoint(listen="tcp:127.0.0.1:0", users={"bob": "secret"}) as opened:
+        reader, writer = await asyncio.open_connection(*opened.addresses["tcp"])
+        writer.write(options("1", "TCP"))
+        assert (await asyncio.wait_for(reader.read(), 20)).startswith(b"SIP/2.0 401")
+        writer.close()
+
+
+def patience(opened: SipEndpoint) -> list[float]:
+    """Seconds until each connection is given up if nothing more comes."""
+    limits = [stream._limit for stream in opened._streams.values()]
+    return [round(limit.when() - opened.now()) for limit in limits if limit is not None]
+
+
+async def test_the_connections_of_trusted_peers_and_of_callers_stay() -> None:
+    async with endpoint(listen="tcp:127.0.0.1:0") as opened:
+        reader, writer = await asyncio.open_connection(*opened.addresses["tcp"])
+        writer.write(options("1", "TCP"))
+        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+        assert patience(opened)[0] > 3_000
+        writer.close()
+    async with (
+        endpoint(listen="tcp:127.0.0.1:0", users={"bob": "secret"}) as opened,
+        endpoint(listen="tcp:127.0.0.1:0") as caller,
+    ):
+        port = opened.addresses["tcp"][1]
+        target = parse_uri(f"sip:agent@127.0.0.1:{port};transport=tcp")
+        came: asyncio.Queue[Event] = asyncio.Queue()
+        opened.on_event = came.put_nowait
+        caller.core.invite(target, SDP, caller.now(), credentials=Credentials("bob", "secret"))
+        caller.pump()
+        async with asyncio.timeout(20):
+            assert isinstance(await came.get(), IncomingCall)
+        assert patience(opened)[0] > 3_000
+
+
+async def first_message(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, came: asyncio.Queue[bytes]) -> None:
+    came.put_nowait(await reader.read(4))
+    writer.close()
+
+
+@asynccontextmanager
+async def listener(host: str) -> AsyncIterator[tuple[int, asyncio.Queue[bytes]]]:
+    """A port, and the first bytes of each connection that it accepted."""
+    came: asyncio.Queue[bytes] = asyncio.Queue()
+    server = await asyncio.start_server(lambda reader, writer: first_message(reader, writer, came), host, 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1], came
+
+
+async def test_an_address_written_out_at_length_is_connected_to_once() -> None:
+    async with endpoint(listen="tcp:[::1]:0") as opened, listener("::1") as (port, came):
+        opened.core.probe(parse_uri(f"sip:[0:0:0:0:0:0:0:1]:{port};transport=tcp"), opened.now())
+        opened.pump()
+        async with asyncio.timeout(20):
+            assert await came.get() == b"OPTI"
+        assert came.empty()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "a" * 70 + ".example"], ids=["no room", "no name"])
+async def test_what_cannot_be_connected_to_is_told_at_once(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.sip.endpoint.MAX_STREAMS", 0)
+    async with endpoint(listen="tcp:127.0.0.1:0") as opened, listener("127.0.0.1") as (port, _):
+        told: asyncio.Queue[Event] = asyncio.Queue()
+        opened.on_event = told.put_nowait
+        target = f"sip:{host}:{port};transport=tcp"
+        opened.core.probe(parse_uri(target), opened.now())
+        opened.pump()
+        async with asyncio.timeout(20):
+            assert await told.get() == Probed(target, 503)
+        assert not opened._waiting
 
 
 async def test_a_port_in_use_is_said() -> None:

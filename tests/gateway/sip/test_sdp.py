@@ -156,6 +156,8 @@ def test_streams_we_cannot_take_are_declined_in_their_place() -> None:
         offer(media="a=nothing"),
         offer(host="phone.example.com"),
         offer(host="224.0.0.1"),
+        offer("c=IN IP6 ::1%x"),
+        offer("c=IN IP6 ::1%\0"),
         offer("a=rtpmap:abc PCMU/8000", media="m=audio 4000 RTP/AVP abc"),
         offer("a=rtpmap:200 PCMU/8000", media="m=audio 4000 RTP/AVP 200"),
     ],
@@ -257,6 +259,17 @@ def test_our_offer_and_its_answer() -> None:
     for useless in (offer(media="m=audio 0 RTP/AVP 0"), offer(media="a=x"), offer(media="m=audio 1 RTP/AVP 18")):
         with pytest.raises(SipError):
             read_answer(ours, parse_sdp(useless.encode()), capabilities)
+
+
+def test_an_answer_of_ours_that_is_offered_again_is_answered_in_its_places() -> None:
+    video = "m=video 4002 RTP/AVP 31"
+    theirs = offer("m=audio 4000 RTP/AVP 0", media=video)
+    ours = answer(theirs).sdp
+    assert [media.port for media in parse_sdp(ours).media] == [0, LOCAL.port]
+    again = parse_sdp(theirs.replace("4002", "0").encode())
+    assert read_answer(ours, again, Capabilities()).remote == Addr("192.0.2.1", 4000)
+    with pytest.raises(SipError):
+        read_answer(ours, parse_sdp(offer().encode()), Capabilities())
 
 
 def test_our_secure_offer_and_its_answer() -> None:

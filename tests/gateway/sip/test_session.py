@@ -6,6 +6,7 @@ import pytest
 
 from gateway.sip.call import CallState
 from gateway.sip.events import (
+    Ended,
     Established,
     Held,
     IncomingCall,
@@ -13,6 +14,7 @@ from gateway.sip.events import (
     Reanswer,
     Reoffer,
     Resumed,
+    Terminated,
 )
 from gateway.sip.uri import Addr
 from tests.gateway.sip.pair import ANSWER, HOLD, SDP
@@ -42,6 +44,13 @@ def test_keys_come_by_info(kind: str, body: bytes, digits: str, milliseconds: in
     assert script.take(InfoDigits) == InfoDigits(call, digits, milliseconds)
 
 
+def test_a_hook_flash_is_no_key() -> None:
+    script, _, tag = talking()
+    flash = ask("INFO", to_tag=tag, cseq=2, body=b"Signal=16\r\nDuration=160\r\n", kind="application/dtmf-relay")
+    assert script.say(flash) == ["200 OK"]
+    assert script.events == []
+
+
 def test_other_infos_are_refused_and_empty_ones_are_fine() -> None:
     script, _, tag = talking()
     other = ask("INFO", to_tag=tag, cseq=2, body=b"<xml/>", kind="application/media_control+xml")
@@ -52,6 +61,12 @@ def test_other_infos_are_refused_and_empty_ones_are_fine() -> None:
     ]
     package = ask("INFO", "Info-Package: conference", to_tag=tag, cseq=5, body=b"x", kind="text/plain")
     assert script.say(package) == ["469 Bad Info Package"]
+
+
+def test_a_hang_up_with_a_reason_that_cannot_be_read_ends_the_call() -> None:
+    script, call, tag = talking()
+    assert script.say(ask("BYE", "Reason: SIP" + ";" * 201, to_tag=tag, cseq=2)) == ["200 OK"]
+    assert script.take(Terminated) == Terminated(call, Ended.BYE)
 
 
 def test_an_old_request_is_not_served() -> None:
@@ -107,6 +122,32 @@ def test_a_change_can_be_refused_and_the_call_goes_on() -> None:
     script.core.reject(call, 488, script.now)
     assert script.collect() == ["488 Not Acceptable Here"]
     assert call.state is CallState.ESTABLISHED
+
+
+@pytest.mark.parametrize("withdrawn", [False, True], ids=["refused", "withdrawn"])
+def test_a_change_that_came_to_nothing_leaves_all_as_it_was(withdrawn: bool) -> None:
+    """Asked for again it is decided again, and a caller who was not let go on hold is none on hold."""
+    script, call, tag = talking()
+    for cseq in (2, 3):
+        assert script.say(invite(to_tag=tag, cseq=cseq, body=HOLD)) == ["100 Trying"]
+        assert script.take(Reoffer).offer == HOLD
+        if withdrawn:
+            script.say(ask("CANCEL", to_tag=tag, cseq=cseq, branch=f"z9hG4bKINVITE{cseq}"))
+        else:
+            script.core.reject(call, 488, script.now)
+        script.collect()
+        script.say(ask("ACK", to_tag=tag, cseq=cseq, branch=f"z9hG4bKINVITE{cseq}"))
+        assert (call.on_hold, call.remote_sdp) == (False, SDP)
+        assert isinstance(script.events[-1], Resumed)
+    assert script.say(invite(to_tag=tag, cseq=4)) == ["100 Trying", "200 OK"]
+
+
+def test_a_change_withdrawn_lets_the_session_timer_go_on() -> None:
+    script, _, tag = talking(session_expires=200)
+    script.say(invite(to_tag=tag, cseq=2, body=HOLD))
+    script.say(ask("CANCEL", to_tag=tag, cseq=2, branch="z9hG4bKINVITE2"))
+    script.say(ask("ACK", to_tag=tag, cseq=2, branch="z9hG4bKINVITE2"))
+    assert script.run(100.0) == [(100.0, "INVITE sip:ann@192.0.2.99:5070")]
 
 
 def test_changes_that_collide() -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import pytest
 
+from gateway.leg import CallLeg
 from gateway.rtp.talk import CUSHION
 from gateway.sip.events import Terminated
 from gateway.sip.leg import SipLeg
 from gateway.sip.message import Request, Response
-from tests.gateway.sip.switchboards import DEPUTY, PERSON, TONE, dial, gateway, hears, peer, phone
+from tests.gateway.sip.switchboards import DEPUTY, PEER_SDP, PERSON, TONE, Desk, dial, gateway, hears, peer, phone
 
 pytestmark = pytest.mark.anyio
 
@@ -211,6 +213,41 @@ async def test_the_number_dialled_is_read_where_the_trunk_puts_it(
         assert leg.info.parameters["account_id"] == "42"
 
 
+async def test_a_refresh_of_ours_is_answered_like_an_offer_and_the_call_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The peer has no UPDATE; its answer to the description that stands has another version than its offer had."""
+    monkeypatch.setattr("gateway.sip.session_timer.SessionTimer.wait", lambda timer: 0.1)
+    refresh = "Session-Expires: 90;refresher=uas"
+    async with gateway() as (desk, port), peer(port) as caller, asyncio.timeout(20):
+        await caller.call(refresh)
+        leg = await desk.legs.get()
+        offers = []
+        for version in (2, 3):
+            invite = await caller.hear(lambda message: isinstance(message, Request) and message.method != "ACK")
+            assert isinstance(invite, Request)
+            assert invite.method == "INVITE", leg.line.fault
+            offers.append(invite.body)
+            answer = f"v=0\r\no=- 1 {version} IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n"
+            answer += "m=audio 9 RTP/AVP 0\r\na=ptime:20\r\n"
+            caller.answer(invite, "200 OK", refresh.replace("uas", "uac"), body=answer.encode())
+            await caller.hear(lambda message: isinstance(message, Request) and message.method == "ACK")
+        assert offers[0] == offers[1]
+        assert (leg.line.over.is_set(), leg.line.fault) == (False, "")
+        caller.say("BYE")
+        await leg.line.over.wait()
+
+
+async def test_a_caller_whom_the_desk_let_fall_is_not_left_ringing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(desk: Desk, leg: CallLeg, persona: str) -> None: ...
+
+    monkeypatch.setattr(Desk, "answer", nothing)
+    async with gateway() as (_, port), peer(port) as caller, asyncio.timeout(20):
+        caller.say("INVITE", body=PEER_SDP)
+        answer = await caller.hear(lambda message: isinstance(message, Response) and message.code >= 200)
+        assert answer.start_line == "SIP/2.0 503 Service Unavailable"
+
+
 async def test_one_peer_may_not_take_every_line() -> None:
     async with gateway(max_calls_per_peer=1) as (desk, port), peer(port) as caller, asyncio.timeout(20):
         await caller.call()
@@ -218,9 +255,50 @@ async def test_one_peer_may_not_take_every_line() -> None:
             another.say("INVITE", call_id="c2", branch="z9hG4bKother", body=b"v=0\r\n")
             answer = await another.hear(lambda message: isinstance(message, Response) and message.code >= 200)
             assert (answer.start_line, answer.headers.first("Retry-After")) == ("SIP/2.0 486 Busy Here", "10")
+        assert desk.turned == ["busy"]
         leg = await desk.legs.get()
         caller.say("BYE")
         await leg.line.over.wait()
+
+
+def taken_port() -> socket.socket:
+    """An even one, where a pair would begin."""
+    while True:
+        taken = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        taken.bind(("127.0.0.1", 0))
+        if taken.getsockname()[1] % 2 == 0:
+            return taken
+        taken.close()
+
+
+async def test_who_finds_no_port_or_nobody_in_is_turned_away_and_counted() -> None:
+    with taken_port() as taken:
+        low = taken.getsockname()[1]
+        async with gateway(rtp_ports=f"{low}-{low + 1}") as (desk, port), asyncio.timeout(20):
+            for code in (503, 480):
+                async with peer(port) as caller:
+                    caller.say("INVITE", body=PEER_SDP)
+                    answer = await caller.hear(lambda message: isinstance(message, Response) and message.code >= 200)
+                    assert isinstance(answer, Response)
+                    assert answer.code == code
+                desk.open = False
+            assert desk.turned == ["busy", "closed"]
+
+
+async def test_a_call_that_moves_counts_as_its_first_peers_until_it_ends() -> None:
+    async with gateway(max_calls_per_peer=1) as (desk, port), peer(port) as caller, asyncio.timeout(20):
+        await caller.call()
+        leg = await desk.legs.get()
+        async with peer(port, "127.0.0.2") as moved:
+            moved.take_over(caller)
+            await moved.call()
+            moved.say("BYE")
+            await leg.line.over.wait()
+        async with peer(port) as next_caller:
+            await next_caller.call()
+            leg = await desk.legs.get()
+            next_caller.say("BYE")
+            await leg.line.over.wait()
 
 
 async def test_behind_nat_peers_are_told_the_public_address_and_come_there() -> None:

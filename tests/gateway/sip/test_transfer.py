@@ -101,6 +101,38 @@ def test_a_peer_that_accepts_a_transfer_and_never_reports_is_not_waited_for() ->
     assert call.state is CallState.ESTABLISHED
 
 
+def test_reports_of_a_transfer_given_up_decide_nothing_about_the_next() -> None:
+    """RFC 3515, section 2.4.6: from the second REFER on they name its CSeq."""
+    script, call, tag = referred()
+    first = script.request().cseq.number
+    script.answer(202)
+    script.run(5.1)
+    script.take(Transferred)
+    assert script.core.refer(call, DESK, script.now)
+    script.collect()
+    second = script.request().cseq.number
+    script.answer(202)
+    for cseq, event in ((2, f"refer;id={first}"), (3, "refer")):
+        assert script.say(notify(tag, "200 OK", cseq, "terminated", event)) == ["481 Subscription Does Not Exist"]
+    assert not any(isinstance(event, Transferred) for event in script.events)
+    assert script.say(notify(tag, "486 Busy Here", 4, "terminated", f"refer;id={second}")) == ["200 OK"]
+    assert script.take(Transferred) == Transferred(call, 486, "Busy Here", final=True)
+
+
+def test_a_peer_that_names_no_transfer_means_the_only_one_left() -> None:
+    script, call, tag = referred()
+    first = script.request().cseq.number
+    script.say(notify(tag, "486 Busy Here", 2, "active"))
+    script.take(Transferred)
+    assert script.core.refer(call, DESK, script.now)
+    script.collect()
+    late = notify(tag, "486 Busy Here", 3, "terminated", f"refer;id={first}")
+    assert script.say(late) == ["481 Subscription Does Not Exist"]
+    assert not any(isinstance(event, Transferred) for event in script.events)
+    assert script.say(notify(tag, "200 OK", 4, "terminated")) == ["200 OK"]
+    assert script.take(Transferred) == Transferred(call, 200, "OK", final=True)
+
+
 def test_a_report_before_the_answer_to_the_refer_or_without_a_status_counts_as_a_word() -> None:
     script, _, tag = referred()
     refer = script.request()

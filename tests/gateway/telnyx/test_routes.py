@@ -104,6 +104,9 @@ async def test_nobody_free_is_sent_to_the_fallback() -> None:
     desk = Desk(settings(telnyx_public_key=KEY), is_ready=False, route_to=Routed(fallback="+15557777"))
     async with gateway(desk) as (client, _):
         assert verbs(await post(client, "/telnyx/voice"))[0] == ("Dial", "+15557777")
+        desk.route_to = Routed(open=False)
+        assert verbs(await post(client, "/telnyx/voice"))[0][0] == "Say"
+        assert desk.turned == ["busy", "closed"]
         desk.route_to = Routed()
         assert verbs(await post(client, "/telnyx/after"))[0][0] == "Say"
 

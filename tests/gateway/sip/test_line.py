@@ -1,0 +1,53 @@
+"""What a call that is up offers when its peer asks for an offer."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+
+import pytest
+
+from gateway.sip.endpoint import SipEndpoint
+from gateway.sip.errors import SipError
+from gateway.sip.line import MediaRoom, SipLine
+from gateway.sip.sdp import parse_sdp
+from gateway.sip.settings import SipSettings
+from tests.gateway.sip.script import called
+
+pytestmark = pytest.mark.anyio
+
+KEY = b64encode(bytes(range(30))).decode()
+OFFER = (
+    "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n"
+    "m=video 4002 RTP/SAVP 31\r\nm=audio 4000 RTP/SAVP 0\r\n"
+    f"a=crypto:3 AES_CM_128_HMAC_SHA1_32 inline:{KEY}\r\nm=image 4004 udptl t38\r\n"
+)
+
+
+async def test_an_encrypted_call_is_offered_as_it_is_encrypted_and_stream_by_stream() -> None:
+    """RFC 3264, section 8: no stream goes, a declined one stays in its place. The key and its tag stay too."""
+    endpoint = SipEndpoint(SipSettings.model_validate({"listen": "udp:127.0.0.1:0"}))
+    await endpoint.open()
+    line = SipLine(endpoint, MediaRoom(endpoint.settings), "tls")
+    try:
+        script, line.call = called()
+        script.core.answer(line.call, line.answer(OFFER.encode()), script.now)
+        before = parse_sdp(line.call.local_sdp)
+        # The call is up, and the peer's next INVITE has no offer.
+        line.call.local_sdp = line.answer(b"")
+        offered = parse_sdp(line.call.local_sdp)
+        assert [(one.kind, one.profile, bool(one.port)) for one in offered.media] == [
+            ("video", "RTP/SAVP", False),
+            ("audio", "RTP/SAVP", True),
+            ("image", "UDPTL", False),
+        ]
+        assert offered.media[1].crypto == before.media[1].crypto
+        assert (offered.media[1].crypto[0].tag, offered.media[1].formats) == (3, ("0", "8", "101"))
+        assert int(offered.version) == int(before.version) + 1
+        with pytest.raises(SipError, match="encrypt"):
+            line.agree(OFFER.replace("SAVP", "AVP").encode())
+        line.agree(OFFER.encode())
+        assert line.rtp.stream is not None
+        assert line.rtp.stream.plan.keys is not None
+    finally:
+        line.close()
+        await endpoint.close()
