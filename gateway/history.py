@@ -13,7 +13,9 @@ from collections import deque
 from dataclasses import dataclass
 
 from gateway.audio import LINE_FRAME_BYTES, Upsampler
+from gateway.transcript import word_seconds
 from model.wire import (
+    FRAME_SECONDS,
     MAX_HISTORY_CALLER_FRAMES,
     MAX_HISTORY_FRAMES,
     NO_TOKEN,
@@ -48,6 +50,12 @@ class SessionHistory:
         self._texts: deque[_Text] = deque(maxlen=MAX_QUEUED)
         self._clips: deque[str] = deque(maxlen=MAX_QUEUED)
         self._word = ""
+        self._onset: int | None = None
+        """Agent frame from which the word is heard; None: not known."""
+        self._sounded = 0
+        """Agent frames before this one were heard, but for those that nobody answered."""
+        self._again = False
+        """Silence cut that word off, and whoever goes on is to say it again."""
         self._over = False
 
     @property
@@ -89,6 +97,8 @@ class SessionHistory:
             self._fill(index, columns)
             return
         self._columns += NO_COLUMN * (index - self.answered) + columns
+        if columns:
+            self._sounded = end
         excess = len(self._columns) // TOKENS_BYTES - MAX_HISTORY_FRAMES
         if excess > 0:
             self._drop(excess)
@@ -134,15 +144,35 @@ class SessionHistory:
         if clip in self._clips:
             self._clips.remove(clip)
 
-    def spoke(self, piece: str) -> None:
-        """A piece of what the agent said; a leading space starts a word."""
+    def spoke(self, piece: str, index: int | None = None) -> None:
+        """A piece of what the agent said, heard from frame `index` on; a leading space starts a word.
+
+        A word that was still to be heard in a frame that nobody answers is said again elsewhere; where `index` is not
+        given, it has been said with its last letter.
+        """
         if self._over:
             return
         if piece[:1].isspace():
             self._end_word()
+        if " " in piece or not self._word:
+            self._onset = index
         *whole, self._word = (self._word + piece).split(" ")
         for word in whole:
             self._said(word)
+
+    def goes_on(self) -> None:
+        """Another worker has the session as `resume` told it: what it says again has not been said yet."""
+        if self._again:
+            self._word = ""
+        self._end_word()
+        self._again = False
+
+    @property
+    def _half_said(self) -> bool:
+        """Whether what was heard of the agent ends within its word, by how long that is estimated to be."""
+        if self._onset is None:
+            return False
+        return word_seconds(self._word) > (self._sounded - self._onset) * FRAME_SECONDS
 
     def _end_word(self) -> None:
         self._said(self._word)
@@ -171,6 +201,7 @@ class SessionHistory:
         if self.sent - self.answered > MAX_HISTORY_CALLER_FRAMES:
             self.agent(self.sent - MAX_HISTORY_CALLER_FRAMES, b"")
         missed = self.sent - self.answered
+        self._again = missed > 0 and self._half_said
         return Resume(
             cut=self._cut,
             frames=len(self._columns) // TOKENS_BYTES,
@@ -195,7 +226,8 @@ class SessionHistory:
     def _queued(self) -> tuple[str, ...]:
         self._forget_old()
         texts = [text.left for text in self._texts]
-        if texts and self._word and _letters(self._word) == _letters(texts[0][0]):
+        said = self._word and not self._again
+        if texts and said and _letters(self._word) == _letters(texts[0][0]):
             texts[0] = texts[0][1:]
         return tuple(" ".join(left) for left in texts if left)
 

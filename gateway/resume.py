@@ -233,7 +233,7 @@ class ResumingSession:
         texts, self._texts = self._texts, []
         for text in texts:
             self._last_speech = self.history.sent
-            self.history.spoke(text.text)
+            self.history.spoke(text.text, text.index)
         return texts
 
     def _silence(self, until: int | None = None) -> Iterator[AgentFrame]:
@@ -346,6 +346,7 @@ class ResumingSession:
 
     async def _catch_up(self) -> None:
         """Hand the new worker what came while it was being opened."""
+        self.history.goes_on()
         self._lost = False
         self._opening_from = None
         self._watch = Watch()

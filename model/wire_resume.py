@@ -53,7 +53,8 @@ class Resume:
     seconds."""
     queued: tuple[str, ...] = ()
     """What the greeting and `say` asked for and has not been said, in order; of a text half said, the
-    rest. A resumed session greets nobody of its own accord."""
+    rest, from the word on that was being said when nobody answered any more. A resumed session greets nobody of its
+    own accord."""
 
     @property
     def next_index(self) -> int:
