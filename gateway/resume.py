@@ -218,7 +218,7 @@ class ResumingSession:
             return False
         self._watch.answered()
         if frame.tokens:
-            self.history.agent(frame.index, frame.tokens)
+            self.history.agent(frame.index, frame.tokens, frame.pcm)
         self._answered = frame.index + 1
         caught_up = self._opening_from is not None and frame.index >= self._opening_from
         if self._reopening is not None and (caught_up or not self._watch.fails):

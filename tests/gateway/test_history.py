@@ -268,6 +268,31 @@ def test_a_text_that_was_never_recognised_as_said_is_not_said_minutes_later() ->
     assert history.resume().queued == ()
 
 
+def tone(peak: int) -> bytes:
+    """80 ms of the agent, of which only the last quarter sounds."""
+    return np.concatenate([np.zeros(1440, np.int16), np.tile(np.array([peak, -peak], np.int16), 240)]).tobytes()
+
+
+def test_how_loud_the_agent_was_is_known_of_the_newest_ten_seconds() -> None:
+    history = SessionHistory()
+    for index in range(130):
+        history.caller(bytes(LINE_FRAME_BYTES))
+        history.agent(index, column(index), tone({4: 30_000, 5: 16_384, 129: 328}.get(index, 0)))
+    levels = history.resume().agent_levels
+    assert len(levels) == history.resume().caller_frames == 125
+    assert (levels[0], levels[124]) == (6, 39), "half of full scale is 6.02 dB below it, a hundredth 39.99"
+    assert set(levels[1:124]) == {wire.AGENT_SILENT}
+    for _ in range(2):  # nobody answers
+        history.caller(bytes(LINE_FRAME_BYTES))
+    assert history.resume().agent_levels == (*levels[2:], wire.AGENT_SILENT, wire.AGENT_SILENT)
+    history.wipe()
+    assert history.resume().agent_levels == ()
+
+
+def test_where_the_agent_was_silent_its_loudness_is_not_said() -> None:
+    assert talked(frames=200).resume().agent_levels == ()
+
+
 def test_clips_are_kept_until_they_were_played() -> None:
     history = SessionHistory()
     history.play("disclosure")
