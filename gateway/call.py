@@ -135,6 +135,8 @@ class Call:
         self._target = ""
         self._session: Session | None = None
         self._engine_done = False
+        self._remembers = False
+        """The engine's answers carry what another worker would need: those without are nobody's, and silence."""
         self._leaving = ""
         self._farewell = Farewell(plan.farewell)
         self._silence_began = 0.0
@@ -349,8 +351,12 @@ class Call:
         caller = self._unanswered.popleft() if self._unanswered else SILENCE
         if self._recording is not None:
             self._recording.write(caller, pcm)
-        if self._consent is not None and self._consent.played(self.counters.frames_out):
-            self._begin_keeping(self._consent)
+        self._remembers |= bool(frame.tokens)
+        if self._consent is not None:
+            if self._remembers and not frame.tokens:
+                self._consent.lost(frame.index)
+            if self._consent.played(self.counters.frames_out):
+                self._begin_keeping(self._consent)
         played = self._clock.now()
         loudness = level(pcm)
         self.responses.agent(played - self._clock.first_tick, FRAME_SECONDS, loudness)

@@ -201,7 +201,7 @@ class ResumingSession:
             return False
         self._watch.answered()
         if frame.tokens:
-            self.history.agent(frame.index, frame.tokens)
+            self.history.agent(frame.index, frame.tokens, frame.pcm)
         self._answered = frame.index + 1
         caught_up = self._opening_from is not None and frame.index >= self._opening_from
         if self._reopening is not None and (caught_up or not self._watch.fails):
@@ -216,7 +216,7 @@ class ResumingSession:
         texts, self._texts = self._texts, []
         for text in texts:
             self._last_speech = self.history.sent
-            self.history.spoke(text.text)
+            self.history.spoke(text.text, text.index)
         return texts
 
     def _silence(self, until: int | None = None) -> Iterator[AgentFrame | CallerText]:
@@ -335,6 +335,7 @@ class ResumingSession:
 
     async def _catch_up(self) -> None:
         """Hand the new worker what came while it was being opened."""
+        self.history.goes_on()
         self._lost = False
         self._opening_from = None
         self._words.drop()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 from gateway.engine import EngineError, EngineFull, EngineLost
 from gateway.worker_connection import WorkerConnection, WorkerUnreachable
@@ -191,6 +192,8 @@ class RemoteEngine:
         self, connection: WorkerConnection, request: SessionRequest, history: wire.History | None, timeout: float
     ) -> wire.Ready:
         """Send the open request and read the answer to it."""
+        if request.resume is not None and connection.subprotocol != wire.WITH_LEVELS:
+            request = replace(request, resume=replace(request.resume, agent_levels=()))
         try:
             async with asyncio.timeout(timeout):
                 connection.send(wire.encode_open(request))

@@ -64,6 +64,11 @@ class WorkerConnection(asyncio.Protocol):
         offered = [Subprotocol(one) for one in wire.SUBPROTOCOLS]
         self._websocket = ClientProtocol(uri, subprotocols=offered, max_size=wire.MAX_MESSAGE, logger=_QUIET)
 
+    @property
+    def subprotocol(self) -> str:
+        """What the worker took of what we offered."""
+        return self._websocket.subprotocol or ""
+
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

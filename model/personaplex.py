@@ -28,6 +28,7 @@ from model.metrics import Histogram
 from model.ring import Channel, Ends, PeerGone, RingFull, make_channel
 from model.scheduler import LATE_CALLS
 from model.session import SessionEnded
+from model.tone import as_loud_as
 from model.transcriber import NoTranscriber, Transcriber
 from model.wire import (
     FRAME_BYTES,
@@ -80,14 +81,19 @@ class PersonaplexSession:
         """Of the caller's words, once the call is over."""
 
     def listen(self, request: SessionRequest, history: History) -> None:
-        """Have the caller's words written down, from where a session taken over is not."""
+        """Have the caller's words written down, from where a session taken over is not.
+
+        What the agent said there is not known, but how loud it was, and no more is needed to tell its echo.
+        """
         resume = request.resume or Resume()
         known = resume.next_index - resume.caller_frames
         first = max(resume.heard, known)
         self._transcriber.open(self._number, first, self.write)
         for index in range(first, resume.next_index):
             place = FRAME_BYTES * (index - known)
-            self._transcriber.hear(self._number, index, history.caller_pcm[place : place + FRAME_BYTES], b"")
+            caller = history.caller_pcm[place : place + FRAME_BYTES]
+            agent = as_loud_as(resume.agent_levels[index - known]) if resume.agent_levels else b""
+            self._transcriber.hear(self._number, index, caller, agent)
 
     def write(self, output: Output) -> None:
         """Something for the gateway."""

@@ -27,7 +27,11 @@ LAST_ANSWERS = 0.2
 
 
 _ALL_ADDED = (wire.Late, wire.GaveWay)
-_IGNORED: dict[str, tuple[type[Output], ...]] = {wire.WITH_CLOSED: (), wire.WITH_LATE: (wire.GaveWay,)}
+_IGNORED: dict[str, tuple[type[Output], ...]] = {
+    wire.WITH_LEVELS: (),
+    wire.WITH_CLOSED: (),
+    wire.WITH_LATE: (wire.GaveWay,),
+}
 """What a gateway is not told that speaks this subprotocol; of any other all that was added to the first."""
 
 
@@ -68,7 +72,7 @@ class Gateway:
     def __init__(self, connection: ServerConnection) -> None:
         self._connection = connection
         self._ignored = _IGNORED.get(connection.subprotocol or "", _ALL_ADDED)
-        self.waits = connection.subprotocol == wire.WITH_CLOSED
+        self.waits = connection.subprotocol in (wire.WITH_LEVELS, wire.WITH_CLOSED)
         """It wants to know what the caller was still saying at the end."""
 
     async def receive(self) -> ToWorker:

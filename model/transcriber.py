@@ -33,6 +33,12 @@ CORES_EACH = 4
 carry a hundred callers, and no more (`python -m model.bench.transcriber`, deploy/benchmarks.md)."""
 BEHIND = 16 << 20
 """Bytes that may wait for a process, some three minutes of one call; frames beyond are not transcribed."""
+MUCH_WAITS = 1 << 18
+"""Bytes that wait for a process, some three seconds of one call. One that works through as much says so, see
+`model.transcriber_process`."""
+HUNG_SECONDS = 30.0
+"""A process that has said nothing for so long while much waited all the time is killed. The longest utterance takes a
+processor that others use as well a few seconds."""
 START_SECONDS = 60.0
 RESTART_SECONDS, RESTART_LAST = 1.0, 60.0
 """Before one that ended is started again; twice as long each time that it does not start, up to the last."""
@@ -129,7 +135,6 @@ class WhisperPool:
         count = processes or min(MOST_PROCESSES, max(1, (os.cpu_count() or 1) // CORES_EACH))
         self.dropped = 0
         self._sessions: dict[int, _Listened] = {}
-        self._behind = False
         self._listeners = [_Listener(weights, self) for _ in range(count)]
 
     async def start(self) -> None:
@@ -144,10 +149,13 @@ class WhisperPool:
         await asyncio.gather(*(listener.stop() for listener in self._listeners))
 
     def open(self, session: int, first: int, tell: Tell) -> None:
-        listener = min(self._listeners, key=lambda each: each.sessions)
+        listener = self._freest()
         listener.sessions += 1
         self._sessions[session] = _Listened(listener, first, tell)
         listener.send(OPEN, session, first)
+
+    def _freest(self) -> _Listener:
+        return min(self._listeners, key=lambda each: (not each.up, each.sessions))
 
     def hear(self, session: int, index: int, caller: bytes, agent: bytes) -> None:
         listened = self._sessions.get(session)
@@ -158,9 +166,7 @@ class WhisperPool:
             listened.sent += 1
             return
         self.dropped += 1
-        if not self._behind:
-            self._behind = True
-            log.warning("transcription cannot keep up: frames of callers are left out of their transcripts")
+        listened.listener.left_out()
 
     def finish(self, session: int, finished: Finished) -> None:
         listened = self._sessions.get(session)
@@ -208,7 +214,7 @@ class WhisperPool:
             self._finish(session)
 
     def lost(self, listener: _Listener) -> None:
-        """A process ended, with what waited in it and for it."""
+        """A process ended, with what waited in it and for it. Another hears its calls from now on, if there is one."""
         calls = [(session, each) for session, each in self._sessions.items() if each.listener is listener]
         lost = sum(each.unsettled for _, each in calls)
         log.error(
@@ -220,12 +226,40 @@ class WhisperPool:
                 continue
             self.dropped += listened.unsettled
             listened.sent = listened.settled = 0
+            if (other := self._freest()).up:
+                self._give(session, listened, other)
 
     def reopen(self, listener: _Listener) -> None:
-        """It was started again: it hears its calls from now on."""
+        """It was started again: it hears the calls that nobody does, from now on."""
         for session, listened in self._sessions.items():
-            if listened.listener is listener:
-                listener.send(OPEN, session, listened.following)
+            if listened.listener is listener or not listened.listener.up:
+                self._give(session, listened, listener)
+
+    def _give(self, session: int, listened: _Listened, listener: _Listener) -> None:
+        listened.listener.sessions -= 1
+        listener.sessions += 1
+        listened.listener = listener
+        listener.send(OPEN, session, listened.following)
+
+
+class Waiting:
+    """Whether a process stands still before what waits for it. Pure."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        """When much began to wait and nothing had been said since."""
+
+    def heard(self) -> None:
+        """The process has said something."""
+        self._since = None
+
+    def hangs(self, size: int, now: float) -> bool:
+        """`size`: bytes that wait at `now`, in seconds of any clock."""
+        if size <= MUCH_WAITS:
+            self._since = None
+        elif self._since is None:
+            self._since = now
+        return self._since is not None and now - self._since > HUNG_SECONDS
 
 
 class _Listener:
@@ -234,6 +268,9 @@ class _Listener:
     def __init__(self, weights: Path | None, pool: WhisperPool) -> None:
         self.sessions = 0
         self.up = False
+        self._behind = False
+        """Frames are left out for want of time, and that was told."""
+        self._waiting = Waiting()
         self._command = [sys.executable, "-m", "model.transcriber_process", str(weights or "")]
         self._pool = pool
         self._process: Process | None = None
@@ -256,10 +293,38 @@ class _Listener:
         pipe = self._process.stdin if self.up and self._process is not None else None
         if pipe is None or pipe.is_closing():
             return False
-        if kind == FRAME and pipe.transport.get_write_buffer_size() > BEHIND:
+        if kind == FRAME and not self._takes_more():
             return False
         pipe.write(HEADER.pack(kind, session, index, len(payload)) + payload)
         return True
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that wait for the process."""
+        pipe = self._process.stdin if self._process is not None else None
+        return pipe.transport.get_write_buffer_size() if pipe is not None else 0
+
+    def left_out(self) -> None:
+        """A frame was, which is told once each time that the process falls behind."""
+        if self.up and not self._behind:
+            self._behind = True
+            log.warning("transcription cannot keep up: frames of callers are left out of their transcripts")
+
+    def _takes_more(self) -> bool:
+        """Whether there is room for a frame. One that has stood still for too long is killed, and so started again."""
+        waiting = self.waiting
+        if waiting <= BEHIND // 2:
+            self._behind = False
+        if self._waiting.hangs(waiting, asyncio.get_running_loop().time()):
+            self._kill()
+        return waiting <= BEHIND
+
+    def _kill(self) -> None:
+        self._waiting = Waiting()
+        log.error("a transcriber has said nothing for %.0f s, though much waits for it, and is killed", HUNG_SECONDS)
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
 
     async def _spawn(self) -> None:
         self._process = process = await asyncio.create_subprocess_exec(*self._command, stdin=PIPE, stdout=PIPE)
@@ -276,7 +341,7 @@ class _Listener:
         if refused:
             await self._end()
             raise TranscriberRefused(f"{refused}; or say --transcriber none")
-        self.up = True
+        self.up, self._behind, self._waiting = True, False, Waiting()
 
     async def _read(self) -> None:
         """What the process has heard, for ever; one that ends is started again."""
@@ -285,6 +350,7 @@ class _Listener:
             assert process is not None
             assert process.stdout is not None
             while (line := await process.stdout.readline()).endswith(b"\n"):
+                self._waiting.heard()
                 said = json.loads(line)
                 self._pool.said(said["session"], said)
             self.up = False

@@ -1,4 +1,4 @@
-"""The wire between a gateway and a worker: one WebSocket a call, subprotocol `callplex.v1`, `.v1.1` or `.v1.2`.
+"""The wire between a gateway and a worker: one WebSocket a call, subprotocol `callplex.v1`, `.v1.1` to `.v1.3`.
 
 Owns the messages, their bytes and the limits on them; both sides import this file and nothing else
 of each other. Standard library only, so that it loads without torch, numpy or a web framework.
@@ -44,6 +44,7 @@ from model.wire_fields import NO_TOKEN as NO_TOKEN
 from model.wire_fields import SAMPLE_RATE as SAMPLE_RATE
 from model.wire_fields import TOKENS_BYTES as TOKENS_BYTES
 from model.wire_fields import WireError as WireError
+from model.wire_resume import AGENT_SILENT as AGENT_SILENT
 from model.wire_resume import KIND_HISTORY as KIND_HISTORY
 from model.wire_resume import MAX_HISTORY_CALLER_FRAMES as MAX_HISTORY_CALLER_FRAMES
 from model.wire_resume import MAX_HISTORY_FRAMES as MAX_HISTORY_FRAMES
@@ -61,7 +62,9 @@ WITH_LATE = "callplex.v1.1"
 """The worker may say `late`, too."""
 WITH_CLOSED = "callplex.v1.2"
 """And `gave_way`, and `closed`: who offers this waits for the caller's last words."""
-SUBPROTOCOLS = (WITH_CLOSED, WITH_LATE, SUBPROTOCOL)
+WITH_LEVELS = "callplex.v1.3"
+"""And the worker knows `agent_levels` in `resume`."""
+SUBPROTOCOLS = (WITH_LEVELS, WITH_CLOSED, WITH_LATE, SUBPROTOCOL)
 """What a gateway offers, the newest first; the worker takes the first that it knows."""
 PATH = "/api/session"
 
@@ -278,7 +281,10 @@ _NAMES = {kind: name for table in (_TO_WORKER, _FROM_WORKER) for name, kind in t
 
 def encode_open(request: SessionRequest) -> str:
     """The first message of a session, gateway to worker."""
-    return json.dumps({"type": "open", **asdict(request)})
+    data = asdict(request)
+    if request.resume is not None and not request.resume.agent_levels:
+        del data["resume"]["agent_levels"]  # which an older worker would refuse
+    return json.dumps({"type": "open", **data})
 
 
 def decode_open(message: str | bytes) -> SessionRequest:

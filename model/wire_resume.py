@@ -33,6 +33,9 @@ MAX_HISTORY_CALLER_FRAMES = 125
 """Frames of caller sound in a history: 10 s, from which a codec is rebuilt, though not exactly: of an older call it
 hears some codes otherwise for as long again, see `model.history`."""
 
+AGENT_SILENT = 90
+"""dB below full scale."""
+
 
 @dataclass(frozen=True, slots=True)
 class Resume:
@@ -53,7 +56,13 @@ class Resume:
     seconds."""
     queued: tuple[str, ...] = ()
     """What the greeting and `say` asked for and has not been said, in order; of a text half said, the
-    rest. A resumed session greets nobody of its own accord."""
+    rest, from the word on that was being said when nobody answered any more. A resumed session greets nobody of its
+    own accord."""
+
+    agent_levels: tuple[int, ...] = ()
+    """How loud the agent was in the frames of caller sound, so that its echo in them is not taken for the caller: of
+    each the loudest 20 ms, root mean square in dB below full scale, AGENT_SILENT for silence. Empty: it was silent in
+    all, or that is not known. Only a worker that speaks 1.3 knows the field."""
 
     @property
     def next_index(self) -> int:
@@ -82,6 +91,8 @@ def build_resume(data: Any) -> Resume | None:
         raise WireError(f"resume.caller_frames may be {MAX_HISTORY_CALLER_FRAMES} at most, not {resume.caller_frames}")
     if not resume.missed <= resume.caller_frames <= resume.next_index:
         raise WireError("resume.caller_frames must hold every missed frame, and none that was never sent")
+    if len(resume.agent_levels) not in (0, resume.caller_frames) or max(resume.agent_levels, default=0) > AGENT_SILENT:
+        raise WireError(f"resume.agent_levels must hold 0 to {AGENT_SILENT} for each frame of caller sound, or nothing")
     if resume.next_index >= 1 << 32:
         raise WireError("resume goes on beyond the last index a frame can have")
     return resume

@@ -2,7 +2,8 @@
 
 Owns what "heard" means, and what may be written down when. The line is the first the agent says. It has been
 heard when its words came in the agent's own text, in order and none left out, and the sound of the last one has been
-played to its end. A pause in between does no harm; a word that an interruption cut off must be said again.
+played to its end. A pause in between does no harm; a word that an interruption or the loss of the worker cut off must
+be said again.
 
 Until then nothing is kept of either side: no sound, no text, no keys. What the caller began to say before is
 not kept later either. A line that was not heard is asked for again, a few times; then the call goes on unrecorded.
@@ -65,7 +66,9 @@ class Consent:
             began_before = isinstance(output, CallerText) and output.start * self._frame < self.heard_at
             return [] if began_before else [output]
         if isinstance(output, Flush):
-            self._cut(output)
+            self._cut(output.index)
+            if self._end() is not None:
+                self._after.append(output)
         elif isinstance(output, AgentText) and output.text:
             self._add(output)
         return []
@@ -79,6 +82,12 @@ class Consent:
             return False
         self.heard_at = frames * self._frame
         return True
+
+    def lost(self, index: int) -> None:
+        """Nobody answered frame `index`: the caller hears silence in it, whatever the agent was saying."""
+        if self.heard_at is None:
+            self._cut(index - 1)
+            self._last_sound = max(self._last_sound, index)
 
     def released(self) -> list[Output]:
         """What the agent said while the end of the line was being played; to be written down once it was heard."""
@@ -102,20 +111,28 @@ class Consent:
             self._after.append(piece)
         last = self._words[-1] if self._words else None
         if last is None or piece.text[0].isspace() or last.cut:
-            if last is not None and last.cut and letters(piece.text) == last.letters:
-                self._words.pop()
             self._words.append(_Word(piece.index, piece.text))
             del self._words[: -self._longest]
         else:
             last.text += piece.text
+        self._forget_said_again()
 
-    def _cut(self, flush: Flush) -> None:
-        self._words = [word for word in self._words if word.onset <= flush.index]
-        self._after = [one for one in self._after if not isinstance(one, AgentText) or one.index <= flush.index]
-        if self._words and self._word_end(len(self._words) - 1) > (flush.index + 1) * self._frame:
+    def _forget_said_again(self) -> None:
+        """Words that were cut off count no more once the next one is the same, as far as they came."""
+        while len(self._words) > 1:
+            cut, word = self._words[-2:]
+            if not cut.cut or not word.letters.startswith(cut.letters):
+                return
+            del self._words[-2]
+
+    def _cut(self, index: int) -> None:
+        """What comes after frame `index` is not heard."""
+        self._words = [word for word in self._words if word.onset <= index]
+        self._after = [one for one in self._after if not isinstance(one, AgentText) or one.index <= index]
+        if self._words and self._word_end(len(self._words) - 1) > (index + 1) * self._frame:
             self._words[-1].cut = True
-        if self._end() is not None:
-            self._after.append(flush)
+        if self._end() is None:
+            self._after.clear()
 
     def _end(self) -> float | None:
         """Seconds at which the last word of the line ends; None: it has not been said, or was cut off."""

@@ -173,6 +173,80 @@ def test_a_word_that_was_cut_off_begins_no_other_text() -> None:
     assert history.resume().queued == ("good night",)
 
 
+LINE = "This call is recorded. How can I help you?"
+
+
+def heard_of_line(frames: int) -> SessionHistory:
+    """The agent begins a word every ten frames; so many frames were answered."""
+    history = SessionHistory()
+    history.say(LINE)
+    go_on(history, LINE, frames)
+    return history
+
+
+def go_on(history: SessionHistory, text: str, frames: int) -> None:
+    first, words = history.sent, text.split()
+    for index in range(first, first + frames):
+        history.caller(bytes(LINE_FRAME_BYTES))
+        if (index - first) % 10 == 0:
+            history.spoke(f" {words[(index - first) // 10]}", index)
+        history.agent(index, column(index))
+
+
+@pytest.mark.parametrize(
+    ("frames", "left"),
+    [
+        (1, LINE),
+        (3, LINE),
+        (4, "call is recorded. How can I help you?"),  # "This" takes four letters' time, 0.32 s
+        (10, "call is recorded. How can I help you?"),
+        (31, "recorded. How can I help you?"),
+        (37, "recorded. How can I help you?"),
+        (38, "How can I help you?"),
+        (81, "you?"),
+    ],
+)
+def test_a_word_of_which_only_the_beginning_was_heard_is_said_again(frames: int, left: str) -> None:
+    history = heard_of_line(frames)
+    history.caller(bytes(LINE_FRAME_BYTES))
+    assert history.resume().queued == (left,)
+    # Asked again, of a worker that refused, and long after: it is still the same.
+    for _ in range(130):
+        history.caller(bytes(LINE_FRAME_BYTES))
+    assert history.resume().queued == history.resume().queued == (left,)
+
+
+def test_a_word_that_goes_on_without_a_gap_is_not_said_again() -> None:
+    """Every frame was answered, so that the next worker's first sound is the rest of the word."""
+    history = heard_of_line(31)
+    assert history.resume().queued == ("How can I help you?",)
+
+
+def test_a_word_that_is_said_again_may_be_lost_again() -> None:
+    history = heard_of_line(31)
+    for frames, left in [(1, "recorded."), (2, "recorded."), (9, "How")]:
+        history.caller(bytes(LINE_FRAME_BYTES))
+        (rest,) = history.resume().queued
+        assert rest == "recorded. How can I help you?"
+        history.goes_on()
+        history.agent(history.answered, column(0) * (history.sent - history.answered))
+        go_on(history, rest, frames)
+        history.caller(bytes(LINE_FRAME_BYTES))
+        assert history.resume().queued[0].split()[0] == left
+
+
+def test_a_word_that_was_heard_is_ticked_off_once_another_worker_goes_on() -> None:
+    history = SessionHistory()
+    history.say("Call now. Now or never.")
+    go_on(history, "Call now.", 19)
+    history.caller(bytes(LINE_FRAME_BYTES))
+    assert history.resume().queued == ("Now or never.",)
+    history.goes_on()
+    history.agent(history.answered, column(0))
+    go_on(history, "Now or", 1)
+    assert history.resume().queued == ("or never.",)
+
+
 def test_texts_are_said_in_the_order_in_which_they_were_asked_for() -> None:
     history = SessionHistory()
     for text in ("Hello there.", "", "This call is recorded."):
@@ -192,6 +266,31 @@ def test_a_text_that_was_never_recognised_as_said_is_not_said_minutes_later() ->
         history.caller(bytes(LINE_FRAME_BYTES))
         history.agent(index, column(index))
     assert history.resume().queued == ()
+
+
+def tone(peak: int) -> bytes:
+    """80 ms of the agent, of which only the last quarter sounds."""
+    return np.concatenate([np.zeros(1440, np.int16), np.tile(np.array([peak, -peak], np.int16), 240)]).tobytes()
+
+
+def test_how_loud_the_agent_was_is_known_of_the_newest_ten_seconds() -> None:
+    history = SessionHistory()
+    for index in range(130):
+        history.caller(bytes(LINE_FRAME_BYTES))
+        history.agent(index, column(index), tone({4: 30_000, 5: 16_384, 129: 328}.get(index, 0)))
+    levels = history.resume().agent_levels
+    assert len(levels) == history.resume().caller_frames == 125
+    assert (levels[0], levels[124]) == (6, 39), "half of full scale is 6.02 dB below it, a hundredth 39.99"
+    assert set(levels[1:124]) == {wire.AGENT_SILENT}
+    for _ in range(2):  # nobody answers
+        history.caller(bytes(LINE_FRAME_BYTES))
+    assert history.resume().agent_levels == (*levels[2:], wire.AGENT_SILENT, wire.AGENT_SILENT)
+    history.wipe()
+    assert history.resume().agent_levels == ()
+
+
+def test_where_the_agent_was_silent_its_loudness_is_not_said() -> None:
+    assert talked(frames=200).resume().agent_levels == ()
 
 
 def test_clips_are_kept_until_they_were_played() -> None:

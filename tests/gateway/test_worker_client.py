@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 from websockets.asyncio.server import ServerConnection
+from websockets.asyncio.server import serve as serve_websockets
+from websockets.typing import Subprotocol
 
 from gateway import worker_connection
 from gateway.engine import EngineFull, EngineLost
@@ -209,3 +212,27 @@ async def test_a_call_that_does_not_read_does_not_hoard(monkeypatch: pytest.Monk
         assert len(session._connection.inbox) <= 5
         with pytest.raises(EngineLost, match="does not read"):
             await to_the_end(session)
+
+
+@pytest.mark.parametrize(
+    ("subprotocol", "told"), [(wire.WITH_LEVELS, (30, 40)), (wire.WITH_CLOSED, ()), (wire.SUBPROTOCOL, ())]
+)
+async def test_only_a_worker_that_knows_the_field_is_told_how_loud_the_agent_was(
+    subprotocol: str, told: tuple[int, ...]
+) -> None:
+    resume = wire.Resume(frames=2, caller_frames=2, agent_levels=(30, 40))
+    history = wire.History(bytes(2 * wire.TOKENS_BYTES), bytes(2 * wire.FRAME_BYTES))
+    opened: list[str | bytes] = []
+
+    async def accept(connection: ServerConnection) -> None:
+        opened.append(await connection.recv())
+        await connection.send(wire.encode(wire.Ready("tokens", "strange", resumable=True)))
+
+    offered = [Subprotocol(subprotocol)]
+    async with serve_websockets(accept, "127.0.0.1", 0, subprotocols=offered, compression=None) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        engine = RemoteEngine(f"ws://127.0.0.1:{port}")
+        session = await engine.resume(lambda: (SessionRequest("c1", resume=resume), history))
+        await session.close()
+    assert wire.decode_open(opened[0]).resume == replace(resume, agent_levels=told)
+    assert ('"agent_levels"' in str(opened[0])) == bool(told)

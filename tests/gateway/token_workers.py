@@ -20,6 +20,7 @@ from gateway.engine import EngineLost, Session, WorkerChanged
 from gateway.pool import WorkerPool
 from gateway.resuming_pool import ResumingPool
 from gateway.settings import load_settings
+from gateway.transcript import word_seconds
 from model import wire
 from model.wire import FRAME_BYTES, AgentFrame, AgentText, CallerText, Output, SessionRequest
 from tests.token_model import TokenModel
@@ -161,8 +162,12 @@ class Caller:
         return float(np.diff(spoken).max())
 
     def expected(self) -> list[Output]:
-        """What one worker that lived for the whole call would have said, silent in the frames it missed."""
+        """What one worker that lived for the whole call would have said, silent in the frames it missed.
+
+        A word that was asked for and that these cut off is said again after them.
+        """
         model, upsample, missed = TokenModel(), Upsampler(), set(self.missed)
+        asked = AgentText(0, "")
         model.say(self.greeting)
         outputs: list[Output] = []
         for index, line in enumerate(self.lines):
@@ -170,10 +175,17 @@ class Caller:
                 model.say(text)
             pcm = upsample(line)
             if index in missed:
+                if word_seconds(asked.text) > (index - asked.index) * wire.FRAME_SECONDS:
+                    model.words[:0] = asked.text.split()
+                asked = AgentText(0, "")
                 model.miss(pcm)
                 outputs.append(AgentFrame(index, SILENCE))
             else:
-                outputs += model.step(pcm)
+                left = len(model.words)
+                said = model.step(pcm)
+                outputs += said
+                if len(model.words) < left:
+                    (asked,) = (output for output in said if isinstance(output, AgentText))
         outputs += model.last_words()
         return [output for output in outputs if isinstance(output, AgentFrame | AgentText | CallerText)]
 

@@ -221,6 +221,7 @@ ADDED: tuple[wire.Output, ...] = (wire.Late(0), wire.GaveWay(0, "and how can I h
     ("offered", "knows"),
     [
         (wire.SUBPROTOCOLS, ADDED),
+        (wire.SUBPROTOCOLS[1:], ADDED),
         (("callplex.v1.1", "callplex.v1"), ADDED[:1]),
         (("callplex.v1",), ()),
         pytest.param(("callplex.v9", *wire.SUBPROTOCOLS), (), id="a later one"),

@@ -15,7 +15,7 @@ import pytest
 import soxr
 
 from model import transcriber as transcriber_module
-from model.transcriber import TranscriberRefused, WhisperPool
+from model.transcriber import HUNG_SECONDS, MUCH_WAITS, TranscriberRefused, Waiting, WhisperPool
 from model.utterances import LONGEST
 from model.wav import read_wav
 from model.wire import FRAME_BYTES, CallerText
@@ -129,6 +129,135 @@ async def test_a_process_that_is_far_behind_is_given_no_more_and_the_frames_are_
             pool.hear(1, index, SILENCE, SILENCE)
         assert 0 < pool.dropped < 200
         assert caplog.text.count("transcription cannot keep up") == 1
+    finally:
+        await pool.stop()
+
+
+async def test_calls_go_to_a_process_that_lives_while_another_cannot_be_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transcriber_module, "RESTART_SECONDS", 0.01)
+    pool = WhisperPool(processes=2)
+    await pool.start()
+    try:
+        dead, living = pool._listeners
+        said: dict[int, list[CallerText]] = {1: [], 2: [], 3: []}
+        for session in (1, 2):
+            pool.open(session, 0, said[session].append)
+            pool.hear(session, 0, SILENCE, SILENCE)
+        assert [pool._sessions[session].listener for session in (1, 2)] == [dead, living]
+        process, command = dead._process, dead._command
+        assert process is not None
+        dead._command = ["/nowhere/at/all"]
+        os.kill(process.pid, signal.SIGKILL)
+        await until(lambda: not dead.up)
+        pool.open(3, 0, said[3].append)
+        frames = caller_frames()
+        for session in (1, 3):
+            for index, pcm in enumerate(frames, start=1):
+                pool.hear(session, index, pcm, SILENCE)
+        await until(lambda: said[1] and said[3])
+        assert pool.dropped == 1, "what lay in the process that died"
+        dead._command = command
+        await until(lambda: dead.up)
+        pool.open(4, 0, lambda text: None)
+        assert pool._sessions[4].listener is dead, "it has the fewest"
+        assert (dead.sessions, living.sessions) == (1, 3)
+    finally:
+        await pool.stop()
+
+
+async def test_calls_that_no_process_hears_are_heard_by_the_first_that_starts_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transcriber_module, "RESTART_SECONDS", 0.01)
+    pool = WhisperPool(processes=2)
+    await pool.start()
+    try:
+        commands = [listener._command for listener in pool._listeners]
+        for listener in pool._listeners:
+            listener._command = ["/nowhere/at/all"]
+            assert listener._process is not None
+            os.kill(listener._process.pid, signal.SIGKILL)
+        await until(lambda: not any(listener.up for listener in pool._listeners))
+        said: dict[int, list[CallerText]] = {1: [], 2: []}
+        for session, texts in said.items():
+            pool.open(session, 0, texts.append)
+        pool._listeners[1]._command = commands[1]
+        await until(lambda: pool._listeners[1].up)
+        for session in said:
+            for index, pcm in enumerate(caller_frames()):
+                pool.hear(session, index, pcm, SILENCE)
+        await until(lambda: all(said.values()))
+    finally:
+        await pool.stop()
+
+
+async def test_a_process_that_hangs_is_killed_and_its_calls_are_heard_by_another(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(transcriber_module, "RESTART_SECONDS", 0.0)
+    pool = WhisperPool(processes=2)
+    await pool.start()
+    try:
+        said: list[CallerText] = []
+        pool.open(1, 0, said.append)
+        hung = pool._sessions[1].listener
+        process = hung._process
+        assert process is not None
+        os.kill(process.pid, signal.SIGSTOP)
+        monkeypatch.setattr(transcriber_module, "HUNG_SECONDS", 0.1)
+        index = 0
+
+        def moved() -> bool:
+            nonlocal index
+            pool.hear(1, index, SILENCE, SILENCE)
+            index += 1
+            return pool._sessions[1].listener is not hung
+
+        await until(moved)
+        monkeypatch.setattr(transcriber_module, "HUNG_SECONDS", 60.0)
+        assert "has said nothing for" in caplog.text
+        assert pool.dropped > 0
+        for number, pcm in enumerate(caller_frames()):
+            pool.hear(1, index + number, pcm, SILENCE)
+        await until(lambda: said and hung.up)
+        assert hung._process is not process
+    finally:
+        await pool.stop()
+
+
+def test_a_process_hangs_only_if_much_waits_for_it_all_the_while() -> None:
+    waiting, much = Waiting(), MUCH_WAITS + 1
+    assert not waiting.hangs(much, 0.0), "all calls of a worker that was lost may come at once"
+    assert not waiting.hangs(much, HUNG_SECONDS - 1)
+    assert waiting.hangs(much, HUNG_SECONDS + 1)
+    waiting.heard()
+    assert not waiting.hangs(much, HUNG_SECONDS + 2)
+    assert not waiting.hangs(MUCH_WAITS, 2 * HUNG_SECONDS)
+    assert not waiting.hangs(much, 3 * HUNG_SECONDS)
+    assert waiting.hangs(much, 4 * HUNG_SECONDS + 1)
+
+
+async def test_each_time_that_a_process_cannot_keep_up_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(transcriber_module, "BEHIND", 1 << 16)
+    pool = WhisperPool(processes=1)
+    await pool.start()
+    try:
+        listener = pool._listeners[0]
+        pool.open(1, 0, lambda text: None)
+        for times in (1, 2):
+            process = listener._process
+            assert process is not None
+            os.kill(process.pid, signal.SIGSTOP)
+            for index in range(200):
+                pool.hear(1, index, SILENCE, SILENCE)
+            assert caplog.text.count("transcription cannot keep up") == times
+            os.kill(process.pid, signal.SIGCONT)
+            await until(lambda: listener.waiting == 0)
+            pool.hear(1, 200, SILENCE, SILENCE)
     finally:
         await pool.stop()
 

@@ -47,7 +47,11 @@ def resumes(draw: st.DrawFn) -> wire.Resume:
     cut, frames = draw(st.integers(0, 2**31)), draw(st.integers(0, wire.MAX_HISTORY_FRAMES))
     missed = draw(st.integers(0, 50))
     most = min(cut + frames + missed, wire.MAX_HISTORY_CALLER_FRAMES)
-    return wire.Resume(cut, frames, draw(st.integers(missed, most)), missed, draw(COUNT), draw(WORDS))
+    caller = draw(st.integers(missed, most))
+    levels = draw(
+        st.just(()) | st.lists(st.integers(0, wire.AGENT_SILENT), min_size=caller, max_size=caller).map(tuple)
+    )
+    return wire.Resume(cut, frames, caller, missed, draw(COUNT), draw(WORDS), levels)
 
 
 REQUEST = st.builds(
@@ -262,3 +266,18 @@ def test_garbage_raises_only_the_peers_fault(message: str | bytes) -> None:
             decode(message)
     with contextlib.suppress(WireError):
         wire.decode_history(message, wire.Resume(frames=1))
+
+
+def test_a_worker_is_not_told_of_loudness_where_there_is_none_to_tell() -> None:
+    """One that speaks 1.2 refuses fields that it does not know, and a gateway of then says nothing of it."""
+    resume = wire.Resume(frames=2, caller_frames=2)
+    before = json.loads(wire.encode_open(wire.SessionRequest("c", resume=resume)))
+    assert "agent_levels" not in before["resume"]
+    assert wire.decode_open(json.dumps(before)) == wire.SessionRequest("c", resume=resume)
+
+
+@pytest.mark.parametrize("levels", [[10], [10, 20, 30], [10, 91], [10, -1], [10, 2.5], "ab"])
+def test_loudness_that_does_not_fit_the_sound_is_refused(levels: object) -> None:
+    data = {"type": "open", "call_id": "c", "resume": {"frames": 2, "caller_frames": 2, "agent_levels": levels}}
+    with pytest.raises(WireError, match="agent_levels"):
+        wire.decode_open(json.dumps(data))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,19 @@ from gateway.call import Call, CallPlan
 from gateway.recording.consent import SAY_AGAIN_AFTER, TIMES, Consent
 from gateway.recording.recorder import Recorder, RecordingPlan
 from gateway.transcript import Utterance
-from model.wire import FRAME_SECONDS, AgentText, CallerText, Flush, Output, SessionRequest
+from model.wire import (
+    FRAME_BYTES,
+    FRAME_SECONDS,
+    TOKENS_BYTES,
+    AgentFrame,
+    AgentText,
+    CallerText,
+    Flush,
+    Output,
+    SessionRequest,
+)
 from tests import virtual_time
-from tests.gateway.memory_line import MemoryLeg, ScriptedEngine
+from tests.gateway.memory_line import MemoryLeg, ScriptedEngine, ScriptedSession
 from tests.gateway.recording.sound import samples
 from tests.gateway.told import Told
 
@@ -111,6 +122,86 @@ def test_a_flush_after_the_line_takes_nothing_back() -> None:
     assert consent.released() == [AgentText(30, " Hello"), Flush(31)]
 
 
+def lose(consent: Consent, first: int, frames: int) -> None:
+    """Nobody answers so many frames from `first` on: the caller hears silence."""
+    for frame in range(first, first + frames):
+        consent.lost(frame)
+        assert not consent.played(frame + 1)
+
+
+@pytest.mark.parametrize("place", range(7))
+def test_a_line_whose_word_was_lost_with_its_worker_was_not_heard(place: int) -> None:
+    """Of each word only the first frame was played; the next worker, or none, goes on after it."""
+    words = spoken(LINE)
+    consent = Consent(LINE, FRAME_SECONDS)
+    feed(consent, words[: place + 1])
+    lost = words[place].index + 1
+    lose(consent, lost, 40)
+    feed(consent, [AgentText(word.index + 40, word.text) for word in words[place + 1 :]])
+    feed(consent, spoken("How can I help?", at=90))
+    assert heard_at(consent, 300) is None
+
+
+@pytest.mark.parametrize("place", range(7))
+def test_a_line_whose_lost_word_is_said_again_by_the_next_worker_was_heard(place: int) -> None:
+    words = spoken(LINE)
+    consent = Consent(LINE, FRAME_SECONDS)
+    feed(consent, words[: place + 1])
+    lose(consent, words[place].index + 1, 40)
+    rest = [AgentText(word.index + 41, word.text) for word in words[place:]]
+    feed(consent, rest)
+    frame = heard_at(consent, 300)
+    assert frame is not None
+    assert frame * 0.08 >= rest[-1].index * 0.08 + 0.32 + 0.1
+    assert consent.released() == []
+
+
+@pytest.mark.parametrize("first", [[" re"], [" re", "cord"], [" re", "cord", "ed"]])
+def test_a_word_that_was_lost_and_is_said_again_may_come_in_pieces(first: list[str]) -> None:
+    consent = Consent(LINE, FRAME_SECONDS)
+    feed(consent, [*spoken("This call is"), *(AgentText(12 + place, text) for place, text in enumerate(first))])
+    lose(consent, 12 + len(first), 20)
+    again = [AgentText(40 + place, text) for place, text in enumerate([" re", "cord", "ed"])]
+    feed(consent, [*again, *spoken("and written down.", at=48)])
+    assert heard_at(consent, 300) is not None
+
+
+def test_a_line_whose_worker_is_lost_between_two_words_goes_on() -> None:
+    words = spoken(LINE, step=12)
+    consent = Consent(LINE, FRAME_SECONDS)
+    feed(consent, words[:4])
+    lose(consent, words[3].index + 9, 30)
+    feed(consent, [AgentText(word.index + 30, word.text) for word in words[4:]])
+    assert heard_at(consent, 300) is not None
+
+
+def test_of_a_line_that_was_lost_with_its_last_word_nothing_is_kept() -> None:
+    consent = Consent(LINE, FRAME_SECONDS)
+    feed(consent, [*spoken(LINE), AgentText(25, ".")])
+    lose(consent, 26, 10)
+    feed(consent, spoken(LINE, at=60))
+    assert heard_at(consent, 200) is not None
+    assert consent.released() == []
+
+
+def test_a_worker_lost_after_the_line_takes_nothing_back_and_interrupts_nobody() -> None:
+    consent = Consent(LINE, FRAME_SECONDS)
+    feed(consent, [*spoken(LINE), AgentText(28, " Hello")])
+    consent.lost(29)
+    assert heard_at(consent, 100) is not None
+    assert consent.released() == [AgentText(28, " Hello")]
+    consent.lost(60)
+    assert consent.heard
+
+
+def test_the_gap_between_two_workers_is_no_silence_after_which_the_line_is_said_again() -> None:
+    consent = Consent(LINE, FRAME_SECONDS)
+    feed(consent, spoken(LINE)[:4])
+    lose(consent, 13, 100)
+    assert not any(consent.say_again(frame) for frame in range(113, 113 + round(SAY_AGAIN_AFTER / 0.08) - 1))
+    assert consent.say_again(113 + round(SAY_AGAIN_AFTER / 0.08))
+
+
 def test_a_line_that_was_not_heard_is_said_again_when_the_agent_is_silent_and_not_for_ever() -> None:
     consent = Consent(LINE, FRAME_SECONDS)
     feed(consent, [*spoken(LINE)[:4], Flush(14), *spoken("Go on.", at=40)])
@@ -123,7 +214,7 @@ def test_a_line_that_was_not_heard_is_said_again_when_the_agent_is_silent_and_no
     assert not consent.say_again(9_999)
 
 
-@given(st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["text", "flush"])), max_size=40))
+@given(st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["text", "flush", "lost"])), max_size=40))
 @example([(0, "text"), (1, "text"), (2, "text"), (6, "text"), (1, "text")])
 def test_the_line_is_never_heard_before_its_last_word_was_played(steps: list[tuple[int, str]]) -> None:
     """Whatever is cut where: when it counts as heard, its words were said in order and played to their end."""
@@ -142,16 +233,39 @@ def test_the_line_is_never_heard_before_its_last_word_was_played(steps: list[tup
                 return
         if what == "text":
             consent.admit(AgentText(frame, words[wait % 4]))
+        elif what == "lost":
+            consent.lost(frame)
         else:
             consent.admit(Flush(frame))
 
 
-def held_call(script: dict[int, list[Output]], folder: Path, seconds: float = 8.0) -> tuple[Call, list[Utterance]]:
+class LostSession(ScriptedSession):
+    """Its answers have columns; frames from `first` up to `end` are answered by nobody."""
+
+    def __init__(self, script: dict[int, list[Output]], first: int, end: int) -> None:
+        super().__init__(script)
+        self.gap = range(first, end)
+
+    async def outputs(self) -> AsyncIterator[Output]:
+        async for output in super().outputs():
+            if not isinstance(output, AgentFrame):
+                yield output
+            elif output.index in self.gap:
+                yield AgentFrame(output.index, bytes(FRAME_BYTES))
+            else:
+                yield replace(output, tokens=bytes(TOKENS_BYTES))
+
+
+def held_call(
+    script: dict[int, list[Output]], folder: Path, seconds: float = 8.0, gap: tuple[int, int] | None = None
+) -> tuple[Call, list[Utterance]]:
     """A call with a consent line on a line that also presses keys at 0.5 s and 6 s."""
     told: list[Utterance] = []
     leg = MemoryLeg(seconds=seconds)
     plan = CallPlan("bank", "abc123", SessionRequest("c1"), consent=LINE)
     engine = ScriptedEngine(script)
+    if gap is not None:
+        engine.session = LostSession(script, *gap)
 
     async def run() -> Call:
         recorder = Recorder(RecordingPlan(folder, after_consent=True))
@@ -195,3 +309,28 @@ def test_a_call_whose_line_is_cut_off_leaves_nothing_and_asks_for_it_again(
     assert told == []
     assert not folder.exists()
     assert "never heard, so nothing was kept" in caplog.text
+
+
+@pytest.mark.parametrize("place", range(7))
+def test_a_call_whose_line_lost_a_word_with_its_worker_leaves_nothing(place: int, tmp_path: Path) -> None:
+    """Nobody goes on with the call, nor does whoever would begin after that word."""
+    folder, words = tmp_path / "cut", spoken(LINE, at=5)
+    script: dict[int, list[Output]] = {word.index: [word] for word in words[: place + 1]}
+    script |= {word.index + 20: [replace(word, index=word.index + 20)] for word in words[place + 1 :]}
+    lost = words[place].index + 1
+    call, told = held_call(script, folder, gap=(lost, lost + 20))
+    assert call.transcript.utterances() == []
+    assert told == []
+    assert not folder.exists()
+
+
+def test_a_call_whose_lost_word_is_said_again_is_kept_from_the_end_of_the_line(tmp_path: Path) -> None:
+    words = spoken(LINE, at=5)
+    script: dict[int, list[Output]] = {word.index: [word] for word in words[:4]}
+    script |= {word.index + 24: [replace(word, index=word.index + 24)] for word in words[3:]}
+    script[70] = [AgentText(70, " Hello.")]
+    call, _ = held_call(script, tmp_path, gap=(18, 38))
+    assert [utterance.text for utterance in call.transcript.utterances()] == ["Hello.", "[keypad 5]"]
+    left, _ = samples(tmp_path / "call.wav")
+    # The last word begins with frame 53, at 4.24 s, and takes 0.32 s.
+    assert 4.24 + 0.32 + 0.1 <= int(np.argmax(np.abs(left) > 0)) / 8_000 < 4.9
