@@ -21,8 +21,8 @@ SILENCE = bytes(FRAME_BYTES)
 FRAMES = 100
 
 
-@pytest.mark.parametrize(("cores", "processes"), [(None, 1), (1, 1), (7, 1), (8, 2), (16, 4), (32, 8), (64, 8)])
-def test_there_is_a_process_for_every_four_cores_up_to_eight(
+@pytest.mark.parametrize(("cores", "processes"), [(None, 1), (1, 1), (5, 1), (6, 2), (16, 5), (24, 8), (64, 8)])
+def test_there_is_a_process_for_every_three_cores_up_to_eight(
     cores: int | None, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
