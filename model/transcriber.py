@@ -29,8 +29,8 @@ HEADER = struct.Struct("<BIII")
 OPEN, FRAME, CLOSE, FINISH = 1, 2, 3, 4
 MOST_PROCESSES = 8
 CORES_EACH = 3
-"""One process for so many cores, at least one. A call takes some 4 % of a core, one of many digits 10 %: the five
-processes of 16 cores carry 130 callers (by calculation from `python -m model.bench.transcriber`, deploy/benchmarks.md)."""
+"""One process for so many cores, at least one. A call takes some 4 % of a core, one of many digits 10 %: the five of
+16 cores carry 130 callers, by calculation (`python -m model.bench.transcriber`, deploy/benchmarks.md)."""
 BEHIND = 16 << 20
 """Bytes that may wait for a process, some three minutes of one call; frames beyond are not transcribed."""
 MUCH_WAITS = 1 << 18
