@@ -363,5 +363,5 @@ def test_other_work_is_begun_only_if_the_next_step_can_wait_for_it_or_a_prompt_c
     calls._jobs.append(Job(call, iter(()), pressing=False))  # type: ignore[arg-type]
     assert not calls.work()
     assert calls.wake_at() == rig.now + 0.001, "nobody looks again before"
-    call.base = calls._window - 1 - call.columns.end - 10
+    call.base = calls._room._window - 1 - call.columns.end - 10
     assert calls.work()

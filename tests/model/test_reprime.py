@@ -6,6 +6,7 @@ Parts are two columns long here, and one is done after each frame, so that frame
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from heapq import heapify, heappop, heappush
 
 import pytest
@@ -82,7 +83,7 @@ def go_on(rig: Rig, other: Rig, asked: Sampling, cut: int, columns: list[bytes])
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls are re-primed so early that there is time for as many parts."""
-    monkeypatch.setattr("model.calls.Calls._margin", 16)
+    monkeypatch.setattr("model.window_room.WindowRoom.margin", 16)
 
 
 @pytest.mark.usefixtures("soon")
@@ -117,6 +118,36 @@ def test_a_call_taken_over_that_speaks_before_it_has_its_past_knows_all_that_cam
     assert came_between[0] >= LEAST
     assert not second.calls.cuts
     go_on(second, Rig(narrow, brief, slots=1), sampling, 0, first.columns(1) + second.columns(1))
+
+
+def test_calls_taken_over_together_that_wait_for_the_spare_memory_keep_their_prompts(
+    models: Models, short: Models, brief: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has as much of a past as fits when it is taken over; until its turn comes that is too much."""
+    monkeypatch.setattr("model.history.CHUNK", 2)
+    monkeypatch.setattr("model.history._FEW", 2)
+    monkeypatch.setattr("model.calls.FAST_FRAMES", 3)
+    calls, context = 4, short.config.transformer.context
+    first, second = Rig(short, brief, slots=1, context="sliding"), Rig(short, brief, slots=calls)
+    first.open(1, request(prompt=""))
+    prompt = first.calls._calls[1].prompt
+    assert prompt is not None
+    whole = context - 1 - prompt.frames - max(2, context // 20)
+    first.speak(1, 0, whole)
+    resume, history = first.history(1, 0)
+    for session in range(calls):
+        second.calls.open(session, request(f"c{session}", prompt="", resume=replace(resume)), history)
+    while sum(map(len, second.told.values())) < calls:
+        second.settle(once=True)
+    for index in range(whole, whole + 60):
+        for session in range(calls):
+            second.hear(session, index, caller_pcm(0, index))
+        second.now += FRAME
+        while any(not frames or frames[-1].index < index for frames in map(second.frames, range(calls))):
+            second.calls.work()
+        for _ in range(6):
+            second.part()
+    assert second.calls.unprompted == 0
 
 
 @pytest.mark.usefixtures("soon")
