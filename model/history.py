@@ -92,10 +92,10 @@ def kept_frames(context: int, prompt: int) -> int:
     """How many of the newest frames stay with a prompt of `prompt` frames when a slot is re-primed.
 
     Together 45 % of a window of `context`: what is kept is read again each time the rest of the window is full, so
-    keeping more costs more, and that more often. With 128 calls and an H200's 44,000 columns a second, re-primed some
-    400 frames before they must be, 1,300 of 3,000 take 4 % of its time and 2,500 take 91 %; less by a prompt that need
-    not be read, but copied. Prompts that would leave less than a twentieth of the window are not taken
-    (`model.prompt.check_length`).
+    keeping more costs more, and that more often. One re-priming took an H200 371 ms beside 127 calls that spoke
+    (deploy/benchmarks.md). If each of 128 is re-primed every 1,500 frames, as a window of 3,000 lets them be, that is
+    two fifths of the time, by calculation; with 2,500 frames kept it would have to be done every 350, which cannot be.
+    Prompts that would leave less than a twentieth of the window are not taken (`model.prompt.check_length`).
     """
     return max(1, context * 9 // 20 - prompt)
 

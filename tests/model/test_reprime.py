@@ -174,9 +174,9 @@ def test_a_call_that_hangs_up_while_it_is_reprimed_leaves_the_spare_memory_to_th
 def test_128_calls_that_began_together_are_reprimed_in_time_for_an_hour_on_an_h200(prompt: int) -> None:
     """By numbers alone, in frames: one after another, through the spare memory, who had least room when it asked first.
 
-    One takes 218 ms beside 127 others that speak (deploy/benchmarks.md).
+    One took 371 ms beside 127 others that spoke (deploy/benchmarks.md).
     """
-    context, slots, took = 3_000, 128, 0.218 / FRAME
+    context, slots, took = 3_000, 128, 0.371 / FRAME
     margin, whole = context // 20, context - 1 - prompt
     ahead = [renewed_ahead(context, prompt, slot, margin) for slot in range(slots)]
     assert max(map(ahead.count, ahead)) * took < margin, "those who ask at once have had their turn before the end"
@@ -196,7 +196,9 @@ def test_128_calls_that_began_together_are_reprimed_in_time_for_an_hour_on_an_h2
         now, busy = now + took, busy + took
         assert now < asked + room, f"the call in slot {slot} lost its prompt"
         heappush(asks, (asked + whole - kept_frames(context, prompt) - later, later, slot))
-    assert busy < 0.3 * now
+    between = whole - kept_frames(context, prompt) - later
+    assert busy <= slots * took * (now / between + 1), "each once, and again when what is left of the window is full"
+    assert busy < 0.45 * now, "the rest is for calls that are opened and taken over"
 
 
 @pytest.mark.parametrize("told", [EngineOptions(""), EngineOptions("", context="sliding")], ids=["nothing", "to slide"])
