@@ -23,6 +23,7 @@ from model.prompt import PromptTooLong
 from model.prompt_cache import Prompt, PromptCache
 from model.scheduler import Account, Frame, Refused, Scheduler
 from model.shared_passes import SharedPasses
+from model.standstill import DEVICE, Standstill
 from model.voice import VoiceError
 from model.voices import VoiceRefused
 from model.window_room import WindowRoom
@@ -68,8 +69,9 @@ class Calls:
         tell: Tell,
         clock: Callable[[], float],
         context: Context = "reprime",
+        step: float = 0.0,
     ) -> None:
-        """`clock` tells seconds: the clock by which caller frames came."""
+        """`clock` tells seconds: the clock by which caller frames came. `step`: those of a step of one call."""
         self.stepper, self.scheduler, self.prompts = stepper, scheduler, prompts
         self.cuts = self.faults = self.steps = self.unprompted = 0
         """unprompted: frames answered without all of the prompt, which came back too late."""
@@ -87,6 +89,7 @@ class Calls:
         self._jobs: list[Job] = []
         self._spares = stepper.spare_lm_slots
         self._interleaving = Interleaving()
+        self._standstill, self._device_done = Standstill(step), True
 
     # What comes in.
 
@@ -94,6 +97,8 @@ class Calls:
         """A call wants a slot. It is told Ready when it can speak, or an Error."""
         first = request.resume.next_index if request.resume else 0
         try:
+            if still := self._standstill.device_refusal if request.resume else self._standstill.refusal:
+                raise Refused(still)
             slot = self.scheduler.open(self._now(), first, under_way=request.resume is not None)
         except Refused as refused:
             self._tell(session, Error("full", str(refused)))
@@ -165,8 +170,14 @@ class Calls:
     # Work.
 
     def work(self) -> bool:
-        """A step of the slots that are due, or a part of other work. False if there was nothing to do, or no time."""
-        frames = self.scheduler.due(self._now())
+        """A step of the slots that are due, or a part of other work. False if there was nothing to do, or no time.
+
+        Raises DeviceHung.
+        """
+        now = self._now()
+        device = None if self._device_done or not self._jobs else "busy"
+        self._standstill.look(now, {DEVICE: device, **self._assets.unfinished()})
+        frames = self.scheduler.due(now)
         if frames and not self._interleaving.starved(self._waiting):
             self._interleaving.stepped()
             self._step(frames)
@@ -178,6 +189,11 @@ class Calls:
         if frames:
             self._step(frames)
         return did or bool(frames)
+
+    @property
+    def refusal(self) -> str:
+        """Why no call is taken, though there may be slots: work beside the steps stands still. Empty if calls are."""
+        return self._standstill.refusal
 
     @property
     def _has_time(self) -> bool:
@@ -239,6 +255,7 @@ class Calls:
     def _advance_job(self) -> bool:
         """The most pressing part of what can go on. False if nothing can."""
         with self.stepper.aside() as free:
+            self._device_done = free
             parts = self._next_parts() if free else None
         for part in parts or ():
             if part.did is None:
@@ -255,7 +272,7 @@ class Calls:
 
         Then what calls have left behind is wiped. Only then those that get their past back, least room first. While
         anybody waits to speak, one that has room does not begin a part: resumed together, all speak before any of them
-        remembers more. None: nothing was done.
+        remembers more; but whose work stands still may wait for ever. None: nothing was done.
         """
         waiting = [job for job in self._jobs if job.pressing]
         parts, all_came = self._parts_of(waiting)
@@ -264,7 +281,7 @@ class Calls:
         if self.stepper.wipe():
             return []
         for room, job in self._room.least_first(self._jobs, bool(self._spares)):
-            if waiting and room > self._room.margin:
+            if waiting and room > self._room.margin and not self._standstill.refusal:
                 continue
             if (part := do_part(job)).did is not False:
                 return [part]
