@@ -229,6 +229,8 @@ class Calls:
         if not result.finite[row]:
             self.faults += 1
             log.error("call %s: numbers that are none came out of frame %d", call.request.call_id, index)
+            if call.prompt is not None:
+                self.prompts.distrust(call.prompt)
             self._end(call, Error("failed", "the model's numbers broke down; the call's slot was closed"))
             return
         tokens = result.tokens[row].tolist()

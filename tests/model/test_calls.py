@@ -161,6 +161,23 @@ def test_a_slot_whose_numbers_break_down_is_closed_and_its_neighbour_goes_on(mod
     assert len(rig.frames(3)) == 2
 
 
+def test_a_prompt_that_was_kept_with_numbers_that_are_none_is_read_anew_after_it_has_cost_a_call(
+    rig: Rig,
+) -> None:
+    rig.open(1, request())
+    rig.calls.close(1)
+    ((_, saved),) = rig.prompts._kept.values()
+    for ring in saved.rings:
+        ring[...] = float("nan")
+    rig.open(2, request("unlucky"))
+    rig.speak(2, 0, 1)
+    assert isinstance(rig.told[2][-1], Error)
+    for session, prompt in ((3, "you are a kind teacher"), (4, "you are another")):
+        assert is_ready(rig.open(session, request(f"c{session}", prompt=prompt)))
+        rig.speak(session, 0, 2)
+        assert len(rig.frames(session)) == 2
+
+
 def test_a_caller_whose_frames_get_lost_is_heard_as_silent_there(rig: Rig, models: Models, tiny: ModelFolder) -> None:
     rig.open(1, request())
     rig.speak(1, 0, 2)
