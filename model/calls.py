@@ -244,7 +244,11 @@ class Calls:
         self._tell(call.session, AgentFrame(index, result.pcm[row].astype("<i2").tobytes(), column))
         if clip:
             self._tell(call.session, Played(index, clip))
-        if self._reprimes and not call.renewing and self._room.nearly_full(call):
+        if call.renewing:
+            return
+        if not self._reprimes:
+            call.columns.forget(self._room.in_sight_from(call))
+        elif self._room.nearly_full(call):
             call.apart = True
             self._renew(call, self._room.renewed_from(call))
 

@@ -43,6 +43,10 @@ class WindowRoom:
         assert call.prompt is not None, "it speaks"
         return call.columns.end - kept_frames(self._window, call.prompt.frames)
 
+    def in_sight_from(self, call: Call) -> int:
+        """The first of a call's frames that the model can have in its sight, be its prompt as short as it may."""
+        return call.columns.end - self._window
+
     def nearly_full(self, call: Call) -> bool:
         """Whether it is time to re-prime it; each slot at a time of its own, the first time."""
         assert call.prompt is not None, "it speaks"
