@@ -121,6 +121,24 @@ def test_what_a_call_leaves_in_memory_is_wiped_behind_the_steps_of_others(rig: R
     assert rig.calls.wake_at() is None
 
 
+def test_what_a_call_heard_and_said_last_and_was_told_to_say_is_overwritten_when_it_ends(rig: Rig) -> None:
+    rig.open(1, request(greeting="hello Ann"))
+    rig.open(2, request("other"))
+    rig.speak(1, 0, 3)
+    stepper, (slot, other) = rig.stepper, (call.slot for call in rig.calls._calls.values())
+    stepper.step([slot, other], [caller_pcm(0, 3), caller_pcm(1, 0)])
+    assert len(stepper._buffers) == 2
+    mirrored = [part for buffers in stepper._buffers.values() for part in (buffers._in, buffers._out)]
+    words = (stepper.words._pieces[slot], stepper.words._here[0][slot])
+    assert all(bool(part.any()) for part in words)
+    assert all(bool(part.any()) for one in mirrored for part in (one._here, one._there))
+    rig.calls.close(1)
+    assert not any(bool(part.any()) for part in words)
+    assert not any(bool(part.any()) for one in mirrored for part in (one._here, one._there))
+    rig.speak(2, 1, 3)
+    assert len(rig.frames(2)) == 3
+
+
 def test_a_slot_that_is_taken_again_at_once_is_wiped_first_and_never_afterwards(
     models: Models, tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
