@@ -156,7 +156,7 @@ def _compose(yaml: YAML, raw: bytes) -> Node:
         raise _Unusable(mark.line + 1 if mark else 1, f"is not valid YAML: {reason}") from None
     except RecursionError:
         raise _Unusable(1, "is nested too deeply") from None
-    except YAMLError as error:
+    except (YAMLError, ValueError, OverflowError) as error:  # the latter for a character beyond any, as "\U00110000"
         raise _Unusable(1, f"is not valid YAML: {str(error).splitlines()[0]}") from None
     if node is None:
         raise _Unusable(1, "is empty")
@@ -187,7 +187,7 @@ class _Reader:
             return [self.read(child, (*loc, place)) for place, child in enumerate(node.value)]
         try:
             return self._yaml.constructor.construct_object(node)
-        except (ValueError, YAMLError):
+        except (ValueError, KeyError, YAMLError):  # a date that there is not, `!!bool maybe`
             return self._refuse(line, loc, "cannot be read as a value; put it in quotes")
 
     def _mapping(self, node: MappingNode, loc: Loc) -> dict[str, Any]:

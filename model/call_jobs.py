@@ -34,6 +34,8 @@ class Call:
     early: list[tuple[int, bytes, float]] = field(default_factory=list)
     """Caller frames that came before it could speak, and when."""
     renewing: bool = False
+    renewed_from: int = 0
+    """Where the memory begins that it waits for, or that is filled for it."""
     apart: bool = False
     """Whether its window was nearly full once, and it was re-primed at a time of its own: from then on it is apart from
     those that it began with."""

@@ -17,14 +17,16 @@ from model.call_speech import CallSpeech
 from model.codec_passes import CodecPasses
 from model.engine import Stepper, StepResult
 from model.engine_options import NAME, Context
-from model.history import FAST_FRAMES, HASTY_FRAMES, TakenOver, kept_frames, refill, renewed_ahead
+from model.history import FAST_FRAMES, HASTY_FRAMES, TakenOver, refill
 from model.interleaving import Interleaving
 from model.prompt import PromptTooLong
 from model.prompt_cache import Prompt, PromptCache
 from model.scheduler import Account, Frame, Refused, Scheduler
 from model.shared_passes import SharedPasses
+from model.standstill import DEVICE, Standstill
 from model.voice import VoiceError
 from model.voices import VoiceRefused
+from model.window_room import WindowRoom
 from model.wire import (
     AgentFrame,
     AgentText,
@@ -47,8 +49,6 @@ Tell = Callable[[int, FromWorker], None]
 
 _LOOK_AGAIN = 0.0005
 """Seconds until work that waits for a thread or the device is looked at again."""
-_LITTLE_ROOM = 16
-"""Frames that are few, before a call loses its prompt."""
 _FEW_WAITING = 16
 """Calls that may wait to speak at once while each gets as much of its past as if it were alone."""
 _TOGETHER = 16
@@ -69,8 +69,9 @@ class Calls:
         tell: Tell,
         clock: Callable[[], float],
         context: Context = "reprime",
+        step: float = 0.0,
     ) -> None:
-        """`clock` tells seconds: the clock by which caller frames came."""
+        """`clock` tells seconds: the clock by which caller frames came. `step`: those of a step of one call."""
         self.stepper, self.scheduler, self.prompts = stepper, scheduler, prompts
         self.cuts = self.faults = self.steps = self.unprompted = 0
         """unprompted: frames answered without all of the prompt, which came back too late."""
@@ -82,12 +83,13 @@ class Calls:
         self._tell = tell
         self._now = clock
         self._reprimes = context == "reprime"
-        self._window = stepper.models.config.transformer.context
+        self._room = WindowRoom(stepper.models.config.transformer.context)
         self._calls: dict[int, Call] = {}
         self._by_slot: dict[int, Call] = {}
         self._jobs: list[Job] = []
         self._spares = stepper.spare_lm_slots
         self._interleaving = Interleaving()
+        self._standstill, self._device_done = Standstill(step), True
 
     # What comes in.
 
@@ -95,6 +97,8 @@ class Calls:
         """A call wants a slot. It is told Ready when it can speak, or an Error."""
         first = request.resume.next_index if request.resume else 0
         try:
+            if still := self._standstill.device_refusal if request.resume else self._standstill.refusal:
+                raise Refused(still)
             slot = self.scheduler.open(self._now(), first, under_way=request.resume is not None)
         except Refused as refused:
             self._tell(session, Error("full", str(refused)))
@@ -135,9 +139,8 @@ class Calls:
     def renew(self, session: int) -> None:
         """Give a call its prompt back with the newest of its past, as it gets it before its window is full."""
         call = self._calls[session]
-        assert call.prompt is not None, "it speaks"
         if not call.renewing:
-            self._renew(call, call.columns.end - kept_frames(self._window, call.prompt.frames))
+            self._renew(call, self._room.renewed_from(call))
 
     def remembering(self, session: int) -> bool:
         """Whether more of a call's past than it speaks with is being read beside it."""
@@ -167,8 +170,14 @@ class Calls:
     # Work.
 
     def work(self) -> bool:
-        """A step of the slots that are due, or a part of other work. False if there was nothing to do, or no time."""
-        frames = self.scheduler.due(self._now())
+        """A step of the slots that are due, or a part of other work. False if there was nothing to do, or no time.
+
+        Raises DeviceHung.
+        """
+        now = self._now()
+        device = None if self._device_done or not self._jobs else "busy"
+        self._standstill.look(now, {DEVICE: device, **self._assets.unfinished()})
+        frames = self.scheduler.due(now)
         if frames and not self._interleaving.starved(self._waiting):
             self._interleaving.stepped()
             self._step(frames)
@@ -182,12 +191,14 @@ class Calls:
         return did or bool(frames)
 
     @property
+    def refusal(self) -> str:
+        """Why no call is taken, though there may be slots: work beside the steps stands still. Empty if calls are."""
+        return self._standstill.refusal
+
+    @property
     def _has_time(self) -> bool:
         """Whether the next step can wait for other work, or that must come before a call loses its prompt."""
-        if self._interleaving.has_time(self._now(), self.scheduler.next_due()):
-            return True
-        room = max(self._margin // 2, _LITTLE_ROOM)
-        return any(self._room(job.call) <= room for job in self._jobs if not job.pressing)
+        return self._interleaving.has_time(self._now(), self.scheduler.next_due()) or self._room.urgent(self._jobs)
 
     @property
     def _waiting(self) -> int:
@@ -218,6 +229,8 @@ class Calls:
         if not result.finite[row]:
             self.faults += 1
             log.error("call %s: numbers that are none came out of frame %d", call.request.call_id, index)
+            if call.prompt is not None:
+                self.prompts.distrust(call.prompt)
             self._end(call, Error("failed", "the model's numbers broke down; the call's slot was closed"))
             return
         tokens = result.tokens[row].tolist()
@@ -225,14 +238,19 @@ class Calls:
         if piece:
             self._tell(call.session, AgentText(index, piece))
         clip = call.speech.returned(tokens)
-        if self._reprimes and self._room(call) < 0:
+        if self._reprimes and self._room.left(call) < 0:
             self._count_unprompted(call, index)
         column = call.columns.append(result.columns[row])
         self._tell(call.session, AgentFrame(index, result.pcm[row].astype("<i2").tobytes(), column))
         if clip:
             self._tell(call.session, Played(index, clip))
-        if self._reprimes and not call.renewing:
-            self._watch_window(call)
+        if call.renewing:
+            return
+        if not self._reprimes:
+            call.columns.forget(self._room.in_sight_from(call))
+        elif self._room.nearly_full(call):
+            call.apart = True
+            self._renew(call, self._room.renewed_from(call))
 
     def _end(self, call: Call, error: Error) -> None:
         self._tell(call.session, error)
@@ -243,6 +261,7 @@ class Calls:
     def _advance_job(self) -> bool:
         """The most pressing part of what can go on. False if nothing can."""
         with self.stepper.aside() as free:
+            self._device_done = free
             parts = self._next_parts() if free else None
         for part in parts or ():
             if part.did is None:
@@ -259,7 +278,7 @@ class Calls:
 
         Then what calls have left behind is wiped. Only then those that get their past back, least room first. While
         anybody waits to speak, one that has room does not begin a part: resumed together, all speak before any of them
-        remembers more. None: nothing was done.
+        remembers more; but whose work stands still may wait for ever. None: nothing was done.
         """
         waiting = [job for job in self._jobs if job.pressing]
         parts, all_came = self._parts_of(waiting)
@@ -267,9 +286,9 @@ class Calls:
             return parts
         if self.stepper.wipe():
             return []
-        for room, job in self._by_room():
-            if waiting and room > self._margin:
-                break
+        for room, job in self._room.least_first(self._jobs, bool(self._spares)):
+            if waiting and room > self._room.margin and not self._standstill.refusal:
+                continue
             if (part := do_part(job)).did is not False:
                 return [part]
         return None
@@ -286,17 +305,6 @@ class Calls:
             if (part := do_part(job)).did is not False:
                 parts.append(part)
         return parts, True
-
-    def _by_room(self) -> list[tuple[int, Job]]:
-        """Those that get their past back, least room first, and their room.
-
-        Who has a spare has no more of it than who waits for one, and cannot begin before this is done.
-        """
-        deep = [(self._room(job.call), job) for job in self._jobs if not job.pressing]
-        waiting = () if self._spares else (room for room, job in deep if not job.call.has_spare)
-        least = min(waiting, default=self._window)
-        rooms = [(min(room, least) if job.call.has_spare else room, job) for room, job in deep]
-        return sorted(rooms, key=lambda each: each[0])
 
     def _opening(self, call: Call, history: History) -> Generator[bool]:
         """From the request to a slot that speaks."""
@@ -333,30 +341,13 @@ class Calls:
     def _taking_over(self, call: Call, prompt: Prompt, taken: TakenOver) -> Generator[bool]:
         """Speak again with the newest frames; the rest follows, if there is room for it."""
         columns = taken.columns
-        room = self._window - 1 - prompt.frames - self._margin
-        whole = columns.start
-        if columns.end - columns.start > room:
-            # The newest frame at least, though the prompt leave less room than the margin: the next step goes on there.
-            whole = max(columns.start, columns.end - max(1, room // 2))
+        whole = self._room.beginning(columns.start, columns.end, prompt.frames)
         fast = max(whole, columns.end - (FAST_FRAMES if self._crowd <= _FEW_WAITING else HASTY_FRAMES))
         yield from taken.fill(self.stepper, self.prompts, call.share, prompt, call.slot, fast)
         call.columns = columns
         call.base = prompt.frames - fast
         if fast > whole or whole > columns.start:
             self._renew(call, whole)
-
-    @property
-    def _margin(self) -> int:
-        """Frames before the window's end by which a call is re-primed: it goes on while that is done."""
-        return max(2, self._window // 20)
-
-    def _watch_window(self, call: Call) -> None:
-        """Re-prime a call before the window pushes its prompt out; each slot at a time of its own, the first time."""
-        assert call.prompt is not None
-        prompt = call.prompt.frames
-        if self._room(call) <= renewed_ahead(self._window, prompt, None if call.apart else call.slot, self._margin):
-            call.apart = True
-            self._renew(call, call.columns.end - kept_frames(self._window, prompt))
 
     def _count_unprompted(self, call: Call, index: int) -> None:
         """Re-priming did not come to its turn in time: this frame was answered without the prompt's beginning."""
@@ -369,21 +360,20 @@ class Calls:
                 *(call.request.call_id, index),
             )
 
-    def _room(self, call: Call) -> int:
-        """Frames until the window pushes its prompt out."""
-        return self._window - 1 - call.columns.end - call.base
-
     def _renew(self, call: Call, start: int) -> None:
-        call.renewing = True
-        self._jobs.append(Job(call, self._renewing(call, start), pressing=False))
+        call.renewing, call.renewed_from = True, start
+        self._jobs.append(Job(call, self._renewing(call), pressing=False))
 
-    def _renewing(self, call: Call, start: int) -> Generator[bool]:
-        """Fill a spare language memory with the prompt and the frames from `start` on, and put it in place."""
+    def _renewing(self, call: Call) -> Generator[bool]:
+        """Fill a spare language memory with the prompt and the newest frames, and put it in place."""
         assert call.prompt is not None
         while not self._spares:
             yield False
         stepper, spare = self.stepper, self._spares.pop()
         call.has_spare = True
+        # It may have waited for long, while its columns grew.
+        start = self._room.beginning(call.renewed_from, call.columns.end, call.prompt.frames)
+        call.renewed_from = start
         try:
             yield from refill(self.prompts, call.prompt, spare, call.columns, start)
             base = call.prompt.frames - start

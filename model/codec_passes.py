@@ -84,9 +84,16 @@ class CodecPasses:
         mimi, codec, device = stepper.models.mimi, stepper.codec, stepper.device
         missing = next(size for size in _SIZES if size >= len(slots)) - len(slots) if self._padded else 0
         rows = torch.tensor([*slots, *[stepper.slots] * missing], device=device)
-        batch = torch.stack([*given, *[torch.zeros_like(given[0])] * missing]).to(device)
+        here = torch.stack([*given, *[torch.zeros_like(given[0])] * missing])
+        batch = here.to(device)
+        heard = None
         if batch.dtype == SOUND:
-            sound = batch[:, None].float() / _SCALE
-            return mimi.encode_step(codec, rows, sound, stepper.models.config.codebooks)
-        mimi.remember(codec, rows, batch)
-        return None
+            sound = batch[:, None].float().div_(_SCALE)
+            heard = mimi.encode_step(codec, rows, sound, stepper.models.config.codebooks)
+            sound.zero_()
+        else:
+            mimi.remember(codec, rows, batch)
+        # Copies of what callers said: the memory is free from here on, and may be nobody's for long.
+        here.zero_()
+        batch.zero_()
+        return heard

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -89,6 +89,11 @@ class _Buffers:
     def download(self) -> None:
         self._out.download()
 
+    def clear(self) -> None:
+        """Overwrite what the last step read and wrote, in the stream that steps."""
+        self._in.clear()
+        self._out.clear()
+
 
 class _Mirrored:
     """Tensors that lie together on the host and on the device, so that one copy moves them all."""
@@ -113,6 +118,11 @@ class _Mirrored:
     def download(self) -> None:
         if self._here is not self._there:
             self._here.copy_(self._there, non_blocking=True)
+
+    def clear(self) -> None:
+        self._here.zero_()
+        if self._here is not self._there:
+            self._there.zero_()
 
 
 class Stepper:
@@ -152,6 +162,8 @@ class Stepper:
         self._buffers = {batch: self._buffer(batch) for batch in self._batches}
         self._aside = stream(self.device, LOW_PRIORITY) if self.device.type == "cuda" else None
         self._steps = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+        self._used: set[int] = set()
+        """Batches that hold what the last step of so many was about."""
         self._graphs = StepGraphs(self._run, self._batches, self.device)
 
     def _buffer(self, batch: int) -> _Buffers:
@@ -188,6 +200,11 @@ class Stepper:
         self.let_go_lm(self.lm_slot[slot])
         self.codec.reset(self._numbers[slot : slot + 1])
         self.speech.reset(slot)
+        # Nothing of a step is under way on the host: each is waited for. The next one comes after this in its stream.
+        with nullcontext() if self._steps is None else torch.cuda.stream(self._steps):
+            for batch in self._used:
+                self._buffers[batch].clear()
+        self._used.clear()
 
     def reset_lm(self, lm_slot: int) -> None:
         """The same for a language memory alone, before it is filled: wiped it is now, if it was not."""
@@ -254,6 +271,7 @@ class Stepper:
         count = len(slots)
         batch = self.batch_for(count)
         buffers = self._buffers.get(batch) or self._buffers.setdefault(batch, self._buffer(batch))
+        self._used.add(batch)
         buffers.slots_in.numpy()[:count] = slots
         buffers.slots_in.numpy()[count:] = self.slots
         buffers.hear(pcm)

@@ -1,7 +1,8 @@
 """What the worker's process and the engine's tell each other over their channel: the wire's messages, each tagged.
 
-Owns one byte before each message that tells text from bytes from an open request from a caller's frame, and the time
-that such a frame carries. Session 0 is the engine itself: it sends its state. Standard library only.
+Owns one byte before each message that tells text from bytes from an open request from a caller's frame, the time that
+such a frame carries, and how large the channel is. Session 0 is the engine itself: it sends its state. Standard library
+only.
 """
 
 from __future__ import annotations
@@ -10,10 +11,16 @@ import struct
 from dataclasses import dataclass
 
 from model import wire
+from model.capacity import MOST_SLOTS
 from model.wire import CallerFrame, Close, FromWorker, History, Play, Say, SessionRequest
 
 CONTROL = 0
 """The session that is none: the engine's own reports."""
+RING_LEAST = 8 << 20
+RING_SLOT = 1 << 20
+"""Bytes each way, and for each slot: what the server lets one session have unanswered, twice."""
+OPENS_FILL = 0.75
+"""The part of the way to the engine that requests with their histories may fill: the rest is for sound of calls."""
 _OPEN, _FRAME, _TEXT, _BYTES = b"O", b"F", b"T", b"B"
 _LENGTH = struct.Struct("<I")
 _CAME = struct.Struct("<d")
@@ -32,6 +39,14 @@ class Heard:
 
 Told = Heard | Say | Play | Close
 """What the engine is told of a session once it is open."""
+
+
+def ring_size(slots: int) -> int:
+    """Bytes each way of the channel to an engine with so many slots, 0: as many as it chooses.
+
+    It chooses when the channel is there. Memory is taken only where something was put once, which in time is all.
+    """
+    return max(RING_LEAST, RING_SLOT * (slots or MOST_SLOTS))
 
 
 def encode_open(request: SessionRequest, history: History) -> bytes:

@@ -29,6 +29,7 @@ from model.folder import FolderInvalid
 from model.load import WeightsError
 from model.ring import Channel, Ends, PeerGone, RingFull
 from model.scheduler import Scheduler
+from model.standstill import DeviceHung
 from model.tokenizer import TokenizerError
 from model.wire import FromWorker, Play, Say
 
@@ -70,6 +71,8 @@ def main() -> int:
             raise
         # The device's memory means nothing after this: the process must end, its calls go on elsewhere.
         _report(channel, f"the device has failed: {str(error).strip().splitlines()[0]}")
+    except DeviceHung as error:
+        _report(channel, str(error))
     except RingFull:
         log.critical("the worker's process takes nothing any more; the engine ends")
     return 1
@@ -120,6 +123,7 @@ class Loop:
             self._tell,
             time.monotonic,
             options.context,
+            engine.costs.get(1, 0.0),
         )
         self._state = EngineState()
         self._state_at = self._said_at = 0.0
@@ -170,7 +174,7 @@ class Loop:
         scheduler, calls = self._scheduler, self._calls
         return EngineState(
             capacity=scheduler.capacity,
-            refusal=scheduler.refusal(time.monotonic()),
+            refusal=calls.refusal or scheduler.refusal(time.monotonic()),
             steps=calls.steps,
             frames=scheduler.frames,
             late_frames=scheduler.late,

@@ -159,11 +159,16 @@ class TakenOver:
         cls, config: LMConfig, share: Share, slot: int, resume: Resume, history: History
     ) -> Generator[bool, None, TakenOver]:
         """Give the codec of fresh `slot` the caller's newest sound. Raises ValueError for an unfit history."""
-        columns = _repaired(config, Columns(resume.cut, history.columns))
+        known = Columns(resume.cut, history.columns)
+        columns = _repaired(config, known)
+        known.wipe()
         codes = torch.zeros((config.codebooks, 0), dtype=torch.long)
         sound = torch.from_numpy(np.frombuffer(history.caller_pcm, "<i2").astype(np.int16))
-        if sound.shape[0]:
-            codes = yield from share.hear(slot, sound)
+        try:
+            if sound.shape[0]:
+                codes = yield from share.hear(slot, sound)
+        finally:
+            sound.zero_()
         return cls(config, resume, columns, codes)
 
     def fill(

@@ -23,7 +23,7 @@ from model import engine_wire
 from model.capacity import check_asked
 from model.engine_options import NAME, EngineOptions, EngineRefused, EngineState
 from model.engine_watch import LOOK_SECONDS, EngineWatch
-from model.engine_wire import CONTROL, Heard, Told
+from model.engine_wire import CONTROL, OPENS_FILL, Heard, Told, ring_size
 from model.metrics import Histogram
 from model.ring import Channel, Ends, PeerGone, RingFull, make_channel
 from model.scheduler import LATE_CALLS
@@ -52,13 +52,9 @@ from model.wire import (
 
 log = logging.getLogger(__name__)
 
-RING_LEAST = 8 << 20
-RING_SLOT = 1 << 20
-"""Bytes each way, and for each slot: what the server lets one session have unanswered, twice."""
 STOP_SECONDS = 3.0
 """The engine's process has so long to end once we have let go of it."""
-ASSUMED_SLOTS = 64
-"""Where the engine chooses their number."""
+BEHIND = "the worker's engine has too much to read; no call is taken until it has caught up"
 QUIET = "the worker's engine does not answer; no call is taken until it does"
 
 
@@ -226,8 +222,7 @@ class PersonaplexEngine:
         check_asked(self._options.slots)
         loop = asyncio.get_running_loop()
         self._up, self._lost = loop.create_future(), loop.create_future()
-        size = max(RING_LEAST, RING_SLOT * (self._options.slots or ASSUMED_SLOTS))
-        self._channel, ends = make_channel(size)
+        self._channel, ends = make_channel(ring_size(self._options.slots))
         # Not as an argument: prompts are nobody else's business on this machine, and may be longer than one can be.
         self._channel.put(CONTROL, self._options.to_json().encode())
         self._spawn(ends)
@@ -278,11 +273,14 @@ class PersonaplexEngine:
 
     async def resume(self, request: SessionRequest, history: History) -> PersonaplexSession:
         if self._watch.quiet:
-            raise _silent()
+            raise _refused(QUIET)
+        data = engine_wire.encode_open(request, history)
+        if self._channel is not None and self._channel.fill(len(data)) > OPENS_FILL:
+            raise _refused(BEHIND)
         number = next(self._numbers)
         session = self._sessions[number] = PersonaplexSession(self, number, self._transcriber, request.call_id)
         try:
-            self._put(number, engine_wire.encode_open(request, history))
+            self._put(number, data)
             await session.opened
             session.listen(request, history)
         except BaseException:
@@ -362,7 +360,7 @@ class PersonaplexEngine:
             log.error("the engine's process says nothing any more; no call is taken until it does")
             for session in self._sessions.values():
                 if not session.opened.done():
-                    session.fail(_silent())
+                    session.fail(_refused(QUIET))
 
     def _kill(self, reason: str) -> None:
         """End the process. Its end is not waited for: one that hangs in a driver may not be killed at once."""
@@ -398,8 +396,8 @@ def _gone() -> SessionEnded:
     return SessionEnded(Error("draining", "the worker's engine has ended; it is started anew"), CloseCode.GOING_AWAY)
 
 
-def _silent() -> SessionEnded:
-    return SessionEnded(Error("full", QUIET), CloseCode.TRY_AGAIN_LATER)
+def _refused(reason: str) -> SessionEnded:
+    return SessionEnded(Error("full", reason), CloseCode.TRY_AGAIN_LATER)
 
 
 def _ended(error: Error) -> SessionEnded | WireError:

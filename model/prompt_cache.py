@@ -179,6 +179,12 @@ class PromptCache:
         """Bytes that its memory takes."""
         return prompt.positions * sum(ring[:, 0, :, :1].nbytes for ring in self._stepper.state.kv.rings())
 
+    def distrust(self, prompt: Prompt) -> None:
+        """Forget what is kept that begins like it: what a call was filled with gave numbers that are none, and so may
+        all that have it in common."""
+        for key in [key for key, (other, _) in self._kept.items() if prompt.shared(other)]:
+            del self._kept[key]
+
     def warm(self, prompt: Prompt) -> bool:
         """Read a prompt into the cache, through a spare language memory, before there are calls.
 

@@ -63,6 +63,10 @@ class Ring:
         self._put_count[0] = at + needed
         self._wiped = max(self._wiped, at + needed - self._size)
 
+    def fill(self, more: int) -> float:
+        """What part of it would be taken if a message of so many bytes were put."""
+        return (self._put_count[0] - self._taken_count[0] + _HEADER.size + more) / self._size
+
     def get(self) -> tuple[int, bytes] | None:
         """Session and bytes of the oldest message, if there is one."""
         at = self._taken_count[0]
@@ -152,6 +156,10 @@ class Channel:
             pass  # The bell has not been heard for long: it still rings.
         except BrokenPipeError as error:
             raise PeerGone from error
+
+    def fill(self, more: int) -> float:
+        """What part of the way to the other side would be taken with a message of so many bytes."""
+        return self._out.fill(more)
 
     def get(self) -> tuple[int, bytes] | None:
         """The oldest message that has come, if there is one."""

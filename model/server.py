@@ -205,11 +205,13 @@ class WorkerServer:
         return None
 
     def _readiness(self, connection: ServerConnection) -> Response:
-        """200 with a free slot, else 503; the body says how many there are, and what we speak."""
-        refuses = isinstance(self.engine, SupervisedEngine) and bool(self.engine.refusal)
-        free = 0 if refuses else self.slots.free
+        """200 with a free slot, else 503; the body says how many there are, what we speak, and why no call is taken."""
+        refusal = self.engine.refusal if isinstance(self.engine, SupervisedEngine) else ""
+        free = 0 if refusal else self.slots.free
         body: dict[str, Any] = {"engine": self.engine.name, "capacity": self.slots.capacity, "free": free}
         body["subprotocols"] = wire.SUBPROTOCOLS
+        if refusal:
+            body["refusal"] = refusal
         status = HTTPStatus.OK if free > 0 else HTTPStatus.SERVICE_UNAVAILABLE
         response = connection.respond(status, json.dumps(body) + "\n")
         del response.headers["Content-Type"]

@@ -30,6 +30,9 @@ PUBLISHED = (
 RECORDS = "voices.yaml"
 LONGEST_SECONDS = 30.0
 """Of a recording: each second takes 12 frames of the model's memory in every call."""
+_NO_YAML = (YAMLError, ValueError, OverflowError, KeyError, RecursionError)
+"""What the reader raises: other than its own error for a date that there is not, a number or a character beyond any,
+`!!bool maybe`, and a thousand brackets."""
 _HEADER = "Consent to the use of recorded voices. Kept by `callplex voices`; a recording without a record is refused.\n"
 
 
@@ -178,7 +181,7 @@ def _read(recordings: Path) -> dict[str, dict[str, Any]]:
     try:
         text = path.read_text() if path.exists() else ""
         data = YAML(typ="safe").load(text) or {}
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
+    except (OSError, *_NO_YAML) as error:
         raise VoiceRefused(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     voices = data.get("voices", {}) if isinstance(data, dict) else None
     if not isinstance(voices, dict) or not all(isinstance(record, dict) for record in voices.values()):

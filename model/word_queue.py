@@ -71,6 +71,8 @@ class WordQueue:
     def reset(self, slot: int) -> None:
         """Make `slot` as good as new."""
         self.stop(slot)
+        for told in (*self._here, self._pieces, self._begins):
+            told[slot].zero_()  # names and facts of a call
         self._waited[slot].fill_(0)
         self._last[slot].fill_(TEXT_PAD)
 

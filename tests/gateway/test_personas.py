@@ -189,6 +189,9 @@ def test_a_mistake_is_told_with_its_line_and_field(folder: Folder, old: str, new
         (b"a: &a [x]\nb: &b [*a, *a]\n", "bank.yaml:1: a: anchors and aliases are not allowed"),
         (b"{a: 1, [b]: 2}", "bank.yaml:1: the name of a field must be text"),
         (b"x: " + b"9" * 5000, "bank.yaml:1: x: cannot be read as a value"),
+        (b"x: !!bool maybe", "bank.yaml:1: x: cannot be read as a value"),
+        (b'x: "\\U00110000"', "bank.yaml:1: is not valid YAML: "),
+        (b'x: "\\UFFFFFFFF"', "bank.yaml:1: is not valid YAML: "),
     ],
 )
 def test_a_file_that_is_no_persona_is_told_in_a_sentence(folder: Folder, content: bytes, problem: str) -> None:

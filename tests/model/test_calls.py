@@ -121,6 +121,24 @@ def test_what_a_call_leaves_in_memory_is_wiped_behind_the_steps_of_others(rig: R
     assert rig.calls.wake_at() is None
 
 
+def test_what_a_call_heard_and_said_last_and_was_told_to_say_is_overwritten_when_it_ends(rig: Rig) -> None:
+    rig.open(1, request(greeting="hello Ann"))
+    rig.open(2, request("other"))
+    rig.speak(1, 0, 3)
+    stepper, (slot, other) = rig.stepper, (call.slot for call in rig.calls._calls.values())
+    stepper.step([slot, other], [caller_pcm(0, 3), caller_pcm(1, 0)])
+    assert len(stepper._buffers) == 2
+    mirrored = [part for buffers in stepper._buffers.values() for part in (buffers._in, buffers._out)]
+    words = (stepper.words._pieces[slot], stepper.words._here[0][slot])
+    assert all(bool(part.any()) for part in words)
+    assert all(bool(part.any()) for one in mirrored for part in (one._here, one._there))
+    rig.calls.close(1)
+    assert not any(bool(part.any()) for part in words)
+    assert not any(bool(part.any()) for one in mirrored for part in (one._here, one._there))
+    rig.speak(2, 1, 3)
+    assert len(rig.frames(2)) == 3
+
+
 def test_a_slot_that_is_taken_again_at_once_is_wiped_first_and_never_afterwards(
     models: Models, tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +177,23 @@ def test_a_slot_whose_numbers_break_down_is_closed_and_its_neighbour_goes_on(mod
     assert is_ready(rig.open(3, request("next")))
     rig.speak(3, 0, 2)
     assert len(rig.frames(3)) == 2
+
+
+def test_a_prompt_that_was_kept_with_numbers_that_are_none_is_read_anew_after_it_has_cost_a_call(
+    rig: Rig,
+) -> None:
+    rig.open(1, request())
+    rig.calls.close(1)
+    ((_, saved),) = rig.prompts._kept.values()
+    for ring in saved.rings:
+        ring[...] = float("nan")
+    rig.open(2, request("unlucky"))
+    rig.speak(2, 0, 1)
+    assert isinstance(rig.told[2][-1], Error)
+    for session, prompt in ((3, "you are a kind teacher"), (4, "you are another")):
+        assert is_ready(rig.open(session, request(f"c{session}", prompt=prompt)))
+        rig.speak(session, 0, 2)
+        assert len(rig.frames(session)) == 2
 
 
 def test_a_caller_whose_frames_get_lost_is_heard_as_silent_there(rig: Rig, models: Models, tiny: ModelFolder) -> None:
@@ -363,5 +398,5 @@ def test_other_work_is_begun_only_if_the_next_step_can_wait_for_it_or_a_prompt_c
     calls._jobs.append(Job(call, iter(()), pressing=False))  # type: ignore[arg-type]
     assert not calls.work()
     assert calls.wake_at() == rig.now + 0.001, "nobody looks again before"
-    call.base = calls._window - 1 - call.columns.end - 10
+    call.base = calls._room._window - 1 - call.columns.end - 10
     assert calls.work()

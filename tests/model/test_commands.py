@@ -47,6 +47,15 @@ def test_a_voice_without_consent_is_wrong_use_or_refused(tmp_path: Path) -> None
     assert (status, error) == (1, "callplex: NATF2 is published with the model; only recordings can be removed\n")
 
 
+def test_a_date_that_there_is_not_in_the_records_is_told_in_a_sentence(tmp_path: Path) -> None:
+    records = tmp_path / "personas" / "voices" / "voices.yaml"
+    records.parent.mkdir(parents=True)
+    records.write_text("voices:\n  ann:\n    when: 2026-02-30\n")
+    status, shown, error = callplex(tmp_path, "voices", "list")
+    assert (status, shown) == (1, "")
+    assert error == "callplex: personas/voices/voices.yaml cannot be read: day is out of range for month\n"
+
+
 @pytest.mark.skipif(find_spec("hibari") is None, reason="the rehearsal engine is not installed")
 def test_what_a_model_cannot_say_becomes_no_clip(tmp_path: Path) -> None:
     """The tiny model makes noise; the real recogniser hears no words in it."""

@@ -15,11 +15,12 @@ from collections.abc import Iterator
 import pytest
 
 from model import personaplex
+from model.capacity import MOST_SLOTS
 from model.engine_watch import HUNG_SECONDS, LOOK_SECONDS
-from model.engine_wire import CONTROL
-from model.personaplex import QUIET
+from model.engine_wire import CONTROL, RING_LEAST, RING_SLOT, ring_size
+from model.personaplex import BEHIND, QUIET
 from model.session import SessionEnded
-from model.wire import FRAME_BYTES, AgentFrame, Error, Ready
+from model.wire import FRAME_BYTES, AgentFrame, CallerFrame, Error, History, Ready, Resume
 from tests.model.played_engine import READY, PlayedEngine, played
 from tests.model.rig import request
 
@@ -52,6 +53,37 @@ async def test_a_session_that_is_being_opened_when_the_engine_falls_silent_is_re
         assert await anext(session.outputs()) == AgentFrame(0, SOUND)
         engine.look(now)
         assert engine.refusal == ""
+
+
+async def test_an_engine_that_is_behind_takes_no_other_call_and_loses_none_of_those_it_has() -> None:
+    """As when many are resumed at once, each with half a megabyte, while it does something that takes long."""
+    async with played() as engine:
+        opening, held = await engine.opens(request("held"))
+        engine.says(held, Ready("personaplex"))
+        session = await opening
+        assert engine._channel is not None
+        engine._channel.put(held + 1, bytes(7 * RING_LEAST // 10))
+        history = History(b"", bytes(RING_LEAST // 10 // FRAME_BYTES * FRAME_BYTES))
+        resume = Resume(caller_frames=len(history.caller_pcm) // FRAME_BYTES)
+        with pytest.raises(SessionEnded) as ended:
+            await engine.resume(request("comes", resume=resume), history)
+        assert ended.value.error == Error("full", BEHIND)
+        for index in range(100):
+            session.push(CallerFrame(index, SOUND))
+        while engine.theirs.get() is not None:
+            pass
+        opening = asyncio.create_task(engine.resume(request("comes again", resume=resume), history))
+        await asyncio.sleep(0)
+        asked = engine.theirs.get()
+        assert asked is not None
+        assert asked[0] > held, "and it heard nothing of the one before"
+        engine.says(asked[0], Ready("personaplex"))
+        await opening
+
+
+def test_a_channel_is_large_enough_for_all_calls_that_an_engine_may_choose_to_hold() -> None:
+    assert ring_size(0) == ring_size(MOST_SLOTS) == MOST_SLOTS * RING_SLOT
+    assert ring_size(1) == RING_LEAST
 
 
 async def test_our_own_standstill_is_not_held_against_the_engine() -> None:

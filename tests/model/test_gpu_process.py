@@ -22,6 +22,7 @@ from model.engine_wire import CONTROL, Heard
 from model.folder import ModelFolder
 from model.ring import Channel, make_channel
 from model.scheduler import FRAME
+from model.standstill import DeviceHung
 from model.wire import CallerFrame, Close, FromWorker, History, Late
 from tests.model.rig import Rig, caller_pcm, is_ready, request
 
@@ -66,6 +67,16 @@ def test_an_error_of_the_device_ends_the_process_with_one_sentence(
     failure = EngineState.from_json(data.decode()).failure
     assert failure == "the device has failed: CUDA error: device-side assert triggered"
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_device_that_hangs_ends_the_process_with_one_sentence(
+    channel: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails_with(DeviceHung("the device hangs"), monkeypatch)
+    assert gpu_process.main() == 1
+    message = channel.get()
+    assert message is not None
+    assert EngineState.from_json(message[1].decode()).failure == "the device hangs"
 
 
 def test_a_defect_of_our_own_is_not_taken_for_the_devices(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> None:

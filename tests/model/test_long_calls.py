@@ -227,6 +227,26 @@ def test_a_sliding_window_is_the_references_and_cuts_nothing(short: Models, brie
     assert rig.calls.unprompted == 0, "it is what was asked for"
 
 
+def test_of_a_call_with_a_sliding_window_no_more_is_held_than_is_in_its_sight(
+    short: Models, brief: ModelFolder
+) -> None:
+    rig, other = (Rig(short, brief, context="sliding") for _ in range(2))
+    rig.open(1, request(prompt=""))
+    last = 2 * WINDOW
+    rig.speak(1, 0, last)
+    columns = rig.calls._calls[1].columns
+    assert (columns.end, columns.start) == (last, last - WINDOW)
+    assert columns.data(last - WINDOW) == b"".join(rig.columns(1)[-WINDOW:])
+    resume, history = rig.history(1, 0, missed=2)
+    assert isinstance(other.open(1, request(prompt="", resume=resume), history), wire.Ready)
+    (missed,) = (message for message in other.told[1] if isinstance(message, wire.Columns))
+    assert (missed.index, len(missed.columns)) == (last, 2 * wire.TOKENS_BYTES)
+    other.settle()
+    assert not other.calls.remembering(1)
+    other.speak(1, last + 2, last + 2 + WINDOW)
+    assert [frame.index for frame in other.frames(1)] == list(range(last + 2, last + 2 + WINDOW))
+
+
 def test_across_a_slid_window_no_engine_can_go_on_exactly_though_it_goes_on(short: Models, brief: ModelFolder) -> None:
     """Not a defect that could be mended: what the deeper layers keep of a frame was made of frames since forgotten.
 

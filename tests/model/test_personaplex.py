@@ -169,6 +169,7 @@ async def test_an_engine_that_stands_still_takes_no_call_and_has_lost_nothing_wh
         async with session(url, request("while nobody knows")) as early:
             assert await told(early) == Error("full", QUIET)
         await readiness(url, 503)
+        assert httpx.get(_base(url) + "/readyz", timeout=20).json()["refusal"] == QUIET  # noqa: ASYNC210  nobody waits
         async with session(url, request("while it is known")) as late:
             assert await told(late) == Error("full", QUIET)
         engine.resume()

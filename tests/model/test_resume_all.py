@@ -246,7 +246,7 @@ def test_who_holds_the_spare_has_no_more_room_than_who_waits_for_it(second: Rig)
     for _ in range(20):
         calls._advance_job()
     assert not calls._spares, "somebody waits, and all have room"
-    hurried.base = calls._window - 2 - hurried.columns.end
+    hurried.base = calls._room._window - 2 - hurried.columns.end
     for _ in range(20):
         calls._advance_job()
     assert not hurried.renewing
@@ -265,7 +265,7 @@ def test_one_whose_window_is_nearly_full_does_not_wait_for_others_to_speak(secon
     for _ in range(20):
         calls._advance_job()
     assert int(second.stepper.state.kv.offsets[spare]) == 0, "somebody waits, and all have room"
-    hurried.base = calls._window - 2 - hurried.columns.end
+    hurried.base = calls._room._window - 2 - hurried.columns.end
     calls._advance_job()
     assert int(second.stepper.state.kv.offsets[spare]) > 0
     second.reading.set()

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from model import warming
-from model.codec_passes import CodecPasses
+from model.codec_passes import CodecPasses, CodecWork
 from model.conversation import Models
 from model.engine import Stepper
 from model.history import CODEC_FRAMES, FAST_FRAMES, HASTY_FRAMES, Columns, _agent_codes
 from model.long_reads import LongReads, Read
+from model.mimi.codec import MimiState
 from model.shared_passes import SharedPasses
 from model.wire import FRAME_SAMPLES
 
@@ -83,6 +84,36 @@ def test_each_call_of_a_pass_gets_what_it_would_alone(models: Models, padded: bo
     for slot in (0, 1, 2):
         assert same(memory(together, slot), memory(alone, slot))
     assert same(memory(together, 3), before)
+
+
+@pytest.mark.parametrize("given", [sound(1, 25), codes(1, 25)], ids=["sound", "codes"])
+def test_nothing_of_what_a_pass_was_given_is_left_in_memory_of_its_own(
+    models: Models, monkeypatch: pytest.MonkeyPatch, given: Tensor
+) -> None:
+    mimi, seen, heard = models.mimi, list[Tensor](), given.clone()
+    stack, encode, remember = torch.stack, mimi.encode_step, mimi.remember
+
+    def stacked(tensors: list[Tensor], dim: int = 0) -> Tensor:
+        made = stack(tensors, dim)
+        if not seen:
+            seen.append(made)
+        return made
+
+    def encoded(state: MimiState, slots: Tensor, pcm: Tensor, n_q: int | None = None) -> Tensor:
+        seen.append(pcm)
+        return encode(state, slots, pcm, n_q)
+
+    def remembered(state: MimiState, slots: Tensor, spoken: Tensor) -> None:
+        seen.append(spoken)
+        remember(state, slots, spoken)
+
+    monkeypatch.setattr("model.codec_passes.torch.stack", stacked)
+    monkeypatch.setattr(mimi, "encode_step", encoded)
+    monkeypatch.setattr(mimi, "remember", remembered)
+    CodecPasses(Stepper(models, 1)).do([CodecWork(0, given)])
+    assert len(seen) >= 2
+    assert not any(bool(part.any()) for part in seen)
+    assert torch.equal(given, heard), "which is its owner's"
 
 
 def test_a_past_is_cut_into_the_few_lengths_that_passes_have(models: Models) -> None:

@@ -98,6 +98,20 @@ def test_records_that_cannot_be_read_permit_nothing(voices: Path, text: str) -> 
         permitted(voices, "ann")
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["2026-02-30", "2026-01-01T25:00:00", "9" * 5000, "!!bool maybe", '"\\U00110000"', '"\\UFFFFFFFF"', "[" * 3000],
+)
+def test_a_record_with_a_value_that_there_cannot_be_is_refused_as_one_that_is_no_yaml(
+    voices: Path, tmp_path: Path, value: str
+) -> None:
+    path = voices / "voices.yaml"
+    path.write_text(path.read_text().replace("'2026-03-30'", value))
+    for read in (lambda: permitted(voices, "ann"), lambda: list_voices(tmp_path, voices)):
+        with pytest.raises(VoiceRefused, match=r"voices\.yaml cannot be read: "):
+            read()
+
+
 def test_a_date_that_yaml_reads_as_one_is_as_good(voices: Path) -> None:
     path = voices / "voices.yaml"
     path.write_text(path.read_text().replace("'2026-03-30'", "2026-03-30"))
