@@ -14,7 +14,7 @@ import pytest
 from gateway.call import Call, CallPlan
 from gateway.pool import WorkerPool
 from gateway.recording.recorder import Recorder, RecordingPlan
-from gateway.resume import ResumingPool
+from gateway.resuming_pool import ResumingPool
 from gateway.settings import load_settings
 from model.server import WorkerServer
 from model.wire import FRAME_SECONDS, CallerFrame, History, SessionRequest
