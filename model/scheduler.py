@@ -9,6 +9,11 @@ little; many calls share a few, so that each step reads the weights for as many 
 frame which has just missed its tick could not be answered in time. A call whose frames come when too many others' do
 waits a few ticks more in every frame, as far as its deadline allows, so that steps do not burst.
 
+Where steps take most of the time there is no room to wait: with 128 calls on an H200 a tick is 40 ms and a step of all
+39. Callers whose clocks agree, as those of one carrier may, then all come to one tick, and together might miss it by
+little and be late. So a group that is fuller than reckoned with is stepped before its tick, once nobody else is
+expected before it; and where all in one step would still be late, in two, if so nobody is.
+
     frame arrives ──> queue of its slot ──> due at the next tick in use, held a little ──> step ──> account
 """
 
@@ -44,6 +49,8 @@ LATE_CALLS = (0, 1, 2, 5, 10, 25, 50, 100, 250)
 """Bounds of the histogram of calls by their late frames."""
 _FULLER = 1.25
 """A step at a tick that many callers come to, by the mean."""
+_TIGHT = 0.95 * FRAME
+"""Seconds after which an answer is in danger: more than `LATEST`, so that one of a step begun a little late is not."""
 _ROUNDING = 1e-9
 _NUMBERS = (16, 8, 4, 2, 1)
 """Of ticks that may be in use."""
@@ -106,6 +113,12 @@ class Frame:
     arrived: float
     wanted: float
     """From when its answer is waited for: `arrived`, or later where it was sent ahead of its time."""
+
+
+class _Waiting(NamedTuple):
+    tick: float
+    """At which it is due."""
+    frame: Frame
 
 
 @dataclass(slots=True)
@@ -241,18 +254,20 @@ class Scheduler:
 
     def due(self, now: float) -> list[Frame]:
         """The frames to step now, at most one a slot, those that wait longest first. They leave their queues."""
-        ready = [
-            state.waiting[0] for state in self._open.values() if state.waiting and self._due(state) <= now + _ROUNDING
-        ]
-        ready.sort(key=lambda frame: frame.arrived)
-        chosen = ready[: self._largest]
+        waiting = self._waiting()
+        ready = [one for one in waiting if one.tick <= now + _ROUNDING]
+        if not ready and (group := _of_next_tick(waiting)) and self._begins(group) <= now + _ROUNDING:
+            ready = group
+        frames = sorted((one.frame for one in ready), key=lambda frame: frame.arrived)[: self._largest]
+        chosen = frames[: self._in_time(frames, now)]
         for frame in chosen:
             self._open[frame.slot].waiting.popleft()
         return chosen
 
     def next_due(self) -> float | None:
         """When `due` has something next; None if nothing waits."""
-        return min((self._due(state) for state in self._open.values() if state.waiting), default=None)
+        group = _of_next_tick(self._waiting())
+        return self._begins(group) if group else None
 
     def stepped(self, frames: Sequence[Frame], now: float) -> list[Frame]:
         """The answers of `frames` are ready: keep account. Returns those that were late."""
@@ -298,10 +313,53 @@ class Scheduler:
     def account(self, slot: int) -> Account:
         return self._open[slot].account
 
-    def _due(self, state: _Slot) -> float:
-        """When the first waiting frame is due. One that waited behind another is held no longer."""
-        frame = state.waiting[0]
-        return self._tick_after(frame.arrived) + self._held(state, frame.arrived)
+    def _waiting(self) -> list[_Waiting]:
+        """The first frame that waits of each call. One that waited behind another is held no longer."""
+        return [
+            _Waiting(self._tick_after(frame.arrived) + self._held(state, frame.arrived), frame)
+            for state in self._open.values()
+            if state.waiting and (frame := state.waiting[0])
+        ]
+
+    def _begins(self, group: Sequence[_Waiting]) -> float:
+        """When those that wait for the same tick are stepped: then; or before it, if they are more than reckoned with.
+
+        Nobody else is expected before it: at once. Somebody is, who may have left: when it is time for those who wait.
+        """
+        tick = group[0].tick
+        if len(group) <= self._full():
+            return tick
+        begins = max(one.frame.arrived for one in group)
+        if any(not state.waiting and -math.inf < state.expected <= tick for state in self._open.values()):
+            oldest = min(one.frame.wanted for one in group)
+            begins = max(begins, oldest + LATEST - cost_of(self._costs, len(group)))
+        return min(tick, begins)
+
+    def _full(self) -> int:
+        """The most calls that are reckoned with at one tick."""
+        return max(self._fuller(), self._most_within(BUSY * self._spacing()))
+
+    def _fuller(self) -> int:
+        return math.ceil(_FULLER * self.active / self._pace.ticks)
+
+    def _in_time(self, frames: Sequence[Frame], now: float) -> int:
+        """How many of `frames`, which waited longest first, are stepped now: all, but where in two steps nobody is late
+        who in one would be. Where somebody is late in any case, one step is the least work."""
+        count = len(frames)
+        if count <= self._full() or self._longest(frames, count, now) <= _TIGHT:
+            return count
+        sizes = (size for size in self._costs if size < count)
+        longest, first = min(((self._longest(frames, size, now), size) for size in sizes), default=(math.inf, count))
+        return first if longest <= FRAME else count
+
+    def _longest(self, frames: Sequence[Frame], first: int, now: float) -> float:
+        """Seconds that one of `frames` waits for its answer if so many are stepped now, and the others right after."""
+        waits, done = [], now
+        for part in (frames[:first], frames[first:]):
+            if part:
+                done += cost_of(self._costs, len(part))
+                waits.append(done - min(frame.wanted for frame in part))
+        return max(waits)
 
     def _held(self, state: _Slot, arrived: float) -> float:
         """A whole number of the ticks now in use, within the deadline: others may have been when it was chosen."""
@@ -311,7 +369,7 @@ class Scheduler:
 
     def _most_hold(self, arrived: float) -> float:
         """Seconds that a frame can wait beyond its tick and still be answered in time, by a step fuller than most."""
-        cost = cost_of(self._costs, math.ceil(_FULLER * self.active / self._pace.ticks))
+        cost = cost_of(self._costs, self._fuller())
         return LATEST - cost - (self._tick_after(arrived) - arrived)
 
     def _spacing(self) -> float:
@@ -326,12 +384,15 @@ class Scheduler:
         return max((count for count, took in self._costs.items() if took <= seconds + _ROUNDING), default=1)
 
     def _choose_hold(self, came: float) -> float:
-        """How long a new call's frames wait beyond their tick: until the first that has room.
+        """How long a new call's frames wait beyond their tick: until the first that has room. Where steps take most of
+        the time not at all: others' would not be over by then, and to step with them is less work.
 
         It stays so while the call lasts. When others have left, those that stay are not spread anew: of 64 calls that
         came at one phase, the 16 that stay may be stepped by 6, 3 and 7, where there are four ticks. None is late for
         that; but a hold that grew in the middle of a call would be a gap in what its caller hears.
         """
+        if self._pace.busy > BUSY:
+            return 0.0
         spacing, first = self._spacing(), self._tick_after(came)
         longest = min(LONGEST_HOLD, self._most_hold(came))
         room = max(math.ceil(self.active / self._pace.ticks), self._most_within(BUSY * spacing))
@@ -344,6 +405,11 @@ class Scheduler:
                 return held * spacing
             counts.append((count, held))
         return min(counts)[1] * spacing
+
+
+def _of_next_tick(waiting: Sequence[_Waiting]) -> list[_Waiting]:
+    tick = min((one.tick for one in waiting), default=0.0)
+    return [one for one in waiting if one.tick <= tick + _ROUNDING]
 
 
 def _overdue(state: _Slot, now: float) -> list[Frame]:

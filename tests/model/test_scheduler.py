@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections import deque
 
 import pytest
 
-from model.capacity import batch_sizes
 from model.scheduler import (
     BUSY,
     FRAME,
@@ -187,41 +185,6 @@ def test_calls_that_came_while_there_were_few_step_with_the_others_when_there_ar
 def test_a_few_calls_wait_for_a_tick_and_hardly_more() -> None:
     _, waited = when_all_talk(8)
     assert max(waited) <= 3 * FRAME / pace(8, QUICK).ticks
-
-
-def step_cost(count: int) -> float:
-    """Seconds of a step of `count` calls with full windows in FP8 on an H200: a line through what was measured."""
-    return 0.00637 + 0.00028 * count
-
-
-@pytest.mark.parametrize(
-    ("calls", "length"),
-    [
-        *((calls, 60) for calls in (1, 8, 33, 64, 100, 128, 150)),
-        pytest.param(128, 3_750, marks=pytest.mark.long, id="five minutes"),
-    ],
-)
-def test_nobody_is_late_at_any_phase_with_what_an_h200_takes_for_a_step(calls: int, length: int) -> None:
-    """Calls at random phases, whose frames come up to 8 ms late; the device is busy while it steps."""
-    chance = random.Random(calls)
-    scheduler = Scheduler(calls, costs={size: step_cost(size) for size in batch_sizes(calls)})
-    coming = [(chance.random() * FRAME, scheduler.open(0.0), 0) for _ in range(calls)]
-    coming = [(phase + index * FRAME, slot, index) for phase, slot, _ in coming for index in range(length)]
-    arriving = deque(sorted((due + chance.random() * 0.008, slot, index) for due, slot, index in coming))
-    now = 0.0
-    while arriving or scheduler.next_due() is not None:
-        while arriving and arriving[0][0] <= now:
-            arrived, slot, index = arriving.popleft()
-            scheduler.push(slot, index, b"", arrived)
-        frames = scheduler.due(now)
-        if frames:
-            now += step_cost(min(size for size in batch_sizes(calls) if size >= len(frames)))
-            scheduler.stepped(frames, now)
-            continue
-        moments = [moment for moment in (scheduler.next_due(), arriving[0][0] if arriving else None) if moment]
-        now = max(now, min(moments, default=now))
-    assert scheduler.frames == length * calls
-    assert scheduler.late == 0
 
 
 def test_a_full_step_takes_those_that_wait_longest_and_the_rest_comes_next() -> None:
