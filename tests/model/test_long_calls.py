@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -12,7 +13,7 @@ from model.conversation import Models
 from model.engine import StepResult
 from model.folder import ModelFolder
 from model.history import kept_frames
-from model.scheduler import FRAME
+from model.scheduler import FRAME, TICK
 from model.streaming import SavedKV
 from model.wire import Cut
 from tests.model.device import DEVICE
@@ -168,9 +169,14 @@ STEP, PART = 0.02, 0.025
 
 
 def talk_in_time(rig: Rig, frames: int) -> None:
-    """Frames of sessions 1 to 8 come every 80 ms, each at a phase of its own, whatever the engine does meanwhile."""
+    """Frames of sessions 1 to 8 come every 80 ms, each at a phase of its own, whatever the engine does meanwhile.
+
+    How long the calls took to open, of which voices are read by a thread, does not shift the phases against the ticks.
+    No frame comes with a tick: rounding would decide whether it is in that step or alone in the next.
+    """
+    rig.now = math.ceil(rig.now / FRAME) * FRAME
     coming = sorted(
-        (rig.now + index * FRAME + session * 0.01, session, index)
+        (rig.now + index * FRAME + session * 0.01 - TICK / 2, session, index)
         for session in range(1, EIGHT + 1)
         for index in range(frames)
     )
