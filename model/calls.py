@@ -17,7 +17,7 @@ from model.call_speech import CallSpeech
 from model.codec_passes import CodecPasses
 from model.engine import Stepper, StepResult
 from model.engine_options import NAME, Context
-from model.history import FAST_FRAMES, HASTY_FRAMES, TakenOver, kept_frames, refill, renewed_ahead
+from model.history import FAST_FRAMES, HASTY_FRAMES, TakenOver, kept_frames, refill, renewal_margin, renewed_ahead
 from model.interleaving import Interleaving
 from model.prompt import PromptTooLong
 from model.prompt_cache import Prompt, PromptCache
@@ -347,8 +347,7 @@ class Calls:
 
     @property
     def _margin(self) -> int:
-        """Frames before the window's end by which a call is re-primed: it goes on while that is done."""
-        return max(2, self._window // 20)
+        return renewal_margin(self._window)
 
     def _watch_window(self, call: Call) -> None:
         """Re-prime a call before the window pushes its prompt out; each slot at a time of its own, the first time."""

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from model.bench.beside import Beside, BesideCalls
+from model.bench.beside import Beside, BesideCalls, Repriming
 from model.bench.breakdown import Part, breakdown, measure
 from model.bench.device import CannotMeasure
 from model.bench.drive import Latency, lockstep
@@ -43,8 +43,9 @@ Say = Callable[[str], None]
 class Order:
     """What is to be measured. seconds: of each run of one configuration.
 
-    beside: the configurations measured with work beside the calls, None for all. steady: seconds of the run at random
-    phases, 0 for as long as the others; steady_for: the configurations of which that is so, None for all.
+    beside: the configurations measured with work beside the calls, None for all. steady: seconds of the run in which
+    calls get their prompts back, 0 for as long as the others; steady_for: the configurations of which that is so, None
+    for all.
     """
 
     size: Size
@@ -58,7 +59,7 @@ class Order:
     steady_for: tuple[int, ...] | None = None
 
     def seconds_at_random(self, slots: int) -> float:
-        """Of the run at random phases."""
+        """Of the run at random phases in which calls get their prompts back."""
         return self.steady if self.steady and (self.steady_for is None or slots in self.steady_for) else self.seconds
 
 
@@ -71,6 +72,9 @@ class Configuration:
     lockstep_10s: Latency
     """With calls of ten seconds: a step reads what they hold."""
     random_phases: Latency
+    """No call gets its prompt back meanwhile."""
+    repriming: Repriming
+    """The same where calls do, as often as in a worker."""
     memory_bytes: int
     """As the engine reckons before it loads, for just these slots; prompts that it keeps come on top."""
     memory: Memory
@@ -241,7 +245,7 @@ class Sweep:
         if launches is None:
             launches = sum(part.launches or 0 for part in parts.values())
         watch.over("parts")
-        phases, beside = self._talk(stepper, slots, costs, watch)
+        phases, repriming, beside = self._talk(stepper, slots, costs, watch)
         stand(stepper, slots, min(_SHORT, stepper.models.config.transformer.context // 4))
         short = lockstep(stepper, slots, order.seconds / 4)
         watch.over("lockstep_10s")
@@ -250,6 +254,7 @@ class Sweep:
             lockstep=full,
             lockstep_10s=short,
             random_phases=phases,
+            repriming=repriming,
             memory_bytes=self._reckoned(slots),
             memory=measured(stepper.slots, self._reckoned(stepper.slots), self._free, [stepper], device),
             launches=launches,
@@ -265,18 +270,20 @@ class Sweep:
 
     def _talk(
         self, stepper: Stepper, slots: int, costs: Mapping[int, float], watch: Stopwatch
-    ) -> tuple[Latency, dict[str, Beside]]:
-        """Calls at phases of their own, alone and, where it is asked for, with work beside them."""
+    ) -> tuple[Latency, Repriming, dict[str, Beside]]:
+        """Calls at phases of their own: alone, with their prompts given back, and with work beside them if asked."""
         order = self._order
         wanted = order.beside is None or slots in order.beside
-        calls = BesideCalls(stepper, slots, costs, order.seconds, self._frames, alone=not wanted)
+        calls = BesideCalls(stepper, slots, costs, order.seconds, self._frames)
         watch.over("opening calls")
-        phases = calls.random_phases(order.seconds_at_random(slots))
+        phases = calls.random_phases(order.seconds)
         watch.over("random_phases")
+        repriming = calls.repriming(order.seconds_at_random(slots))
+        watch.over("repriming")
         beside = calls.measure() if wanted else {}
         calls.close()
         watch.over("beside")
-        return phases, beside
+        return phases, repriming, beside
 
 
 def counted(slots: int) -> str:

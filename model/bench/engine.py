@@ -108,6 +108,9 @@ def _lines(found: Configuration) -> str:
         f"calls of 10 s {found.lockstep_10s.p50:.2f} ms, {found.lockstep_10s.steps} steps",
         f"  random phases {_quantiles(found.random_phases)}, {found.random_phases.misses} of "
         f"{found.random_phases.frames} frames late, {found.random_phases.mean_batch:.1f} slots a step",
+        f"  with prompts given back {_quantiles(found.repriming.latency)}, {found.repriming.latency.misses} of "
+        f"{found.repriming.latency.frames} frames late; {len(found.repriming.took)} given back, one each "
+        f"{found.repriming.every:.2f} s",
         f"  {shown}, host {found.host_ms:.2f} ms; {found.launches} launches",
         f"  reads {found.read_bytes / 1e9:.3f} GB, alone {found.read_ms:.2f} ms; a step {found.ratio:.2f} times that",
         f"  memory {found.memory_bytes / GB:.2f} GB as reckoned; {_memory(found.memory)}",
@@ -165,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kv-dtype", choices=list(DTYPES), default="bf16")
     parser.add_argument("--weights-dtype", choices=["bf16", "fp8"], default="bf16")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each run of one configuration")
-    parser.add_argument("--steady", type=float, default=0.0, help="seconds of the run at random phases instead")
+    parser.add_argument("--steady", type=float, default=0.0, help="seconds of the run with prompts given back instead")
     parser.add_argument("--steady-for", type=some_of, help="128: only these run for so long")
     parser.add_argument("--beside", type=some_of, help="64,128: only these with work beside the calls; or none")
     parser.add_argument(

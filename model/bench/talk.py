@@ -74,6 +74,7 @@ class Talk:
         self.stepper, self.slots = stepper, slots
         scheduler = Scheduler(slots + spare_slots, largest=max(costs), costs=costs)
         # All calls begin at once: they would get their prompts back at once, too, as calls that come one by one do not.
+        # Who measures what that costs asks for it.
         self.calls = Calls(stepper, scheduler, prompts, asking, self._tell, time.perf_counter, "sliding")
         self.refused: dict[int, str] = {}
         """Sessions that were not opened, and why."""

@@ -17,6 +17,7 @@ from model.bench.models import Sizes, fill_windows, random_models, sizes_of, sta
 from model.bench.talk import CallEnded, Job, Run, Talk
 from model.engine import Stepper
 from model.fp8 import E4M3
+from model.history import renewed_every
 from model.mimi.codec import Mimi, MimiState
 from model.scheduler import FRAME, Scheduler
 from model.wire import FRAME_SAMPLES
@@ -50,9 +51,9 @@ def stepper(monkeypatch: pytest.MonkeyPatch) -> Stepper:
     return make_stepper()
 
 
-def beside(stepper: Stepper, *, alone: bool = False) -> BesideCalls:
+def beside(stepper: Stepper) -> BesideCalls:
     stand(stepper, SLOTS, FRAMES)
-    return BesideCalls(stepper, SLOTS, {1: 0.01, 2: 0.01}, SECONDS, FRAMES, alone=alone)
+    return BesideCalls(stepper, SLOTS, {1: 0.01, 2: 0.01}, SECONDS, FRAMES)
 
 
 @dataclass
@@ -122,7 +123,7 @@ def test_others_talk_while_work_is_done_beside_them_however_short_the_run(seen: 
 def test_as_many_frames_come_as_the_time_has_however_late_they_are_seen(
     stepper: Stepper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    talk = beside(stepper, alone=True)._talk
+    talk = beside(stepper)._talk
     work, ends = talk.calls.work, time.perf_counter() + 0.5
 
     def slow() -> bool:
@@ -137,7 +138,7 @@ def test_as_many_frames_come_as_the_time_has_however_late_they_are_seen(
 
 
 def test_others_talk_until_the_work_is_done(stepper: Stepper) -> None:
-    talk = beside(stepper, alone=True)._talk
+    talk = beside(stepper)._talk
     seen = 0
 
     def over() -> bool:
@@ -186,6 +187,33 @@ def test_calls_that_an_engine_out_of_time_does_not_take_are_counted(
     assert found["resume_fast"].refused == ()
 
 
+def test_calls_get_their_prompts_back_as_often_as_a_workers_do(
+    stepper: Stepper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each once in its turn, no sooner than its time comes, and none is ended for it."""
+    calls = beside(stepper)
+    talk, seconds = calls._talk, 1.5
+    each = renewed_every(stepper.models.config.transformer.context, calls._asking.known.frames) * FRAME
+    monkeypatch.setattr("model.bench.beside.renewed_every", lambda context, prompt: SLOTS * 0.4 / FRAME)
+    renewed: list[tuple[int, float]] = []
+    renew = talk.calls.renew
+
+    def watched(session: int) -> None:
+        renewed.append((session, time.perf_counter()))
+        renew(session)
+
+    monkeypatch.setattr(talk.calls, "renew", watched)
+    begun = time.perf_counter()
+    found = calls.repriming(seconds)
+    assert each > 3, "the real one is too long for a test"
+    assert [session for session, _ in renewed] == [0, 1, 0, 1]
+    assert all(moment >= begun + at for (_, moment), at in zip(renewed, (0.2, 0.6, 1.0, 1.4), strict=True))
+    assert found.every == pytest.approx(0.4)
+    assert len(found.took) == talk.calls.cuts == 4
+    assert found.latency.frames >= sum(math.ceil((seconds - phase) / FRAME) for phase in talk._phases)
+    assert (stepper.state.kv.offsets[stepper.lm_slot[:SLOTS]] >= FRAMES).all(), "what comes after finds full windows"
+
+
 def test_windows_are_full_of_numbers_wherever_calls_have_their_memory(stepper: Stepper) -> None:
     rings = stepper.state.kv.rings()
     spare = stepper.spare_lm_slots[0]
@@ -197,7 +225,7 @@ def test_windows_are_full_of_numbers_wherever_calls_have_their_memory(stepper: S
 
 
 def test_a_call_that_the_engine_ends_ends_the_measuring(stepper: Stepper) -> None:
-    calls = beside(stepper, alone=True)
+    calls = beside(stepper)
     with torch.no_grad():
         stepper.models.lm.text_linear.weight.fill_(float("nan"))
     with pytest.raises(CallEnded, match="numbers broke down"):

@@ -29,6 +29,9 @@ def test_a_small_sweep_measures_everything(capsys: pytest.CaptureFixture[str]) -
     assert found["slots"] == 2
     assert found["lockstep"]["frames"] >= 40
     assert found["random_phases"]["frames"] in (12, 13, 14)  # half a second, two callers
+    assert found["repriming"]["latency"]["frames"] in (12, 13, 14)
+    assert found["repriming"]["took"] == [], "the first would come later"
+    assert found["repriming"]["every"] == pytest.approx(48 * 0.08 / 2)
     assert set(found["parts"]) == {"encode", "temporal", "depformer", "decode"}
     assert all(part["milliseconds"] > 0 and part["launches"] > 0 for part in found["parts"].values())
     assert found["ratio"] > 1
