@@ -32,7 +32,9 @@ class Beside:
 
     took: tuple[float, ...]
     others: Latency | None
-    """None where there are none."""
+    """Of their frames that waited for an answer while a piece of it was done; None where there were none."""
+    frames: int = 0
+    """Of the others in all of the run, most of which nothing was done beside."""
     refused: tuple[str, ...] = ()
     """Why calls were not opened: an engine whose frames run late takes none."""
 
@@ -108,9 +110,10 @@ class BesideCalls:
         for index, job in enumerate(jobs):
             job.at = self._first + index
         refused = len(self._talk.refused)
-        others = self._talk.run(self._seconds, jobs).latency()
+        run = self._talk.run(self._seconds, jobs)
         reasons = tuple(self._talk.refused.values())[refused:]
-        return Beside(tuple(job.took for job in jobs if job.took is not None), others, reasons)
+        took = tuple(job.took for job in jobs if job.took is not None)
+        return Beside(took, run.beside(jobs), len(run.frames), reasons)
 
     def _session(self, asked: Asked) -> Job:
         """From asking for a call until it has answered its caller and remembers all that it is to."""

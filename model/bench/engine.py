@@ -120,7 +120,8 @@ def _lines(found: Configuration) -> str:
         line = f"  {name}: "
         line += f"{took[len(took) // 2]:.1f} ms (median of {len(took)}), {took[-1]:.1f} the longest" if took else "none"
         if (others := one.others) is not None:
-            line += f"; others {others.p50:.2f} / {others.p99:.2f} ms, {others.misses} of {others.frames} late"
+            line += f"; others meanwhile {others.p50:.2f} / {others.p99:.2f} / {others.max:.2f} ms (p50 / p99 / max), "
+            line += f"{others.misses} late of {others.frames}, of the {one.frames} in all of the run"
         if one.refused:
             line += f"; refused {len(one.refused)}: {one.refused[-1]}"
         lines.append(line)

@@ -14,7 +14,7 @@ from torch import Tensor
 from model.bench.beside import Beside, BesideCalls
 from model.bench.drive import wait_until
 from model.bench.models import Sizes, fill_windows, random_models, sizes_of, stand
-from model.bench.talk import CallEnded, Job, Run, Talk
+from model.bench.talk import Answered, CallEnded, Job, Run, Talk
 from model.engine import Stepper
 from model.fp8 import E4M3
 from model.history import renewed_every
@@ -116,8 +116,8 @@ def test_others_talk_while_work_is_done_beside_them_however_short_the_run(seen: 
     assert len(seen.runs) == len(KINDS) - 1
     for done, jobs in seen.runs:
         assert jobs
-        assert all(any(came > job.asked for came, _ in done.frames) for job in jobs)
-        assert any(came < jobs[0].asked for came, _ in done.frames), "it finds calls in full swing"
+        assert all(any(came > job.asked for came, *_ in done.frames) for job in jobs)
+        assert any(came < jobs[0].asked for came, *_ in done.frames), "it finds calls in full swing"
 
 
 def test_as_many_frames_come_as_the_time_has_however_late_they_are_seen(
@@ -152,6 +152,45 @@ def test_others_talk_until_the_work_is_done(stepper: Stepper) -> None:
     assert not talk._unanswered
 
 
+def test_others_are_those_who_waited_while_the_work_was_done(stepper: Stepper, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = beside(stepper)
+    runs: list[Run] = []
+    run = Talk.run
+
+    def watched(self: Talk, seconds: float, jobs: Sequence[Job] = ()) -> Run:
+        runs.append(run(self, seconds, jobs))
+        return runs[-1]
+
+    monkeypatch.setattr(Talk, "run", watched)
+    ends = 0.0
+
+    def begin(moment: float) -> None:
+        nonlocal ends
+        ends = moment + 0.1
+
+    job = Job(begin, lambda: time.perf_counter() >= ends, lambda: None)
+    found = calls._run([job])
+    (done,) = runs
+    waited = [one for one in done.frames if one.came + one.took > job.asked and one.came < job.done]
+    assert found.others is not None
+    assert (found.others.frames, found.frames) == (len(waited), len(done.frames))
+    assert found.others.frames < found.frames, "those answered before it was asked for are not counted"
+    assert found.others.max == pytest.approx(1000 * max(one.took for one in waited))
+    assert 1 <= found.others.steps <= found.others.frames
+
+
+def test_frames_are_beside_work_if_they_wait_for_an_answer_meanwhile() -> None:
+    run = Run([Answered(0.0, 0.9, 1), Answered(0.5, 0.6, 2), Answered(1.5, 0.01, 3), Answered(2.1, 0.3, 4)], 4)
+    job = Job(lambda moment: None, lambda: True, lambda: None, asked=1.0, took=1_000.0)
+    refused = replace(job, took=None)
+    found = run.beside([job])
+    assert found is not None
+    assert (found.frames, found.steps) == (2, 2)
+    assert found.max == pytest.approx(600)
+    assert run.beside([refused]) is None, "it was no work"
+    assert run.beside([]) is None
+
+
 def test_one_with_more_of_a_past_is_there_once_it_remembers_all(
     stepper: Stepper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,7 +221,8 @@ def test_calls_that_an_engine_out_of_time_does_not_take_are_counted(
     for name in ("open_from_cache", "uncached_prompt"):
         assert found[name].took == ()
         assert found[name].refused == ("frames run late",)
-        assert found[name].others is not None
+        assert found[name].others is None, "nothing was done beside them"
+        assert found[name].frames > 0
     assert len(found["resume_fast"].took) == 1, "one that lost its worker is always taken"
     assert found["resume_fast"].refused == ()
 
