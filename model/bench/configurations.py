@@ -1,7 +1,8 @@
 """The sweep of the engine's benchmark over numbers of slots: what fits, and what is measured of each.
 
 Owns the order of it. One engine is built for the largest number and measured with fewer, too; where its device's
-memory does not suffice after all, the next smaller one is built. Knows no command line and prints nothing itself.
+memory does not suffice after all, the next smaller one is built. A number whose kernels fail is left out. Knows no
+command line and prints nothing itself.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 
 from model.bench.beside import Beside, BesideCalls, Repriming
 from model.bench.breakdown import Part, breakdown, measure
-from model.bench.device import CannotMeasure
+from model.bench.device import CannotMeasure, device_error, one_line
 from model.bench.drive import Latency, lockstep
 from model.bench.floor import ReadOnly, nbytes, step_reads
 from model.bench.memory import Memory, begin_peaks, free_bytes, give_back, measured, out_of_memory
@@ -127,6 +128,12 @@ class Sweep:
         self._slot = slot_bytes(sizes.lm, sizes.mimi, kv_item(order.kv_dtype, sizes.lm.transformer.head_dim))
         self._free = free_bytes(device)
         self._fixed = 0
+        self._at = 0
+        """Slots that are measured; 0 while the engine is built."""
+        self._nothing = "fits"
+        """What is to be said if nothing at all was found."""
+        self.lost = ""
+        """What the device said if it failed, so that nothing after it could be measured."""
         cuda = device.type == "cuda"
         self._steps, self._aside = (stream(device, HIGH_PRIORITY) if cuda else None for _ in range(2))
         """Where steps run, and where their parts are captured: cuBLAS keeps memory for each stream that it has seen."""
@@ -143,17 +150,34 @@ class Sweep:
         while left:
             try:
                 self._measure_with_one_engine(models, left)
-            except RuntimeError as error:  # of which torch's OutOfMemoryError is one
-                reason = out_of_memory(error)
-                if not reason:
-                    raise
-                self._skip(left[-1], f"{self._asked(left[-1])} more memory than there is: {reason}")
+            except _failures() as error:
+                self._fail(error, left)
+            if self.lost:
+                break
             give_back(self._device)  # only now: the error held the engine
             self._take_stream()  # a capture that failed may have left another
             done = {one.slots for one in self.found}.union(self.skipped)
             left = [slots for slots in left if slots not in done]
         if not self.found:
-            raise CannotMeasure(f"nothing fits: {self.skipped[min(self.skipped)]}")
+            raise CannotMeasure(f"nothing {self._nothing}: {self.skipped[min(self.skipped)]}")
+
+    def _fail(self, error: Exception, left: Sequence[int]) -> None:
+        """Skip what could not be measured for `error`: all of `left` if the device takes no more work.
+
+        An engine that cannot be built is the largest's: it steps all the sizes that a worker with so many slots does.
+        """
+        if reason := out_of_memory(error):
+            self._skip(left[-1], f"{self._asked(left[-1])} more memory than there is: {reason}")
+            return
+        self._nothing = "could be measured"
+        failed, reason = self._at or left[-1], f"{type(error).__name__}: {one_line(error)}"
+        self._skip(failed, f"{counted(failed)}: {reason}")
+        self.lost = device_error(self._device)
+        if self.lost:
+            done = {one.slots for one in self.found}.union(self.skipped)
+            for slots in left:
+                if slots not in done:
+                    self._skip(slots, f"{counted(slots)}: the device failed before: {self.lost}")
 
     def _take_stream(self) -> None:
         """Let steps run where they do in the engine's process, before other work."""
@@ -202,8 +226,10 @@ class Sweep:
 
     def _measure_with_one_engine(self, models: Models, left: Sequence[int]) -> None:
         """All of `left`, with an engine for the last, which is the largest."""
+        self._at = 0
         stepper, costs = self._build(models, left)
         for slots in left:
+            self._at = slots
             # What an engine for so many calls has measured, so that its frames are grouped as there.
             own = {batch: costs[batch] for batch in batch_sizes(slots)}
             try:
@@ -284,6 +310,18 @@ class Sweep:
         calls.close()
         watch.over("beside")
         return phases, repriming, beside
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What an engine fails with whose kernels do not compile or fit, or whose device does not go on.
+
+    Kernels are imported only here: a CPU needs none.
+    """
+    try:
+        from model.kernels.failures import FAILURES
+    except ImportError:
+        return (RuntimeError,)
+    return FAILURES
 
 
 def counted(slots: int) -> str:

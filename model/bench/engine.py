@@ -32,7 +32,7 @@ DEFAULT_SLOTS = "1,8,16,32,64,96,128,150"
 
 
 def bench_engine(order: Order, *, json_output: bool = False) -> int:
-    """Measure and print. Returns the exit status: 1 if nothing could be measured.
+    """Measure and print. Returns the exit status: 1 if nothing could be measured, or the device failed meanwhile.
 
     As JSON all of it comes at the end, on standard output. Each configuration is a line of standard error when it is
     measured: it is not lost with what comes after it.
@@ -51,6 +51,7 @@ def bench_engine(order: Order, *, json_output: bool = False) -> int:
         device = _device(order.device)
         if device.type == "cpu":
             torch.set_num_threads(1)  # matrices are small there: threads would wait for each other
+        about = about_device(device)  # now: one that fails tells nothing
         sweep = Sweep(order, device, say, show)
         with _quiet():
             sweep.run()
@@ -59,10 +60,12 @@ def bench_engine(order: Order, *, json_output: bool = False) -> int:
         return 1
     seconds = round(time.perf_counter() - begun, 1)
     if json_output:
-        sys.stdout.write(_json(_result(order, device, sweep, seconds)) + "\n")
+        sys.stdout.write(_json(_result(order, about, sweep, seconds)) + "\n")
     else:
         say(f"all of it took {seconds:.1f} s: {_seconds(sweep.start)}, and the configurations as above")
-    return 0
+    if sweep.lost:
+        sys.stderr.write(f"the device failed, so that not all was measured: {sweep.lost}\n")
+    return 1 if sweep.lost else 0
 
 
 @contextmanager
@@ -83,10 +86,10 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _result(order: Order, device: torch.device, sweep: Sweep, seconds: float) -> dict[str, Any]:
+def _result(order: Order, about: dict[str, Any], sweep: Sweep, seconds: float) -> dict[str, Any]:
     return {
         "bench": "engine",
-        **about_device(device),
+        **about,
         **{key: value for key, value in asdict(order).items() if key not in ("slots", "seconds")},
         "run_seconds": order.seconds,
         "seconds": seconds,

@@ -20,7 +20,7 @@ from model.fp8 import E4M3
 from model.history import renewed_every
 from model.mimi.codec import Mimi, MimiState
 from model.scheduler import FRAME, Scheduler
-from model.wire import FRAME_SAMPLES
+from model.wire import FRAME_SAMPLES, AgentFrame, Error
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -252,6 +252,32 @@ def test_calls_get_their_prompts_back_as_often_as_a_workers_do(
     assert len(found.took) == talk.calls.cuts == 4
     assert found.latency.frames >= sum(math.ceil((seconds - phase) / FRAME) for phase in talk._phases)
     assert (stepper.state.kv.offsets[stepper.lm_slot[:SLOTS]] >= FRAMES).all(), "what comes after finds full windows"
+
+
+def test_resumed_together_each_has_spoken_or_was_ended_once_it_is_over(
+    stepper: Stepper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = beside(stepper)
+    calls.close()
+    told: list[bool] = []
+
+    def run(self: Talk, seconds: float, jobs: Sequence[Job] = ()) -> Run:
+        """One speaks and is ended then, before the other speaks."""
+        (job,) = jobs
+        job.begin(time.perf_counter())
+        for session, message in (
+            (0, AgentFrame(0, b"", b"")),
+            (0, Error("failed", "the model's numbers broke down")),
+            (1, AgentFrame(0, b"", b"")),
+        ):
+            self._tell(session, message)
+            told.append(job.over())
+        job.end()
+        return Run()
+
+    monkeypatch.setattr(Talk, "run", run)
+    calls._resume_all()
+    assert told == [False, False, True]
 
 
 def test_windows_are_full_of_numbers_wherever_calls_have_their_memory(stepper: Stepper) -> None:
