@@ -18,7 +18,7 @@ import torch
 from model.bench.beside import Beside, BesideCalls, Repriming
 from model.bench.breakdown import Part, breakdown, measure
 from model.bench.device import CannotMeasure, device_error, one_line
-from model.bench.drive import Latency, lockstep
+from model.bench.drive import Latency, first_steps, lockstep
 from model.bench.floor import ReadOnly, nbytes, step_reads
 from model.bench.memory import Memory, begin_peaks, free_bytes, give_back, measured, out_of_memory
 from model.bench.models import Size, random_models, sizes_of, stand
@@ -33,6 +33,9 @@ from model.warming import warm_long_passes
 
 _FEW = 5
 """Steps that tell what a step costs."""
+_MANY, _SOME = 200, 20
+"""Steps in lockstep, at least: so many that of a GPU's the longest is not all that p99 shows, and as many as elsewhere
+show that they run."""
 _SHORT = 125
 """Frames of a call of ten seconds."""
 _MEASURED = "configurations"
@@ -69,6 +72,8 @@ class Configuration:
     """What was measured with `slots` slots, all windows full but in `lockstep_10s`."""
 
     slots: int
+    first_steps: tuple[float, ...]
+    """Milliseconds of the steps in lockstep before those of `lockstep`, just after windows were filled."""
     lockstep: Latency
     lockstep_10s: Latency
     """With calls of ten seconds: a step reads what they hold."""
@@ -262,7 +267,8 @@ class Sweep:
         order, device, watch = self._order, self._device, Stopwatch()
         gc.collect()  # calls and who is told of them hold each other, and prompts on the device
         stand(stepper, slots, self._frames)
-        full = lockstep(stepper, slots, order.seconds)
+        first = first_steps(stepper, slots)
+        full = lockstep(stepper, slots, order.seconds, least=_MANY if device.type == "cuda" else _SOME)
         watch.over("lockstep")
         parts = breakdown(stepper, slots, self._aside)
         reads = step_reads(stepper, slots)
@@ -273,10 +279,12 @@ class Sweep:
         watch.over("parts")
         phases, repriming, beside = self._talk(stepper, slots, costs, watch)
         stand(stepper, slots, min(_SHORT, stepper.models.config.transformer.context // 4))
+        first_steps(stepper, slots)
         short = lockstep(stepper, slots, order.seconds / 4)
         watch.over("lockstep_10s")
         return Configuration(
             slots=slots,
+            first_steps=first,
             lockstep=full,
             lockstep_10s=short,
             random_phases=phases,

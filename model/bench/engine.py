@@ -108,6 +108,7 @@ def _lines(found: Configuration) -> str:
     lines = [
         f"{counted(found.slots)}: lockstep {_quantiles(found.lockstep)} of {found.lockstep.steps} steps, "
         f"{found.lockstep.misses} of {found.lockstep.frames} frames late; "
+        f"{', '.join(f'{took:.1f}' for took in found.first_steps)} ms before them; "
         f"calls of 10 s {found.lockstep_10s.p50:.2f} ms, {found.lockstep_10s.steps} steps",
         f"  random phases {_quantiles(found.random_phases)}, {found.random_phases.misses} of "
         f"{found.random_phases.frames} frames late, {found.random_phases.mean_batch:.1f} slots a step",
@@ -171,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--slots", type=slots_of, default=slots_of(DEFAULT_SLOTS), help=DEFAULT_SLOTS)
     parser.add_argument("--kv-dtype", choices=list(DTYPES), default="bf16")
     parser.add_argument("--weights-dtype", choices=["bf16", "fp8"], default="bf16")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each run of one configuration")
+    parser.add_argument("--seconds", type=float, default=3.5, help="of each run of one configuration")
     parser.add_argument("--steady", type=float, default=0.0, help="seconds of the run with prompts given back instead")
     parser.add_argument("--steady-for", type=some_of, help="128: only these run for so long")
     parser.add_argument("--beside", type=some_of, help="64,128: only these with work beside the calls; or none")
