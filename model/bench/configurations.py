@@ -158,6 +158,7 @@ class Sweep:
             except _failures() as error:
                 self._fail(error, left)
             if self.lost:
+                gc.unfreeze()  # of a device that failed nothing can be given back
                 break
             give_back(self._device)  # only now: the error held the engine
             self._take_stream()  # a capture that failed may have left another

@@ -97,6 +97,7 @@ def test_a_device_that_fails_ends_the_measuring_and_what_was_found_is_shown(
         f"2 slots: RuntimeError: {said}",
         f"3 slots: the device failed before: {said}",
     ]
+    assert gc.get_freeze_count() == 0
     assert told.err.splitlines()[-1] == f"the device failed, so that not all was measured: {said}"
 
 
