@@ -332,8 +332,10 @@ def bench_engine_command(
     slots: Annotated[str, typer.Option(help="Calls at once, one configuration each.")] = "1,8,16,32,64,96,128,150",
     kv_dtype: Annotated[_KVType, typer.Option(help="How keys and values are stored.")] = _KVType.BF16,
     weights_dtype: Annotated[_WeightsType, typer.Option(help="How matrices are stored.")] = _WeightsType.BF16,
-    seconds: Annotated[float, typer.Option(min=1, help="Of each run of one configuration.")] = 4.0,
-    steady: Annotated[float, typer.Option(min=0, help="Seconds of the run at random phases, if not those.")] = 0.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Of each run of one configuration.")] = 3.5,
+    steady: Annotated[
+        float, typer.Option(min=0, help="Seconds of the run with prompts given back, if not those.")
+    ] = 0.0,
     steady_for: Annotated[str, typer.Option(help="Slots that run for so long: all, none, 64,128.")] = "all",
     beside: Annotated[str, typer.Option(help="Slots measured with work beside the calls: all, none, 64,128.")] = "all",
     json_output: Json = False,

@@ -106,8 +106,25 @@ def renewed_ahead(context: int, prompt: int, slot: int | None, margin: int) -> i
     The first time each eighth of the slots at another time, so that calls that began together do not all wait for the
     same device. Then they are that far apart, and later ones, whose `slot` is None, need not be sooner than they must.
     """
-    life = context - 1 - prompt - kept_frames(context, prompt)
-    return min(margin + (slot or 0) % _GROUPS * (context // 40), life // 2)
+    return min(margin + (slot or 0) % _GROUPS * (context // 40), _life(context, prompt) // 2)
+
+
+def renewal_margin(context: int) -> int:
+    """Frames before the end of a window of `context` by which a call is re-primed: it goes on while that is done."""
+    return max(2, context // 20)
+
+
+def renewed_every(context: int, prompt: int) -> int:
+    """Frames from one re-priming of a call, but its first, to the next, where each comes at once when it is asked for.
+
+    For a prompt of 300 frames and a window of 3,000 that is 1,499: two minutes.
+    """
+    return _life(context, prompt) - renewed_ahead(context, prompt, None, renewal_margin(context))
+
+
+def _life(context: int, prompt: int) -> int:
+    """Frames from a re-priming until the window is full."""
+    return context - 1 - prompt - kept_frames(context, prompt)
 
 
 def refill(

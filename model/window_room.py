@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from model.call_jobs import Call, Job
-from model.history import kept_frames, renewed_ahead
+from model.history import kept_frames, renewal_margin, renewed_ahead
 
 _LITTLE = 16
 """Frames that are few, before a call loses its prompt."""
@@ -25,7 +25,7 @@ class WindowRoom:
     @property
     def margin(self) -> int:
         """Before the window's end, by which a call is re-primed: it goes on while that is done."""
-        return max(2, self._window // 20)
+        return renewal_margin(self._window)
 
     def left(self, call: Call) -> int:
         """Frames until the window pushes its prompt out."""

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 
 from model.bench.asked import Asked, Asking
 from model.bench.drive import Latency
+from model.bench.models import fill_windows
 from model.bench.talk import Job, Talk
 from model.engine import Stepper
+from model.history import renewed_every
 from model.prompt_cache import PromptCache
+from model.scheduler import FRAME
 
 RESUMED = 64
 """Calls resumed at once, or as many as there are."""
@@ -29,18 +32,33 @@ class Beside:
 
     took: tuple[float, ...]
     others: Latency | None
-    """None where there are none."""
+    """Of their frames that waited for an answer while a piece of it was done; None where there were none."""
+    frames: int = 0
+    """Of the others in all of the run, most of which nothing was done beside."""
     refused: tuple[str, ...] = ()
     """Why calls were not opened: an engine whose frames run late takes none."""
 
 
-class BesideCalls:
-    """Calls of slots 0 to `slots` - 1 at phases of their own, and work beside them in the slot after theirs."""
+@dataclass(frozen=True, slots=True)
+class Repriming:
+    """Calls that get their prompts back, one after another, as often as those of a worker do."""
 
-    def __init__(
-        self, stepper: Stepper, slots: int, costs: Mapping[int, float], seconds: float, frames: int, *, alone: bool
-    ) -> None:
-        """`frames`: what calls have behind them. `alone`: nothing will be measured beside them."""
+    every: float
+    """Seconds from one of them to the next."""
+    took: tuple[float, ...]
+    """Milliseconds until each had its own."""
+    latency: Latency
+    """Of all frames of that run."""
+
+
+class BesideCalls:
+    """Calls of slots 0 to `slots` - 1 at phases of their own, and work beside them in the slot after theirs.
+
+    Each has a past that is long enough to be read again when it gets its prompt back.
+    """
+
+    def __init__(self, stepper: Stepper, slots: int, costs: Mapping[int, float], seconds: float, frames: int) -> None:
+        """`frames`: what calls have behind them."""
         self._stepper, self._slots, self._costs, self._seconds = stepper, slots, costs, seconds
         self._frames = frames
         self._first = min(_FIRST, seconds / 2)
@@ -49,14 +67,25 @@ class BesideCalls:
         self._prompts = PromptCache(stepper, _PROMPTS)
         self._prompts.warm(self._asking.known)
         self._talk = Talk(stepper, slots, costs, self._prompts, self._asking)
-        # Those that are to get their prompt back need a past to be read again.
-        past = 0 if alone else min(self._jobs, slots)
-        asked = [self._asking.resumed(self._asking.deep) for _ in range(past)]
-        self._talk.open_callers([*asked, *[self._asking.plain()] * (slots - past)], frames)
+        self._talk.open_callers([self._asking.resumed(self._asking.deep) for _ in range(slots)], frames)
 
     def random_phases(self, seconds: float) -> Latency:
-        """Nothing but the calls. Raises CallEnded, as all of these."""
+        """Nothing but the calls, none of which gets its prompt back. Raises CallEnded, as all of these."""
         return self._talk.run(seconds).latency()
+
+    def repriming(self, seconds: float) -> Repriming:
+        """Nothing but the calls, each of which gets its prompt back as often as in a worker, in turn.
+
+        A window is full until then, and as the engine leaves it from then on; afterwards all are full again.
+        """
+        context = self._stepper.models.config.transformer.context
+        every = renewed_every(context, self._asking.known.frames) * FRAME / self._slots
+        jobs = [self._repriming(number % self._slots) for number in range(round(seconds / every))]
+        for number, job in enumerate(jobs):
+            job.at = (number + 0.5) * every
+        found = self._talk.run(seconds, jobs).latency()
+        fill_windows(self._stepper, self._slots, self._frames)
+        return Repriming(every, tuple(job.took for job in jobs if job.took is not None), found)
 
     def measure(self) -> dict[str, Beside]:
         """Each kind by itself. Afterwards the calls are over."""
@@ -81,9 +110,10 @@ class BesideCalls:
         for index, job in enumerate(jobs):
             job.at = self._first + index
         refused = len(self._talk.refused)
-        others = self._talk.run(self._seconds, jobs).latency()
+        run = self._talk.run(self._seconds, jobs)
         reasons = tuple(self._talk.refused.values())[refused:]
-        return Beside(tuple(job.took for job in jobs if job.took is not None), others, reasons)
+        took = tuple(job.took for job in jobs if job.took is not None)
+        return Beside(took, run.beside(jobs), len(run.frames), reasons)
 
     def _session(self, asked: Asked) -> Job:
         """From asking for a call until it has answered its caller and remembers all that it is to."""
@@ -115,7 +145,7 @@ class BesideCalls:
             for session in range(count):
                 if session not in spoke and talk.speaks(session):
                     spoke[session] = 1000 * (time.perf_counter() - begun)
-            return len(spoke) + len(talk.refused) == count
+            return len(spoke.keys() | talk.refused.keys()) == count
 
         def close_all() -> None:
             for session in range(count):

@@ -1,7 +1,8 @@
 """The sweep of the engine's benchmark over numbers of slots: what fits, and what is measured of each.
 
 Owns the order of it. One engine is built for the largest number and measured with fewer, too; where its device's
-memory does not suffice after all, the next smaller one is built. Knows no command line and prints nothing itself.
+memory does not suffice after all, the next smaller one is built. A number whose kernels fail is left out. Knows no
+command line and prints nothing itself.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import Literal
 
 import torch
 
-from model.bench.beside import Beside, BesideCalls
+from model.bench.beside import Beside, BesideCalls, Repriming
 from model.bench.breakdown import Part, breakdown, measure
-from model.bench.device import CannotMeasure
-from model.bench.drive import Latency, lockstep
+from model.bench.device import CannotMeasure, device_error, one_line
+from model.bench.drive import Latency, first_steps, lockstep
 from model.bench.floor import ReadOnly, nbytes, step_reads
 from model.bench.memory import Memory, begin_peaks, free_bytes, give_back, measured, out_of_memory
 from model.bench.models import Size, random_models, sizes_of, stand
@@ -32,6 +33,9 @@ from model.warming import warm_long_passes
 
 _FEW = 5
 """Steps that tell what a step costs."""
+_MANY, _SOME = 200, 20
+"""Steps in lockstep, at least: so many that of a GPU's the longest is not all that p99 shows, and as many as elsewhere
+show that they run."""
 _SHORT = 125
 """Frames of a call of ten seconds."""
 _MEASURED = "configurations"
@@ -43,8 +47,9 @@ Say = Callable[[str], None]
 class Order:
     """What is to be measured. seconds: of each run of one configuration.
 
-    beside: the configurations measured with work beside the calls, None for all. steady: seconds of the run at random
-    phases, 0 for as long as the others; steady_for: the configurations of which that is so, None for all.
+    beside: the configurations measured with work beside the calls, None for all. steady: seconds of the run in which
+    calls get their prompts back, 0 for as long as the others; steady_for: the configurations of which that is so, None
+    for all.
     """
 
     size: Size
@@ -58,7 +63,7 @@ class Order:
     steady_for: tuple[int, ...] | None = None
 
     def seconds_at_random(self, slots: int) -> float:
-        """Of the run at random phases."""
+        """Of the run at random phases in which calls get their prompts back."""
         return self.steady if self.steady and (self.steady_for is None or slots in self.steady_for) else self.seconds
 
 
@@ -67,10 +72,15 @@ class Configuration:
     """What was measured with `slots` slots, all windows full but in `lockstep_10s`."""
 
     slots: int
+    first_steps: tuple[float, ...]
+    """Milliseconds of the steps in lockstep before those of `lockstep`, just after windows were filled."""
     lockstep: Latency
     lockstep_10s: Latency
     """With calls of ten seconds: a step reads what they hold."""
     random_phases: Latency
+    """No call gets its prompt back meanwhile."""
+    repriming: Repriming
+    """The same where calls do, as often as in a worker."""
     memory_bytes: int
     """As the engine reckons before it loads, for just these slots; prompts that it keeps come on top."""
     memory: Memory
@@ -123,6 +133,12 @@ class Sweep:
         self._slot = slot_bytes(sizes.lm, sizes.mimi, kv_item(order.kv_dtype, sizes.lm.transformer.head_dim))
         self._free = free_bytes(device)
         self._fixed = 0
+        self._at = 0
+        """Slots that are measured; 0 while the engine is built."""
+        self._nothing = "fits"
+        """What is to be said if nothing at all was found."""
+        self.lost = ""
+        """What the device said if it failed, so that nothing after it could be measured."""
         cuda = device.type == "cuda"
         self._steps, self._aside = (stream(device, HIGH_PRIORITY) if cuda else None for _ in range(2))
         """Where steps run, and where their parts are captured: cuBLAS keeps memory for each stream that it has seen."""
@@ -139,17 +155,35 @@ class Sweep:
         while left:
             try:
                 self._measure_with_one_engine(models, left)
-            except RuntimeError as error:  # of which torch's OutOfMemoryError is one
-                reason = out_of_memory(error)
-                if not reason:
-                    raise
-                self._skip(left[-1], f"{self._asked(left[-1])} more memory than there is: {reason}")
+            except _failures() as error:
+                self._fail(error, left)
+            if self.lost:
+                gc.unfreeze()  # of a device that failed nothing can be given back
+                break
             give_back(self._device)  # only now: the error held the engine
             self._take_stream()  # a capture that failed may have left another
             done = {one.slots for one in self.found}.union(self.skipped)
             left = [slots for slots in left if slots not in done]
         if not self.found:
-            raise CannotMeasure(f"nothing fits: {self.skipped[min(self.skipped)]}")
+            raise CannotMeasure(f"nothing {self._nothing}: {self.skipped[min(self.skipped)]}")
+
+    def _fail(self, error: Exception, left: Sequence[int]) -> None:
+        """Skip what could not be measured for `error`: all of `left` if the device takes no more work.
+
+        An engine that cannot be built is the largest's: it steps all the sizes that a worker with so many slots does.
+        """
+        if reason := out_of_memory(error):
+            self._skip(left[-1], f"{self._asked(left[-1])} more memory than there is: {reason}")
+            return
+        self._nothing = "could be measured"
+        failed, reason = self._at or left[-1], f"{type(error).__name__}: {one_line(error)}"
+        self._skip(failed, f"{counted(failed)}: {reason}")
+        self.lost = device_error(self._device)
+        if self.lost:
+            done = {one.slots for one in self.found}.union(self.skipped)
+            for slots in left:
+                if slots not in done:
+                    self._skip(slots, f"{counted(slots)}: the device failed before: {self.lost}")
 
     def _take_stream(self) -> None:
         """Let steps run where they do in the engine's process, before other work."""
@@ -200,8 +234,10 @@ class Sweep:
 
     def _measure_with_one_engine(self, models: Models, left: Sequence[int]) -> None:
         """All of `left`, with an engine for the last, which is the largest."""
+        self._at = 0
         stepper, costs = self._build(models, left)
         for slots in left:
+            self._at = slots
             # What an engine for so many calls has measured, so that its frames are grouped as there.
             own = {batch: costs[batch] for batch in batch_sizes(slots)}
             try:
@@ -234,7 +270,8 @@ class Sweep:
         order, device, watch = self._order, self._device, Stopwatch()
         gc.collect()  # calls and who is told of them hold each other, and prompts on the device
         stand(stepper, slots, self._frames)
-        full = lockstep(stepper, slots, order.seconds)
+        first = first_steps(stepper, slots)
+        full = lockstep(stepper, slots, order.seconds, least=_MANY if device.type == "cuda" else _SOME)
         watch.over("lockstep")
         parts = breakdown(stepper, slots, self._aside)
         reads = step_reads(stepper, slots)
@@ -243,15 +280,18 @@ class Sweep:
         if launches is None:
             launches = sum(part.launches or 0 for part in parts.values())
         watch.over("parts")
-        phases, beside = self._talk(stepper, slots, costs, watch)
+        phases, repriming, beside = self._talk(stepper, slots, costs, watch)
         stand(stepper, slots, min(_SHORT, stepper.models.config.transformer.context // 4))
+        first_steps(stepper, slots)
         short = lockstep(stepper, slots, order.seconds / 4)
         watch.over("lockstep_10s")
         return Configuration(
             slots=slots,
+            first_steps=first,
             lockstep=full,
             lockstep_10s=short,
             random_phases=phases,
+            repriming=repriming,
             memory_bytes=self._reckoned(slots),
             memory=measured(stepper.slots, self._reckoned(stepper.slots), self._free, [stepper], device),
             launches=launches,
@@ -267,18 +307,32 @@ class Sweep:
 
     def _talk(
         self, stepper: Stepper, slots: int, costs: Mapping[int, float], watch: Stopwatch
-    ) -> tuple[Latency, dict[str, Beside]]:
-        """Calls at phases of their own, alone and, where it is asked for, with work beside them."""
+    ) -> tuple[Latency, Repriming, dict[str, Beside]]:
+        """Calls at phases of their own: alone, with their prompts given back, and with work beside them if asked."""
         order = self._order
         wanted = order.beside is None or slots in order.beside
-        calls = BesideCalls(stepper, slots, costs, order.seconds, self._frames, alone=not wanted)
+        calls = BesideCalls(stepper, slots, costs, order.seconds, self._frames)
         watch.over("opening calls")
-        phases = calls.random_phases(order.seconds_at_random(slots))
+        phases = calls.random_phases(order.seconds)
         watch.over("random_phases")
+        repriming = calls.repriming(order.seconds_at_random(slots))
+        watch.over("repriming")
         beside = calls.measure() if wanted else {}
         calls.close()
         watch.over("beside")
-        return phases, beside
+        return phases, repriming, beside
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What an engine fails with whose kernels do not compile or fit, or whose device does not go on.
+
+    Kernels are imported only here: a CPU needs none.
+    """
+    try:
+        from model.kernels.failures import FAILURES
+    except ImportError:
+        return (RuntimeError,)
+    return FAILURES
 
 
 def counted(slots: int) -> str:

@@ -18,6 +18,8 @@ import torch
 _DRIVER = Path("/proc/driver/nvidia/version")
 """Where NVIDIA's kernel module says which it is, in containers, too."""
 _DRIVER_NUMBER = re.compile(r"Kernel Module\b.*?\s(\d+(?:\.\d+)+)\s")
+_LINE = 200
+"""Letters of an error that are shown."""
 
 
 class CannotMeasure(Exception):
@@ -42,6 +44,23 @@ def about_device(device: torch.device) -> dict[str, Any]:
         "driver": driver_number(written),
         "device_name": torch.cuda.get_device_name(device),
     }
+
+
+def one_line(error: Exception) -> str:
+    """The first line of what it says, which may be a compiler's."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:_LINE] if lines else "no reason is known"
+
+
+def device_error(device: torch.device) -> str:
+    """What a GPU says that takes no more work, as after an illegal access; empty if it goes on."""
+    if device.type != "cuda":
+        return ""
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        return one_line(error)
+    return ""
 
 
 def driver_number(text: str) -> str | None:

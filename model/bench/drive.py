@@ -18,6 +18,8 @@ from model.wire import FRAME_SAMPLES
 
 _SPIN = 0.0005
 """Seconds before a moment from which it is waited for without sleep."""
+_FIRST = 5
+"""Steps that are told apart."""
 SOUND = (np.sin(np.arange(FRAME_SAMPLES) * 0.05) * 4000).astype("<i2").tobytes()
 
 
@@ -49,15 +51,24 @@ def latency(seconds: Sequence[float], steps: int) -> Latency:
 
 
 def lockstep(stepper: Stepper, slots: int, seconds: float, least: int = 20) -> Latency:
-    """All slots at once, step after step without a pause."""
-    named, sound = list(range(slots)), [SOUND] * slots
+    """All slots at once, step after step without a pause: `least` of them, or more in so many seconds."""
     took: list[float] = []
     end = time.perf_counter() + seconds
     while len(took) < least or time.perf_counter() < end:
-        start = time.perf_counter()
-        stepper.step(named, sound)
-        took.append(time.perf_counter() - start)
-    return latency([one for one in took for _ in named], len(took))
+        took.append(_step(stepper, slots))
+    return latency([one for one in took for _ in range(slots)], len(took))
+
+
+def first_steps(stepper: Stepper, slots: int) -> tuple[float, ...]:
+    """Milliseconds of the first steps after windows were filled, which wait for that, too: no others are like them."""
+    return tuple(1000 * _step(stepper, slots) for _ in range(_FIRST))
+
+
+def _step(stepper: Stepper, slots: int) -> float:
+    """Seconds of one with sound for the first `slots`."""
+    start = time.perf_counter()
+    stepper.step(list(range(slots)), [SOUND] * slots)
+    return time.perf_counter() - start
 
 
 def wait_until(moment: float) -> None:

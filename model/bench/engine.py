@@ -32,7 +32,7 @@ DEFAULT_SLOTS = "1,8,16,32,64,96,128,150"
 
 
 def bench_engine(order: Order, *, json_output: bool = False) -> int:
-    """Measure and print. Returns the exit status: 1 if nothing could be measured.
+    """Measure and print. Returns the exit status: 1 if nothing could be measured, or the device failed meanwhile.
 
     As JSON all of it comes at the end, on standard output. Each configuration is a line of standard error when it is
     measured: it is not lost with what comes after it.
@@ -51,6 +51,7 @@ def bench_engine(order: Order, *, json_output: bool = False) -> int:
         device = _device(order.device)
         if device.type == "cpu":
             torch.set_num_threads(1)  # matrices are small there: threads would wait for each other
+        about = about_device(device)  # now: one that fails tells nothing
         sweep = Sweep(order, device, say, show)
         with _quiet():
             sweep.run()
@@ -59,10 +60,12 @@ def bench_engine(order: Order, *, json_output: bool = False) -> int:
         return 1
     seconds = round(time.perf_counter() - begun, 1)
     if json_output:
-        sys.stdout.write(_json(_result(order, device, sweep, seconds)) + "\n")
+        sys.stdout.write(_json(_result(order, about, sweep, seconds)) + "\n")
     else:
         say(f"all of it took {seconds:.1f} s: {_seconds(sweep.start)}, and the configurations as above")
-    return 0
+    if sweep.lost:
+        sys.stderr.write(f"the device failed, so that not all was measured: {sweep.lost}\n")
+    return 1 if sweep.lost else 0
 
 
 @contextmanager
@@ -83,10 +86,10 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _result(order: Order, device: torch.device, sweep: Sweep, seconds: float) -> dict[str, Any]:
+def _result(order: Order, about: dict[str, Any], sweep: Sweep, seconds: float) -> dict[str, Any]:
     return {
         "bench": "engine",
-        **about_device(device),
+        **about,
         **{key: value for key, value in asdict(order).items() if key not in ("slots", "seconds")},
         "run_seconds": order.seconds,
         "seconds": seconds,
@@ -105,9 +108,13 @@ def _lines(found: Configuration) -> str:
     lines = [
         f"{counted(found.slots)}: lockstep {_quantiles(found.lockstep)} of {found.lockstep.steps} steps, "
         f"{found.lockstep.misses} of {found.lockstep.frames} frames late; "
+        f"{', '.join(f'{took:.1f}' for took in found.first_steps)} ms before them; "
         f"calls of 10 s {found.lockstep_10s.p50:.2f} ms, {found.lockstep_10s.steps} steps",
         f"  random phases {_quantiles(found.random_phases)}, {found.random_phases.misses} of "
         f"{found.random_phases.frames} frames late, {found.random_phases.mean_batch:.1f} slots a step",
+        f"  with prompts given back {_quantiles(found.repriming.latency)}, {found.repriming.latency.misses} of "
+        f"{found.repriming.latency.frames} frames late; {len(found.repriming.took)} given back, one each "
+        f"{found.repriming.every:.2f} s",
         f"  {shown}, host {found.host_ms:.2f} ms; {found.launches} launches",
         f"  reads {found.read_bytes / 1e9:.3f} GB, alone {found.read_ms:.2f} ms; a step {found.ratio:.2f} times that",
         f"  memory {found.memory_bytes / GB:.2f} GB as reckoned; {_memory(found.memory)}",
@@ -117,7 +124,8 @@ def _lines(found: Configuration) -> str:
         line = f"  {name}: "
         line += f"{took[len(took) // 2]:.1f} ms (median of {len(took)}), {took[-1]:.1f} the longest" if took else "none"
         if (others := one.others) is not None:
-            line += f"; others {others.p50:.2f} / {others.p99:.2f} ms, {others.misses} of {others.frames} late"
+            line += f"; others meanwhile {others.p50:.2f} / {others.p99:.2f} / {others.max:.2f} ms (p50 / p99 / max), "
+            line += f"{others.misses} late of {others.frames}, of the {one.frames} in all of the run"
         if one.refused:
             line += f"; refused {len(one.refused)}: {one.refused[-1]}"
         lines.append(line)
@@ -164,8 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--slots", type=slots_of, default=slots_of(DEFAULT_SLOTS), help=DEFAULT_SLOTS)
     parser.add_argument("--kv-dtype", choices=list(DTYPES), default="bf16")
     parser.add_argument("--weights-dtype", choices=["bf16", "fp8"], default="bf16")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each run of one configuration")
-    parser.add_argument("--steady", type=float, default=0.0, help="seconds of the run at random phases instead")
+    parser.add_argument("--seconds", type=float, default=3.5, help="of each run of one configuration")
+    parser.add_argument("--steady", type=float, default=0.0, help="seconds of the run with prompts given back instead")
     parser.add_argument("--steady-for", type=some_of, help="128: only these run for so long")
     parser.add_argument("--beside", type=some_of, help="64,128: only these with work beside the calls; or none")
     parser.add_argument(

@@ -189,19 +189,10 @@ class Rings:
 
 
 def read_only(parts: Sequence[Sequence[Tensor]]) -> list[Work]:
-    """Reading each of `parts`."""
-    from model.kernels.read import read
+    """Reading each of `parts`, in one launch."""
+    from model.kernels.read import Reads
 
-    sums = torch.empty(1 << 20, dtype=torch.int32, device=parts[0][0].device)
-
-    def reading(tensors: Sequence[Tensor]) -> Work:
-        def work() -> None:
-            for tensor in tensors:
-                read(tensor, sums)
-
-        return work
-
-    return [reading(tensors) for tensors in parts]
+    return [Reads(tensors) for tensors in parts]
 
 
 def nbytes(parts: Sequence[Tensor]) -> int:
@@ -278,31 +269,35 @@ def bench_kernels(order: Order, *, json_output: bool = False) -> int:
     """Measure and print. Returns the exit status: 1 if nothing could be measured."""
     begun = time.perf_counter()
     try:
-        device = device_of(order.device)
+        found = _measured(order, show=not json_output)
     except CannotMeasure as reason:
         sys.stderr.write(f"{reason}\n")
         return 1
-    found: list[Figure] = []
-    if order.sweep:
-        from model.bench.sweep import sweep
-
-        found = sweep(order, device)
-    else:
-        with torch.no_grad():
-            for figure in _figures(order, device):
-                found.append(figure)
-                if not json_output:
-                    print(figure, flush=True)  # noqa: T201
     if json_output:
         result = {
             "bench": "kernels",
-            **about_device(device),
+            **about_device(torch.device(order.device)),
             "size": order.size,
             "seconds": round(time.perf_counter() - begun, 1),
             "figures": [{**asdict(one), "percent": round(one.percent, 1)} for one in found],
         }
         sys.stdout.write(json.dumps(result) + "\n")
     return 0
+
+
+def _measured(order: Order, *, show: bool) -> list[Figure]:
+    """Raises CannotMeasure."""
+    device, found = device_of(order.device), list[Figure]()
+    if order.sweep:
+        from model.bench.sweep import sweep
+
+        return sweep(order, device)
+    with torch.no_grad():
+        for figure in _figures(order, device):
+            found.append(figure)
+            if show:
+                print(figure, flush=True)  # noqa: T201
+    return found
 
 
 def device_of(name: str) -> torch.device:

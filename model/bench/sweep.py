@@ -1,7 +1,8 @@
 """Tiles of the kernels compared, each table sorted by time: how those of `model.kernels.tiles` were found.
 
 Owns the candidates, the tables and the choice. Everything is compiled beforehand, in as many processes as there are
-cores, since compiling is most of the time. A tile that does not compile or fit is said, and left out.
+cores, since compiling is most of the time. A tile that does not compile or fit, or gives something else than the one
+in use, is said, and left out.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
+from model.bench.device import CannotMeasure
 from model.bench.kernels import STORED, Clock, Figure, Matrices, Order, Rings, Work, matrices_of, nbytes, read_only
 from model.bench.models import sizes_of
 from model.kernels import tiles
@@ -26,6 +30,9 @@ from model.kernels.tiles import AttentionTile, MatrixTile, Stored
 WARPS_STEPS_STAGES = ((4, 4, 1), (4, 4, 3), (4, 2, 3), (4, 2, 4), (2, 4, 3), (8, 2, 3))
 WARPS_AHEAD = ((1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (8, 1))
 """On tensor cores, in FP8."""
+OFF = 0.005
+"""Root mean square by which a result may differ from that of the tile in use, of its own: on tensor cores the
+attention rounds to float16 on the way, which makes it some 0.001 where bfloat16 comes out."""
 CHUNKS = ((128, 160), (256, 512), (1024, 1536), (1024, 1536, 3072))
 """For each number of slots of `tiles.BATCHES`."""
 MATRIX_TILES = (
@@ -133,14 +140,33 @@ def _try(work: Work) -> str | None:
     return None
 
 
-def _timed(clock: Clock, rounds: Sequence[Work], name: str) -> float | None:
+def _timed(clock: Clock, rounds: Sequence[Work], name: str, expected: Tensor) -> float | None:
+    """Microseconds of one; None where the first is not as `expected`, or it fails."""
     from model.kernels.failures import FAILURES
 
     try:
+        off = float((_made(rounds[0]) - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+        if not off < OFF:  # nor is what is no number
+            _say(f"left out: {name}: off by {off:.4f}")
+            return None
         return clock.microseconds(rounds)
     except FAILURES as error:
         _say(f"failed: {name}: {type(error).__name__}: {str(error)[:200]}")
         return None
+
+
+def _first_made(works: Sequence[Work]) -> Tensor:
+    """By the tile in use, or where that does not run on this card by the first that does. Raises CannotMeasure."""
+    from model.kernels.failures import FAILURES
+
+    for work in works:
+        with suppress(*FAILURES):  # what fails here fails again when it is measured, and is said there
+            return _made(work)
+    raise CannotMeasure("no tile runs on this device")
+
+
+def _made(work: Work) -> Tensor:
+    return cast(Tensor, work()).float()
 
 
 def _table(title: str, figures: list[Figure]) -> list[Figure]:
@@ -164,12 +190,16 @@ def _sweep_attention(
         moved = nbytes(steps[0].parts())
         read_us = clock.microseconds(read_only([step.parts() for step in steps]))
         figures = [Figure("read", stored, batch, read_us, moved, read_us)]
+        candidates = [
+            tile for tile in _attention_tiles(stored, CHUNKS[place]) if _compiled_as(stored, tile) not in left_out
+        ]
+        expected = _first_made(
+            [steps[0].work(attention.chunks(steps[0].ring, batch, tile)) for tile in (None, *candidates)]
+        )
         times: dict[AttentionTile, float] = {}
-        for tile in _attention_tiles(stored, CHUNKS[place]):
-            if _compiled_as(stored, tile) in left_out:
-                continue
+        for tile in candidates:
             cut = attention.chunks(steps[0].ring, batch, tile)
-            took = _timed(clock, [step.work(cut) for step in steps], str(tile))
+            took = _timed(clock, [step.work(cut) for step in steps], str(tile), expected)
             if took is not None:
                 times[tile] = took
                 figures.append(Figure(str(tile), stored, batch, took, moved, read_us))
@@ -196,10 +226,11 @@ def _sweep_matrices(
         times: dict[MatrixTile, float] = {}
         for name, matrices in layer.items():
             figures = _plain_figures(matrices, batch, clock)
-            for tile in MATRIX_TILES[place]:
-                if str(tile) in left_out:
-                    continue
-                took = _timed(clock, matrices.ours(matrices.rows(batch), tile), str(tile))
+            x = matrices.rows(batch)
+            candidates = [tile for tile in MATRIX_TILES[place] if str(tile) not in left_out]
+            expected = _first_made([matrices.ours(x, tile)[0] for tile in (None, *candidates)])
+            for tile in candidates:
+                took = _timed(clock, matrices.ours(x, tile), str(tile), expected)
                 if took is not None:
                     times[tile] = times.get(tile, 0.0) + took
                     figures.append(Figure(str(tile), "fp8", batch, took, figures[0].bytes, figures[0].read_us))

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from model.bench.asked import Asked, Asking
 from model.bench.drive import SOUND, Latency, latency, wait_until
@@ -46,16 +47,40 @@ class Job:
     took: float | None = None
     """Milliseconds from then on; None if its session was refused."""
 
+    @property
+    def done(self) -> float:
+        """The moment at which it was over; that at which it was asked for if its session was refused."""
+        return self.asked + (self.took or 0.0) / 1000
+
+
+class Answered(NamedTuple):
+    """A caller's frame: when it came, the seconds until its answer, and the number of the step that gave it."""
+
+    came: float
+    took: float
+    step: int
+
 
 @dataclass(slots=True)
 class Run:
-    """What was seen in one run: of each caller's frame when it came and the seconds until its answer."""
+    """What was seen in one run."""
 
-    frames: list[tuple[float, float]] = field(default_factory=list)
+    frames: list[Answered] = field(default_factory=list)
     steps: int = 0
 
     def latency(self) -> Latency:
-        return latency([took for _, took in self.frames], self.steps)
+        """Of all frames."""
+        return latency([frame.took for frame in self.frames], self.steps)
+
+    def beside(self, jobs: Sequence[Job]) -> Latency | None:
+        """Of the frames that waited for their answers while one of `jobs` was done; None if there were none."""
+        times = [(job.asked, job.done) for job in jobs if job.took is not None]
+        waited = [
+            frame
+            for frame in self.frames
+            if any(frame.came < done and frame.came + frame.took > asked for asked, done in times)
+        ]
+        return latency([frame.took for frame in waited], len({frame.step for frame in waited})) if waited else None
 
 
 class Talk:
@@ -74,6 +99,7 @@ class Talk:
         self.stepper, self.slots = stepper, slots
         scheduler = Scheduler(slots + spare_slots, largest=max(costs), costs=costs)
         # All calls begin at once: they would get their prompts back at once, too, as calls that come one by one do not.
+        # Who measures what that costs asks for it.
         self.calls = Calls(stepper, scheduler, prompts, asking, self._tell, time.perf_counter, "sliding")
         self.refused: dict[int, str] = {}
         """Sessions that were not opened, and why."""
@@ -198,4 +224,4 @@ class Talk:
             self._spoke.add(session)
             came = self._unanswered.pop((session, message.index), None)
             if came is not None and session < self.slots:
-                self._run.frames.append((came, time.perf_counter() - came))
+                self._run.frames.append(Answered(came, time.perf_counter() - came, self.calls.steps))

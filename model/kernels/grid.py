@@ -16,7 +16,11 @@ LINE = tl.constexpr(128)
 
 @triton.jit
 def sign_of(counter):
-    """The sign that `arrive` and `wait` begin with. `counter` is one int32, of any value: it need never be reset."""
+    """The sign that `arrive` and `wait` begin with. `counter` is one int32 that begins at 0, and need never be reset.
+
+    Its low 31 bits must be 0 between launches, else the sign turns before all have arrived. So they are: each time
+    that all meet adds 2^31 to it. A launch that was broken off leaves a counter that is good for nothing.
+    """
     return tl.load(counter, volatile=True)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import replace
 from heapq import heapify, heappop, heappush
+from itertools import pairwise
 
 import pytest
 
@@ -16,7 +17,7 @@ from model.engine_options import EngineOptions
 from model.engine_start import Started
 from model.folder import ModelFolder
 from model.gpu_process import Loop
-from model.history import Columns, kept_frames, refill, renewed_ahead
+from model.history import Columns, kept_frames, refill, renewed_ahead, renewed_every
 from model.prompt_cache import Prompt, PromptCache
 from model.ring import make_channel
 from model.scheduler import FRAME
@@ -199,6 +200,18 @@ def test_128_calls_that_began_together_are_reprimed_in_time_for_an_hour_on_an_h2
     between = whole - kept_frames(context, prompt) - later
     assert busy <= slots * took * (now / between + 1), "each once, and again when what is left of the window is full"
     assert busy < 0.45 * now, "the rest is for calls that are opened and taken over"
+
+
+def test_a_long_call_is_reprimed_each_time_its_window_is_nearly_full(narrow: Models, brief: ModelFolder) -> None:
+    rig = Rig(narrow, brief, slots=1)
+    rig.open(1, request(prompt=""))
+    rig.speak(1, 0, 4 * WINDOW)
+    (call,) = rig.calls._calls.values()
+    assert call.prompt is not None
+    cuts = [message.index for message in rig.told[1] if isinstance(message, Cut)]
+    assert len(cuts) > 2
+    each = {later - cut for cut, later in pairwise(cuts[1:])}
+    assert each == {renewed_every(WINDOW, call.prompt.frames)}
 
 
 @pytest.mark.parametrize("told", [EngineOptions(""), EngineOptions("", context="sliding")], ids=["nothing", "to slide"])

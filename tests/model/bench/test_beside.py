@@ -14,12 +14,13 @@ from torch import Tensor
 from model.bench.beside import Beside, BesideCalls
 from model.bench.drive import wait_until
 from model.bench.models import Sizes, fill_windows, random_models, sizes_of, stand
-from model.bench.talk import CallEnded, Job, Run, Talk
+from model.bench.talk import Answered, CallEnded, Job, Run, Talk
 from model.engine import Stepper
 from model.fp8 import E4M3
+from model.history import renewed_every
 from model.mimi.codec import Mimi, MimiState
 from model.scheduler import FRAME, Scheduler
-from model.wire import FRAME_SAMPLES
+from model.wire import FRAME_SAMPLES, AgentFrame, Error
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,9 +51,9 @@ def stepper(monkeypatch: pytest.MonkeyPatch) -> Stepper:
     return make_stepper()
 
 
-def beside(stepper: Stepper, *, alone: bool = False) -> BesideCalls:
+def beside(stepper: Stepper) -> BesideCalls:
     stand(stepper, SLOTS, FRAMES)
-    return BesideCalls(stepper, SLOTS, {1: 0.01, 2: 0.01}, SECONDS, FRAMES, alone=alone)
+    return BesideCalls(stepper, SLOTS, {1: 0.01, 2: 0.01}, SECONDS, FRAMES)
 
 
 @dataclass
@@ -115,14 +116,14 @@ def test_others_talk_while_work_is_done_beside_them_however_short_the_run(seen: 
     assert len(seen.runs) == len(KINDS) - 1
     for done, jobs in seen.runs:
         assert jobs
-        assert all(any(came > job.asked for came, _ in done.frames) for job in jobs)
-        assert any(came < jobs[0].asked for came, _ in done.frames), "it finds calls in full swing"
+        assert all(any(came > job.asked for came, *_ in done.frames) for job in jobs)
+        assert any(came < jobs[0].asked for came, *_ in done.frames), "it finds calls in full swing"
 
 
 def test_as_many_frames_come_as_the_time_has_however_late_they_are_seen(
     stepper: Stepper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    talk = beside(stepper, alone=True)._talk
+    talk = beside(stepper)._talk
     work, ends = talk.calls.work, time.perf_counter() + 0.5
 
     def slow() -> bool:
@@ -137,7 +138,7 @@ def test_as_many_frames_come_as_the_time_has_however_late_they_are_seen(
 
 
 def test_others_talk_until_the_work_is_done(stepper: Stepper) -> None:
-    talk = beside(stepper, alone=True)._talk
+    talk = beside(stepper)._talk
     seen = 0
 
     def over() -> bool:
@@ -149,6 +150,45 @@ def test_others_talk_until_the_work_is_done(stepper: Stepper) -> None:
     assert seen >= 20
     assert len(done.frames) >= seen, "all are answered, the last ones, too"
     assert not talk._unanswered
+
+
+def test_others_are_those_who_waited_while_the_work_was_done(stepper: Stepper, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = beside(stepper)
+    runs: list[Run] = []
+    run = Talk.run
+
+    def watched(self: Talk, seconds: float, jobs: Sequence[Job] = ()) -> Run:
+        runs.append(run(self, seconds, jobs))
+        return runs[-1]
+
+    monkeypatch.setattr(Talk, "run", watched)
+    ends = 0.0
+
+    def begin(moment: float) -> None:
+        nonlocal ends
+        ends = moment + 0.1
+
+    job = Job(begin, lambda: time.perf_counter() >= ends, lambda: None)
+    found = calls._run([job])
+    (done,) = runs
+    waited = [one for one in done.frames if one.came + one.took > job.asked and one.came < job.done]
+    assert found.others is not None
+    assert (found.others.frames, found.frames) == (len(waited), len(done.frames))
+    assert found.others.frames < found.frames, "those answered before it was asked for are not counted"
+    assert found.others.max == pytest.approx(1000 * max(one.took for one in waited))
+    assert 1 <= found.others.steps <= found.others.frames
+
+
+def test_frames_are_beside_work_if_they_wait_for_an_answer_meanwhile() -> None:
+    run = Run([Answered(0.0, 0.9, 1), Answered(0.5, 0.6, 2), Answered(1.5, 0.01, 3), Answered(2.1, 0.3, 4)], 4)
+    job = Job(lambda moment: None, lambda: True, lambda: None, asked=1.0, took=1_000.0)
+    refused = replace(job, took=None)
+    found = run.beside([job])
+    assert found is not None
+    assert (found.frames, found.steps) == (2, 2)
+    assert found.max == pytest.approx(600)
+    assert run.beside([refused]) is None, "it was no work"
+    assert run.beside([]) is None
 
 
 def test_one_with_more_of_a_past_is_there_once_it_remembers_all(
@@ -181,9 +221,63 @@ def test_calls_that_an_engine_out_of_time_does_not_take_are_counted(
     for name in ("open_from_cache", "uncached_prompt"):
         assert found[name].took == ()
         assert found[name].refused == ("frames run late",)
-        assert found[name].others is not None
+        assert found[name].others is None, "nothing was done beside them"
+        assert found[name].frames > 0
     assert len(found["resume_fast"].took) == 1, "one that lost its worker is always taken"
     assert found["resume_fast"].refused == ()
+
+
+def test_calls_get_their_prompts_back_as_often_as_a_workers_do(
+    stepper: Stepper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each once in its turn, no sooner than its time comes, and none is ended for it."""
+    calls = beside(stepper)
+    talk, seconds = calls._talk, 1.5
+    each = renewed_every(stepper.models.config.transformer.context, calls._asking.known.frames) * FRAME
+    monkeypatch.setattr("model.bench.beside.renewed_every", lambda context, prompt: SLOTS * 0.4 / FRAME)
+    renewed: list[tuple[int, float]] = []
+    renew = talk.calls.renew
+
+    def watched(session: int) -> None:
+        renewed.append((session, time.perf_counter()))
+        renew(session)
+
+    monkeypatch.setattr(talk.calls, "renew", watched)
+    begun = time.perf_counter()
+    found = calls.repriming(seconds)
+    assert each > 3, "the real one is too long for a test"
+    assert [session for session, _ in renewed] == [0, 1, 0, 1]
+    assert all(moment >= begun + at for (_, moment), at in zip(renewed, (0.2, 0.6, 1.0, 1.4), strict=True))
+    assert found.every == pytest.approx(0.4)
+    assert len(found.took) == talk.calls.cuts == 4
+    assert found.latency.frames >= sum(math.ceil((seconds - phase) / FRAME) for phase in talk._phases)
+    assert (stepper.state.kv.offsets[stepper.lm_slot[:SLOTS]] >= FRAMES).all(), "what comes after finds full windows"
+
+
+def test_resumed_together_each_has_spoken_or_was_ended_once_it_is_over(
+    stepper: Stepper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = beside(stepper)
+    calls.close()
+    told: list[bool] = []
+
+    def run(self: Talk, seconds: float, jobs: Sequence[Job] = ()) -> Run:
+        """One speaks and is ended then, before the other speaks."""
+        (job,) = jobs
+        job.begin(time.perf_counter())
+        for session, message in (
+            (0, AgentFrame(0, b"", b"")),
+            (0, Error("failed", "the model's numbers broke down")),
+            (1, AgentFrame(0, b"", b"")),
+        ):
+            self._tell(session, message)
+            told.append(job.over())
+        job.end()
+        return Run()
+
+    monkeypatch.setattr(Talk, "run", run)
+    calls._resume_all()
+    assert told == [False, False, True]
 
 
 def test_windows_are_full_of_numbers_wherever_calls_have_their_memory(stepper: Stepper) -> None:
@@ -197,7 +291,7 @@ def test_windows_are_full_of_numbers_wherever_calls_have_their_memory(stepper: S
 
 
 def test_a_call_that_the_engine_ends_ends_the_measuring(stepper: Stepper) -> None:
-    calls = beside(stepper, alone=True)
+    calls = beside(stepper)
     with torch.no_grad():
         stepper.models.lm.text_linear.weight.fill_(float("nan"))
     with pytest.raises(CallEnded, match="numbers broke down"):

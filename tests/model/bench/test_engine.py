@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from gateway.cli import app
-from model.bench import configurations, engine, floor, models
+from model.bench import configurations, drive, engine, floor, models
 from model.bench.configurations import Order
 from model.bench.drive import latency
-from model.engine import Stepper
+from model.engine import Stepper, StepResult
 from model.fp8 import E4M3
 
 
@@ -28,7 +30,11 @@ def test_a_small_sweep_measures_everything(capsys: pytest.CaptureFixture[str]) -
     assert [json.loads(line) for line in said.err.splitlines() if line.startswith("{")] == [found]
     assert found["slots"] == 2
     assert found["lockstep"]["frames"] >= 40
+    assert len(found["first_steps"]) == 5
     assert found["random_phases"]["frames"] in (12, 13, 14)  # half a second, two callers
+    assert found["repriming"]["latency"]["frames"] in (12, 13, 14)
+    assert found["repriming"]["took"] == [], "the first would come later"
+    assert found["repriming"]["every"] == pytest.approx(48 * 0.08 / 2)
     assert set(found["parts"]) == {"encode", "temporal", "depformer", "decode"}
     assert all(part["milliseconds"] > 0 and part["launches"] > 0 for part in found["parts"].values())
     assert found["ratio"] > 1
@@ -71,7 +77,8 @@ def test_work_beside_the_calls_is_measured(capsys: pytest.CaptureFixture[str]) -
     assert len(resumed["took"]) == 2
     assert resumed["others"] is None
     assert all(len(one["took"]) + len(one["refused"]) == 2 for one in found["beside"].values())
-    assert all(one["others"]["frames"] > 70 for one in found["beside"].values())
+    assert all(one["frames"] > 70 for one in found["beside"].values())
+    assert all(one["others"] is None or one["others"]["frames"] < one["frames"] for one in found["beside"].values())
 
 
 def test_what_does_not_fit_is_skipped_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,6 +141,30 @@ def test_latency_counts_what_is_late() -> None:
     assert found.max == pytest.approx(500)
     with pytest.raises(ValueError, match="nothing was measured"):
         latency([], 1)
+
+
+def test_the_first_steps_after_windows_were_filled_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait for the filling, too: among few steps they would be all that p99 shows."""
+
+    class Timed(Stepper):
+        now = 0.0
+        done = 0
+
+        def __init__(self) -> None:
+            """It has no networks."""
+
+        def step(self, slots: Any, pcm: Any) -> StepResult:
+            self.now += 1.0 if self.done < 5 else 0.01
+            self.done += 1
+            return StepResult(*[torch.zeros(())] * len(fields(StepResult)))  # type: ignore[arg-type]
+
+    stepper = Timed()
+    monkeypatch.setattr(drive, "time", SimpleNamespace(perf_counter=lambda: stepper.now))
+    assert drive.first_steps(stepper, 2) == pytest.approx((1000.0,) * 5)
+    found = drive.lockstep(stepper, 2, 1.0, least=200)
+    assert (found.steps, found.frames) == (200, 400)
+    assert found.max == pytest.approx(10)
+    assert drive.lockstep(stepper, 2, 3.0, least=200).steps in (300, 301), "as long as it is to be, if that is longer"
 
 
 def test_the_command_runs_and_says_what_is_wrong_with_its_words() -> None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from model.bench import engine, kernels, sweep
-from model.kernels import tiles
-from model.kernels.tiles import MatrixTile
+from model.bench.models import fill_rings
+from model.fp8 import E4M3
+from model.kernels import attention, tiles
+from model.kernels.attention import Ring
+from model.kernels.tiles import AttentionTile, MatrixTile
 
 SMALL = ["--size", "tiny", "--device", "cpu", "--batches", "1"]
 needs_interpreter = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here, for a GPU")
@@ -52,6 +57,42 @@ def test_a_sweep_saves_the_fastest_tiles_and_leaves_out_what_fails(
     assert [tile[0] for tile in saved["attention"]["fp8"]] == [64]
     assert saved["matrix"][0] == list(astuple(fits))
     assert saved["matrix"][1] == list(astuple(tiles.matrix_tile(1)))  # nothing was measured: the present one stays
+
+
+@needs_interpreter
+def test_a_tile_that_attends_wrongly_is_left_out_however_fast_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    right, wrong = AttentionTile(64, 4, 4, 1), AttentionTile(64, 2, 4, 1)
+    monkeypatch.setattr(sweep, "_attention_tiles", lambda stored, chunks: [wrong, right])
+    monkeypatch.setattr(sweep, "MATRIX_TILES", ((), ()))
+    monkeypatch.setattr(tiles, "BATCHES", ())
+    monkeypatch.setattr(tiles, "ROWS", (16,))
+    attend, made = attention.attend, dict[int, Tensor]()
+
+    def broken(ring: Ring, joined: Tensor, *others: Any) -> Tensor:
+        """Takes no time but for the first of each."""
+        if others[-1].tile != wrong:
+            return attend(ring, joined, *others)
+        if id(joined) not in made:
+            made[id(joined)] = attend(ring, joined, *others) * 1.1
+        return made[id(joined)]
+
+    monkeypatch.setattr(attention, "attend", broken)
+    found = tmp_path / "tiles.json"
+    assert kernels.main([*SMALL, "--sweep", "--tiles", str(found)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.count(f"left out: {wrong}: off by 0.1000") == 2
+    assert json.loads(found.read_text())["attention"] == {"bf16": [list(astuple(right))], "fp8": [list(astuple(right))]}
+
+
+def test_rings_are_filled_with_numbers_of_either_sign_none_of_them_too_large() -> None:
+    """Else what attention sees would hardly differ from one slot to another."""
+    bytes_ = torch.zeros((2, 1, 2, 64, 64), dtype=torch.uint8)
+    fill_rings((bytes_.view(E4M3),))
+    found = bytes_.view(E4M3).float()
+    assert found.isfinite().all()
+    assert abs(float(found.mean())) < 0.05 * float(found.std())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -24,9 +24,13 @@ from tests.model.tiny import CONFIG, FEW, ODD, VOICE, random_codes, random_lm
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 WIDE = replace(CONFIG, depformer=DepformerConfig(dim=256, heads=4, layers=3, hidden=352, steps=16), card=512)
+MIDDLE = replace(CONFIG, depformer=DepformerConfig(dim=128, heads=2, layers=1, hidden=176, steps=16), card=200)
+"""Each product has more than one tile of every way, and half of one is left over."""
 STEPS = 4
 SHARED = Tiles(64, 32, 2, 1, 64, 64, 128, 2, 1)
 """Of which the warps share each tile."""
+NEAR = 0.04
+"""How far off a walk in bfloat16 may be: a GPU is by 0.013."""
 Walked = tuple[Tensor, Tensor]
 
 
@@ -78,6 +82,11 @@ def walked(lm: LM, frame: Frame, steps: int = STEPS, window: WindowKind = "refer
 def assert_same(seen: Walked, expected: Walked, near: float = 2e-5) -> None:
     torch.testing.assert_close(seen[0], expected[0], rtol=near, atol=near)
     assert torch.equal(seen[1], expected[1])
+
+
+def off(seen: Tensor, expected: Tensor) -> float:
+    """Root mean square, in parts of the spread."""
+    return float((seen.float() - expected.float()).square().mean().sqrt() / expected.float().std())
 
 
 @pytest.mark.parametrize(("count", "config"), [(1, CONFIG), (3, ODD), (17, ODD)])
@@ -133,8 +142,49 @@ def test_weights_of_half_precision(small: bool, count: int) -> None:
         shrink(lm, "cpu")
     frame = Frame(lm, count, forced=True)
     frame.given.fill_(True)
-    seen, expected = walked(lm, frame, 3)[0].float(), plain(lm, frame, 3)[0].float()
-    assert (seen - expected).square().mean().sqrt() < 0.04 * expected.std()
+    assert off(walked(lm, frame, 3)[0], plain(lm, frame, 3)[0]) < NEAR
+
+
+def strong_lm() -> LM:
+    """One of whose logits each product of the depformer has its part, as of a trained one; in bfloat16."""
+    lm = random_lm(8, MIDDLE)
+    for name, weight in lm.depformer.named_parameters():
+        weight.mul_(4 if "linear_in" in name else 2 if "out_proj" in name else 1)
+    return lm.to(torch.bfloat16)
+
+
+def far(seen: Tensor, expected: Tensor) -> Tensor:
+    """`off` of each row, `[N]`, in parts of the spread of all."""
+    return (seen.float() - expected.float()).flatten(1).square().mean(dim=1).sqrt() / expected.float().std()
+
+
+@pytest.mark.parametrize("count", [20, 40, 100, 130])
+def test_more_rows_of_half_precision_are_cut_as_on_a_large_card(count: int) -> None:
+    """Each class of batches by the tiles that production has for it, which is where there is much shared memory."""
+    lm = strong_lm()
+    frame = Frame(lm, count)
+    frame.given.fill_(True)
+    walk = DepformerWalk(lm.to(DEVICE), "reference")
+    if DEVICE.type != "cuda":
+        walk._form = replace(walk._form, roomy=True)
+    seen = walk(*frame.on(DEVICE), 2)[0].cpu()
+    assert float(far(seen, plain(lm.to("cpu"), frame, 2)[0]).max()) < NEAR
+
+
+def test_a_piece_of_a_product_that_a_tile_leaves_out_is_not_near() -> None:
+    """The least that it could: 16 outputs by 32 inputs. So the bound above finds a tile that is wrong."""
+    lm = strong_lm()
+    frame = Frame(lm, 20)
+    frame.given.fill_(True)
+    expected, layer = plain(lm, frame, 2)[0], "depformer.layers.0"
+    queries_keys_values = lm.get_parameter(f"{layer}.self_attn.in_proj_weight")
+    products = [f"{layer}.gating.{step}.linear_{side}.weight" for step in (0, 1) for side in ("in", "out")]
+    products += ["depformer_in.0.weight", f"{layer}.self_attn.out_proj.weight", "linears.0.weight"]
+    for weight in (queries_keys_values[2 * MIDDLE.depformer.dim :], *map(lm.get_parameter, products)):
+        whole = weight.clone()
+        weight[:16, :32] = 0
+        assert float(far(plain(lm, frame, 2)[0], expected).median()) > NEAR
+        weight.copy_(whole)
 
 
 @pytest.mark.parametrize(("dtype", "turn"), [(torch.bfloat16, 1 << 16), (torch.float32, 1 << 31)])
@@ -223,9 +273,11 @@ def test_many_programs_wait_for_each_other_every_time(
     frame.given.fill_(True)
     walk, inputs = DepformerWalk(lm, "reference"), frame.on(DEVICE)
     logits, chosen = walk(*inputs, VOICE)
+    expected, _ = plain(random_lm(8, WIDE).to(dtype), frame, VOICE)
     if dtype == torch.float32:
-        expected, _ = plain(random_lm(8, WIDE), frame, VOICE)
         torch.testing.assert_close(logits.cpu(), expected, rtol=1e-4, atol=1e-4)
+    else:
+        assert off(logits.cpu(), expected) < NEAR
     same = torch.ones((), dtype=torch.bool, device=DEVICE)
     results: list[Walked] = []
     graph = Graph(lambda: results.append(walk(*inputs, VOICE)), DEVICE)
