@@ -13,7 +13,7 @@ import torch
 from model.bench.drive import SOUND
 from model.clip import Clip, ClipError
 from model.config import LMConfig
-from model.history import CODEC_FRAMES, FAST_FRAMES, kept_frames
+from model.history import CODEC_FRAMES, FAST_FRAMES, kept_frames, renewal_margin
 from model.prompt_cache import Prompt, make_prompt
 from model.wire import TOKENS_BYTES, History, Resume, SessionRequest
 
@@ -40,7 +40,10 @@ class Asking:
         self.known = self._prompt()
         """That of all calls but those of `fresh`."""
         self.deep = kept_frames(config.transformer.context, self.known.frames)
-        """Frames that a call remembers after it was re-primed."""
+        """Frames that a call remembers after it was re-primed: the fewest of a long one."""
+        context = config.transformer.context
+        self.whole = max(self.deep, context - 1 - self.known.frames - 2 * renewal_margin(context))
+        """Frames that one remembers shortly before it is re-primed again: nearly the most that are taken over."""
         self.fast = min(FAST_FRAMES, self.deep)
         """Frames with which one taken over speaks again."""
 

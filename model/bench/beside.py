@@ -94,7 +94,7 @@ class BesideCalls:
             "open_from_cache": lambda _: self._session(asking.plain()),
             "uncached_prompt": lambda _: self._session(asking.fresh()),
             "resume_fast": lambda _: self._session(asking.resumed(asking.fast)),
-            "resume_deep": lambda _: self._session(asking.resumed(asking.deep)),
+            "resume_deep": lambda _: self._session(asking.resumed(asking.whole)),
             "reprime_each_second": lambda number: self._repriming(number % self._slots),
         }
         found = {name: self._run([kind(number) for number in range(self._jobs)]) for name, kind in kinds.items()}

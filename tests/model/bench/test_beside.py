@@ -107,9 +107,12 @@ def test_each_kind_of_work_is_measured(seen: Seen) -> None:
 
 
 def test_sessions_taken_over_are_heard_and_remember_what_they_said(seen: Seen) -> None:
-    fast, deep = seen.calls._asking.fast, seen.calls._asking.deep
-    assert seen.heard == [(1, fast), (1, deep), (SLOTS, fast)]
-    assert seen.said == [(1, fast - 1), (1, deep - 1), (SLOTS, fast - 1)]
+    fast, whole = seen.calls._asking.fast, seen.calls._asking.whole
+    for passes, of in ((seen.heard, 0), (seen.said, 1)):
+        first, *more, last = passes
+        assert (first, last) == ((1, fast - of), (SLOTS, fast - of))
+        assert {calls for calls, _ in more} == {1}, "one is resumed with all, in passes of its own"
+        assert sum(frames for _, frames in more) == whole - of
 
 
 def test_others_talk_while_work_is_done_beside_them_however_short_the_run(seen: Seen) -> None:
