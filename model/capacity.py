@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from model.config import LMConfig, MimiConfig
 from model.engine_options import EngineRefused
-from model.scheduler import FRAME, pace
+from model.pace import FRAME, pace
 
 MOST_SLOTS = 256
 """More were never asked of one device; memory and speed end it before."""

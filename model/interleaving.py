@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from model.scheduler import FRAME, LATEST
+from model.pace import FRAME, LATEST
 
 STARVED = 8
 """After so many steps in a row, other work has a turn; the sooner, the more calls wait to speak."""

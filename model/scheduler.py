@@ -27,17 +27,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from model.metrics import Histogram
+from model.pace import BUSY, FRAME, LATEST, cost_of, pace
 
-FRAME = 0.08
-"""Seconds between two frames of a call, and what an answer may take."""
 TICKS = 16
 TICK = FRAME / TICKS
 LONGEST_HOLD = FRAME / 2
 """A frame is never held longer than this to spread the load."""
-BUSY = 0.6
-"""Part of the time that steps may take when the number of ticks in use is chosen."""
-LATEST = 0.9 * FRAME
-"""Seconds in which ticks and holds let a frame be answered: what comes between two steps has the rest."""
 WATCHED = 2.0
 """Seconds over which late frames are counted for admission."""
 LATE_PART = 0.01
@@ -52,8 +47,6 @@ _FULLER = 1.25
 _TIGHT = 0.95 * FRAME
 """Seconds after which an answer is in danger: more than `LATEST`, so that one of a step begun a little late is not."""
 _ROUNDING = 1e-9
-_NUMBERS = (16, 8, 4, 2, 1)
-"""Of ticks that may be in use."""
 
 
 def all_taken(slots: int) -> str:
@@ -63,44 +56,6 @@ def all_taken(slots: int) -> str:
 
 class Refused(Exception):
     """No call is taken now; the message says why."""
-
-
-class Pace(NamedTuple):
-    """How a number of calls is stepped."""
-
-    ticks: int
-    answer: float
-    """Seconds to the answer of a frame that has just missed a tick."""
-    busy: float
-    """Part of the time that steps take."""
-
-
-def pace(calls: int, costs: Mapping[int, float]) -> Pace:
-    """As many ticks as leave the device time to breathe, of those that answer in time; else the least work that does.
-
-    Where no number of ticks does, the soonest that can be kept up. `costs` as for `cost_of`.
-    """
-    paces = []
-    for ticks in _NUMBERS:
-        cost = cost_of(costs, math.ceil(calls / ticks))
-        paces.append(Pace(ticks, FRAME / ticks + cost, min(ticks, calls) * cost / FRAME))
-    timely = [one for one in paces if one.answer <= LATEST and one.busy <= 1]
-    calm = [one for one in timely if one.busy <= BUSY]
-    if calm:
-        return calm[0]
-    if timely:
-        return min(timely, key=lambda one: one.busy)
-    return min(paces, key=lambda one: (max(1.0, one.busy), one.answer))
-
-
-def cost_of(costs: Mapping[int, float], count: int) -> float:
-    """Seconds of a step of `count` slots, from `costs` by number of slots in rising order: as the next larger one
-    measured, or in proportion to the largest."""
-    measured, seconds = count, 0.0
-    for measured, seconds in costs.items():
-        if measured >= count:
-            return seconds
-    return seconds * count / measured
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from model.bench.models import fill_windows
 from model.bench.talk import Job, Talk
 from model.engine import Stepper
 from model.history import renewed_every
+from model.pace import FRAME
 from model.prompt_cache import PromptCache
-from model.scheduler import FRAME
 
 RESUMED = 64
 """Calls resumed at once, or as many as there are."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from model.engine import Stepper
-from model.scheduler import FRAME
+from model.pace import FRAME
 from model.wire import FRAME_SAMPLES
 
 _SPIN = 0.0005

@@ -31,8 +31,8 @@ from model.bench.restart_worker import CannotRestart, Kind, WorkerRestart, measu
 from model.bench.vocabulary import train_vocabulary
 from model.engine_options import EngineOptions, KVDtype
 from model.folder import ModelFolder
+from model.pace import FRAME
 from model.personaplex import PersonaplexEngine, PersonaplexSession
-from model.scheduler import FRAME
 from model.wire import AgentFrame, CallerFrame, History, Resume, SessionRequest
 
 VOICE = "NATF2"

@@ -32,7 +32,7 @@ from model import wire
 from model.bench import worker
 from model.bench.drive import SOUND
 from model.engine_options import EngineOptions
-from model.scheduler import FRAME
+from model.pace import FRAME
 from model.wire import AgentFrame, CallerFrame, Ready, SessionRequest
 
 Kind = Literal["model", "callplex"]

@@ -20,8 +20,9 @@ from model.bench.drive import SOUND, Latency, latency, wait_until
 from model.bench.models import fill_windows
 from model.calls import Calls
 from model.engine import Stepper
+from model.pace import FRAME
 from model.prompt_cache import PromptCache
-from model.scheduler import FRAME, Scheduler
+from model.scheduler import Scheduler
 from model.wire import AgentFrame, Error, FromWorker
 
 

@@ -24,8 +24,9 @@ from model.engine_options import Context
 from model.folder import ModelFolder
 from model.history import Columns
 from model.lm import LM, LMState
+from model.pace import FRAME
 from model.prompt_cache import PromptCache
-from model.scheduler import FRAME, Scheduler
+from model.scheduler import Scheduler
 from model.voice_store import VoiceStore
 from model.wire import AgentFrame, AgentText, FromWorker, History, Ready, Resume, Sampling, SessionRequest
 from tests.model.tiny_folder import VOICE

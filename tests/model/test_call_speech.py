@@ -11,7 +11,7 @@ import torch
 from model.clip import Clip
 from model.conversation import Models
 from model.folder import ModelFolder
-from model.scheduler import FRAME
+from model.pace import FRAME
 from model.wire import AgentFrame, AgentText, GaveWay, Played, Resume
 from tests.model.rig import Rig, caller_pcm, is_ready, request
 

@@ -12,8 +12,9 @@ from model.call_jobs import Job
 from model.conversation import Models
 from model.engine import StepResult
 from model.folder import ModelFolder
+from model.pace import FRAME
 from model.prompt import SILENCE
-from model.scheduler import FRAME, TICK
+from model.scheduler import TICK
 from model.wire import Error, Late, Ready, Sampling
 from tests.model.rig import GREEDY, Rig, caller_pcm, is_ready, request
 

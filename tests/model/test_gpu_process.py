@@ -20,8 +20,8 @@ from model.engine_start import Started
 from model.engine_watch import BEAT_SECONDS
 from model.engine_wire import CONTROL, Heard
 from model.folder import ModelFolder
+from model.pace import FRAME
 from model.ring import Channel, make_channel
-from model.scheduler import FRAME
 from model.standstill import DeviceHung
 from model.wire import CallerFrame, Close, FromWorker, History, Late
 from tests.model.rig import Rig, caller_pcm, is_ready, request

@@ -18,8 +18,9 @@ from model.engine import StepResult
 from model.folder import ModelFolder
 from model.history import _FEW, Columns, TakenOver, kept_frames
 from model.interleaving import STARVED
+from model.pace import FRAME
 from model.prompt import SILENCE, SINE, check_length, longest_prompt, prompt_length
-from model.scheduler import FRAME, Scheduler
+from model.scheduler import Scheduler
 from model.wire import NO_TOKEN, Cut, Error, History, Resume, Sampling
 from tests.model.rig import GREEDY, WINDOW, Rig, as_ids, caller_pcm, request
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from model.interleaving import STARVED, Interleaving
-from model.scheduler import FRAME
+from model.pace import FRAME
 
 
 @pytest.mark.parametrize(("waiting", "steps"), [(0, STARVED), (1, STARVED), (2, STARVED // 2), (100, 1)])

@@ -13,7 +13,8 @@ from model.conversation import Models
 from model.engine import StepResult
 from model.folder import ModelFolder
 from model.history import kept_frames
-from model.scheduler import FRAME, TICK
+from model.pace import FRAME
+from model.scheduler import TICK
 from model.streaming import SavedKV
 from model.wire import Cut
 from tests.model.device import DEVICE

@@ -8,7 +8,7 @@ import torch
 from model.conversation import Models
 from model.engine_options import Context
 from model.folder import ModelFolder
-from model.scheduler import FRAME
+from model.pace import FRAME
 from model.wire import History, Resume, SessionRequest
 from tests.model.rig import Rig, caller_pcm, is_ready, read_passes, request
 

@@ -21,8 +21,8 @@ from model.engine_options import EngineOptions
 from model.engine_start import Started
 from model.engine_wire import Heard
 from model.folder import ModelFolder
+from model.pace import FRAME
 from model.ring import PeerGone
-from model.scheduler import FRAME
 from model.server import WorkerServer
 from model.wire import AgentFrame, CallerFrame, Error, FromWorker, History, Ready, SessionRequest
 from tests.model.played_engine import PlayedEngine, played

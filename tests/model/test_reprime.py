@@ -18,9 +18,9 @@ from model.engine_start import Started
 from model.folder import ModelFolder
 from model.gpu_process import Loop
 from model.history import Columns, kept_frames, refill, renewed_ahead, renewed_every
+from model.pace import FRAME
 from model.prompt_cache import Prompt, PromptCache
 from model.ring import make_channel
-from model.scheduler import FRAME
 from model.wire import Cut, History, Resume, Sampling
 from tests.model.rig import GREEDY, Rig, caller_pcm, request, with_window
 

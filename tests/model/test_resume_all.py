@@ -15,7 +15,8 @@ from model.codec_passes import SOUND
 from model.conversation import Models
 from model.folder import ModelFolder
 from model.mimi.codec import MimiState
-from model.scheduler import FRAME, Frame
+from model.pace import FRAME
+from model.scheduler import Frame
 from model.wire import FRAME_SAMPLES, Ready
 from tests.model.rig import Rig, caller_pcm, read_passes, request
 

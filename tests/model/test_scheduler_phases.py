@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from model.capacity import batch_sizes
-from model.scheduler import BUSY, FRAME, LATEST, Frame, Scheduler, cost_of, pace
+from model.pace import BUSY, FRAME, LATEST, cost_of, pace
+from model.scheduler import Frame, Scheduler
 
 JITTER = 0.008
 """Seconds that frames come late at most."""

@@ -14,8 +14,8 @@ from model.engine_start import Started
 from model.engine_watch import HUNG_SECONDS, LOOK_SECONDS, QUIET_SECONDS
 from model.folder import ModelFolder
 from model.gpu_process import Loop
+from model.pace import FRAME
 from model.ring import make_channel
-from model.scheduler import FRAME
 from model.standstill import DEVICE, DeviceHung, Standstill
 from model.wire import Error, Ready, Resume
 from tests.model.rig import Rig, caller_pcm, is_ready, request

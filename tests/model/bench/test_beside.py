@@ -19,7 +19,8 @@ from model.engine import Stepper
 from model.fp8 import E4M3
 from model.history import renewed_every
 from model.mimi.codec import Mimi, MimiState
-from model.scheduler import FRAME, Scheduler
+from model.pace import FRAME
+from model.scheduler import Scheduler
 from model.wire import FRAME_SAMPLES, AgentFrame, Error
 
 pytestmark = pytest.mark.usefixtures("one_thread")
