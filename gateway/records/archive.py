@@ -61,6 +61,8 @@ class Archive:
         `name`: this gateway's among those that share the database. `put` stores deliveries inside a transaction of
         ours, `told` is called when there may be new ones.
         """
+        await asyncio.to_thread(self._records.settle)
+        self.sound.place = self._records.place
         instance = Instance(database, self._records, put, self.sound.ended, name=name)
         await instance.renew()
         journal = Journal(database, instance.id, put, self._unfiled, told, self._alarm)
@@ -86,7 +88,7 @@ class Archive:
 
     def eraser(self, database: Database) -> Eraser:
         """What deletes calls: their rows, their files and their sound, wherever that is."""
-        return Eraser(database, self._records, self.sound.delete, self._unfiled)
+        return Eraser(database, self._records, self.sound.delete, self._unfiled, self._settings.s3.wanted)
 
     def begin(
         self, info: CallInfo, persona: str, version: str, fallback: str, recording: str = ""
