@@ -254,3 +254,16 @@ async def test_with_a_bucket_it_is_what_was_said_that_lies_elsewhere(database: D
     for in_bucket, name in ((True, "transcript.json"), (False, "call.wav")):
         with pytest.raises(FilesElsewhere, match=f"^calls/c1/{name} lies on"):
             await Eraser(database, Records(here), in_bucket=in_bucket).erase("c1", "cli:me")
+
+
+async def test_a_container_s_calls_are_its_own_after_its_host_name_changed(database: Database, tmp_path: Path) -> None:
+    """Upgraded from before disks had names: what the rows say is nobody's any more, but its files lie here."""
+    await keep(database, tmp_path, "c1", files_on="3f2a9c:/data")
+    await lease(database, tmp_path)
+    sound = Sound(RecordingStore(tmp_path), (), Records(tmp_path).place)
+    erased = await Eraser(database, Records(tmp_path), sound.delete).erase("c1", "cli:me")
+    assert erased is not None
+    assert "not_reached" not in erased.detail
+    assert (erased.detail["recording"]["gone"], erased.detail["recording"]["places"]) == (True, ["folder"])
+    assert [file["name"] for file in erased.detail["files"]] == ["transcript.json"]
+    assert not (tmp_path / "calls" / "c1").exists()
