@@ -81,7 +81,7 @@ class Desk:
             await take_over(database, self.settings.data_dir / "outbox", time.time())
             name = new_name()
             outbox = Outbox(database, self._endpoints, name, fault=self.telemetry.delivery_fault)
-            moving = tasks.create_task(self.recordings.run())
+            moving = tasks.create_task(self._move_recordings())
             try:
                 async with delivering(outbox), self.archive.open(database, name, outbox.put, outbox.wake):
                     try:
@@ -97,6 +97,11 @@ class Desk:
                 self.live.close()
                 await self._lookup.close()
                 moving.cancel()
+
+    async def _move_recordings(self) -> None:
+        """Only once what was deleted while we were away is gone, or the bucket would get it."""
+        await self.archive.cleared.wait()
+        await self.recordings.run()
 
     def ready(self) -> bool:
         """Whether a call that comes now would be answered by an agent."""

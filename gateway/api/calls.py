@@ -29,7 +29,7 @@ from gateway.records.calls import (
 )
 from gateway.records.database import DatabaseUnavailable
 from gateway.records.exports import as_text, as_vtt
-from gateway.records.sound import SoundElsewhere, SoundUnavailable
+from gateway.records.sound import FilesElsewhere, SoundUnavailable
 from gateway.records.views import moment, record, stamp, summary
 from gateway.webhooks import queue
 
@@ -139,7 +139,7 @@ def calls_router(archive: Archive) -> APIRouter:
 
 
 def _refused(error: Exception) -> HTTPException:
-    return HTTPException(MISDIRECTED if isinstance(error, SoundElsewhere) else 503, str(error))
+    return HTTPException(MISDIRECTED if isinstance(error, FilesElsewhere) else 503, str(error))
 
 
 def _played(sound: Recording) -> Iterator[bytes]:

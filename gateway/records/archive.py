@@ -19,6 +19,7 @@ from gateway.records.erasure import Eraser
 from gateway.records.files import Records
 from gateway.records.instances import Instance
 from gateway.records.journal import CallJournal, Journal, Put
+from gateway.records.leftovers import Leftovers
 from gateway.records.policies import Keep, LastPolicies
 from gateway.records.portion import CallEnd, CallStart
 from gateway.records.retention import Retention
@@ -47,6 +48,8 @@ class Archive:
         self.sound = sound
         self.policies: Callable[[], Mapping[str, Keep]] = dict
         """How long the calls of each persona that there is now are kept."""
+        self.cleared = asyncio.Event()
+        """Set once no file is left here of a call that the database says was deleted."""
         self._settings = settings
         self._records = records
         self._telemetry = telemetry
@@ -61,24 +64,28 @@ class Archive:
         `name`: this gateway's among those that share the database. `put` stores deliveries inside a transaction of
         ours, `told` is called when there may be new ones.
         """
+        await asyncio.to_thread(self._records.settle)
+        self.sound.place = self._records.place
         instance = Instance(database, self._records, put, self.sound.ended, name=name)
         await instance.renew()
         journal = Journal(database, instance.id, put, self._unfiled, told, self._alarm)
         last = LastPolicies(self._settings.data_dir)
+        leftovers = Leftovers(database, self._records, self._unfiled, journal.runs, self.cleared.set)
         retention = Retention(database, self.eraser(database), lambda: last.update(self.policies()))
         self.database = self.tokens.database = database
         self._journal = journal
         async with asyncio.TaskGroup() as tasks:
             writing = tasks.create_task(journal.run())
             leasing = tasks.create_task(instance.run())
-            cleaning = tasks.create_task(retention.run())
+            cleaning = [tasks.create_task(job.run()) for job in (leftovers, retention)]
             try:
                 yield
             finally:
                 journal.stop()
                 await asyncio.wait([writing])
                 leasing.cancel()
-                cleaning.cancel()
+                for job in cleaning:
+                    job.cancel()
         self.database = self._journal = None
         await self.tokens.close()
         with suppress(DatabaseUnavailable):
@@ -86,7 +93,7 @@ class Archive:
 
     def eraser(self, database: Database) -> Eraser:
         """What deletes calls: their rows, their files and their sound, wherever that is."""
-        return Eraser(database, self._records, self.sound.delete, self._unfiled)
+        return Eraser(database, self._records, self.sound.delete, self._unfiled, self._settings.s3.wanted)
 
     def begin(
         self, info: CallInfo, persona: str, version: str, fallback: str, recording: str = ""

@@ -165,18 +165,47 @@ def _erasing(app: typer.Typer, run: Run) -> None:
         if not yes:
             typer.confirm(f"Erase {len(wanted)} calls for good?", abort=True, err=True)
 
-        async def work(database: Database, settings: Settings) -> list[dict[str, Any]]:
-            eraser = _eraser(database, settings)
-            done = [await eraser.erase(one, _who()) for one in wanted]
-            return [{"call_id": one.call_id, **one.detail} for one in done if one is not None]
+        async def work(database: Database, settings: Settings) -> tuple[list[dict[str, Any]], list[str]]:
+            return await _erase(_eraser(database, settings), wanted)
 
-        erased = run(work)
+        erased, elsewhere = run(work)
         if call_id and not erased:
-            _fail(f"there is no call {call_id} that is over")
+            _fail(elsewhere[0] if elsewhere else f"there is no call {call_id} that is over")
         if json_output:
             typer.echo(json.dumps({"erased": erased}))
         else:
             typer.echo(f"{len(erased)} calls are erased; the audit log says what was deleted")
+        _say_what_is_left(erased)
+        if elsewhere:
+            _fail("; ".join(elsewhere))
+
+
+async def _erase(eraser: Eraser, wanted: Iterable[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """What was erased, and in sentences what only another gateway can: that stops no other call."""
+    from gateway.records.sound import FilesElsewhere
+
+    erased: list[dict[str, Any]] = []
+    elsewhere: list[str] = []
+    for one in wanted:
+        try:
+            done = await eraser.erase(one, _who())
+        except FilesElsewhere as error:
+            elsewhere.append(str(error))
+            continue
+        if done is not None:
+            erased.append({"call_id": done.call_id, **done.detail})
+    return erased, elsewhere
+
+
+def _say_what_is_left(erased: Iterable[dict[str, Any]]) -> None:
+    """Files on disks of gateways that do not run: each deletes them when it starts again."""
+    from gateway.records.files import gateway_at
+
+    for one in erased:
+        place = one.get("not_reached") or one.get("recording", {}).get("not_reached")
+        if place:
+            left = f"files of {one['call_id']} may be left on {gateway_at(place)}, which does not run"
+            typer.echo(f"callplex: {left}; it deletes them when it starts", err=True)
 
 
 def _eraser(database: Database, settings: Settings) -> Eraser:
@@ -184,7 +213,8 @@ def _eraser(database: Database, settings: Settings) -> Eraser:
     from gateway.records.files import Records
     from gateway.records.unfiled import Unfiled
 
-    return Eraser(database, Records(settings.data_dir), _sound(settings).delete, Unfiled(settings.data_dir))
+    records, unfiled = Records(settings.data_dir), Unfiled(settings.data_dir)
+    return Eraser(database, records, _sound(settings).delete, unfiled, settings.s3.wanted)
 
 
 def _sound(settings: Settings) -> Sound:

@@ -22,10 +22,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.records import audit
 from gateway.records.database import Database
-from gateway.records.files import Records
+from gateway.records.files import TRANSCRIPT, Records
 from gateway.records.instances import alive_on
 from gateway.records.portion import Portion
-from gateway.records.sound import SoundElsewhere
+from gateway.records.sound import FilesElsewhere
 from gateway.records.storing import store
 from gateway.records.tables import call_texts, calls, deliveries, events, utterances
 from gateway.records.unfiled import Unfiled
@@ -48,7 +48,11 @@ class Erased:
 class Eraser:
     """Deletes in one database and one data folder. Methods raise DatabaseUnavailable, OSError and SoundUnavailable.
 
-    `recordings` deletes sound wherever it is kept; `unfiled` are calls that have not reached the database yet.
+    What a gateway that lives has on its disk is for that one to delete: FilesElsewhere. Of one that does not, the
+    proof says that its disk was not reached; it deletes the files itself when it comes back (`leftovers.py`).
+
+    `recordings` deletes sound wherever it is kept, `in_bucket` says that this is not the data folder; `unfiled` are
+    calls that have not reached the database yet.
     """
 
     def __init__(
@@ -57,11 +61,13 @@ class Eraser:
         records: Records,
         recordings: DeleteRecording | None = None,
         unfiled: Unfiled | None = None,
+        in_bucket: bool = False,
     ) -> None:
         self._database = database
         self._records = records
         self._recordings = recordings
         self._unfiled = unfiled
+        self._in_bucket = in_bucket
 
     async def calls_of(self, number: str) -> list[str]:
         """The calls of one caller that are over, those included that wait for the database as files."""
@@ -105,13 +111,20 @@ class Eraser:
         ended = (calls.c.id == call_id, calls.c.state == "ended")
         async with self._database.read() as connection:
             row = (await connection.execute(select(calls).where(*ended))).mappings().one_or_none()
-        if row is None:
-            return None
+            if row is None:
+                return None
+            away = text and self._records.elsewhere(row["files_on"])
+            if away and await alive_on(connection, row["files_on"]):
+                in_folder = sound and row["recording"] and not self._in_bucket
+                name = row["recording"] if in_folder else f"calls/{call_id}/{TRANSCRIPT}"
+                raise FilesElsewhere(name, row["files_on"])
+        folder = self._records.folder(call_id).path
         detail: dict[str, Any] = {}
+        if away and not await asyncio.to_thread(folder.exists):
+            detail["not_reached"] = row["files_on"]
         if sound and row["recording"] and self._recordings is not None:
             detail["recording"] = await self._delete_sound(row["recording"], row["files_on"])
-        folder = self._records.folder(call_id).path
-        files = await asyncio.to_thread(_delete_files, folder, text, sound)
+        files = await asyncio.to_thread(delete_files, folder, text, sound)
         if text and sound and self._unfiled is not None:
             gone = await asyncio.to_thread(self._unfiled.erase, call_id)
             files += [{"name": f"unfiled/{path.name}"} for path in gone]
@@ -124,14 +137,13 @@ class Eraser:
         return Erased(call_id, detail)
 
     async def _delete_sound(self, name: str, files_on: str) -> dict[str, Any]:
-        """The proof. A recording on the disk of a gateway that lives is for that one to delete; of one that is
-        gone nobody can, and the proof says that its disk was not reached."""
+        """The proof. A recording on the disk of a gateway that lives is for that one to delete."""
         assert self._recordings is not None
         proof = await self._recordings(name, files_on)
         if proof.get("not_reached"):
             async with self._database.read() as connection:
                 if await alive_on(connection, files_on):
-                    raise SoundElsewhere(name, files_on)
+                    raise FilesElsewhere(name, files_on)
         return proof
 
     async def _file_bare(self, waiting: Portion) -> None:
@@ -185,9 +197,9 @@ async def _count(connection: AsyncConnection, call_id: str) -> dict[str, int]:
     return {str(table.name): await count(table) for table in (utterances, events, call_texts, deliveries)}
 
 
-def _delete_files(folder: Path, text: bool, sound: bool) -> list[dict[str, Any]]:
+def delete_files(folder: Path, text: bool, sound: bool) -> list[dict[str, Any]]:
     """Delete the call's transcript, its sound, or its whole folder; returns what was there: names, sizes, digests."""
-    pattern = ("*" if text else "call.*") if sound else "transcript.json"
+    pattern = ("*" if text else "call.*") if sound else TRANSCRIPT
     found = sorted(folder.rglob(pattern))
     gone = [
         {"name": path.name, "size": path.stat().st_size, "sha256": _digest(path)} for path in found if path.is_file()

@@ -28,7 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.records.calls import document_of, utterances_of
 from gateway.records.database import Database, DatabaseUnavailable, insert
-from gateway.records.files import Records, RecordsError
+from gateway.records.files import LONGEST_BARE, Records, RecordsError
 from gateway.records.journal import UNSTORABLE, Put
 from gateway.records.portion import CallEnd, Portion, start_of
 from gateway.records.storing import store
@@ -174,7 +174,9 @@ class Instance:
             await self._put(connection, news)
         for portion in portions:
             if portion.end is not None:
-                await self._write_transcript(portion.end)
+                # Of a call whose files lie on another's disk none comes onto this: nobody would look for it here.
+                if not self._records.elsewhere(portion.start.files_on):
+                    await self._write_transcript(portion.end)
                 if portion.end.recording:
                     self._recorded(portion.end.recording)
         return [portion.start.call_id for portion in portions]
@@ -230,8 +232,9 @@ class Instance:
 
 
 async def alive_on(connection: AsyncConnection, place: str) -> bool:
-    """Whether a gateway lives that has that disk, as `files.place_of` names it."""
-    lives = (instances.c.host == place[:255], instances.c.lease_until > clock(connection))
+    """Whether a gateway lives that has that disk, as `files.place_of` names it, or did before disks had numbers."""
+    numbered = instances.c.host.startswith(f"{place[:LONGEST_BARE]}#", autoescape=True)
+    lives = ((instances.c.host == place[:255]) | numbered, instances.c.lease_until > clock(connection))
     return await connection.scalar(select(instances.c.id).where(*lives).limit(1)) is not None
 
 

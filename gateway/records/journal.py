@@ -202,6 +202,10 @@ class Journal:
             await self.write()
         await self.write()
 
+    def runs(self, call_id: str) -> bool:
+        """Whether the call is one of ours that is not over, or whose end is not stored yet."""
+        return call_id in self._calls
+
     def stop(self) -> None:
         """Let `run` return after a last write. A call that cannot be stored then becomes a file."""
         self._stopping = True

@@ -1,7 +1,8 @@
 """Records that have had their days: found once a day, deleted, and proved gone in the audit log.
 
 Owns the job and when it runs. How long a persona's calls are kept is the persona's to say; sound is
-deleted by whoever keeps it. What cannot be deleted now, such as sound in a bucket that is away, stops nothing else.
+deleted by whoever keeps it, and what another gateway has on its disk by that one. What cannot be deleted now, such
+as sound in a bucket that is away, stops nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.records.database import Database, DatabaseUnavailable
 from gateway.records.erasure import Erased, Eraser
 from gateway.records.policies import Keep
-from gateway.records.sound import SoundElsewhere, SoundUnavailable
+from gateway.records.sound import FilesElsewhere, SoundUnavailable
 from gateway.records.tables import call_texts, calls, utterances
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class Retention:
                 try:
                     if (erased := await remove(call_id, WHO)) is not None:
                         gone.append(erased)
-                except SoundElsewhere:
+                except FilesElsewhere:
                     failed += 1  # the gateway that has it runs this job, too
                 except (OSError, SoundUnavailable) as error:
                     failed += 1

@@ -14,19 +14,21 @@ from gateway.recording.opus import OpusMissing
 from gateway.recording.reading import Recording, Unreadable, open_recording
 from gateway.recording.seal import DataKey
 from gateway.recording.store import NotHere, RecordingStore, StoreError
+from gateway.records.files import TRANSCRIPT, elsewhere, gateway_at
 
 
 class SoundUnavailable(Exception):
     """A recording cannot be deleted or read now; the message says which and why."""
 
 
-class SoundElsewhere(SoundUnavailable):
-    """A recording lies on another gateway's disk; the message says on whose."""
+class FilesElsewhere(SoundUnavailable):
+    """A recording, or what was said, lies on another gateway's disk; the message says on whose."""
 
     def __init__(self, name: str, files_on: str) -> None:
-        host, _, folder = files_on.partition(":")
-        where = f"{name} lies on the gateway {host}, in {folder}"
-        super().__init__(f"{where}; ask that one, or set CALLPLEX_S3_BUCKET for all to keep recordings in one place")
+        advice = "ask that one"
+        if not name.endswith(TRANSCRIPT):
+            advice += ", or set CALLPLEX_S3_BUCKET for all to keep recordings in one place"
+        super().__init__(f"{name} lies on {gateway_at(files_on)}; {advice}")
 
 
 class Sound:
@@ -53,26 +55,23 @@ class Sound:
             deletion = await asyncio.to_thread(self._store.delete, name, time.time())
         except StoreError as error:
             raise SoundUnavailable(str(error)) from None
-        if not deletion.places and self._is_elsewhere(files_on):
+        if not deletion.places and elsewhere(files_on, self.place):
             return {**deletion.detail(), "gone": False, "not_reached": files_on}
         return deletion.detail()
 
     async def open(self, name: str, files_on: str = "") -> Recording:
         """The recording, read to its end once, so that no damage shows up halfway.
 
-        Raises SoundUnavailable, and of that SoundElsewhere where another gateway has it.
+        Raises SoundUnavailable, and of that FilesElsewhere where another gateway has it.
         """
         return await asyncio.to_thread(self._open, name, files_on)
-
-    def _is_elsewhere(self, files_on: str) -> bool:
-        return files_on not in ("", self.place)
 
     def _open(self, name: str, files_on: str) -> Recording:
         try:
             file = self._store.open(name)
         except NotHere as error:
-            if self._is_elsewhere(files_on):
-                raise SoundElsewhere(name, files_on) from None
+            if elsewhere(files_on, self.place):
+                raise FilesElsewhere(name, files_on) from None
             raise SoundUnavailable(str(error)) from None
         except StoreError as error:
             raise SoundUnavailable(str(error)) from None

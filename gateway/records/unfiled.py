@@ -83,6 +83,14 @@ class Unfiled:
                     found.append((start.started_at, start.call_id))
         return [call_id for _, call_id in sorted(set(found))]
 
+    def waits(self, call_id: str) -> bool:
+        """Whether the database is still to be told of the call."""
+        return self._path(call_id).exists() or self._note(call_id).exists()
+
+    def aside(self) -> list[str]:
+        """The calls that were set aside."""
+        return [path.stem for path in self._folder.glob("*.damaged")]
+
     def drop(self, call_id: str) -> None:
         """The ended call is in the database."""
         self._path(call_id).unlink(missing_ok=True)

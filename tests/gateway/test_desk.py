@@ -68,11 +68,11 @@ class HeldLeg:
         await self.release.wait()
 
 
-def desk_in(folder: Path, routing: str = "", **values: object) -> Desk:
-    """A desk that echoes, with one persona whose fallback and recording are set."""
+def desk_in(folder: Path, routing: str = "", *, record: bool = True, **values: object) -> Desk:
+    """A desk that echoes, with one persona whose fallback and recording are set. Again in a folder: after a restart."""
     personas = folder / "personas"
-    personas.mkdir(parents=True)
-    persona = "voice: NATF0\nrole: You work for a bank.\nfallback: '+15550999'\nrecord: true\n"
+    personas.mkdir(parents=True, exist_ok=True)
+    persona = "voice: NATF0\nrole: You work for a bank.\nfallback: '+15550999'\nrecord: " + str(record).lower() + "\n"
     (personas / "bank.yaml").write_text(persona)
     (personas / "routing.yaml").write_text("default:\n  persona: bank\n" + routing)
     values = {"embedded_echo": True, **values}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import re
@@ -20,12 +21,13 @@ import sqlalchemy as sa
 from gateway.app import admin_app
 from gateway.desk import Desk
 from gateway.recording.recorder import Recorder, RecordingPlan
+from gateway.recording.store import RecordingStore
 from gateway.records import api_tokens
 from gateway.records.database import Database
-from gateway.records.tables import instances
+from gateway.records.tables import audit, instances
 from tests.gateway.memory_line import MemoryLeg
 from tests.gateway.recording.sound import record
-from tests.gateway.records.made_up import NOON
+from tests.gateway.records.made_up import NOON, all_of
 from tests.gateway.records.test_erasure import keep
 from tests.gateway.test_desk import desk_in
 
@@ -197,3 +199,49 @@ async def test_a_recording_on_another_gateway_s_disk_is_said_to_lie_there(tmp_pa
             await connection.execute(sa.delete(instances).where(instances.c.host == desk.records.place))
         proof = (await other.delete("/api/calls/c1")).json()["erased"]["recording"]
         assert (proof["gone"], proof["places"], proof["not_reached"]) == (False, [], desk.records.place)
+
+
+async def test_what_was_said_in_another_gateway_s_call_waits_for_that_one(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/shared.sqlite3"
+    transcript = tmp_path / "one" / "data" / "calls" / "c1" / "transcript.json"
+    async with api(tmp_path / "other", database_url=url) as (other, _, database):
+        async with api(tmp_path / "one", database_url=url, record=False) as (one, desk, _):
+            await desk.answer(MemoryLeg(seconds=0.5), "bank")
+            answer = await other.delete("/api/calls/c1")
+            where = f"calls/c1/transcript.json lies on the gateway {socket.gethostname()}, in {desk.settings.data_dir}"
+            assert (answer.status_code, answer.json()["detail"]) == (421, f"{where}; ask that one")
+            assert transcript.exists()
+            assert (await one.get("/api/calls/c1")).json()["erased_at"] is None
+        # It has stopped: the rows go now, its files when it starts again.
+        assert (await other.delete("/api/calls/c1")).json()["erased"]["not_reached"] == desk.records.place
+        assert transcript.exists()
+        async with api(tmp_path / "one", database_url=url) as (_, desk, _):
+            await asyncio.wait_for(desk.archive.cleared.wait(), 30)
+            assert not transcript.parent.exists()
+        entries = [row["detail"] for row in await all_of(database, audit) if row["action"] in ("erase", "delete")]
+        assert [(one["what"], [file["name"] for file in one["files"]]) for one in entries] == [
+            ("caller", []),
+            ("left", ["transcript.json"]),
+        ]
+
+
+async def test_sound_that_a_stopped_gateway_still_had_never_reaches_the_bucket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/shared.sqlite3"
+    recording = tmp_path / "one" / "data" / "calls" / "c1" / "call.wav"
+    async with api(tmp_path / "other", database_url=url) as (other, _, _):
+        async with api(tmp_path / "one", database_url=url) as (_, desk, _):
+            await desk.answer(MemoryLeg(seconds=0.5), "bank")
+        assert recording.exists()
+        assert (await other.delete("/api/calls/c1")).status_code == 200
+        moved: list[str] = []
+
+        async def move(store: RecordingStore) -> None:
+            moved.extend(store.local())
+
+        monkeypatch.setattr(RecordingStore, "run", move)
+        async with api(tmp_path / "one", database_url=url) as (_, desk, _):
+            await asyncio.wait_for(desk.archive.cleared.wait(), 30)
+            assert not recording.exists()
+        assert moved == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import wave
@@ -17,11 +18,12 @@ from gateway.cli import app
 from gateway.recording.recorder import Recorder, RecordingPlan
 from gateway.recording.seal import data_keys
 from gateway.records.database import Database
+from gateway.records.files import Records
 from gateway.records.tables import audit
 from tests.databases import sqlite_url
 from tests.gateway.recording.sound import record
 from tests.gateway.records.made_up import NOON, all_of
-from tests.gateway.records.test_erasure import keep
+from tests.gateway.records.test_erasure import keep, lease
 
 KEY = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 CALLER, ANOTHER = "+15550199", "+15550177"
@@ -124,6 +126,23 @@ def test_a_caller_is_erased_sound_too(folder: Path) -> None:
     assert (left["from"], left["utterances"], left["recorded"]) == ("", [], False)
     again = run("erase", "c9", "--yes")
     assert (again.exit_code, "there is no call c9" in again.stderr) == (1, True)
+
+
+def test_a_call_that_only_another_gateway_can_erase_stops_no_other(folder: Path) -> None:
+    async def add() -> None:
+        async with Database.open(sqlite_url(folder)) as database:
+            await lease(database, folder / "there")
+            for call_id, place in (("c0", Records(folder / "there").place), ("c00", "stopped:/data")):
+                await keep(database, folder / "there", call_id, sound=False, files_on=place, started_at=NOON - 60)
+
+    asyncio.run(add())
+    done = run("erase", "--number", CALLER, "--yes", "--json")
+    assert done.exit_code == 1
+    assert f"calls/c0/transcript.json lies on the gateway {socket.gethostname()}, in {folder}/there" in done.stderr
+    assert "files of c00 may be left on the gateway stopped, in /data, which does not run" in done.stderr
+    assert [one["call_id"] for one in json.loads(done.stdout)["erased"]] == ["c00", "c1", "c2"]
+    alone = run("erase", "c0", "--yes")
+    assert (alone.exit_code, alone.stdout) == (1, "")
 
 
 def test_sound_in_a_bucket_that_is_away_is_not_called_erased(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

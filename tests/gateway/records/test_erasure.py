@@ -13,12 +13,13 @@ from gateway.recording.store import RecordingStore
 from gateway.records import retention as retention_module
 from gateway.records.database import Database
 from gateway.records.erasure import Eraser, calls_of
-from gateway.records.files import Records
+from gateway.records.files import Records, make_place, place_of
+from gateway.records.instances import Instance
 from gateway.records.journal import Journal
 from gateway.records.policies import Keep
 from gateway.records.portion import CallEvent, Portion
 from gateway.records.retention import DAY, Retention
-from gateway.records.sound import Sound
+from gateway.records.sound import FilesElsewhere, Sound
 from gateway.records.storing import store
 from gateway.records.tables import audit, call_texts, calls, deliveries, events, utterances
 from gateway.records.unfiled import Unfiled
@@ -192,3 +193,77 @@ async def test_what_an_erased_call_had_to_tell_is_never_sent(database: Database,
         assert await queue.redeliver(connection, NOON, ids=ids) == 0
         assert await queue.redeliver(connection, NOON) == 0
     assert {row["state"] for row in await all_of(database, deliveries) if row["call_id"] == "c1"} == {"dead"}
+
+
+async def lease(database: Database, folder: Path) -> Instance:
+    """A gateway that lives and has its files there."""
+    make_place(folder)
+    one = Instance(database, Records(folder), put)
+    await one.renew()
+    return one
+
+
+async def test_another_gateway_s_texts_and_records_wait_for_it_while_it_lives(
+    database: Database, tmp_path: Path
+) -> None:
+    now = NOON + 100 * DAY
+    here, there = tmp_path / "here", tmp_path / "there"
+    owner = await lease(database, there)
+    files_on = Records(there).place
+    await keep(database, there, "text", sound=False, files_on=files_on, started_at=now - 15 * DAY)
+    await keep(database, there, "record", sound=False, files_on=files_on, started_at=now - 40 * DAY)
+    jobs = {
+        folder: Retention(
+            database,
+            Eraser(database, Records(folder)),
+            lambda: {"bank": Keep(text_days=10, record_days=30)},
+            lambda: now,
+        )
+        for folder in (here, there)
+    }
+    assert await jobs[here].enforce() == []
+    assert {row["call_id"] for row in await all_of(database, utterances)} == {"text", "record"}
+    assert sorted(one.call_id for one in await jobs[there].enforce()) == ["record", "text"]
+    assert list((there / "calls").rglob("*.json")) == []
+    assert [row["id"] for row in await all_of(database, calls)] == ["text"]
+    # One that does not live, and may never again, holds nothing up.
+    await keep(database, there, "later", sound=False, files_on=files_on, started_at=now - 40 * DAY)
+    await owner.leave()
+    (gone,) = await jobs[here].enforce()
+    assert (gone.call_id, gone.detail["not_reached"], gone.detail["files"]) == ("later", files_on, [])
+
+
+async def test_a_call_stored_before_disks_had_numbers_is_its_gateway_s(database: Database, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    before = place_of(there)
+    await keep(database, there, "c1", files_on=before)
+    await lease(database, there)
+    assert Records(there).place != before
+    with pytest.raises(FilesElsewhere, match=f"in {there}; ask that one"):
+        await Eraser(database, Records(here)).erase("c1", "cli:me")
+    erased = await Eraser(database, Records(there)).erase("c1", "cli:me")
+    assert erased is not None
+    assert "not_reached" not in erased.detail
+    assert [file["name"] for file in erased.detail["files"]] == ["call.wav", "transcript.json"]
+
+
+async def test_with_a_bucket_it_is_what_was_said_that_lies_elsewhere(database: Database, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    await lease(database, there)
+    await keep(database, there, "c1", files_on=Records(there).place)
+    for in_bucket, name in ((True, "transcript.json"), (False, "call.wav")):
+        with pytest.raises(FilesElsewhere, match=f"^calls/c1/{name} lies on"):
+            await Eraser(database, Records(here), in_bucket=in_bucket).erase("c1", "cli:me")
+
+
+async def test_a_container_s_calls_are_its_own_after_its_host_name_changed(database: Database, tmp_path: Path) -> None:
+    """Upgraded from before disks had names: what the rows say is nobody's any more, but its files lie here."""
+    await keep(database, tmp_path, "c1", files_on="3f2a9c:/data")
+    await lease(database, tmp_path)
+    sound = Sound(RecordingStore(tmp_path), (), Records(tmp_path).place)
+    erased = await Eraser(database, Records(tmp_path), sound.delete).erase("c1", "cli:me")
+    assert erased is not None
+    assert "not_reached" not in erased.detail
+    assert (erased.detail["recording"]["gone"], erased.detail["recording"]["places"]) == (True, ["folder"])
+    assert [file["name"] for file in erased.detail["files"]] == ["transcript.json"]
+    assert not (tmp_path / "calls" / "c1").exists()

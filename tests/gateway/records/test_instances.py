@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.records import instances as module
 from gateway.records.database import Database
-from gateway.records.files import Records
+from gateway.records.files import Records, make_place
 from gateway.records.instances import LEASE_SECONDS, RENEW_EVERY, Instance
 from gateway.records.portion import CallStart, Portion
 from gateway.records.storing import store
@@ -177,6 +177,18 @@ async def test_a_call_that_was_written_down_before_its_gateway_died_ended_as_it_
     (row,) = await all_of(database, calls)
     assert (row["end_reason"], row["ended_at"], row["engine"]) == ("agent_goodbye", NOON + 60, "echo")
     assert [row["event"] for row in await all_of(database, deliveries)] == ["call.ended"]
+
+
+async def test_what_was_said_in_a_lost_call_does_not_come_onto_another_disk(database: Database, tmp_path: Path) -> None:
+    """Its own gateway deletes what lies on its disk, and would not know of this."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        make_place(folder)
+    dead, other = instance(database, there), instance(database, here)
+    await live_call(database, dead, start("c1", files_on=Records(there).place))
+    await live_call(database, dead, start("c2", files_on=Records(here).place))
+    assert sorted(await other.close_lost()) == ["c1", "c2"]
+    assert [path.parent.name for path in here.rglob("transcript.json")] == ["c2"]
 
 
 async def test_nobody_is_judged_before_everybody_could_renew(database: Database, tmp_path: Path) -> None:
