@@ -59,6 +59,7 @@ PURE = {
     "model/metrics.py",
     "model/moshi/protocol.py",
     "model/prompt.py",
+    "model/pace.py",
     "model/scheduler.py",
     "model/utterances.py",
     "model/wire.py",
