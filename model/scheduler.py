@@ -11,8 +11,8 @@ waits a few ticks more in every frame, as far as its deadline allows, so that st
 
 Where steps take most of the time there is no room to wait: with 128 calls on an H200 a tick is 40 ms and a step of all
 39. Callers whose clocks agree, as those of one carrier may, then all come to one tick, and together might miss it by
-little and be late. So a group that is fuller than reckoned with is stepped before its tick, once nobody else is
-expected before it; and where all in one step would still be late, in two, if so nobody is.
+little and be late. So a group that is fuller than reckoned with is stepped before its tick, when it is time for who
+has waited longest; and where some in one step would still be late, in two, if so nobody is.
 
     frame arrives ──> queue of its slot ──> due at the next tick in use, held a little ──> step ──> account
 """
@@ -277,18 +277,17 @@ class Scheduler:
         ]
 
     def _begins(self, group: Sequence[_Waiting]) -> float:
-        """When those that wait for the same tick are stepped: then; or before it, if they are more than reckoned with.
+        """When those that wait for the same tick are stepped: then; or before it, if they are more than reckoned with:
+        when it is time for who has waited longest.
 
-        Nobody else is expected before it: at once. Somebody is, who may have left: when it is time for those who wait.
+        No sooner, though all have come: whether all had would decide in each frame anew when a call is answered, and
+        an answer that comes 20 ms later than the one before is a gap in what the caller hears.
         """
         tick = group[0].tick
         if len(group) <= self._full():
             return tick
-        begins = max(one.frame.arrived for one in group)
-        if any(not state.waiting and -math.inf < state.expected <= tick for state in self._open.values()):
-            oldest = min(one.frame.wanted for one in group)
-            begins = max(begins, oldest + LATEST - cost_of(self._costs, len(group)))
-        return min(tick, begins)
+        oldest, newest = min(one.frame.wanted for one in group), max(one.frame.arrived for one in group)
+        return min(tick, max(newest, oldest + LATEST - cost_of(self._costs, len(group))))
 
     def _full(self) -> int:
         """The most calls that are reckoned with at one tick."""
