@@ -21,10 +21,10 @@ HOST = "127.0.0.1"
 TONE = np.rint(6_000 * np.sin(2 * np.pi * 500 * np.arange(8_000) / 8_000)).astype(np.int16).tobytes()
 
 
-def free_range(pairs: int = 6) -> PortRange:
+def free_range(pairs: int = 6, host: str = HOST) -> PortRange:
     """A range whose pairs are all free now: other tests on this machine take single ports."""
     for base in range(42_000, 60_000, 2 * pairs):
-        ports = PortRange(HOST, base, base + 2 * pairs - 1)
+        ports = PortRange(host, base, base + 2 * pairs - 1)
         with ExitStack() as bound:
             try:
                 for _ in range(pairs):
@@ -94,6 +94,35 @@ def test_digits_cross_and_the_report_says_what_came() -> None:
         assert summary is not None
         assert summary.received >= 1
         assert summary.malformed == 0
+
+    asyncio.run(talk())
+
+
+def test_a_peer_over_ipv4_is_itself_on_a_socket_of_ipv6() -> None:
+    """Its first packet is believed though it comes late, what it reports is heard, and our sound reaches it."""
+
+    async def talk() -> None:
+        loop, ticker = asyncio.get_running_loop(), Ticker()
+        session = RtpSession.open(free_range(host="::"), ticker, Identity(1, 1, 1))
+        rtp, rtcp = free_range().bind()
+        peer = rtp.getsockname()
+        with rtp, rtcp:
+            session.start(MediaPlan(peer, symmetric=False))
+            ticker.remove(session)
+            assert session.stream is not None
+            rtp.sendto(build_rtp(RtpPacket(0, False, 1, 1, 5, bytes(160))), (HOST, session.local_port))
+            rtcp.sendto(b"no report", (HOST, session.local_port + 1))
+            session.send(TONE[:640])
+            session.send_due(loop.time())
+            session.tick(loop.time())
+            async with asyncio.timeout(10):
+                assert await loop.sock_recv(rtp, 2_048)
+                while not (summary := session.stream.summary()).malformed + summary.strangers:  # noqa: ASYNC110  the loop reads it
+                    await asyncio.sleep(0)
+                session.close()
+                assert await loop.sock_recv(rtcp, 2_048), "our goodbye"
+        assert session.stream.source == peer
+        assert (summary.received, summary.strangers, session.send_errors) == (1, 0, 0)
 
     asyncio.run(talk())
 
