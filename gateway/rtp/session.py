@@ -72,6 +72,8 @@ class RtpSession:
         self._stream: MediaStream | None = None
         self._on_frame: Callable[[bytes], None] | None = None
         self._on_digit: Callable[[str], None] | None = None
+        self.on_broken: Callable[[], None] | None = None
+        """Called once, outside the tick, when this session raised in one: its line is to be ended."""
         self._one_a_tick = False
         """The last tick brought one packet."""
         self._closed = False
@@ -175,6 +177,7 @@ class RtpSession:
         # Whoever listened holds this session, and would wait with it for the garbage collector.
         self.listen(unheard)
         self.on_digit(unheard)
+        self.on_broken = None
 
     def send_due(self, now: float) -> None:
         """The ticker's."""
@@ -201,6 +204,11 @@ class RtpSession:
         """The ticker's."""
         if self._stream is not None:
             self._stream.skip(ticks)
+
+    def broke(self) -> None:
+        """The ticker's."""
+        if self.on_broken is not None:
+            self._loop.call_soon(self.on_broken)
 
     def summary(self) -> MediaReport | None:
         """The call's figures; None if no media were ever agreed."""

@@ -184,6 +184,7 @@ class Ticks:
         self.times: list[float] = []
         self.sent: list[float] = []
         self.skipped = 0
+        self.breaks = 0
 
     def send_due(self, now: float) -> None:
         self.sent.append(now)
@@ -194,6 +195,9 @@ class Ticks:
 
     def skip(self, ticks: int) -> None:
         self.skipped += ticks
+
+    def broke(self) -> None:
+        self.breaks += 1
 
 
 def test_an_hour_of_ticks_does_not_drift() -> None:
@@ -402,22 +406,37 @@ def test_a_call_may_end_inside_a_tick() -> None:
     run_virtually(once())
 
 
-def test_a_call_that_breaks_is_taken_off_the_clock_and_all_others_go_on() -> None:
+@pytest.mark.parametrize("part", ["send_due", "tick"])
+def test_a_call_that_breaks_is_taken_off_the_clock_and_all_others_go_on(part: str) -> None:
     class Broken(Ticks):
+        def send_due(self, now: float) -> None:
+            super().send_due(now)
+            self._break("send_due")
+
         def tick(self, now: float) -> None:
             super().tick(now)
-            raise ZeroDivisionError
+            self._break("tick")
+
+        def _break(self, here: str) -> None:
+            if here == part:
+                raise ZeroDivisionError
 
     async def half_a_second() -> None:
         told: list[dict[str, object]] = []
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
         ticker, broken, others = Ticker(), Broken(), [Ticks() for _ in range(2 * PHASES)]
+        begun = asyncio.get_running_loop().time()
         for call in (broken, *others):
             ticker.add(call)
         await asyncio.sleep(0.5)
         assert [type(context["exception"]) for context in told] == [ZeroDivisionError]
-        assert len(broken.times) == 1
+        assert len(broken.times) == (part == "tick")
+        assert (len(broken.sent), broken.breaks) == (1, 1)
         assert min(len(call.times) for call in others) >= 23
+        for call in others:
+            assert np.diff(call.times) == pytest.approx(TICK), "they had the tick in which it broke"
+            assert (call.sent, call.breaks) == (call.times, 0)
+            assert call.times[0] < begun + 1.1 * TICK
         for call in others:
             ticker.remove(call)
 
