@@ -352,13 +352,13 @@ class Call:
         if self._recording is not None:
             self._recording.write(caller, pcm)
         self._remembers |= bool(frame.tokens)
-        if self._consent is not None:
-            if self._remembers and not frame.tokens:
+        if self._remembers and not frame.tokens:
+            self.transcript.lost(frame.index)
+            if self._consent is not None:
                 self._consent.lost(frame.index)
-            if self._consent.played(self.counters.frames_out):
-                self._begin_keeping(self._consent)
-        played = self._clock.now()
-        loudness = level(pcm)
+        if self._consent is not None and self._consent.played(self.counters.frames_out):
+            self._begin_keeping(self._consent)
+        played, loudness = self._clock.now(), level(pcm)
         self.responses.agent(played - self._clock.first_tick, FRAME_SECONDS, loudness)
         self._farewell.played(loudness, column=bool(frame.tokens))
         if self.answer_ms is None and self.responses.first_sound is not None:

@@ -69,7 +69,7 @@ class PooledWorker:
 
     @property
     def full(self) -> bool:
-        """It refused a session that was to go on, and has freed nothing since.
+        """It refused a session that was to go on, and has had no slot free since.
 
         Its word that nothing is free would not do: while it runs late it takes no new call, but those under way.
         """
@@ -180,6 +180,7 @@ class PooledWorker:
     def _know(self, free: int, sessions: int | None = None) -> None:
         self.healthy = True
         self._free = free
+        self._refused = self._refused and not free
         self._sessions = self.engine.sessions if sessions is None else sessions
 
     def _lost(self, reason: str) -> None:

@@ -373,21 +373,21 @@ class ResumingSession:
         self._over.set()
         self._news.set()
         # First of all: whoever waits for the rest may be cancelled.
-        heard = self.history.heard * FRAME_SECONDS
         self.history.wipe()
         self._unsaid.clear()
         self._texts.clear()
         reopening = [self._reopening] if self._reopening is not None else []
         tasks = [*self._given_up, *reopening]
         try:
-            if reopening and self._lost and self._opening_from is not None:  # then that worker has heard the caller
+            if reopening and self._opening_from is not None and (self._lost or self._watch.hangs):  # it heard the rest
                 await asyncio.wait(reopening, timeout=RESUME_READY_TIMEOUT)
         finally:
             self._unsent.clear()
             for task in tasks:
                 task.cancel()
-            if self._lost:
-                what = f"it ended between two workers; what its caller said after {heard:.1f} s is not written down"
+            if self._lost or self._watch.hangs:
+                said = f"what its caller said after {self.history.heard * FRAME_SECONDS:.1f} s"
+                what = f"it ended between two workers; {said} {'is not' if self._lost else 'may not be'} written down"
                 log.warning("call %s: %s", self._request.call_id, what)
         await asyncio.gather(*tasks, return_exceptions=True)
         self._reopening = None  # its exception holds us

@@ -65,8 +65,10 @@ class _Word:
     text: str
     cut: int | None = None
     """The frame at which a flush silenced the agent after (or in) this word."""
+    lost: bool = False
+    """Its worker was lost before it was over: another may say it again."""
     again: bool = False
-    """Said a second time: a flush had cut it, and the agent went on from its start."""
+    """Said a second time: a flush or a loss had cut it, and the agent went on from its start."""
 
     def joined(self) -> str:
         return self.text.strip()
@@ -134,6 +136,12 @@ class Transcript:
             self._keys.append(turn)
         return [_caller_view(turn)]
 
+    def lost(self, index: int) -> None:
+        """Nobody answered agent frame `index`: the caller hears silence in it, whatever the agent was saying."""
+        for turn in self._agent[-1:]:
+            last = turn.words[-1]
+            last.lost = last.lost or self._word_end(last) > index * self._frame
+
     def utterances(self) -> list[Utterance]:
         """All utterances so far, ordered by start; those of both sides may overlap."""
         both = [self._agent_view(turn) for turn in self._agent] + [
@@ -162,17 +170,17 @@ class Transcript:
         word = _Word(max(piece.index, last.onset), piece.text)
         starts_word = piece.text[0].isspace() or last.cut is not None
         if not starts_word and word.onset * self._frame - self._word_end(last) <= AGENT_PAUSE:
-            last.text += piece.text
+            last.text, last.lost = last.text + piece.text, False
+            if _is_said_again(turn.words):
+                _forget_the_first(turn.words)
             return [self._agent_view(turn)]
-        word.again = last.cut is not None and word.joined() == last.joined()
+        word.again = _is_said_again([last, word])
         if not self._breaks(last, word, self._caller):
-            if word.again:
-                turn.words.pop()
-                if turn.words:
-                    turn.words[-1].cut = last.cut
             if last.cut is not None:
                 turn.unsaid = ""  # The sentence goes on after all.
             turn.words.append(word)
+            if word.again:
+                _forget_the_first(turn.words)
             return [self._agent_view(turn)]
         return self._leave(turn, word) + self._new_turn(word)
 
@@ -240,7 +248,7 @@ class Transcript:
             return not (only_backchannel and goes_on and silence <= RESUME_WITHIN)
         if last.cut is not None:
             return not unfinished or silence > RESUME_WITHIN
-        return silence > AGENT_PAUSE
+        return silence > (RESUME_WITHIN if last.lost and unfinished else AGENT_PAUSE)
 
     def _agent_view(self, turn: _AgentTurn) -> Utterance:
         last = turn.words[-1]
@@ -343,6 +351,22 @@ def _lies_between(turn: _CallerTurn, last: _Word, end: float, onset: float) -> b
 def _is_backchannel(turn: _CallerTurn) -> bool:
     short = turn.end - turn.start <= BACKCHANNEL_SECONDS
     return short and len(turn.text.split()) <= BACKCHANNEL_WORDS
+
+
+def _is_said_again(words: Sequence[_Word]) -> bool:
+    """Whether the last word is the one before it, which was cut off. One that comes in pieces is so with its last."""
+    if len(words) < 2:
+        return False
+    first, word = words[-2:]
+    return (first.lost or first.cut is not None) and word.joined() == first.joined()
+
+
+def _forget_the_first(words: list[_Word]) -> None:
+    """The last word is said again: the one before it counts no more."""
+    words[-1].again = True
+    first = words.pop(-2)
+    if len(words) > 1:
+        words[-2].cut = first.cut
 
 
 def _ends_sentence(text: str) -> bool:

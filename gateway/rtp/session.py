@@ -40,6 +40,9 @@ WHOLE_TICK = 172
 OLDEST = 0.5
 """Seconds for which a packet's stamp is believed: beyond, the wall clock was set."""
 
+_MAPPED = "::ffff:"
+"""Before the address of an IPv4 peer on a socket of IPv6 (RFC 4291, section 2.5.5.2)."""
+
 _STAMP = struct.Struct("@qq")
 _ANCILLARY = socket.CMSG_SPACE(_STAMP.size)
 # Linux: the time of arrival as a timespec with each datagram; of socket.SO_TIMESTAMPNS Python knows no name.
@@ -61,6 +64,7 @@ class RtpSession:
         """Datagrams the kernel did not take."""
         self._rtp = rtp
         self._rtcp = rtcp
+        self._ipv6 = rtp.family == socket.AF_INET6
         self._ticker = ticker
         self._identity = identity
         self._loop = asyncio.get_running_loop()
@@ -68,6 +72,8 @@ class RtpSession:
         self._stream: MediaStream | None = None
         self._on_frame: Callable[[bytes], None] | None = None
         self._on_digit: Callable[[str], None] | None = None
+        self.on_broken: Callable[[], None] | None = None
+        """Called once, outside the tick, when this session raised in one: its line is to be ended."""
         self._one_a_tick = False
         """The last tick brought one packet."""
         self._closed = False
@@ -171,6 +177,7 @@ class RtpSession:
         # Whoever listened holds this session, and would wait with it for the garbage collector.
         self.listen(unheard)
         self.on_digit(unheard)
+        self.on_broken = None
 
     def send_due(self, now: float) -> None:
         """The ticker's."""
@@ -198,6 +205,11 @@ class RtpSession:
         if self._stream is not None:
             self._stream.skip(ticks)
 
+    def broke(self) -> None:
+        """The ticker's."""
+        if self.on_broken is not None:
+            self._loop.call_soon(self.on_broken)
+
     def summary(self) -> MediaReport | None:
         """The call's figures; None if no media were ever agreed."""
         return self._stream.summary() if self._stream is not None else None
@@ -209,6 +221,8 @@ class RtpSession:
             self._send_to(self._rtp if stream.plan.rtcp_mux else self._rtcp, data, remote)
 
     def _send_to(self, sock: socket.socket, data: bytes, remote: Addr) -> None:
+        if self._ipv6 and ":" not in remote[0]:
+            remote = (_MAPPED + remote[0], remote[1])
         try:
             sock.sendto(data, remote)
         except OSError:
@@ -233,7 +247,7 @@ class RtpSession:
                 stamped = seconds + nanoseconds * 1e-9 + to_loop
                 if now - OLDEST < stamped < now:
                     arrived = stamped
-            due = stream.receive_rtp(data, source if len(source) == 2 else source[:2], arrived)
+            due = stream.receive_rtp(data, source if len(source) == 2 else _addr(source), arrived)
             if due and self._one_a_tick and count == 0 and 0 < now - arrived < TICK and len(data) >= WHOLE_TICK:
                 return
             if self._closed:
@@ -246,4 +260,10 @@ class RtpSession:
         except OSError:
             return
         if self._stream is not None:
-            self._stream.receive_rtcp(data, source[:2], self._now())
+            self._stream.receive_rtcp(data, _addr(source), self._now())
+
+
+def _addr(source: tuple[str, int]) -> Addr:
+    """Where a datagram comes from, a mapped address as the IPv4 one that the SDP names."""
+    host, port = source[:2]
+    return (host.removeprefix(_MAPPED) if "." in host else host), port

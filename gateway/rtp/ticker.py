@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Iterator
 from typing import Protocol
 
 TICK = 0.02
@@ -30,6 +31,9 @@ class Ticking(Protocol):
 
     def skip(self, ticks: int) -> None:
         """These many ticks will not come."""
+
+    def broke(self) -> None:
+        """It raised, and ticks no more."""
 
 
 class Ticker:
@@ -75,24 +79,29 @@ class Ticker:
                 self._leave_out(late)
             while self._step <= due:
                 step, self._step = self._step, self._step + 1
-                self._tick(tuple(self._phases[step % PHASES]), step * _STEP)
+                phase = tuple(self._phases[step % PHASES])
+                self._tick(iter(phase), iter(phase), step * _STEP)
         finally:
             # Whatever one call does wrong, the clock is that of all.
             if any(self._phases):
                 self._schedule()
 
-    def _tick(self, phase: tuple[Ticking, ...], now: float) -> None:
-        """One that raises ticks no more: it would keep those behind it from every tick of theirs."""
+    def _tick(self, sending: Iterator[Ticking], rest: Iterator[Ticking], now: float) -> None:
+        """What is left of a phase's tick. One that raises ticks no more; those behind it go on all the same."""
         running: Ticking | None = None
         try:
-            for running in phase:
+            for running in sending:
                 running.send_due(now)
-            for running in phase:
+            for running in rest:
                 running.tick(now)
             running = None
         finally:
             if running is not None:
                 self.remove(running)
+                try:
+                    running.broke()
+                finally:
+                    self._tick(sending, (one for one in rest if one is not running), now)
 
     def _leave_out(self, ticks: int) -> None:
         self.skipped += ticks

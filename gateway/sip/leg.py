@@ -74,6 +74,8 @@ class SipLeg:
         """The caller until hang-up: 160 int16 samples at 8 kHz each. Raises LegError."""
         self.line.rtp.listen(heard)
         await self.line.over.wait()
+        if self.line.broken:
+            raise RuntimeError("the sound of this call broke, see the error before; please report it")
         if self.line.fault:
             raise LegError(self.line.fault)
 

@@ -64,6 +64,8 @@ class SipLine:
         self.ended: Terminated | None = None
         self.fault = ""
         """What the peer did wrong, when that ended the call."""
+        self.broken = False
+        """Its sound broke, which is our fault: that ended the call."""
         self.on_digit: Callable[[str], None] = unheard
         self._key = os.urandom(KEY_BYTES)
         self._session_id = secrets.randbits(31)
@@ -71,6 +73,7 @@ class SipLine:
         self._local = Addr(endpoint.public[transport][0], self.rtp.local_port)
         self._capabilities = Capabilities(srtp=_encryption(endpoint.settings, transport))
         self.rtp.on_digit(self._press)
+        self.rtp.on_broken = self._break
 
     # Offer and answer
 
@@ -157,6 +160,11 @@ class SipLine:
     def _fail(self, fault: str) -> None:
         self.fault = fault
         self.hangup()
+
+    def _break(self) -> None:
+        self.broken = True
+        self.hangup()
+        self.over.set()
 
     def _press(self, digit: str) -> None:
         self.on_digit(digit)

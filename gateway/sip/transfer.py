@@ -78,10 +78,13 @@ class Transfers:
         event, semicolon, params = request.headers.first("Event").partition(";")
         if event.strip().lower() != "refer":
             raise SipError("no such event is subscribed to", 489, "Bad Event", (("Allow-Events", "refer"),))
-        if call.transfer_limit is None or not _newest(call, get_param(parse_params(semicolon + params), "id")):
+        over = request.headers.first("Subscription-State").strip().lower().startswith("terminated")
+        named = get_param(parse_params(semicolon + params), "id")
+        if call.transfer_limit is None or not _newest(call, named):
+            if over and not named:  # the last word of the one that was given up: what comes now is of the next
+                call.transfer_unsettled = False
             raise SipError("no such transfer is under way", 481, "Subscription Does Not Exist")
         self._core.respond(transaction, 200, now)
-        over = request.headers.first("Subscription-State").strip().lower().startswith("terminated")
         code, reason = read_sipfrag(request)
         call.transfer_told = True
         if code >= 200:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from gateway.worker_client import RESUME_READY_TIMEOUT
 from model.wire import CallerFrame, CallerText, History, Output, SessionRequest
 from tests import virtual_time
-from tests.gateway.freezing_workers import Told, call, freezing
+from tests.gateway.freezing_workers import FreezingWorker, Told, call, freezing
 from tests.gateway.token_workers import Caller
 from tests.gateway.worker_pools import until
 from tests.token_model import TokenModel
@@ -88,9 +88,14 @@ def test_what_the_worker_before_told_is_not_forgotten_when_the_call_ends_while_a
     assert " ".join(said).split() == ["c0", "c25"], "and last words"
 
 
+@pytest.mark.parametrize(("loses", "end"), [(FreezingWorker.kill, 4.3), (FreezingWorker.freeze, 4.7)])
 @pytest.mark.parametrize(("opens", "words"), [(0.7, ["c0", "c25", "c50"]), (30.0, ["c0"])])
 def test_a_worker_that_was_opening_the_session_as_the_call_ended_says_what_its_caller_said(
-    opens: float, words: list[str], caplog: pytest.LogCaptureFixture
+    loses: Callable[[FreezingWorker], None],
+    end: float,
+    opens: float,
+    words: list[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def scenario() -> tuple[Told, float]:
         async with freezing(8, 4, engines=[TokenEngine(), TokenEngine(open_seconds=opens)]) as (
@@ -98,7 +103,7 @@ def test_a_worker_that_was_opening_the_session_as_the_call_ended_says_what_its_c
             _,
             calls,
         ):
-            told = await call(calls, 4.3, {4: first.kill})
+            told = await call(calls, end, {4: lambda: loses(first)})
             ended = asyncio.get_running_loop().time()
             await until(lambda: not second.server.slots.active)
             return told, ended
@@ -108,7 +113,7 @@ def test_a_worker_that_was_opening_the_session_as_the_call_ended_says_what_its_c
     said = [one.text for one in told.call.transcript.utterances() if one.speaker == "caller"]
     assert " ".join(said).split() == words
     assert ("it ended between two workers; what its caller said after 2.0 s" in caplog.text) == (opens > 1)
-    assert ended < 4.3 + RESUME_READY_TIMEOUT + 1
+    assert ended < end + RESUME_READY_TIMEOUT + 1
 
 
 @pytest.mark.parametrize(

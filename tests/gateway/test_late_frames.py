@@ -70,7 +70,10 @@ def test_what_an_engine_had_not_answered_when_the_caller_hung_up_is_late_in_the_
 
 
 def test_what_is_not_yet_due_when_the_caller_hangs_up_is_not_late() -> None:
-    assert place(MemoryLeg(seconds=4), EchoEngine()).counters.agent_frames_late == 0
+    frames = place(MemoryLeg(seconds=4), EchoEngine()).counters.frames_in
+    counters = place(MemoryLeg(seconds=4), StandingEngine(last=frames - 1)).counters
+    assert counters.frames_in - counters.frames_out == 1
+    assert counters.agent_frames_late == 0
 
 
 def test_what_comes_after_the_agents_goodbye_is_not_owed() -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import httpx
+import pytest
 
+from gateway.audio import LINE_FRAME_BYTES
+from gateway.engine import EngineFull
+from gateway.history import SessionHistory
 from gateway.pooled_worker import PooledWorker
 from gateway.worker_client import RemoteEngine
+from model.wire import History, SessionRequest
 from tests import virtual_time
 from tests.gateway.freezing_workers import FreezingWorker, freezing
 
@@ -61,3 +66,30 @@ def test_a_local_worker_that_is_slow_for_a_moment_is_left_alone() -> None:
 def test_a_local_worker_that_no_call_found_silent_has_more_time() -> None:
     assert 20 < hung_after(None, False, 0.5) < 30
     assert hung_after(15, False, 0.5) == 60
+
+
+def goes_on() -> tuple[SessionRequest, History]:
+    history = SessionHistory()
+    history.caller(bytes(LINE_FRAME_BYTES))
+    return SessionRequest("c2", resume=history.resume()), history.content()
+
+
+def test_a_worker_that_refused_a_session_once_is_asked_again_after_it_had_a_free_slot() -> None:
+    async def scenario() -> list[bool]:
+        async with freezing(1) as (_, pool, _):
+            (worker,), full = pool.workers, []
+            first = await worker.open(SessionRequest("c1"))
+            with pytest.raises(EngineFull):
+                await worker.resume(goes_on)
+            await worker.probe()
+            full.append(worker.full)
+            await first.close()
+            await worker.probe()
+            full.append(worker.full)
+            second = await worker.open(SessionRequest("c3"))
+            await worker.probe()  # it has no slot free, and may take a session that goes on all the same
+            full.append(worker.full)
+            await second.close()
+            return full
+
+    assert virtual_time.run(scenario()) == [True, False, False]

@@ -143,6 +143,39 @@ def test_the_only_word_said_again_is_written_once() -> None:
     assert told(said) == [("caller", "Uh.", False), ("agent", "Hello there.", False)]
 
 
+@pytest.mark.parametrize("gap", [4, 20])
+@pytest.mark.parametrize("pieces", [(" telephone",), (" tele", "phone")])
+def test_a_word_that_a_lost_worker_cut_off_and_the_next_says_again_is_written_once(
+    gap: int, pieces: tuple[str, ...]
+) -> None:
+    transcript = Transcript(FRAME)
+    for output in [*words("Your", 10), *(AgentText(14 + at, piece) for at, piece in enumerate(pieces))]:
+        transcript.add(output)
+    for index in range(18, 18 + gap):
+        transcript.lost(index)
+    for output in [*(AgentText(18 + gap + at, piece) for at, piece in enumerate(pieces)), *words("bill.", 30 + gap)]:
+        transcript.add(output)
+    assert told(transcript.utterances()) == [("agent", "Your telephone bill.", False)]
+
+
+@pytest.mark.parametrize(
+    ("lost", "then", "text"),
+    [
+        pytest.param(22, [" that", " card"], "Yes that that card", id="said-to-its-end"),
+        pytest.param(15, [" card"], "Yes that card", id="not-said-again"),
+        pytest.param(15, ["ched", " card"], "Yes thatched card", id="goes-on-within-the-word"),
+    ],
+)
+def test_what_a_lost_worker_said_and_the_next_does_not_say_again_stays(lost: int, then: list[str], text: str) -> None:
+    transcript = Transcript(FRAME)
+    for output in words("Yes that", 10):
+        transcript.add(output)
+    transcript.lost(lost)
+    for place, piece in enumerate(then):
+        transcript.add(AgentText(lost + 1 + 4 * place, piece))
+    assert told(transcript.utterances()) == [("agent", text, False)]
+
+
 def test_a_sentence_said_to_its_end_was_not_interrupted_by_an_okay() -> None:
     turns = [
         *words("Your card was declined.", 0),

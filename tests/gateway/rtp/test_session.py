@@ -21,10 +21,10 @@ HOST = "127.0.0.1"
 TONE = np.rint(6_000 * np.sin(2 * np.pi * 500 * np.arange(8_000) / 8_000)).astype(np.int16).tobytes()
 
 
-def free_range(pairs: int = 6) -> PortRange:
+def free_range(pairs: int = 6, host: str = HOST) -> PortRange:
     """A range whose pairs are all free now: other tests on this machine take single ports."""
     for base in range(42_000, 60_000, 2 * pairs):
-        ports = PortRange(HOST, base, base + 2 * pairs - 1)
+        ports = PortRange(host, base, base + 2 * pairs - 1)
         with ExitStack() as bound:
             try:
                 for _ in range(pairs):
@@ -98,6 +98,35 @@ def test_digits_cross_and_the_report_says_what_came() -> None:
     asyncio.run(talk())
 
 
+def test_a_peer_over_ipv4_is_itself_on_a_socket_of_ipv6() -> None:
+    """Its first packet is believed though it comes late, what it reports is heard, and our sound reaches it."""
+
+    async def talk() -> None:
+        loop, ticker = asyncio.get_running_loop(), Ticker()
+        session = RtpSession.open(free_range(host="::"), ticker, Identity(1, 1, 1))
+        rtp, rtcp = free_range().bind()
+        peer = rtp.getsockname()
+        with rtp, rtcp:
+            session.start(MediaPlan(peer, symmetric=False))
+            ticker.remove(session)
+            assert session.stream is not None
+            rtp.sendto(build_rtp(RtpPacket(0, False, 1, 1, 5, bytes(160))), (HOST, session.local_port))
+            rtcp.sendto(b"no report", (HOST, session.local_port + 1))
+            session.send(TONE[:640])
+            session.send_due(loop.time())
+            session.tick(loop.time())
+            async with asyncio.timeout(10):
+                assert await loop.sock_recv(rtp, 2_048)
+                while not (summary := session.stream.summary()).malformed + summary.strangers:  # noqa: ASYNC110  the loop reads it
+                    await asyncio.sleep(0)
+                session.close()
+                assert await loop.sock_recv(rtcp, 2_048), "our goodbye"
+        assert session.stream.source == peer
+        assert (summary.received, summary.strangers, session.send_errors) == (1, 0, 0)
+
+    asyncio.run(talk())
+
+
 def test_before_the_answer_and_after_the_end_nothing_breaks() -> None:
     async def unanswered() -> None:
         session = RtpSession.open(free_range(), Ticker())
@@ -155,6 +184,7 @@ class Ticks:
         self.times: list[float] = []
         self.sent: list[float] = []
         self.skipped = 0
+        self.breaks = 0
 
     def send_due(self, now: float) -> None:
         self.sent.append(now)
@@ -165,6 +195,9 @@ class Ticks:
 
     def skip(self, ticks: int) -> None:
         self.skipped += ticks
+
+    def broke(self) -> None:
+        self.breaks += 1
 
 
 def test_an_hour_of_ticks_does_not_drift() -> None:
@@ -373,22 +406,37 @@ def test_a_call_may_end_inside_a_tick() -> None:
     run_virtually(once())
 
 
-def test_a_call_that_breaks_is_taken_off_the_clock_and_all_others_go_on() -> None:
+@pytest.mark.parametrize("part", ["send_due", "tick"])
+def test_a_call_that_breaks_is_taken_off_the_clock_and_all_others_go_on(part: str) -> None:
     class Broken(Ticks):
+        def send_due(self, now: float) -> None:
+            super().send_due(now)
+            self._break("send_due")
+
         def tick(self, now: float) -> None:
             super().tick(now)
-            raise ZeroDivisionError
+            self._break("tick")
+
+        def _break(self, here: str) -> None:
+            if here == part:
+                raise ZeroDivisionError
 
     async def half_a_second() -> None:
         told: list[dict[str, object]] = []
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
         ticker, broken, others = Ticker(), Broken(), [Ticks() for _ in range(2 * PHASES)]
+        begun = asyncio.get_running_loop().time()
         for call in (broken, *others):
             ticker.add(call)
         await asyncio.sleep(0.5)
         assert [type(context["exception"]) for context in told] == [ZeroDivisionError]
-        assert len(broken.times) == 1
+        assert len(broken.times) == (part == "tick")
+        assert (len(broken.sent), broken.breaks) == (1, 1)
         assert min(len(call.times) for call in others) >= 23
+        for call in others:
+            assert np.diff(call.times) == pytest.approx(TICK), "they had the tick in which it broke"
+            assert (call.sent, call.breaks) == (call.times, 0)
+            assert call.times[0] < begun + 1.1 * TICK
         for call in others:
             ticker.remove(call)
 

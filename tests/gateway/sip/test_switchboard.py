@@ -149,6 +149,23 @@ async def test_a_hole_in_what_an_agent_says_is_its_own_calls_and_not_the_next_on
         assert after.lost == 0, "the next agent had not begun to speak"
 
 
+async def test_a_call_whose_sound_breaks_is_over_at_once_and_by_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(now: float) -> None:
+        raise ZeroDivisionError
+
+    async with asyncio.timeout(20), gateway() as (desk, port), phone() as caller:
+        told: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+        await caller.dial(port)
+        leg = await desk.legs.get()
+        monkeypatch.setattr(leg.line.rtp.stream, "hear", breaks)
+        await caller.line.over.wait()
+        assert [type(context["exception"]) for context in told] == [ZeroDivisionError]
+        with pytest.raises(RuntimeError, match="the sound of this call broke"):
+            await leg.listen(lambda frame: None)
+        asyncio.get_running_loop().set_exception_handler(None)
+
+
 async def test_a_caller_does_not_go_to_and_fro_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.sip.handover.BUSY_SECONDS", 1.0)
     async with (

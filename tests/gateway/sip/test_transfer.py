@@ -119,6 +119,27 @@ def test_reports_of_a_transfer_given_up_decide_nothing_about_the_next() -> None:
     assert script.take(Transferred) == Transferred(call, 486, "Busy Here", final=True)
 
 
+@pytest.mark.parametrize("meanwhile", [True, False], ids=["during-the-next", "before-the-next"])
+def test_once_the_last_report_of_a_transfer_given_up_has_come_one_without_a_name_means_the_next(
+    meanwhile: bool,
+) -> None:
+    script, call, tag = referred()
+    script.answer(202)
+    script.run(5.1)
+    script.take(Transferred)
+    late = notify(tag, "503 Service Unavailable", 2, "terminated")
+    if not meanwhile:
+        assert script.say(late) == ["481 Subscription Does Not Exist"]
+    assert script.core.refer(call, DESK, script.now)
+    script.collect()
+    script.answer(202)
+    if meanwhile:
+        assert script.say(late) == ["481 Subscription Does Not Exist"]
+    assert not any(isinstance(event, Transferred) for event in script.events)
+    assert script.say(notify(tag, "486 Busy Here", 3, "terminated")) == ["200 OK"]
+    assert script.take(Transferred) == Transferred(call, 486, "Busy Here", final=True)
+
+
 def test_a_peer_that_names_no_transfer_means_the_only_one_left() -> None:
     script, call, tag = referred()
     first = script.request().cseq.number
