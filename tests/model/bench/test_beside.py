@@ -227,6 +227,7 @@ def test_calls_that_an_engine_out_of_time_does_not_take_are_counted(
     stepper: Stepper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = beside(stepper)
+    monkeypatch.setattr("model.bench.beside._LATE_NO_LONGER", 0.0)
     monkeypatch.setattr(Scheduler, "refusal", lambda self, now: "frames run late")
     found = calls.measure()
     for name in ("open_from_cache", "uncached_prompt"):
@@ -236,6 +237,24 @@ def test_calls_that_an_engine_out_of_time_does_not_take_are_counted(
         assert found[name].frames > 0
     assert len(found["resume_fast"].took) == 1, "one that lost its worker is always taken"
     assert found["resume_fast"].refused == ()
+
+
+def test_calls_are_taken_again_before_work_is_measured_beside_frames_that_were_late_once(
+    stepper: Stepper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = beside(stepper)
+    runs: list[Sequence[Job]] = []
+    run = Talk.run
+
+    def watched(self: Talk, seconds: float, jobs: Sequence[Job] = ()) -> Run:
+        runs.append(jobs)
+        return run(self, seconds, jobs)
+
+    monkeypatch.setattr(Talk, "run", watched)
+    monkeypatch.setattr(Scheduler, "refusal", lambda self, now: "frames run late" if len(runs) < 2 else "")
+    found = calls.measure()
+    assert [one.refused for one in found.values()] == [()] * len(KINDS)
+    assert [len(jobs) for jobs in runs] == [0, 0] + [1] * len(KINDS)
 
 
 def test_calls_get_their_prompts_back_as_often_as_a_workers_do(
