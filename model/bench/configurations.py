@@ -29,6 +29,7 @@ from model.cuda_graphs import HIGH_PRIORITY, stream
 from model.engine import Stepper
 from model.fp8_weights import shrink
 from model.kv_cache import DTYPES, KVType
+from model.standstill import DeviceHung
 from model.warming import warm_long_passes
 
 _FEW = 5
@@ -178,7 +179,8 @@ class Sweep:
         self._nothing = "could be measured"
         failed, reason = self._at or left[-1], f"{type(error).__name__}: {one_line(error)}"
         self._skip(failed, f"{counted(failed)}: {reason}")
-        self.lost = device_error(self._device)
+        # One that hangs does not say how it is: who asks it waits for it.
+        self.lost = one_line(error) if isinstance(error, DeviceHung) else device_error(self._device)
         if self.lost:
             done = {one.slots for one in self.found}.union(self.skipped)
             for slots in left:
@@ -331,8 +333,8 @@ def _failures() -> tuple[type[Exception], ...]:
     try:
         from model.kernels.failures import FAILURES
     except ImportError:
-        return (RuntimeError,)
-    return FAILURES
+        return (RuntimeError, DeviceHung)
+    return (*FAILURES, DeviceHung)
 
 
 def counted(slots: int) -> str:

@@ -7,10 +7,12 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
 from model.bench import configurations, engine
 from model.bench.configurations import Configuration, Order, Sweep
 from model.engine import Stepper, StepResult
+from model.standstill import DeviceHung
 
 
 class Failing(Stepper):
@@ -98,6 +100,34 @@ def test_a_device_that_fails_ends_the_measuring_and_what_was_found_is_shown(
         f"3 slots: the device failed before: {said}",
     ]
     assert gc.get_freeze_count() == 0
+    assert told.err.splitlines()[-1] == f"the device failed, so that not all was measured: {said}"
+
+
+def test_a_device_that_hangs_ends_the_measuring_and_is_asked_no_more(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "the device does not end the work that it was given beside its steps, for 10 s; the engine ends"
+    measure = Sweep._measure
+
+    def broken(self: Sweep, stepper: Stepper, slots: int, costs: Any) -> Configuration:
+        if slots == 2:
+            raise DeviceHung(said)
+        return measure(self, stepper, slots, costs)
+
+    def asked(device: torch.device) -> str:
+        raise AssertionError("it would be waited for")
+
+    monkeypatch.setattr(Sweep, "_measure", broken)
+    monkeypatch.setattr(configurations, "device_error", asked)
+    order = Order("tiny", "cpu", (1, 2, 3), "fp8", seconds=0.1, beside=())
+    assert engine.bench_engine(order, json_output=True) == 1
+    told = capsys.readouterr()
+    shown = json.loads(told.out)
+    assert [one["slots"] for one in shown["configurations"]] == [1]
+    assert [one["reason"] for one in shown["skipped"]] == [
+        f"2 slots: DeviceHung: {said}",
+        f"3 slots: the device failed before: {said}",
+    ]
     assert told.err.splitlines()[-1] == f"the device failed, so that not all was measured: {said}"
 
 
