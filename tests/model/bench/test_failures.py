@@ -11,6 +11,7 @@ import torch
 
 from model.bench import configurations, engine
 from model.bench.configurations import Configuration, Order, Sweep
+from model.bench.device import CannotMeasure
 from model.engine import Stepper, StepResult
 from model.standstill import DeviceHung
 
@@ -129,6 +130,33 @@ def test_a_device_that_hangs_ends_the_measuring_and_is_asked_no_more(
         f"3 slots: the device failed before: {said}",
     ]
     assert told.err.splitlines()[-1] == f"the device failed, so that not all was measured: {said}"
+
+
+@pytest.mark.parametrize(
+    ("errors", "built"),
+    [("same same", [5, 4]), ("same other same", [5, 4, 3, 2]), ("other memory other", [5, 4, 3, 2])],
+)
+def test_of_engines_that_cannot_be_built_for_one_reason_two_are_tried(
+    errors: str, built: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {"memory": "CUDA out of memory", "same": "shared memory\n", "other": "registers\n"}
+    reasons = [*errors.split(), "memory"]
+    tried: list[int] = []
+
+    def build(models: Any, slots: int, **options: Any) -> Stepper:
+        tried.append(slots)
+        raise RuntimeError(said[reasons[len(tried) - 1]] + f"for {slots} slots")
+
+    monkeypatch.setattr(configurations, "Stepper", build)
+    order = Order("tiny", "cpu", (1, 2, 3, 4), "fp8", seconds=0.1, beside=())
+    sweep = Sweep(order, torch.device("cpu"), lambda line: None, lambda found: None)
+    with pytest.raises(CannotMeasure, match=r"nothing could be measured: 1 slot"):
+        sweep.run()
+    assert tried == built
+    assert sorted(sweep.skipped) == [1, 2, 3, 4]
+    if len(built) == 2:
+        assert sweep.skipped[3] == "3 slots: RuntimeError: shared memory"
+        assert sweep.skipped[1] == "1 slot: two larger engines could not be built before: RuntimeError: shared memory"
 
 
 def test_where_all_fail_the_reason_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
