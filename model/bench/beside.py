@@ -17,6 +17,7 @@ from model.engine import Stepper
 from model.history import renewed_every
 from model.pace import FRAME
 from model.prompt_cache import PromptCache
+from model.scheduler import PAUSE, WATCHED
 
 RESUMED = 64
 """Calls resumed at once, or as many as there are."""
@@ -24,6 +25,10 @@ _PROMPTS = 1 << 30
 """Bytes in which prompts are kept."""
 _FIRST = 1.0
 """Seconds until the first work, or half of a run that is shorter than two: the calls have found their pace."""
+_BETWEEN = 0.5
+"""Seconds of talk after which it is looked whether calls are taken again."""
+_LATE_NO_LONGER = WATCHED + PAUSE
+"""Seconds after the last late frame in which a scheduler takes no calls: it is watched for, and then waited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,7 @@ class BesideCalls:
 
     def measure(self) -> dict[str, Beside]:
         """Each kind by itself. Afterwards the calls are over."""
+        self._until_calls_are_taken()
         asking = self._asking
         kinds: dict[str, Callable[[int], Job]] = {
             "open_from_cache": lambda _: self._session(asking.plain()),
@@ -101,6 +107,12 @@ class BesideCalls:
         self.close()
         found["resume_all"] = Beside(self._resume_all(), None)
         return found
+
+    def _until_calls_are_taken(self) -> None:
+        """Frames that ran late before are no reason to refuse one, unless they still do."""
+        scheduler, end = self._talk.calls.scheduler, time.perf_counter() + _LATE_NO_LONGER
+        while (now := time.perf_counter()) < end and scheduler.refusal(now):
+            self._talk.run(_BETWEEN)
 
     def close(self) -> None:
         """The calls are over."""

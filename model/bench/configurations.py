@@ -29,6 +29,7 @@ from model.cuda_graphs import HIGH_PRIORITY, stream
 from model.engine import Stepper
 from model.fp8_weights import shrink
 from model.kv_cache import DTYPES, KVType
+from model.standstill import DeviceHung
 from model.warming import warm_long_passes
 
 _FEW = 5
@@ -135,6 +136,8 @@ class Sweep:
         self._fixed = 0
         self._at = 0
         """Slots that are measured; 0 while the engine is built."""
+        self._unbuilt = ""
+        """Why the last engine could not be built, if it was that."""
         self._nothing = "fits"
         """What is to be said if nothing at all was found."""
         self.lost = ""
@@ -171,19 +174,30 @@ class Sweep:
         """Skip what could not be measured for `error`: all of `left` if the device takes no more work.
 
         An engine that cannot be built is the largest's: it steps all the sizes that a worker with so many slots does.
+        If the next one cannot be for the same reason no smaller one is tried: each takes as long to fail.
         """
+        before, self._unbuilt = self._unbuilt, ""
         if reason := out_of_memory(error):
             self._skip(left[-1], f"{self._asked(left[-1])} more memory than there is: {reason}")
             return
         self._nothing = "could be measured"
         failed, reason = self._at or left[-1], f"{type(error).__name__}: {one_line(error)}"
         self._skip(failed, f"{counted(failed)}: {reason}")
-        self.lost = device_error(self._device)
+        # One that hangs does not say how it is: who asks it waits for it.
+        self.lost = one_line(error) if isinstance(error, DeviceHung) else device_error(self._device)
         if self.lost:
-            done = {one.slots for one in self.found}.union(self.skipped)
-            for slots in left:
-                if slots not in done:
-                    self._skip(slots, f"{counted(slots)}: the device failed before: {self.lost}")
+            self._skip_all(left, f"the device failed before: {self.lost}")
+        elif not self._at:
+            self._unbuilt = reason
+            if reason == before:
+                self._skip_all(left, f"two larger engines could not be built before: {reason}")
+
+    def _skip_all(self, left: Sequence[int], reason: str) -> None:
+        """That are neither measured nor skipped."""
+        done = {one.slots for one in self.found}.union(self.skipped)
+        for slots in left:
+            if slots not in done:
+                self._skip(slots, f"{counted(slots)}: {reason}")
 
     def _take_stream(self) -> None:
         """Let steps run where they do in the engine's process, before other work."""
@@ -331,8 +345,8 @@ def _failures() -> tuple[type[Exception], ...]:
     try:
         from model.kernels.failures import FAILURES
     except ImportError:
-        return (RuntimeError,)
-    return FAILURES
+        return (RuntimeError, DeviceHung)
+    return (*FAILURES, DeviceHung)
 
 
 def counted(slots: int) -> str:

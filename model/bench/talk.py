@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from model.bench.asked import Asked, Asking
 from model.bench.drive import SOUND, Latency, latency, wait_until
@@ -54,12 +53,11 @@ class Job:
         return self.asked + (self.took or 0.0) / 1000
 
 
-class Answered(NamedTuple):
-    """A caller's frame: when it came, the seconds until its answer, and the number of the step that gave it."""
+Answered = tuple[float, float, int]
+"""A caller's frame: when it came, the seconds until its answer, and the number of the step that gave it.
 
-    came: float
-    took: float
-    step: int
+No named tuple: the collector walks those for ever, and a run of minutes keeps hundreds of thousands beside its steps.
+"""
 
 
 @dataclass(slots=True)
@@ -71,17 +69,17 @@ class Run:
 
     def latency(self) -> Latency:
         """Of all frames."""
-        return latency([frame.took for frame in self.frames], self.steps)
+        return latency([took for _, took, _ in self.frames], self.steps)
 
     def beside(self, jobs: Sequence[Job]) -> Latency | None:
         """Of the frames that waited for their answers while one of `jobs` was done; None if there were none."""
         times = [(job.asked, job.done) for job in jobs if job.took is not None]
         waited = [
-            frame
-            for frame in self.frames
-            if any(frame.came < done and frame.came + frame.took > asked for asked, done in times)
+            (took, step)
+            for came, took, step in self.frames
+            if any(came < done and came + took > asked for asked, done in times)
         ]
-        return latency([frame.took for frame in waited], len({frame.step for frame in waited})) if waited else None
+        return latency([took for took, _ in waited], len({step for _, step in waited})) if waited else None
 
 
 class Talk:
@@ -225,4 +223,4 @@ class Talk:
             self._spoke.add(session)
             came = self._unanswered.pop((session, message.index), None)
             if came is not None and session < self.slots:
-                self._run.frames.append(Answered(came, time.perf_counter() - came, self.calls.steps))
+                self._run.frames.append((came, time.perf_counter() - came, self.calls.steps))

@@ -24,24 +24,27 @@ class Reads:
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
         self._parts = list(parts)  # as long as they are to be read they are there
-        device, lines, counts = self._parts[0].device, list[tuple[int, ...]](), list[int]()
-        for part in self._parts:
-            rows, gap, words = _rows(part)
-            wide = all(number % _WIDE.value == 0 for number in (part.data_ptr(), gap, 4 * words))
-            each = triton.cdiv(words, _WORDS)
-            lines.append((part.data_ptr(), gap, words, each, sum(counts), wide))
-            counts.append(rows * each)
-        self.directory = torch.tensor(lines, dtype=torch.long, device=device)
-        """`[parts, 6]`: address, bytes from row to row, words and programs of each, first program, whether wide."""
-        numbers = torch.arange(len(lines), dtype=torch.int32, device=device)
-        self.owners = numbers.repeat_interleave(torch.tensor(counts, device=device))
-        """`[programs]`: which tensor each reads of."""
-        self._sums = torch.empty(min(_SUMS, len(self.owners)), dtype=torch.int32, device=device)
+        self.pieces = torch.cat([_pieces(part) for part in self._parts]).to(self._parts[0].device)
+        """`[programs, 2]`: where each begins to read, an address, and how many words, doubled, plus 1 if they lie wide.
+
+        All worked out before: what a program looks up first and divides it waits for, and it is compared with kernels
+        that do not.
+        """
+        self._sums = torch.empty(min(_SUMS, len(self.pieces)), dtype=torch.int32, device=self.pieces.device)
 
     def __call__(self) -> None:
         """In one launch."""
-        arguments = (self.owners, self.directory, self._sums, len(self._sums))
-        _read[(len(self.owners),)](*arguments, block=_WORDS, num_warps=8)
+        _read[(len(self.pieces),)](self.pieces, self._sums, len(self._sums), block=_WORDS, num_warps=8)
+
+
+def _pieces(part: Tensor) -> Tensor:
+    """Of one tensor, `[programs, 2]` on the host."""
+    rows, gap, words = _rows(part)
+    wide = all(number % _WIDE.value == 0 for number in (part.data_ptr(), gap, 4 * words))
+    begins = torch.arange(0, words, _WORDS)
+    addresses = part.data_ptr() + gap * torch.arange(rows)[:, None] + 4 * begins
+    counts = (words - begins).clamp(max=_WORDS).expand(rows, -1)
+    return torch.stack((addresses, 2 * counts + wide), dim=2).view(-1, 2)
 
 
 def _rows(part: Tensor) -> tuple[int, int, int]:
@@ -54,16 +57,14 @@ def _rows(part: Tensor) -> tuple[int, int, int]:
 
 
 @triton.jit
-def _read(owners, directory, sums, size, block: tl.constexpr):
+def _read(pieces, sums, size, block: tl.constexpr):
     program, place = tl.program_id(0), tl.arange(0, block)
-    part = directory + tl.load(owners + program).to(tl.int64) * 6
-    gap, words = tl.load(part + 1), tl.load(part + 2)
-    pieces, number = tl.load(part + 3), program - tl.load(part + 4)
-    begin = number % pieces * block
-    source = (tl.load(part) + number // pieces * gap + 4 * begin).to(tl.pointer_type(tl.int32))
-    left = (words - begin).to(tl.int32)
+    piece = pieces + 2 * program
+    source = tl.load(piece).to(tl.pointer_type(tl.int32))
+    said = tl.load(piece + 1).to(tl.int32)
+    left = said >> 1
     # What is said of a number holds wherever it is used: the other way has one of its own.
-    if tl.load(part + 5) != 0:
+    if said & 1 != 0:
         read = tl.load(tl.multiple_of(source + place, _WIDE), mask=place < left // 4 * 4, other=0)
     else:
         read = tl.load(source + place, mask=place < left, other=0)

@@ -100,7 +100,7 @@ def test_records_that_cannot_be_read_permit_nothing(voices: Path, text: str) -> 
 
 @pytest.mark.parametrize(
     "value",
-    ["2026-02-30", "2026-01-01T25:00:00", "9" * 5000, "!!bool maybe", '"\\U00110000"', '"\\UFFFFFFFF"', "[" * 3000],
+    ["2026-02-30", "2026-01-01T25:00:00", "9" * 5000, "!!bool maybe", '"\\U00110000"', '"\\UFFFFFFFF"', "[" * 1000],
 )
 def test_a_record_with_a_value_that_there_cannot_be_is_refused_as_one_that_is_no_yaml(
     voices: Path, tmp_path: Path, value: str

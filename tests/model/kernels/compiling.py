@@ -138,9 +138,7 @@ def main(capability: int, every: bool) -> dict[str, str]:
     weight = {"weight": "*fp8e4nv", "scale": "*fp32"}
     found["linear"] = compiled(matmul._linear, capability, weight, rows=16, columns=32, depth=128)
     found |= few(capability, "bf16", {}) | few(capability, "fp8", weight)
-    found["read"] = compiled(
-        read._read, capability, {"owners": "*i32", "directory": "*i64", "sums": "*i32"}, 8, block=8192
-    )
+    found["read"] = compiled(read._read, capability, {"pieces": "*i64", "sums": "*i32"}, 8, block=8192)
     found["draw"] = compiled(sampling._draw, capability, {}, width=2048, digits=16)
     names, lists = {"shortlist": "*i32", "parts": "i32"}, {"part": 2048, "short": 128, "digits": 16}
     found["list"] = compiled(wide_sampling._list, capability, names, **lists)
