@@ -147,8 +147,8 @@ class Transcript:
         both = [self._agent_view(turn) for turn in self._agent] + [
             _caller_view(turn) for turn in (*self._caller, *self._keys)
         ]
-        heard = [one for one in both if one.text]
-        return sorted(heard + self._never_said, key=lambda one: (one.start, one.number))
+        known = [one for one in both if one.text or one.unsaid]
+        return sorted(known + self._never_said, key=lambda one: (one.start, one.number))
 
     def stop(self, index: int) -> list[Utterance]:
         """The call is over, and agent frame `index` was the last one played: what comes later is unsaid."""

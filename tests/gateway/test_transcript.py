@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.transcript import Transcript, Utterance
@@ -270,6 +270,7 @@ OUTPUTS = st.one_of(
 
 
 @given(st.lists(OUTPUTS, max_size=40))
+@example([AgentText(0, " "), AgentText(1, " yes"), Flush(0)])
 def test_whatever_comes_utterances_are_ordered_and_live_changes_agree(outputs: list[Output]) -> None:
     transcript, shown = Transcript(FRAME), dict[int, Utterance]()
     for output in outputs:
