@@ -162,7 +162,7 @@ def _erasing(app: typer.Typer, run: Run) -> None:
             return await _eraser(database, settings).calls_of(number)
 
         wanted = [call_id] if call_id else run(which)
-        if not yes:
+        if wanted and not yes:
             typer.confirm(f"Erase {len(wanted)} calls for good?", abort=True, err=True)
 
         async def work(database: Database, settings: Settings) -> tuple[list[dict[str, Any]], list[str]]:
