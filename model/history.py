@@ -46,45 +46,67 @@ Column = npt.NDArray[np.int64]
 
 
 class Columns:
-    """The columns of a call from frame `start` up to `end`, 34 bytes each."""
+    """The columns of a call from frame `start` up to `end`, 34 bytes each.
+
+    Wherever they were, nothing is left of them once they are let go of or have moved to where there is more room.
+    """
 
     def __init__(self, start: int = 0, data: bytes = b"") -> None:
         self.start = start
-        self._data = bytearray(data)
+        self._room = np.frombuffer(data, "<u2").reshape(-1, TOKENS_BYTES // 2).copy()
+        """`[n, R]`: what is held from row `first` on, and zeros around it."""
+        self._first, self._count = 0, len(self._room)
 
     @property
     def end(self) -> int:
-        return self.start + len(self._data) // TOKENS_BYTES
+        return self.start + self._count
+
+    @property
+    def _held(self) -> npt.NDArray[np.uint16]:
+        """`[end - start, R]`, not a copy."""
+        return self._room[self._first : self._first + self._count]
 
     def append(self, column: Column) -> bytes:
         """Take the next `[R]` ids. Returns them as the wire has them."""
-        data = np.where(column < 0, NO_TOKEN, column).astype("<u2").tobytes()
-        self._data += data
-        return data
+        ids = np.where(column < 0, NO_TOKEN, column).astype("<u2")
+        self._take(ids[None])
+        return ids.tobytes()
 
     def extend(self, columns: Tensor) -> None:
         """Take the next `[R, n]` ids, none of them negative."""
-        self._data += columns.T.contiguous().numpy().astype("<u2").tobytes()
+        self._take(columns.T.numpy().astype("<u2"))
+
+    def _take(self, columns: npt.NDArray[np.uint16]) -> None:
+        """`[n, R]`. Not a bytearray, which leaves copies behind where it grows."""
+        before, count = self._count, self._count + len(columns)
+        if self._first + count > len(self._room):
+            room = np.zeros((2 * count, columns.shape[1]), "<u2")
+            room[:before] = self._held
+            self._held[:] = 0
+            self._room, self._first = room, 0
+        self._count = count
+        self._held[before:] = columns
 
     def data(self, start: int) -> bytes:
         """The columns from frame `start` on, as the wire has them."""
-        return bytes(self._data[TOKENS_BYTES * (start - self.start) :])
+        return self._held[start - self.start :].tobytes()
 
     def between(self, start: int, end: int) -> Tensor:
         """Ids `[R, end - start]`."""
-        first, last = (TOKENS_BYTES * (index - self.start) for index in (start, end))
-        ids = np.frombuffer(bytes(self._data[first:last]), "<u2").astype(np.int64)
-        return torch.from_numpy(ids.reshape(-1, TOKENS_BYTES // 2).T.copy())
+        ids = self._held[start - self.start : end - self.start].astype(np.int64)
+        return torch.from_numpy(ids.T.copy())
 
     def wipe(self) -> None:
         """The call is over: overwrite them."""
-        self._data[:] = bytes(len(self._data))
-        self._data.clear()
+        self._held[:] = 0
+        self._count = 0
 
     def forget(self, index: int) -> None:
-        """Let go of what lies before frame `index`."""
+        """Let go of what lies before frame `index`: overwrite it."""
         if index > self.start:
-            del self._data[: TOKENS_BYTES * (index - self.start)]
+            gone = min(index - self.start, self._count)
+            self._held[:gone] = 0
+            self._first, self._count = self._first + gone, self._count - gone
             self.start = index
 
 

@@ -214,7 +214,8 @@ class WhisperPool:
             self._finish(session)
 
     def lost(self, listener: _Listener) -> None:
-        """A process ended, with what waited in it and for it. Another hears its calls from now on, if there is one."""
+        """A process ended, with what waited in it and for it. Its calls stay its own: as a rule it is back in seconds,
+        and if another had taken them that one would have the calls of two from then on."""
         calls = [(session, each) for session, each in self._sessions.items() if each.listener is listener]
         lost = sum(each.unsettled for _, each in calls)
         log.error(
@@ -226,13 +227,17 @@ class WhisperPool:
                 continue
             self.dropped += listened.unsettled
             listened.sent = listened.settled = 0
-            if (other := self._freest()).up:
+
+    def give_away(self, listener: _Listener) -> None:
+        """It cannot be started for now: others hear its calls from now on, if there are any."""
+        for session, listened in self._sessions.items():
+            if listened.listener is listener and (other := self._freest()).up:
                 self._give(session, listened, other)
 
     def reopen(self, listener: _Listener) -> None:
-        """It was started again: it hears the calls that nobody does, from now on."""
+        """It was started again: it hears its calls from now on, and those of others that cannot be started."""
         for session, listened in self._sessions.items():
-            if listened.listener is listener or not listened.listener.up:
+            if listened.listener is listener or listened.listener.failing:
                 self._give(session, listened, listener)
 
     def _give(self, session: int, listened: _Listened, listener: _Listener) -> None:
@@ -268,6 +273,8 @@ class _Listener:
     def __init__(self, weights: Path | None, pool: WhisperPool) -> None:
         self.sessions = 0
         self.up = False
+        self.failing = False
+        """It ended, and could not be started the last time that this was tried."""
         self._behind = False
         """Frames are left out for want of time, and that was told."""
         self._waiting = Waiting()
@@ -341,7 +348,7 @@ class _Listener:
         if refused:
             await self._end()
             raise TranscriberRefused(f"{refused}; or say --transcriber none")
-        self.up, self._behind, self._waiting = True, False, Waiting()
+        self.up, self.failing, self._behind, self._waiting = True, False, False, Waiting()
 
     async def _read(self) -> None:
         """What the process has heard, for ever; one that ends is started again."""
@@ -367,7 +374,9 @@ class _Listener:
         try:
             await self._spawn()
         except (TranscriberRefused, OSError) as error:
-            log.error("its callers are not transcribed until a transcriber starts, which is tried again: %s", error)
+            log.error("a transcriber does not start, others hear its callers, if any can; it is tried again: %s", error)
+            self.failing = True
+            self._pool.give_away(self)
             return False
         return True
 

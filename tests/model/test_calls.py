@@ -103,10 +103,11 @@ def test_what_a_call_leaves_in_memory_is_wiped_behind_the_steps_of_others(rig: R
         rig.open(session, request(f"c{session}"))
     rig.speak(1, 0, 4)
     call = rig.calls._calls[1]
-    lm_slot, columns = rig.stepper.lm_slot[call.slot], call.columns._data
+    lm_slot, columns = rig.stepper.lm_slot[call.slot], call.columns._room
     assert held(rig, lm_slot)
+    assert columns.any()
     rig.calls.close(1)
-    assert len(columns) == 0
+    assert not columns.any()
     rig.hear(2, 0, caller_pcm(0, 0))
     rig.now += FRAME
     wake = rig.calls.wake_at()

@@ -41,6 +41,22 @@ def test_columns_are_what_the_wire_has_and_are_forgotten_from_the_front() -> Non
     assert columns.end == columns.start
 
 
+@pytest.mark.parametrize("kept", [1, 300])
+def test_columns_leave_nothing_where_they_were(kept: int) -> None:
+    """Neither what a long call forgets, nor where they had less room, nor at its end."""
+    columns, rooms = Columns(), list[Any]()
+    for index in range(1_000):
+        columns.append(np.full(17, index % 2000 + 1, np.int64))
+        if not any(columns._room is room for room in rooms):
+            rooms.append(columns._room)
+        columns.forget(index + 1 - kept)
+        assert sum(np.count_nonzero(room) for room in rooms) == 17 * (columns.end - columns.start)
+    assert columns.between(999, 1_000)[:, 0].tolist() == [1_000] * 17
+    assert len(rooms) > 3
+    columns.wipe()
+    assert not any(room.any() for room in rooms)
+
+
 @pytest.mark.parametrize("context", [40, 400, 3000])
 def test_with_any_prompt_that_is_taken_a_slot_keeps_newest_frames_in_45_per_cent_of_the_window(context: int) -> None:
     for text in range(longest_prompt(context) - prompt_length(0, 0) + 1):
