@@ -49,7 +49,9 @@ def test_an_engine_whose_steps_are_slow_is_given_longer() -> None:
 
 def test_a_device_is_given_up_after_ten_seconds_and_a_disk_never() -> None:
     still = Standstill()
-    assert "disk" in looked(still, 0.0, 600.0, voices="one")
+    refusal = looked(still, 0.0, 600.0, voices="one")
+    assert "the disk" in refusal
+    assert "the device is busy" in refusal, "a recording's voice goes through the codec there"
     assert looked(still, 600.0, 600.0 + HUNG_SECONDS, device="busy") == still.device_refusal != ""
     with pytest.raises(DeviceHung, match=r"the device does not end .* for 10 s; the engine ends"):
         looked(still, 610.0, 610.5, device="busy")
