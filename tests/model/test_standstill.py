@@ -94,9 +94,21 @@ def held_disk(rig: Rig) -> Iterator[None]:
 
     parts = rig.assets._thread.beside(read)
     assert next(parts) is False
-    assert begun.wait(60)
-    yield
-    release.set()
+    try:
+        assert begun.wait(60)
+        yield
+    finally:
+        release.set()
+
+
+@contextmanager
+def slow_clips(rig: Rig) -> Iterator[None]:
+    """Whoever reads the clip `slow` waits for it."""
+    rig.reading.clear()
+    try:
+        yield
+    finally:
+        rig.reading.set()
 
 
 def test_while_a_disk_does_not_answer_calls_go_on_and_no_other_is_taken_that_would_wait_in_vain(rig: Rig) -> None:
@@ -128,12 +140,11 @@ def test_a_call_whose_prompt_is_kept_needs_no_disk(rig: Rig) -> None:
 
 
 def test_a_clip_that_is_not_to_be_had_holds_up_nobody_who_needs_none(rig: Rig) -> None:
-    rig.reading.clear()
-    rig.calls.play(1, "slow")
-    assert is_ready(rig.open(2, request("c2", prompt="you are another")))
-    let_pass(rig, QUIET_SECONDS + 1)
-    assert "clips cannot be read" in rig.calls.refusal
-    rig.reading.set()
+    with slow_clips(rig):
+        rig.calls.play(1, "slow")
+        assert is_ready(rig.open(2, request("c2", prompt="you are another")))
+        let_pass(rig, QUIET_SECONDS + 1)
+        assert "clips cannot be read" in rig.calls.refusal
 
 
 def test_who_waits_for_a_disk_keeps_nobody_from_getting_his_past_back(
@@ -145,20 +156,19 @@ def test_who_waits_for_a_disk_keeps_nobody_from_getting_his_past_back(
     other = Rig(models, tiny, slots=2)
     other.open(2, request("c2"))
     other.open(1, request(resume=resume), history)
-    other.reading.clear()
-    other.calls.play(2, "slow")
-    index = 20
-    while not other.calls.refusal:
-        other.hear(1, index, caller_pcm(0, index))
-        index += 1
-        assert other.calls.remembering(1)
-        other.calls.work()
-        other.now += FRAME
-    for _ in range(200):
-        other.calls.work()
-        other.now += FRAME / 16
-    assert not other.calls.remembering(1)
-    other.reading.set()
+    with slow_clips(other):
+        other.calls.play(2, "slow")
+        index = 20
+        while not other.calls.refusal:
+            other.hear(1, index, caller_pcm(0, index))
+            index += 1
+            assert other.calls.remembering(1)
+            other.calls.work()
+            other.now += FRAME
+        for _ in range(200):
+            other.calls.work()
+            other.now += FRAME / 16
+        assert not other.calls.remembering(1)
 
 
 @contextmanager
