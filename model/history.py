@@ -199,8 +199,10 @@ class TakenOver:
     ) -> Generator[bool, None, TakenOver]:
         """Give the codec of fresh `slot` the caller's newest sound. Raises ValueError for an unfit history."""
         known = Columns(resume.cut, history.columns)
-        columns = _repaired(config, known)
-        known.wipe()
+        try:
+            columns = _repaired(config, known)
+        finally:
+            known.wipe()
         codes = torch.zeros((config.codebooks, 0), dtype=torch.long)
         sound = torch.from_numpy(np.frombuffer(history.caller_pcm, "<i2").astype(np.int16))
         try:

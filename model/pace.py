@@ -15,7 +15,9 @@ BUSY = 0.6
 """Part of the time that steps may take when the number of ticks in use is chosen."""
 LATEST = 0.9 * FRAME
 """Seconds in which ticks and holds let a frame be answered: what comes between two steps has the rest."""
-_NUMBERS = (16, 8, 4, 2, 1)
+TICKS = 16
+"""The most that a frame has."""
+_NUMBERS = (TICKS, 8, 4, 2, 1)
 """Of ticks that may be in use."""
 
 

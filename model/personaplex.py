@@ -1,4 +1,4 @@
-"""The PersonaPlex engine as the worker's server sees it: sessions here, the model in a process of its own.
+"""The PersonaPlex engine as the worker's server sees it: the model in a process of its own.
 
 Owns that process, the channel to it and which session each of its messages is for. Loads no torch. When the process
 ends, for whatever reason, so do its sessions, told that they can go on elsewhere. One that hangs is ended.
@@ -12,8 +12,7 @@ import logging
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import count
 
@@ -23,31 +22,18 @@ from model import engine_wire
 from model.capacity import check_asked
 from model.engine_options import NAME, EngineOptions, EngineRefused, EngineState
 from model.engine_watch import LOOK_SECONDS, EngineWatch
-from model.engine_wire import CONTROL, OPENS_FILL, Heard, Told, ring_size
+from model.engine_wire import CONTROL, OPENS_FILL, Told, ring_size
 from model.metrics import Histogram
+from model.personaplex_session import PersonaplexSession
 from model.ring import Channel, Ends, PeerGone, RingFull, make_channel
 from model.scheduler import LATE_CALLS
 from model.session import SessionEnded
-from model.tone import as_loud_as
 from model.transcriber import NoTranscriber, Transcriber
 from model.wire import (
-    FRAME_BYTES,
-    FRAME_SECONDS,
-    AgentFrame,
-    CallerFrame,
-    CallerText,
     Close,
-    Closed,
     Error,
-    FromWorker,
     History,
-    Output,
-    Play,
-    Ready,
-    Resume,
-    Say,
     SessionRequest,
-    WireError,
 )
 
 log = logging.getLogger(__name__)
@@ -56,128 +42,6 @@ STOP_SECONDS = 3.0
 """The engine's process has so long to end once we have let go of it."""
 BEHIND = "the worker's engine has too much to read; no call is taken until it has caught up"
 QUIET = "the worker's engine does not answer; no call is taken until it does"
-
-
-class PersonaplexSession:
-    """Implements `model.worker_engine.WorkerSession`."""
-
-    def __init__(self, engine: PersonaplexEngine, number: int, transcriber: Transcriber, call_id: str = "") -> None:
-        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._engine = engine
-        self._number = number
-        self._transcriber = transcriber
-        self._call_id = call_id
-        self._unheard: deque[CallerFrame] = deque()
-        """Caller frames that wait for the agent's, with which they are transcribed."""
-        self._outputs: deque[Output | SessionEnded] = deque()
-        self._wake = asyncio.Event()
-        self._closed = False
-        self._finishing = False
-        self._all_written = False
-        """Of the caller's words, once the call is over."""
-
-    def listen(self, request: SessionRequest, history: History) -> None:
-        """Have the caller's words written down, from where a session taken over is not.
-
-        What the agent said there is not known, but how loud it was, and no more is needed to tell its echo.
-        """
-        resume = request.resume or Resume()
-        known = resume.next_index - resume.caller_frames
-        first = max(resume.heard, known)
-        self._transcriber.open(self._number, first, self.write)
-        for index in range(first, resume.next_index):
-            place = FRAME_BYTES * (index - known)
-            caller = history.caller_pcm[place : place + FRAME_BYTES]
-            agent = as_loud_as(resume.agent_levels[index - known]) if resume.agent_levels else b""
-            self._transcriber.hear(self._number, index, caller, agent)
-
-    def write(self, output: Output) -> None:
-        """Something for the gateway."""
-        self._outputs.append(output)
-        self._wake.set()
-
-    def push(self, frame: CallerFrame) -> None:
-        # Stamped here: the engine's process reads between steps only, and after a stall of its own much later.
-        self._unheard.append(frame)
-        self._engine.send(self._number, Heard(frame, time.monotonic()))
-
-    def say(self, text: str) -> None:
-        self._engine.send(self._number, Say(text))
-
-    def play(self, clip: str) -> None:
-        self._engine.send(self._number, Play(clip))
-
-    async def outputs(self) -> AsyncIterator[Output]:
-        while not self._closed:
-            while self._outputs:
-                output = self._outputs.popleft()
-                if isinstance(output, SessionEnded):
-                    raise output
-                yield output
-            self._wake.clear()
-            await self._wake.wait()
-
-    def finish(self) -> AsyncIterator[CallerText] | None:
-        self._finishing = True
-        while self._unheard:
-            frame = self._unheard.popleft()
-            self._transcriber.hear(self._number, frame.index, frame.pcm, b"")
-        self._transcriber.finish(self._number, self._written)
-        if self._all_written and not any(isinstance(output, CallerText) for output in self._outputs):
-            return None
-        return self._last_words()
-
-    def _written(self, missing: int) -> None:
-        """The caller's words have been told, but for those of so many frames."""
-        self._all_written = True
-        self._wake.set()
-        if missing:
-            seconds = missing * FRAME_SECONDS
-            log.warning("call %s: the caller's last %.1f s were not transcribed in time", self._call_id, seconds)
-
-    async def _last_words(self) -> AsyncIterator[CallerText]:
-        while True:
-            while self._outputs:
-                if isinstance(output := self._outputs.popleft(), CallerText):
-                    yield output
-            if self._all_written:
-                return
-            self._wake.clear()
-            await self._wake.wait()
-
-    async def close(self) -> None:
-        self._closed = True
-        self._wake.set()
-        if not self._finishing:
-            self._outputs.clear()
-            self._transcriber.close(self._number)
-        self._engine.forget(self._number)
-
-    def told(self, message: FromWorker) -> None:
-        """The engine said something of this session."""
-        if isinstance(message, Ready):
-            if not self.opened.done():
-                self.opened.set_result(None)
-        elif isinstance(message, Error):
-            self.fail(_ended(message))
-        elif not isinstance(message, Closed):  # which is the server's to say
-            if isinstance(message, AgentFrame):
-                self._hear(message)
-            self.write(message)
-
-    def _hear(self, agent: AgentFrame) -> None:
-        while self._unheard and self._unheard[0].index <= agent.index:
-            frame = self._unheard.popleft()
-            sound = agent.pcm if frame.index == agent.index else b""
-            self._transcriber.hear(self._number, frame.index, frame.pcm, sound)
-
-    def fail(self, reason: SessionEnded | WireError) -> None:
-        """It cannot go on, or never began."""
-        if not self.opened.done():
-            self.opened.set_exception(reason)
-        elif isinstance(reason, SessionEnded):
-            self._outputs.append(reason)
-            self._wake.set()
 
 
 class PersonaplexEngine:
@@ -398,10 +262,3 @@ def _gone() -> SessionEnded:
 
 def _refused(reason: str) -> SessionEnded:
     return SessionEnded(Error("full", reason), CloseCode.TRY_AGAIN_LATER)
-
-
-def _ended(error: Error) -> SessionEnded | WireError:
-    """How the server is told an error of the engine's."""
-    if error.code == "invalid":
-        return WireError(error.message)
-    return SessionEnded(error, CloseCode.TRY_AGAIN_LATER if error.code == "full" else CloseCode.INTERNAL_ERROR)

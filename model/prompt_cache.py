@@ -116,6 +116,8 @@ class PromptCache:
         self._kept: OrderedDict[str, tuple[Prompt, SavedKV]] = OrderedDict()
         self._coming: list[Prompt] = []
         """Being read for calls that share passes, and kept then."""
+        self._distrusted = 0
+        """How often anything was."""
 
     @property
     def nbytes(self) -> int:
@@ -159,6 +161,7 @@ class PromptCache:
         stepper = self._stepper
         state = stepper.state
         stepper.reset_lm(lm_slot)
+        distrusted = self._distrusted
         done = known = self._copy(prompt, lm_slot)
         for chunk in prompt.inputs(known):
             read = Read(lm_slot, chunk, done)
@@ -168,7 +171,8 @@ class PromptCache:
         state.cache.place(
             lm_slot, prompt.frames, prompt.last.to(device), prompt.ahead.to(device), prompt.given.to(device)
         )
-        if self._keeps(prompt, known) and prompt not in self:
+        # Its beginning may have been copied from what was distrusted since.
+        if distrusted == self._distrusted and self._keeps(prompt, known) and prompt not in self:
             self._keep(prompt, lm_slot)
 
     def _keeps(self, prompt: Prompt, known: int) -> bool:
@@ -181,7 +185,8 @@ class PromptCache:
 
     def distrust(self, prompt: Prompt) -> None:
         """Forget what is kept that begins like it: what a call was filled with gave numbers that are none, and so may
-        all that have it in common."""
+        all that have it in common. What is being read now is not kept."""
+        self._distrusted += 1
         for key in [key for key, (other, _) in self._kept.items() if prompt.shared(other)]:
             del self._kept[key]
 

@@ -29,8 +29,6 @@ from typing import NamedTuple
 from model.metrics import Histogram
 from model.pace import BUSY, FRAME, LATEST, cost_of, pace
 
-TICKS = 16
-TICK = FRAME / TICKS
 LONGEST_HOLD = FRAME / 2
 """A frame is never held longer than this to spread the load."""
 WATCHED = 2.0

@@ -19,7 +19,7 @@ from model.engine_watch import EngineWatch
 DEVICE = "device"
 _REASONS = {
     DEVICE: "the device does not end the work that it was given beside its steps",
-    "voices": "voices and prompts cannot be read: the disk that they are on does not answer",
+    "voices": "voices and prompts are not ready: the disk that they are on does not answer, or the device is busy",
     "clips": "clips cannot be read: the disk that they are on does not answer",
 }
 

@@ -32,7 +32,8 @@ from model.bench.vocabulary import train_vocabulary
 from model.engine_options import EngineOptions, KVDtype
 from model.folder import ModelFolder
 from model.pace import FRAME
-from model.personaplex import PersonaplexEngine, PersonaplexSession
+from model.personaplex import PersonaplexEngine
+from model.personaplex_session import PersonaplexSession
 from model.wire import AgentFrame, CallerFrame, History, Resume, SessionRequest
 
 VOICE = "NATF2"

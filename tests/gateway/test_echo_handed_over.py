@@ -14,7 +14,8 @@ from gateway.audio import LINE_FRAME_BYTES
 from gateway.history import SessionHistory
 from model import transcriber
 from model.engine_options import EngineOptions
-from model.personaplex import PersonaplexEngine, PersonaplexSession
+from model.personaplex import PersonaplexEngine
+from model.personaplex_session import PersonaplexSession
 from model.transcriber import WhisperPool
 from model.wav import read_wav
 from model.wire import FRAME_BYTES, FRAME_SECONDS, MAX_HISTORY_CALLER_FRAMES, TOKENS_BYTES, SessionRequest

@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 from model import engine_wire
 from model.engine_options import EngineOptions, EngineState
 from model.engine_wire import CONTROL
-from model.personaplex import PersonaplexEngine, PersonaplexSession
+from model.personaplex import PersonaplexEngine
+from model.personaplex_session import PersonaplexSession
 from model.ring import Channel, Ends
 from model.wire import FromWorker, SessionRequest
 

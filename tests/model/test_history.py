@@ -11,16 +11,20 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from model import history as history_module
 from model import wire
-from model.config import TEXT_PAD
+from model.codec_passes import CodecPasses
+from model.config import TEXT_PAD, LMConfig
 from model.conversation import Models, role_ids
-from model.engine import StepResult
+from model.engine import Stepper, StepResult
 from model.folder import ModelFolder
 from model.history import _FEW, Columns, TakenOver, kept_frames
 from model.interleaving import STARVED
+from model.long_reads import LongReads
 from model.pace import FRAME
 from model.prompt import SILENCE, SINE, check_length, longest_prompt, prompt_length
 from model.scheduler import Scheduler
+from model.shared_passes import SharedPasses
 from model.wire import NO_TOKEN, Cut, Error, History, Resume, Sampling
 from tests.model.rig import GREEDY, WINDOW, Rig, as_ids, caller_pcm, request
 
@@ -354,3 +358,20 @@ def test_a_history_of_another_model_is_refused(models: Models, tiny: ModelFolder
     told = rig.open(1, request(resume=Resume(0, 2, 0, 0)), History(columns, b""))
     assert isinstance(told, Error)
     assert "made with another" in told.message
+
+
+def test_a_history_that_is_refused_is_overwritten(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    known: list[Columns] = []
+    repaired = history_module._repaired
+
+    def watched(config: LMConfig, columns: Columns) -> Columns:
+        known.append(columns)
+        return repaired(config, columns)
+
+    monkeypatch.setattr(history_module, "_repaired", watched)
+    stepper = Stepper(models, 1)
+    share = SharedPasses(CodecPasses(stepper), LongReads(stepper)).share(0)
+    history = History(np.full((2, 17), 2500, "<u2").tobytes(), b"")
+    with pytest.raises(ValueError, match="made with another"):
+        next(TakenOver.of(models.config, share, 0, Resume(0, 2, 0, 0), history))
+    assert not known[0]._room.any()

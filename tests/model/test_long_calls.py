@@ -13,8 +13,7 @@ from model.conversation import Models
 from model.engine import StepResult
 from model.folder import ModelFolder
 from model.history import kept_frames
-from model.pace import FRAME
-from model.scheduler import TICK
+from model.pace import FRAME, TICKS
 from model.streaming import SavedKV
 from model.wire import Cut
 from tests.model.device import DEVICE
@@ -177,7 +176,7 @@ def talk_in_time(rig: Rig, frames: int) -> None:
     """
     rig.now = math.ceil(rig.now / FRAME) * FRAME
     coming = sorted(
-        (rig.now + index * FRAME + session * 0.01 - TICK / 2, session, index)
+        (rig.now + index * FRAME + session * 0.01 - FRAME / TICKS / 2, session, index)
         for session in range(1, EIGHT + 1)
         for index in range(frames)
     )

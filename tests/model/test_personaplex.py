@@ -26,7 +26,8 @@ from model import wire
 from model.engine_options import EngineOptions, EngineRefused
 from model.engine_wire import Heard, Told
 from model.folder import ModelFolder
-from model.personaplex import QUIET, PersonaplexEngine, PersonaplexSession
+from model.personaplex import QUIET, PersonaplexEngine
+from model.personaplex_session import PersonaplexSession
 from model.transcriber import Finished, NoTranscriber
 from model.wire import AgentFrame, CallerFrame, CallerText, Error, FromWorker, History, Ready, Resume, SessionRequest
 from tests.model.device import DEVICE

@@ -282,3 +282,26 @@ def test_a_prompt_whose_reader_hangs_up_is_read_by_the_next(models: Models, voic
         passes.work()
     assert prompt in cache
     assert int(stepper.state.cache.offset[1]) == prompt.frames
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "in passes with others"])
+def test_a_prompt_that_was_begun_with_what_is_then_distrusted_is_not_kept(
+    models: Models, voice: Voice, shared: bool
+) -> None:
+    stepper = Stepper(models, 2)
+    cache = PromptCache(stepper, 1 << 30)
+    passes = SharedPasses(CodecPasses(stepper), cache.reads)
+    rest = "the bank on the corner is open, and on sunday you like to be kind to those who call you" * 2
+    bad, begun = prompt_of(models, voice, "you are a kind teacher"), prompt_of(models, voice, f"you are a kind {rest}")
+    filled(stepper, cache, bad)
+    assert cache._known(begun)[1] > 0
+    filling = cache.fill(begun, 1, passes.share(1) if shared else None)
+    next(filling)
+    assert cache.hits + cache.misses == 2
+    cache.distrust(bad)
+    while next(filling, None) is not None:
+        passes.work()
+    assert begun not in cache
+    assert int(stepper.state.cache.offset[1]) == begun.frames, "its call speaks, and is ended if its numbers are bad"
+    filled(stepper, cache, begun)
+    assert begun in cache, "read anew"

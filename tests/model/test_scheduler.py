@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from model.pace import BUSY, FRAME, LATEST, cost_of, pace
-from model.scheduler import LATE_CALLS, LONGEST_HOLD, PAUSE, TICKS, Account, Frame, Refused, Scheduler
+from model.pace import BUSY, FRAME, LATEST, TICKS, cost_of, pace
+from model.scheduler import LATE_CALLS, LONGEST_HOLD, PAUSE, Account, Frame, Refused, Scheduler
 
 QUICK = {1: 0.005, 2: 0.0052, 4: 0.0055, 8: 0.0062, 16: 0.0075, 32: 0.0105, 128: 0.033}
 COSTS = {1: 0.004, 8: 0.006, 16: 0.009, 32: 0.016, 64: 0.027, 128: 0.045}

@@ -49,7 +49,9 @@ def test_an_engine_whose_steps_are_slow_is_given_longer() -> None:
 
 def test_a_device_is_given_up_after_ten_seconds_and_a_disk_never() -> None:
     still = Standstill()
-    assert "disk" in looked(still, 0.0, 600.0, voices="one")
+    refusal = looked(still, 0.0, 600.0, voices="one")
+    assert "the disk" in refusal
+    assert "the device is busy" in refusal, "a recording's voice goes through the codec there"
     assert looked(still, 600.0, 600.0 + HUNG_SECONDS, device="busy") == still.device_refusal != ""
     with pytest.raises(DeviceHung, match=r"the device does not end .* for 10 s; the engine ends"):
         looked(still, 610.0, 610.5, device="busy")
@@ -92,9 +94,21 @@ def held_disk(rig: Rig) -> Iterator[None]:
 
     parts = rig.assets._thread.beside(read)
     assert next(parts) is False
-    assert begun.wait(60)
-    yield
-    release.set()
+    try:
+        assert begun.wait(60)
+        yield
+    finally:
+        release.set()
+
+
+@contextmanager
+def slow_clips(rig: Rig) -> Iterator[None]:
+    """Whoever reads the clip `slow` waits for it."""
+    rig.reading.clear()
+    try:
+        yield
+    finally:
+        rig.reading.set()
 
 
 def test_while_a_disk_does_not_answer_calls_go_on_and_no_other_is_taken_that_would_wait_in_vain(rig: Rig) -> None:
@@ -126,12 +140,11 @@ def test_a_call_whose_prompt_is_kept_needs_no_disk(rig: Rig) -> None:
 
 
 def test_a_clip_that_is_not_to_be_had_holds_up_nobody_who_needs_none(rig: Rig) -> None:
-    rig.reading.clear()
-    rig.calls.play(1, "slow")
-    assert is_ready(rig.open(2, request("c2", prompt="you are another")))
-    let_pass(rig, QUIET_SECONDS + 1)
-    assert "clips cannot be read" in rig.calls.refusal
-    rig.reading.set()
+    with slow_clips(rig):
+        rig.calls.play(1, "slow")
+        assert is_ready(rig.open(2, request("c2", prompt="you are another")))
+        let_pass(rig, QUIET_SECONDS + 1)
+        assert "clips cannot be read" in rig.calls.refusal
 
 
 def test_who_waits_for_a_disk_keeps_nobody_from_getting_his_past_back(
@@ -143,20 +156,19 @@ def test_who_waits_for_a_disk_keeps_nobody_from_getting_his_past_back(
     other = Rig(models, tiny, slots=2)
     other.open(2, request("c2"))
     other.open(1, request(resume=resume), history)
-    other.reading.clear()
-    other.calls.play(2, "slow")
-    index = 20
-    while not other.calls.refusal:
-        other.hear(1, index, caller_pcm(0, index))
-        index += 1
-        assert other.calls.remembering(1)
-        other.calls.work()
-        other.now += FRAME
-    for _ in range(200):
-        other.calls.work()
-        other.now += FRAME / 16
-    assert not other.calls.remembering(1)
-    other.reading.set()
+    with slow_clips(other):
+        other.calls.play(2, "slow")
+        index = 20
+        while not other.calls.refusal:
+            other.hear(1, index, caller_pcm(0, index))
+            index += 1
+            assert other.calls.remembering(1)
+            other.calls.work()
+            other.now += FRAME
+        for _ in range(200):
+            other.calls.work()
+            other.now += FRAME / 16
+        assert not other.calls.remembering(1)
 
 
 @contextmanager
