@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +134,9 @@ class Rig:
                 return
 
     def _jump(self) -> bool:
+        # A thread works in real time, in which this clock would be minutes ahead of it.
+        if isinstance(reading := self.assets.unfinished()["voices"], Future):
+            wait([reading], 0.01)
         wake = self.calls.wake_at()
         if wake is None:
             return False
