@@ -68,15 +68,15 @@ def test_a_tile_that_attends_wrongly_is_left_out_however_fast_it_is(
     monkeypatch.setattr(sweep, "MATRIX_TILES", ((), ()))
     monkeypatch.setattr(tiles, "BATCHES", ())
     monkeypatch.setattr(tiles, "ROWS", (16,))
-    attend, made = attention.attend, dict[int, Tensor]()
+    attend, made = attention.attend, dict[int, tuple[Tensor, Tensor]]()
 
     def broken(ring: Ring, joined: Tensor, *others: Any) -> Tensor:
         """Takes no time but for the first of each."""
         if others[-1].tile != wrong:
             return attend(ring, joined, *others)
-        if id(joined) not in made:
-            made[id(joined)] = attend(ring, joined, *others) * 1.1
-        return made[id(joined)]
+        if id(joined) not in made:  # and kept, so that its id is no other's
+            made[id(joined)] = joined, attend(ring, joined, *others) * 1.1
+        return made[id(joined)][1]
 
     monkeypatch.setattr(attention, "attend", broken)
     found = tmp_path / "tiles.json"
