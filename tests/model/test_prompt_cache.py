@@ -28,6 +28,12 @@ def prompt_of(models: Models, voice: Voice, text: str) -> Prompt:
     return make_prompt(models.config, voice, role_ids(models, text))
 
 
+def different(models: Models, count: int) -> list[Prompt]:
+    """So many prompts of one length, with another voice each."""
+    voices = (torch.Generator().manual_seed(seed) for seed in range(count))
+    return [prompt_of(models, torch.randint(0, 2048, (8, 10), generator=voice), "hello") for voice in voices]
+
+
 def filled(stepper: Stepper, cache: PromptCache, prompt: Prompt) -> tuple[torch.Tensor, ...]:
     """Everything slot 0 remembers after the prompt."""
     for _ in cache.fill(prompt, 0):
@@ -166,10 +172,7 @@ def test_of_a_full_device_s_prompts_those_used_last_stay_and_no_more_than_they_a
     models: Models, voice: Voice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stepper = Stepper(models, 1)
-    prompts = []
-    for seed in range(6):
-        codes = torch.randint(0, 2048, (8, 10), generator=torch.Generator().manual_seed(seed))
-        prompts.append(prompt_of(models, codes, "hello"))
+    prompts = different(models, 6)
     cache = PromptCache(stepper, 1 << 30)
     for prompt in prompts[:4]:
         filled(stepper, cache, prompt)
@@ -187,10 +190,7 @@ def test_prompts_read_ahead_of_calls_push_none_of_each_other_out_and_the_first_o
     models: Models, voice: Voice
 ) -> None:
     stepper = Stepper(models, 1)
-    prompts = []
-    for seed in range(4):
-        codes = torch.randint(0, 2048, (8, 10), generator=torch.Generator().manual_seed(seed))
-        prompts.append(prompt_of(models, codes, "hello"))
+    prompts = different(models, 4)
     one = PromptCache(stepper, 1 << 30)
     assert one.warm(prompts[0])
     cache = PromptCache(stepper, int(2.5 * one.nbytes))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -19,25 +18,9 @@ from model.transcriber import HUNG_SECONDS, MUCH_WAITS, TranscriberRefused, Wait
 from model.utterances import LONGEST
 from model.wav import read_wav
 from model.wire import FRAME_BYTES, CallerText
+from tests.model.transcribing import SILENCE, WAV, caller_frames, until
 
 pytestmark = pytest.mark.anyio
-
-WAV = Path(__file__).parents[2] / "gateway" / "phone" / "callers" / "bank-hours.wav"
-SILENCE = bytes(FRAME_BYTES)
-
-
-def caller_frames() -> list[bytes]:
-    """A caller who asks a bank for its hours, and two seconds of silence."""
-    wav = read_wav(WAV)
-    pcm = np.asarray(soxr.resample(wav.pcm[0], wav.rate, 24_000) * 32_000).clip(-32_000, 32_000).astype("<i2").tobytes()
-    pcm += bytes(-len(pcm) % FRAME_BYTES)
-    return [pcm[at : at + FRAME_BYTES] for at in range(0, len(pcm), FRAME_BYTES)] + [SILENCE] * 25
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110  what another process does has no event to wait for
-            await asyncio.sleep(0.02)
 
 
 async def test_what_a_caller_says_is_written_down_with_its_frames_and_goes_on_after_the_process_dies(
@@ -129,128 +112,6 @@ async def test_a_process_that_is_far_behind_is_given_no_more_and_the_frames_are_
             pool.hear(1, index, SILENCE, SILENCE)
         assert 0 < pool.dropped < 200
         assert caplog.text.count("transcription cannot keep up") == 1
-    finally:
-        await pool.stop()
-
-
-async def test_calls_go_to_a_process_that_lives_while_another_cannot_be_started_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(transcriber_module, "RESTART_SECONDS", 0.01)
-    pool = WhisperPool(processes=2)
-    await pool.start()
-    try:
-        dead, living = pool._listeners
-        said: dict[int, list[CallerText]] = {1: [], 2: [], 3: []}
-        for session in (1, 2):
-            pool.open(session, 0, said[session].append)
-            pool.hear(session, 0, SILENCE, SILENCE)
-        assert [pool._sessions[session].listener for session in (1, 2)] == [dead, living]
-        process, command = dead._process, dead._command
-        assert process is not None
-        dead._command = ["/nowhere/at/all"]
-        os.kill(process.pid, signal.SIGKILL)
-        await until(lambda: not dead.up)
-        pool.open(3, 0, said[3].append)
-        assert pool._sessions[3].listener is living
-        await until(lambda: pool._sessions[1].listener is living)
-        frames = caller_frames()
-        for session in (1, 3):
-            for index, pcm in enumerate(frames, start=1):
-                pool.hear(session, index, pcm, SILENCE)
-        await until(lambda: said[1] and said[3])
-        assert pool.dropped == 1, "what lay in the process that died"
-        dead._command = command
-        await until(lambda: dead.up)
-        pool.open(4, 0, lambda text: None)
-        assert pool._sessions[4].listener is dead, "it has the fewest"
-    finally:
-        await pool.stop()
-
-
-async def test_a_process_that_is_started_again_at_once_hears_its_calls_and_no_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """So that no crash gives one process the calls of two for the rest of their time."""
-    monkeypatch.setattr(transcriber_module, "RESTART_SECONDS", 0.0)
-    pool = WhisperPool(processes=2)
-    await pool.start()
-    try:
-        said: dict[int, list[CallerText]] = {session: [] for session in range(4)}
-        for session, texts in said.items():
-            pool.open(session, 0, texts.append)
-        before = {session: pool._sessions[session].listener for session in said}
-        processes = [listener._process for listener in pool._listeners]
-        for process in processes:
-            assert process is not None
-            os.kill(process.pid, signal.SIGKILL)
-        await until(lambda: all(one.up and one._process not in processes for one in pool._listeners))
-        assert {session: pool._sessions[session].listener for session in said} == before
-        assert [listener.sessions for listener in pool._listeners] == [2, 2]
-        for session in said:
-            for index, pcm in enumerate(caller_frames()):
-                pool.hear(session, index, pcm, SILENCE)
-        await until(lambda: all(said.values()))
-    finally:
-        await pool.stop()
-
-
-async def test_calls_that_no_process_hears_are_heard_by_the_first_that_starts_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(transcriber_module, "RESTART_SECONDS", 0.01)
-    pool = WhisperPool(processes=2)
-    await pool.start()
-    try:
-        commands = [listener._command for listener in pool._listeners]
-        for listener in pool._listeners:
-            listener._command = ["/nowhere/at/all"]
-            assert listener._process is not None
-            os.kill(listener._process.pid, signal.SIGKILL)
-        await until(lambda: not any(listener.up for listener in pool._listeners))
-        said: dict[int, list[CallerText]] = {1: [], 2: []}
-        for session, texts in said.items():
-            pool.open(session, 0, texts.append)
-        pool._listeners[1]._command = commands[1]
-        await until(lambda: all(pool._sessions[session].listener.up for session in said))
-        for session in said:
-            for index, pcm in enumerate(caller_frames()):
-                pool.hear(session, index, pcm, SILENCE)
-        await until(lambda: all(said.values()))
-    finally:
-        await pool.stop()
-
-
-async def test_a_process_that_hangs_is_killed_and_its_calls_are_heard_again(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(transcriber_module, "RESTART_SECONDS", 0.0)
-    pool = WhisperPool(processes=2)
-    await pool.start()
-    try:
-        said: list[CallerText] = []
-        pool.open(1, 0, said.append)
-        hung = pool._sessions[1].listener
-        process = hung._process
-        assert process is not None
-        os.kill(process.pid, signal.SIGSTOP)
-        monkeypatch.setattr(transcriber_module, "HUNG_SECONDS", 0.1)
-        index = 0
-
-        def killed() -> bool:
-            nonlocal index
-            pool.hear(1, index, SILENCE, SILENCE)
-            index += 1
-            return hung._process is not process
-
-        await until(killed)
-        monkeypatch.setattr(transcriber_module, "HUNG_SECONDS", 60.0)
-        assert "has said nothing for" in caplog.text
-        assert pool.dropped > 0
-        await until(lambda: hung.up)
-        for number, pcm in enumerate(caller_frames()):
-            pool.hear(1, index + number, pcm, SILENCE)
-        await until(lambda: said)
     finally:
         await pool.stop()
 
