@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import secrets
 from collections.abc import Collection
 from http import HTTPStatus
@@ -29,6 +30,10 @@ MOST = 16
 another thread no more than this one: so many take 24 of every 80 ms, and the rest is left to the gateways' calls."""
 SOUNDLESS_SECONDS = 30.0
 """After so long without a frame from its client a session ends: its slot is for others. A muted one sends silence."""
+MOST_LOGGED = 16
+"""Origins whose refusal the log tells, each once: whoever reaches the port can name as many as they like."""
+
+log = logging.getLogger(__name__)
 
 
 class MoshiDoor:
@@ -45,19 +50,40 @@ class MoshiDoor:
         """
         self._origins = frozenset(origins)
         self._most, self._soundless = most, soundless
+        self._logged: set[str] = set()
         self._sessions = 0
         self._turn = asyncio.Lock()
 
     def refusal(self, request: Request, token: bytes) -> tuple[HTTPStatus, str] | None:
-        if any(origin not in self._origins for origin in request.headers.get_all("Origin")):
-            return HTTPStatus.FORBIDDEN, "Web pages of this origin may not open sessions here.\n"
+        for origin in request.headers.get_all("Origin"):
+            if origin not in self._origins:
+                self._log_refused(origin[:100])
+                return HTTPStatus.FORBIDDEN, "Web pages of this origin may not open sessions here.\n"
         if bearer_is_right(request, token) or _shown_in_query(request, token):
             return None
         return HTTPStatus.UNAUTHORIZED, "The worker's token is missing or wrong.\n"
 
+    def _log_refused(self, origin: str) -> None:
+        """For the operator: a browser tells its user only that the connection failed."""
+        if origin in self._logged or len(self._logged) >= MOST_LOGGED:
+            return
+        self._logged.add(origin)
+        log.info(
+            "a web page of %r asked for a session and was refused; if it is yours, name its origin in"
+            " CALLPLEX_MOSHI_ORIGINS",
+            origin,
+        )
+
     async def serve(self, connection: ServerConnection, slots: Slots, engine: WorkerEngine) -> None:
-        assert connection.request is not None
         call_id = f"moshi-{secrets.token_hex(8)}"
+        try:
+            await self._session(connection, call_id, slots, engine)
+        except (SessionEnded, WireError) as error:
+            log.info("call %s is ended: %s", call_id, error)  # the clients there are show nobody what they are told
+            raise
+
+    async def _session(self, connection: ServerConnection, call_id: str, slots: Slots, engine: WorkerEngine) -> None:
+        assert connection.request is not None
         parameters = protocol.query(connection.request.path)
         request = protocol.session_request(parameters, call_id, secrets.randbits(32))
         if self._sessions >= self._most:

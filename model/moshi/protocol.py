@@ -44,6 +44,7 @@ _NUMBERS: dict[str, tuple[str, float, float]] = {
     "seed": ("seed", 0, (1 << 63) - 1),
 }
 """Of `Sampling`, by parameter: the field, and its least and greatest value; whole numbers where those are."""
+_NO_SEED = ("seed", "-1")
 _DEFAULTS = SessionRequest("")
 
 
@@ -57,11 +58,12 @@ def session_request(parameters: dict[str, str], call_id: str, seed: int) -> Sess
     """What the client wants; `seed` where it names none. Raises WireError: a parameter, and what may stand there.
 
     Unlike the original, neither `text_prompt` nor `voice_prompt` need be given. Parameters that it ignores,
-    `pad_mult`, `repetition_penalty` and so on, are ignored.
+    `pad_mult`, `repetition_penalty` and so on, are ignored; a `seed` of -1 is none, as there.
     """
     values: dict[str, float] = {"seed": seed}
     for name, (ours, least, most) in _NUMBERS.items():
-        if text := parameters.get(name, ""):
+        text = parameters.get(name, "")
+        if text and (name, text) != _NO_SEED:
             values[ours] = _number(name, text, least, most)
     return SessionRequest(
         call_id,

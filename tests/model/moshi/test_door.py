@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from websockets.typing import Origin, Subprotocol
 
 from model import wire
 from model.echo import EchoEngine, EchoSession
-from model.moshi.door import MoshiDoor
+from model.moshi.door import MOST_LOGGED, MoshiDoor
 from model.moshi.sound import Mouth
 from model.server import WorkerServer
 from model.wire import AgentText, Done, Output, SessionRequest
@@ -239,11 +240,18 @@ async def test_whoever_waits_for_the_event_loop_comes_between_two_clients_frames
         ({"audio_topk": "0"}, "audio_topk must be a whole number from 1 to 2048"),
     ],
 )
-async def test_what_cannot_be_served_is_said_and_takes_no_slot(parameters: dict[str, str], words: str) -> None:
+async def test_what_cannot_be_served_is_said_and_takes_no_slot(
+    parameters: dict[str, str], words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """To the log, too: the web client shows nobody what it is told."""
+    caplog.set_level("INFO", "model.moshi")
     async with serving() as server, talking(server, **parameters) as client:
         assert await client.ended() == 1008
         assert words in client.errors[0]
         assert server.slots.counts.sessions == 0
+    (logged,) = caplog.messages
+    assert re.fullmatch(r"call moshi-[0-9a-f]{16} is ended: .*", logged)
+    assert client.errors[0] in logged
 
 
 class PartingSession(EchoSession):
@@ -304,6 +312,24 @@ async def test_web_pages_come_in_only_from_where_the_operator_says() -> None:
         ours = f"ws://127.0.0.1:{server.port}{wire.PATH}"
         offered = [Subprotocol(wire.SUBPROTOCOL)]
         assert await ask_ours(ours, offered, PAGE) == 403
+
+
+async def test_each_web_page_that_may_not_come_in_is_logged_once_and_not_without_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A browser tells its user no more than that the connection failed."""
+    caplog.set_level("INFO", "model.moshi")
+    async with serving() as server:
+        ask = functools.partial(status, server, url(server))
+        pages = [f"http://page-{number}.example" for number in range(MOST_LOGGED + 2)]
+        for page in [pages[0], *pages]:
+            assert await ask(origin=Origin(page)) == 403
+    first, *others = caplog.messages
+    assert first == (
+        "a web page of 'http://page-0.example' asked for a session and was refused; if it is yours, name its origin in"
+        " CALLPLEX_MOSHI_ORIGINS"
+    )
+    assert len(others) == MOST_LOGGED - 1
 
 
 async def ask_ours(target: str, offered: list[Subprotocol], page: str) -> int:

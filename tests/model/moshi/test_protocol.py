@@ -34,6 +34,10 @@ def test_a_seed_is_used() -> None:
     assert protocol.session_request({"seed": "42"}, "c1", seed=9).sampling.seed == 42
 
 
+def test_a_seed_of_minus_one_asks_for_none_as_the_original_has_it() -> None:
+    assert protocol.session_request({"seed": "-1"}, "c1", seed=9).sampling.seed == 9
+
+
 @pytest.mark.parametrize("voice", ["NATF2", "NATF2.pt", "ann.wav", "Ann_Lee-2"])
 def test_a_voice_is_known_by_its_name(voice: str) -> None:
     assert protocol.session_request({"voice_prompt": voice}, "c1", 0).voice == voice.partition(".")[0]
@@ -52,7 +56,7 @@ def test_a_voice_is_never_a_path(voice: str) -> None:
     [
         ("seed", "x", "a whole number from 0 to 9223372036854775807, not 'x'"),
         ("seed", "1.5", "a whole number from 0 to 9223372036854775807, not '1.5'"),
-        ("seed", "-1", "a whole number from 0 to 9223372036854775807, not '-1'"),
+        ("seed", "-2", "a whole number from 0 to 9223372036854775807, not '-2'"),
         ("seed", str(1 << 63), "a whole number from 0 to 9223372036854775807, not '9223372036854775808'"),
         ("audio_topk", "0", "a whole number from 1 to 2048, not '0'"),
         ("audio_topk", "2049", "a whole number from 1 to 2048, not '2049'"),
