@@ -94,6 +94,7 @@ def test_nothing_late_reaches_the_next_caller_of_a_slot(models: Models, tiny: Mo
 
 def held(rig: Rig, lm_slot: int, start: int = 0) -> bool:
     """Whether anything is kept in a language memory from position `start` on."""
+    rig.wait_for_device()
     return any(bool(ring[:, lm_slot, :, start:].any()) for ring in rig.stepper.state.kv.rings())
 
 
@@ -134,6 +135,7 @@ def test_what_a_call_heard_and_said_last_and_was_told_to_say_is_overwritten_when
     assert all(bool(part.any()) for part in words)
     assert all(bool(part.any()) for one in mirrored for part in (one._here, one._there))
     rig.calls.close(1)
+    rig.wait_for_device()
     assert not any(bool(part.any()) for part in words)
     assert not any(bool(part.any()) for one in mirrored for part in (one._here, one._there))
     rig.speak(2, 1, 3)
