@@ -356,16 +356,17 @@ def test_a_hang_up_does_not_make_the_others_wait_for_what_was_begun_for_it(
     rig.speak(1, 0, 12)
     rig.calls._renew(rig.calls._calls[1], 0)
     while rig.calls._spares:
-        assert rig.calls._advance_job()
+        assert rig.part()
     rig.calls.open(2, request("opened", prompt="a long prompt " * 8), rig.history_of_nothing)
     while rig.prompts.misses < 2:
-        rig.calls._advance_job()
+        rig.part()
     monkeypatch.setattr(stepper, "join", lambda: pytest.fail("the next step would wait"))
     put_in_order.clear()
     for session in (1, 2):
         rig.calls.close(session)
     assert put_in_order == ["language memory", "slot", "language memory", "slot", "language memory"]
     assert len(rig.calls._spares) == 1
+    rig.wait_for_device()
     assert not stepper.state.kv.offsets.any()
 
 
