@@ -43,7 +43,7 @@ test-long: $(VENV)/.test
 test-gpu: $(VENV)/.test
 	CALLPLEX_TEST_DEVICE=cuda $(PYTHON) -m pytest -m "not long" tests/model/kernels \
 	  $(addprefix tests/model/test_,$(addsuffix .py,call_speech calls captured_step engine engine_start gpu_process \
-	  history long_calls long_reads personaplex prompt_cache reprime resume_all shared_passes staging))
+	  history long_calls long_reads personaplex prompt_cache reprime resume_all shared_passes staging work_aside))
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

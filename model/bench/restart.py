@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 
 from model import wire
 from model.bench.drive import SOUND
+from model.bench.memory import give_back
 from model.bench.models import Size, Sizes, random_models, sizes_of
 from model.bench.restart_worker import CannotRestart, Kind, WorkerRestart, measure_worker
 from model.bench.vocabulary import train_vocabulary
@@ -202,7 +203,6 @@ def make_weights(order: Order) -> None:
     if folder.lm.is_file():
         return
     folder.voices.mkdir(parents=True, exist_ok=True)
-    models = random_models(sizes, torch.device(order.device))
     if order.size != "full":
         _write_sizes(folder.path, sizes)
     train_vocabulary(folder.tokenizer, [PROMPT] * 4, sizes.lm.text_card, _PIECES)
@@ -212,6 +212,13 @@ def make_weights(order: Order) -> None:
         "cache": torch.zeros((1, sizes.lm.rows, sizes.lm.columns), dtype=torch.long),
     }
     torch.save(voice, folder.voices / f"{VOICE}.pt")
+    device = torch.device(order.device)
+    _write_networks(folder, sizes, device)
+    give_back(device)  # an engine's process finds free what this one does not keep
+
+
+def _write_networks(folder: ModelFolder, sizes: Sizes, device: torch.device) -> None:
+    models = random_models(sizes, device)
     for module, path in ((models.mimi, folder.mimi), (models.lm, folder.lm)):
         save_file({name: tensor.cpu() for name, tensor in module.state_dict().items()}, path)
 

@@ -145,9 +145,13 @@ class Rig:
 
     def part(self) -> bool:
         """The next part of the work between steps, as soon as the device has done the one before."""
+        self.wait_for_device()
+        return self.calls._advance_job()
+
+    def wait_for_device(self) -> None:
+        """Until it has done all that it was given, in whichever stream."""
         if self.stepper.device.type == "cuda":
             torch.cuda.synchronize()
-        return self.calls._advance_job()
 
     def hear(self, session: int, index: int, pcm: bytes) -> None:
         """A caller frame comes now."""

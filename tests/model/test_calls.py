@@ -94,6 +94,7 @@ def test_nothing_late_reaches_the_next_caller_of_a_slot(models: Models, tiny: Mo
 
 def held(rig: Rig, lm_slot: int, start: int = 0) -> bool:
     """Whether anything is kept in a language memory from position `start` on."""
+    rig.wait_for_device()
     return any(bool(ring[:, lm_slot, :, start:].any()) for ring in rig.stepper.state.kv.rings())
 
 
@@ -134,6 +135,7 @@ def test_what_a_call_heard_and_said_last_and_was_told_to_say_is_overwritten_when
     assert all(bool(part.any()) for part in words)
     assert all(bool(part.any()) for one in mirrored for part in (one._here, one._there))
     rig.calls.close(1)
+    rig.wait_for_device()
     assert not any(bool(part.any()) for part in words)
     assert not any(bool(part.any()) for one in mirrored for part in (one._here, one._there))
     rig.speak(2, 1, 3)
@@ -354,16 +356,17 @@ def test_a_hang_up_does_not_make_the_others_wait_for_what_was_begun_for_it(
     rig.speak(1, 0, 12)
     rig.calls._renew(rig.calls._calls[1], 0)
     while rig.calls._spares:
-        assert rig.calls._advance_job()
+        assert rig.part()
     rig.calls.open(2, request("opened", prompt="a long prompt " * 8), rig.history_of_nothing)
     while rig.prompts.misses < 2:
-        rig.calls._advance_job()
+        rig.part()
     monkeypatch.setattr(stepper, "join", lambda: pytest.fail("the next step would wait"))
     put_in_order.clear()
     for session in (1, 2):
         rig.calls.close(session)
     assert put_in_order == ["language memory", "slot", "language memory", "slot", "language memory"]
     assert len(rig.calls._spares) == 1
+    rig.wait_for_device()
     assert not stepper.state.kv.offsets.any()
 
 

@@ -199,7 +199,7 @@ def test_parts_that_take_long_are_not_all_done_before_the_next_step(first: Rig) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calls._passes, "work", lambda: pytest.fail("not all have come"))
         while calls._jobs:
-            assert calls._advance_job()
+            assert first.part()
             turns.append(len(come))
     assert turns[:3] == [3, 6, CALLS]
 
@@ -239,17 +239,17 @@ def test_whoever_has_the_least_room_when_the_spare_is_free_gets_it(second: Rig) 
 def test_who_holds_the_spare_has_no_more_room_than_who_waits_for_it(second: Rig) -> None:
     until_all_are_ready(second)
     calls = second.calls
-    assert calls._advance_job()
+    assert second.part()
     assert not calls._spares
     second.reading.clear()
     hurried = calls._jobs[-1].call
     calls.play(hurried.session, "slow")
     for _ in range(20):
-        calls._advance_job()
+        second.part()
     assert not calls._spares, "somebody waits, and all have room"
     hurried.base = calls._room._window - 2 - hurried.columns.end
     for _ in range(20):
-        calls._advance_job()
+        second.part()
     assert not hurried.renewing
     assert sum(call.renewing for call in calls._calls.values()) == CALLS - 2
     second.reading.set()
@@ -264,9 +264,9 @@ def test_one_whose_window_is_nearly_full_does_not_wait_for_others_to_speak(secon
     calls.play(hurried.session, "slow")
     spare = second.stepper.spare_lm_slots[0]
     for _ in range(20):
-        calls._advance_job()
+        second.part()
     assert int(second.stepper.state.kv.offsets[spare]) == 0, "somebody waits, and all have room"
     hurried.base = calls._room._window - 2 - hurried.columns.end
-    calls._advance_job()
+    second.part()
     assert int(second.stepper.state.kv.offsets[spare]) > 0
     second.reading.set()

@@ -91,6 +91,7 @@ def test_nothing_of_what_a_pass_was_given_is_left_in_memory_of_its_own(
     models: Models, monkeypatch: pytest.MonkeyPatch, given: Tensor
 ) -> None:
     mimi, seen, heard = models.mimi, list[Tensor](), given.clone()
+    passes = CodecPasses(Stepper(models, 1))  # now: on a GPU weights are stacked for it, too
     stack, encode, remember = torch.stack, mimi.encode_step, mimi.remember
 
     def stacked(tensors: list[Tensor], dim: int = 0) -> Tensor:
@@ -110,7 +111,7 @@ def test_nothing_of_what_a_pass_was_given_is_left_in_memory_of_its_own(
     monkeypatch.setattr("model.codec_passes.torch.stack", stacked)
     monkeypatch.setattr(mimi, "encode_step", encoded)
     monkeypatch.setattr(mimi, "remember", remembered)
-    CodecPasses(Stepper(models, 1)).do([CodecWork(0, given)])
+    passes.do([CodecWork(0, given)])
     assert len(seen) >= 2
     assert not any(bool(part.any()) for part in seen)
     assert torch.equal(given, heard), "which is its owner's"

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
 
 from model.bench import restart
+from model.bench.memory import give_back
+from model.bench.models import Sizes, random_models
 from model.bench.restart_worker import PAUSE, CannotRestart, Kind, engine_of, measure_worker
+from model.conversation import Models
+from model.lm import LM
 from model.wire import SessionRequest
 
 
@@ -27,6 +33,28 @@ def test_calls_speak_again_after_their_engine_was_killed(tmp_path: Path, capsys:
     made = (weights / "model.safetensors").stat().st_mtime_ns
     restart.make_weights(restart.Order(weights, "tiny", "cpu"))
     assert (weights / "model.safetensors").stat().st_mtime_ns == made, "what is there is used"
+
+
+def test_networks_whose_weights_are_written_leave_the_device_to_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take 17 GB of it, which an engine in another process would not find free."""
+    made: list[weakref.ref[LM]] = []
+    kept: list[bool] = []
+
+    def watched(sizes: Sizes, device: torch.device) -> Models:
+        models = random_models(sizes, device)
+        made.append(weakref.ref(models.lm))
+        return models
+
+    def given_back(device: torch.device) -> None:
+        give_back(device)
+        kept.append(made[0]() is not None)
+
+    monkeypatch.setattr(restart, "random_models", watched)
+    monkeypatch.setattr(restart, "give_back", given_back)
+    restart.make_weights(restart.Order(tmp_path, "tiny", "cpu"))
+    assert kept == [False]
 
 
 @pytest.mark.anyio
