@@ -85,13 +85,21 @@ class SipLine:
         answer = answer_offer(
             parse_sdp(offer),
             self._local,
-            self._capabilities,
+            self._acceptable,
             session_id=self._session_id,
             version=self._version,
             key=self._key,
         )
         self._start(answer.agreed)
         return answer.sdp
+
+    @property
+    def _acceptable(self) -> Capabilities:
+        """What an offer may ask for: no later one, mistaken or forged, takes an encrypted call into the clear."""
+        stream = self.rtp.stream
+        if stream is None or stream.plan.keys is None:
+            return self._capabilities
+        return replace(self._capabilities, srtp=Srtp.REQUIRED)
 
     def offer(self) -> bytes:
         """What we would like; of a call that has one already, without letting go of its encryption."""

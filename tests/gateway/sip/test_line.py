@@ -1,4 +1,4 @@
-"""What a call that is up offers when its peer asks for an offer."""
+"""What a call that is up offers when its peer asks for an offer, and what of its peer's it no longer takes."""
 
 from __future__ import annotations
 
@@ -48,6 +48,26 @@ async def test_an_encrypted_call_is_offered_as_it_is_encrypted_and_stream_by_str
         line.agree(OFFER.encode())
         assert line.rtp.stream is not None
         assert line.rtp.stream.plan.keys is not None
+    finally:
+        line.close()
+        await endpoint.close()
+
+
+async def test_a_call_that_is_encrypted_stays_so_whatever_its_peer_offers_later() -> None:
+    """RFC 3264, section 8: an offer that is refused leaves the session as it was. The keys may still change."""
+    endpoint = SipEndpoint(SipSettings.model_validate({"listen": "udp:127.0.0.1:0"}))
+    await endpoint.open()
+    line = SipLine(endpoint, MediaRoom(endpoint.settings), "tls")
+    try:
+        line.answer(OFFER.encode())
+        assert line.rtp.stream is not None
+        agreed = line.rtp.stream.plan
+        with pytest.raises(SipError) as refused:
+            line.answer(OFFER.replace("SAVP", "AVP").encode())
+        assert refused.value.code == 488
+        assert line.rtp.stream.plan is agreed
+        line.answer(OFFER.replace(KEY, b64encode(bytes(30)).decode()).encode())
+        assert line.rtp.stream.plan.keys not in (None, agreed.keys)
     finally:
         line.close()
         await endpoint.close()
