@@ -75,7 +75,7 @@ def inspect_demands(request: Request) -> None:
     """Extensions and content that must be understood (sections 8.2.2.3 and 8.2.3); raises SipError."""
     if request.method in ("ACK", "CANCEL"):
         return
-    unknown = [option for option in request.headers.items("Require") if option.lower() not in EXTENSIONS]
+    unknown = [option for option in request.headers.tokens("Require") if option.lower() not in EXTENSIONS]
     if unknown:
         named = ", ".join(unknown)[:256]
         raise SipError("a required extension is not supported", 420, headers=(("Unsupported", named),))

@@ -195,4 +195,4 @@ class Core:
 
 def peer_allows(message: Request | Response, before: frozenset[str]) -> frozenset[str]:
     """The methods a peer says it knows; what it said before when it says nothing."""
-    return frozenset(method.upper() for method in message.headers.items("Allow")) or before
+    return frozenset(method.upper() for method in message.headers.tokens("Allow")) or before

@@ -132,6 +132,10 @@ class Headers:
         """The values of a list, over all its fields, cut at commas, without empty ones."""
         return [item for value in self.all(name) for item in split_list(value) if item]
 
+    def tokens(self, name: str) -> list[str]:
+        """The words of a list that has neither quotes nor brackets, as Allow, Supported and Require are."""
+        return [token for value in self.all(name) for part in value.split(",") if (token := part.strip())]
+
     def copy(self) -> Headers:
         return Headers(self)
 
