@@ -46,15 +46,14 @@ class MediaRoom:
 
     def __init__(self, settings: SipSettings) -> None:
         low, high = port_range(settings.rtp_ports)
-        host = settings.addresses[0].host if settings.addresses else "127.0.0.1"
-        self.ports = PortRange(host, low, high, secrets.randbits(16))
+        self.ports = PortRange(settings.sound_host, low, high, secrets.randbits(16))
         self.ticker = Ticker()
 
 
 class SipLine:
     """One call. Raises PortsExhausted when there is no room for its sound."""
 
-    def __init__(self, endpoint: SipEndpoint, room: MediaRoom, transport: Transport) -> None:
+    def __init__(self, endpoint: SipEndpoint, room: MediaRoom, peer: Addr) -> None:
         self.endpoint = endpoint
         self.call: SipCall | None = None
         self.rtp = RtpSession.open(room.ports, room.ticker)
@@ -70,8 +69,8 @@ class SipLine:
         self._key = os.urandom(KEY_BYTES)
         self._session_id = secrets.randbits(31)
         self._version = 0
-        self._local = Addr(endpoint.public[transport][0], self.rtp.local_port)
-        self._capabilities = Capabilities(srtp=_encryption(endpoint.settings, transport))
+        self._local = Addr(endpoint.told(peer)[0], self.rtp.local_port)
+        self._capabilities = Capabilities(srtp=_encryption(endpoint.settings, peer.transport))
         self.rtp.on_digit(self._press)
         self.rtp.on_broken = self._break
 

@@ -105,7 +105,7 @@ class Outgoing:
             headers.put(name, value)
         headers.add("Content-Type", SDP)
         request = Request(headers, attempt.sdp, method="INVITE", uri=str(attempt.target.without_headers()))
-        core.complete(request, call.local.uri.user, addr.transport)
+        core.complete(request, call.local.uri.user, addr)
         if call.digest is not None:
             call.digest.sign(request)
         call.addr = addr

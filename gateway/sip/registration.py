@@ -109,7 +109,7 @@ class Registration:
         headers.add("Expires", "0" if self._leaving else str(self._expires))
         target = Uri(self.trunk.registrar.scheme, host=self.trunk.registrar.host, port=self.trunk.registrar.port)
         request = Request(headers, method="REGISTER", uri=str(target))
-        self._core.complete(request, self.trunk.user, addr.transport)
+        self._core.complete(request, self.trunk.user, addr)
         if self.digest is not None:
             self.digest.sign(request)
         cseq = self._cseq
@@ -156,7 +156,7 @@ class Registration:
 
     def _granted(self, response: Response) -> float:
         """Seconds our binding lasts (section 10.2.4): as our Contact says, else the message, else what we asked."""
-        ours = self._core.config.addresses[self.trunk.addr.transport]
+        ours = self._core.told(self.trunk.addr)
         for value in response.headers.items("Contact"):
             try:
                 contact = parse_name_addr(value)

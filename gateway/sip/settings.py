@@ -150,6 +150,14 @@ class SipSettings(_Strict):
         return parse_listen(self.listen)
 
     @property
+    def sound_host(self) -> str:
+        """Where sound is taken: the address that is listened on; all of this machine's when those are several."""
+        hosts = {one.host for one in self.addresses} or {"127.0.0.1"}
+        if len(hosts) == 1:
+            return hosts.pop()
+        return "::" if any(":" in host for host in hosts) else "0.0.0.0"
+
+    @property
     def networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
         """What `allow` says."""
         return tuple(ipaddress.ip_network(item, strict=False) for item in split_list(self.allow))

@@ -80,3 +80,12 @@ def test_a_trunk_that_answers_and_one_that_does_not() -> None:
         silent = findings(trunks=[there])["sip_trunk"]
     assert silent.warning
     assert "cannot be reached" in silent.detail
+
+
+def test_a_trunk_whose_name_stands_for_the_other_kind_of_address() -> None:
+    """127.1 is a name to us, which the system knows as 127.0.0.1."""
+    trunk = {"name": "far", "registrar": "sip:127.1:9", "register": False}
+    found = findings(listen="udp:[::1]:0", trunks=[trunk])["sip_trunk"]
+    assert not found.ok
+    assert "only IPv6 is listened on" in found.detail
+    assert "listen on [::]" in found.detail

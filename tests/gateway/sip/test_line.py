@@ -11,6 +11,7 @@ from gateway.sip.errors import SipError
 from gateway.sip.line import MediaRoom, SipLine
 from gateway.sip.sdp import parse_sdp
 from gateway.sip.settings import SipSettings
+from gateway.sip.uri import Addr
 from tests.gateway.sip.script import called
 
 pytestmark = pytest.mark.anyio
@@ -27,7 +28,7 @@ async def test_an_encrypted_call_is_offered_as_it_is_encrypted_and_stream_by_str
     """RFC 3264, section 8: no stream goes, a declined one stays in its place. The key and its tag stay too."""
     endpoint = SipEndpoint(SipSettings.model_validate({"listen": "udp:127.0.0.1:0"}))
     await endpoint.open()
-    line = SipLine(endpoint, MediaRoom(endpoint.settings), "tls")
+    line = SipLine(endpoint, MediaRoom(endpoint.settings), Addr("127.0.0.1", 5061, "tls"))
     try:
         script, line.call = called()
         script.core.answer(line.call, line.answer(OFFER.encode()), script.now)
@@ -57,7 +58,7 @@ async def test_a_call_that_is_encrypted_stays_so_whatever_its_peer_offers_later(
     """RFC 3264, section 8: an offer that is refused leaves the session as it was. The keys may still change."""
     endpoint = SipEndpoint(SipSettings.model_validate({"listen": "udp:127.0.0.1:0"}))
     await endpoint.open()
-    line = SipLine(endpoint, MediaRoom(endpoint.settings), "tls")
+    line = SipLine(endpoint, MediaRoom(endpoint.settings), Addr("127.0.0.1", 5061, "tls"))
     try:
         line.answer(OFFER.encode())
         assert line.rtp.stream is not None
