@@ -22,19 +22,12 @@ from gateway.rtp.srtp import SrtpKeys
 from gateway.rtp.stream import unheard
 from gateway.rtp.ticker import Ticker
 from gateway.sip.call import SipCall
+from gateway.sip.crypto import KEY_BYTES
 from gateway.sip.endpoint import SipEndpoint
 from gateway.sip.errors import SipError
 from gateway.sip.events import Ended, Established, Event, InfoDigits, Progress, Reanswer, Reoffer, Terminated
-from gateway.sip.sdp import (
-    KEY_BYTES,
-    Agreed,
-    Capabilities,
-    Srtp,
-    answer_offer,
-    make_offer,
-    parse_sdp,
-    read_answer,
-)
+from gateway.sip.offer import Agreed, Capabilities, Srtp, answer_offer, make_offer, read_answer
+from gateway.sip.sdp import parse_sdp
 from gateway.sip.settings import SipSettings, port_range
 from gateway.sip.uri import Addr, Transport
 

@@ -7,16 +7,8 @@ from base64 import b64encode
 import pytest
 
 from gateway.sip.errors import SipError
-from gateway.sip.sdp import (
-    Answer,
-    Capabilities,
-    Srtp,
-    answer_offer,
-    is_hold,
-    make_offer,
-    parse_sdp,
-    read_answer,
-)
+from gateway.sip.offer import Answer, Capabilities, Srtp, answer_offer, make_offer, read_answer
+from gateway.sip.sdp import is_hold, parse_sdp
 from gateway.sip.uri import Addr
 
 LOCAL = Addr("203.0.113.9", 20000)
