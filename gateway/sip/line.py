@@ -41,6 +41,10 @@ class MediaRoom:
         low, high = port_range(settings.rtp_ports)
         self.ports = PortRange(settings.sound_host, low, high, secrets.randbits(16))
         self.ticker = Ticker()
+        address = ipaddress.ip_address(settings.sound_host)
+        both = address.version == 6 and address.is_unspecified
+        self.kinds = frozenset({4, 6} if both else {address.version})
+        """Versions of IP over which sound can be sent."""
 
 
 class SipLine:
@@ -63,7 +67,7 @@ class SipLine:
         self._session_id = secrets.randbits(31)
         self._version = 0
         self._local = Addr(endpoint.told(peer)[0], self.rtp.local_port)
-        self._capabilities = Capabilities(srtp=_encryption(endpoint.settings, peer.transport))
+        self._capabilities = Capabilities(srtp=_encryption(endpoint.settings, peer.transport), kinds=room.kinds)
         self.rtp.on_digit(self._press)
         self.rtp.on_broken = self._break
 

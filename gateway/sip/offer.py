@@ -56,6 +56,8 @@ class Capabilities:
     srtp: Srtp = Srtp.ALLOWED
     ptime: int = 20
     """Milliseconds of a packet that we like to get."""
+    kinds: frozenset[int] = frozenset({4, 6})
+    """Versions of IP over which our sound can be sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ def answer_offer(
 
 def _agree(media: Media, capabilities: Capabilities, key: bytes) -> Agreed | None:
     """What an offered stream comes to; None when it cannot be taken."""
-    if media.kind != "audio" or not media.port or not _is_address(media.host):
+    if media.kind != "audio" or not media.port or not _can_be_sent(media.host, capabilities.kinds):
         return None
     ours = None
     if media.profile in SECURE:
@@ -143,15 +145,18 @@ def _agree(media: Media, capabilities: Capabilities, key: bytes) -> Agreed | Non
     )
 
 
-def _is_address(host: str) -> bool:
+def _can_be_sent(host: str, kinds: frozenset[int]) -> bool:
     """Whether sound can be sent there: one host's address, no name to be looked up, no group's, and none in a zone.
 
-    A zone names an interface of ours (RFC 4007, section 11), and `ipaddress` takes any text for one.
+    A zone names an interface of ours (RFC 4007, section 11), and `ipaddress` takes any text for one. To the address of
+    nowhere nothing is sent, so it may be of either kind.
     """
     try:
-        return "%" not in host and not ipaddress.ip_address(host).is_multicast
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
+    spoken = address.version in kinds or address.is_unspecified
+    return "%" not in host and not address.is_multicast and spoken
 
 
 def _choose(media: Media, capabilities: Capabilities) -> tuple[Codec, int] | None:
