@@ -130,7 +130,9 @@ class SipLine:
                 self.up.set()
             case Progress(sdp=sdp):
                 if sdp is not None:
-                    self._take(sdp)
+                    with suppress(SipError):
+                        # Only a preview: what counts is in the answer, perhaps of another phone that rings.
+                        self.agree(sdp)
             case Reoffer(call=call, offer=offer):
                 self._change(call, offer or b"")
             case Reanswer(sdp=sdp):
