@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from gateway.sip.errors import SipError
@@ -180,6 +181,16 @@ class Message:
         """The first Contact; None when there is none."""
         contacts = self.headers.items("Contact")
         return parse_name_addr(contacts[0]) if contacts else None
+
+    def contacts(self) -> list[NameAddr]:
+        """Every Contact that can be read."""
+        found: list[NameAddr] = []
+        for value in self.headers.all("Contact"):
+            with suppress(SipError):
+                for item in split_list(value):
+                    with suppress(SipError):
+                        found.append(parse_name_addr(item))
+        return found
 
     @property
     def content_type(self) -> str:

@@ -256,6 +256,11 @@ def test_what_a_redirection_names_badly_is_passed_over() -> None:
     )
     script, _ = calling()
     assert script.answer(302, contacts)[-1] == "INVITE sip:ok@192.0.2.99"
+    for unreadable in ("<sip:[::1>", "<sip:" + "," * 201):
+        script, _ = calling()
+        assert script.answer(302, f"Contact: {unreadable}", "Contact: <sip:ok@192.0.2.99>")[-1] == (
+            "INVITE sip:ok@192.0.2.99"
+        )
 
 
 def test_redirections_do_not_go_round() -> None:
