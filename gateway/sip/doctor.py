@@ -173,7 +173,7 @@ async def _ask(settings: SipSettings, trunk: TrunkSettings) -> tuple[int, str]:
     endpoint.on_event = take
     await endpoint.open()
     try:
-        await endpoint.resolve(trunk_from(trunk).addr.host)
+        await endpoint.resolve_all(trunk_from(trunk).addr.host)
         if trunk.register_here:
             endpoint.core.check_registration(trunk_from(trunk), endpoint.now())
         else:

@@ -71,7 +71,7 @@ class Names:
         if self._family == socket.AF_UNSPEC:
             return ""
         spoken, other = ("IPv4", "IPv6") if self._family == socket.AF_INET else ("IPv6", "IPv4")
-        return f"; only {spoken} is listened on: if that name stands for {other}, listen on [::], which is both"
+        return f"; only {spoken} is listened on: if that peer is reached over {other}, listen on [::], which is both"
 
 
 def _is_address(host: str) -> bool:
