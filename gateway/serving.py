@@ -24,7 +24,7 @@ from gateway.descriptors import raise_descriptor_limit
 from gateway.desk import Desk
 from gateway.request_head import PromptHttp, prompt_http
 from gateway.settings import Settings, split_address
-from gateway.sip.endpoint import SipUnavailable, refuse_open_door
+from gateway.sip.binding import SipUnavailable, refuse_open_door
 from gateway.sip.switchboard import Switchboard
 from gateway.sip.uri import bracketed
 from gateway.twilio.socket import CarrierSocket

@@ -19,8 +19,9 @@ SHELL = {
     *(f"gateway/rtp/{name}.py" for name in ("ports", "session", "ticker")),
     *(
         f"gateway/sip/{name}.py"
-        for name in ("bridge", "doctor", "endpoint", "handover", "leg", "line", "settings", "stream")
+        for name in ("binding", "bridge", "doctor", "endpoint", "handover", "leg", "line", "names", "settings")
     ),
+    "gateway/sip/stream.py",
     "gateway/sip/switchboard.py",
 }
 """Of SIP and RTP, what is not pure: sockets, the clock, and what is built on them."""

@@ -28,7 +28,8 @@ from gateway.sip.call import SipCall
 from gateway.sip.endpoint import SipEndpoint
 from gateway.sip.errors import SipError
 from gateway.sip.events import Established, Event, Terminated
-from gateway.sip.sdp import Capabilities, Srtp, make_offer, parse_sdp, read_answer
+from gateway.sip.offer import Capabilities, Srtp, make_offer, read_answer
+from gateway.sip.sdp import parse_sdp
 from gateway.sip.settings import SipSettings
 from gateway.sip.uri import Addr, parse_uri
 

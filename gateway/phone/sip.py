@@ -19,7 +19,8 @@ from gateway.phone.caller import Voice
 from gateway.phone.metrics import caller_turns, measure
 from gateway.phone.playout import FRAME_BYTES, FRAME_SECONDS, SILENCE
 from gateway.rtp.ports import PortsExhausted
-from gateway.sip.endpoint import SipEndpoint, SipUnavailable
+from gateway.sip.binding import SipUnavailable
+from gateway.sip.endpoint import SipEndpoint
 from gateway.sip.errors import SipError
 from gateway.sip.events import Credentials, Event, IncomingCall, MessageDropped, Probed, Progress, RegistrationChanged
 from gateway.sip.fields import NameAddr
@@ -119,7 +120,7 @@ class _SipPhone:
         self._received = 0
         self._told = 0
         try:
-            self._line = SipLine(endpoint, MediaRoom(endpoint.settings), address_of(target).transport)
+            self._line = SipLine(endpoint, MediaRoom(endpoint.settings), address_of(target))
         except PortsExhausted as error:
             raise CallFailed(f"{error}.") from None
 
@@ -136,7 +137,7 @@ class _SipPhone:
     async def _dial(self) -> None:
         """Until somebody answers. Raises CallFailed."""
         options, line = self._options, self._line
-        host = self._endpoint.public["udp"][0]
+        host, _ = self._endpoint.told(address_of(self._target))
         caller = NameAddr(Uri("sip", options.from_number, host=bracketed(host)))
         self._tell("request", f"INVITE {self._target}")
         try:

@@ -20,6 +20,7 @@ KNOWN = frozenset({*ALLOWED, "REGISTER", "SUBSCRIBE", "REFER", "MESSAGE", "PRACK
 EXTENSIONS = frozenset({"timer"})
 SUPPORTED = ", ".join(sorted(EXTENSIONS))
 
+TARGETING = ("INVITE", "UPDATE")
 SINGLE = ("From", "To", "Call-ID", "CSeq", "Max-Forwards")
 MAX_CALL_ID = 512
 LONG_FLIGHT = 255
@@ -39,9 +40,17 @@ def inspect_form(message: Request | Response) -> None:
     if len(message.call_id) > MAX_CALL_ID:
         raise SipError("the Call-ID is too long")
     _ = (message.via, message.from_, message.to, message.cseq)
-    for value in (*message.headers.items("Contact"), *message.headers.items("Record-Route")):
-        if value != "*":
-            parse_name_addr(value)
+    if _names_target(message):
+        for value in (*message.headers.items("Contact"), *message.headers.items("Record-Route")):
+            if value != "*":
+                parse_name_addr(value)
+
+
+def _names_target(message: Request | Response) -> bool:
+    """Whether Contact and Record-Route say where to send: they make or refresh a dialog, or a registration."""
+    if isinstance(message, Response):
+        return 200 <= message.code < 300 and message.cseq.method in TARGETING
+    return message.method in (*TARGETING, "REGISTER")
 
 
 def inspect_request(request: Request) -> None:
@@ -75,7 +84,7 @@ def inspect_demands(request: Request) -> None:
     """Extensions and content that must be understood (sections 8.2.2.3 and 8.2.3); raises SipError."""
     if request.method in ("ACK", "CANCEL"):
         return
-    unknown = [option for option in request.headers.items("Require") if option.lower() not in EXTENSIONS]
+    unknown = [option for option in request.headers.tokens("Require") if option.lower() not in EXTENSIONS]
     if unknown:
         named = ", ".join(unknown)[:256]
         raise SipError("a required extension is not supported", 420, headers=(("Unsupported", named),))

@@ -255,12 +255,11 @@ class UserAgentCore:
             digest = digest or registration.digest
             proxy = registration.trunk.addr
             from_ = from_ or registration.trunk.identity
-        transport = self._core.reachable(proxy or address_of(target)).transport
-        host = self.config.addresses[transport][0]
+        addr = self._core.reachable(proxy or address_of(target))
         return self._outgoing.invite(
             target,
             sdp,
-            from_ or NameAddr(Uri("sip", self.config.user, host=host)),
+            from_ or self._core.identity(addr),
             now,
             proxy=proxy,
             digest=digest,
@@ -309,14 +308,14 @@ class UserAgentCore:
         """Ask whether a peer lives (OPTIONS); Probed follows. Raises SipError when the target gives no address."""
         addr = self._core.reachable(address_of(target))
         chance = self._core.chance
-        here = NameAddr(Uri("sip", self.config.user, host=self.config.addresses[addr.transport][0]))
+        here = self._core.identity(addr)
         headers = Headers([("Max-Forwards", MAX_FORWARDS), ("From", str(here.with_tag(chance.token())))])
         headers.add("To", f"<{target}>")
         headers.add("Call-ID", chance.token(12))
         headers.add("CSeq", "1 OPTIONS")
         headers.add("Accept", SDP)
         request = Request(headers, method="OPTIONS", uri=str(target.without_headers()))
-        self._core.complete(request, "", addr.transport)
+        self._core.complete(request, "", addr)
 
         def heard(response: Response, then: float) -> None:
             if response.code >= 200:

@@ -16,7 +16,7 @@ from gateway.sip.events import Ended
 from gateway.sip.fields import NameAddr
 from gateway.sip.line import MediaRoom, SipLine
 from gateway.sip.tones import RINGING, Tone, tone_frame
-from gateway.sip.uri import Transport, Uri, address_of
+from gateway.sip.uri import Addr, Uri, address_of, bracketed
 
 RING_SECONDS = 40.0
 """How long somebody may let it ring: eight bursts of the tone. A mailbox mostly answers sooner."""
@@ -53,8 +53,9 @@ class Bridge:
 
     def _dial(self, target: Uri, trunk: str | None, number: str) -> SipLine:
         endpoint = self._caller.endpoint
-        callee = SipLine(endpoint, self._room, self._way(target, trunk))
-        own = NameAddr(Uri("sip", number, host=endpoint.public["udp"][0]))
+        way = self._way(target, trunk)
+        callee = SipLine(endpoint, self._room, way)
+        own = NameAddr(Uri("sip", number, host=bracketed(endpoint.told(way)[0])))
         try:
             callee.call = endpoint.core.invite(
                 target, callee.offer(), endpoint.now(), from_=None if trunk else own, trunk=trunk
@@ -66,10 +67,10 @@ class Bridge:
         endpoint.pump()
         return callee
 
-    def _way(self, target: Uri, trunk: str | None) -> Transport:
-        """How the target is reached, which decides whether keys may be sent."""
+    def _way(self, target: Uri, trunk: str | None) -> Addr:
+        """How the target is reached, which decides whether keys may be sent, and what it is told of us."""
         known = self._caller.endpoint.core.trunk(trunk) if trunk else None
-        return (known.addr if known else address_of(target)).transport
+        return known.addr if known else address_of(target)
 
     def _join(self, callee: SipLine) -> None:
         caller = self._caller

@@ -15,10 +15,11 @@ from gateway.sip.chance import Chance, Entropy
 from gateway.sip.dialog import contact_uri
 from gateway.sip.errors import SipError
 from gateway.sip.events import AgentConfig, Ended, Event, Terminated
+from gateway.sip.fields import NameAddr
 from gateway.sip.layer import TransactionLayer
 from gateway.sip.message import Request, Response, response_to
 from gateway.sip.transaction import ClientTransaction, Listener, ServerTransaction
-from gateway.sip.uri import Addr, Transport, bracketed
+from gateway.sip.uri import Addr, Uri, bracketed
 
 Fields = Iterable[tuple[str, str]]
 
@@ -32,7 +33,7 @@ class Core:
     def __init__(self, config: AgentConfig, entropy: Entropy) -> None:
         self.config = config
         self.chance = Chance(entropy)
-        self.layer = TransactionLayer(config.timing, self.chance, config.addresses)
+        self.layer = TransactionLayer(config.timing, self.chance, self.told)
         self.timers = self.layer.timers
         self.events: deque[Event] = deque()
         self.calls: dict[tuple[str, str], SipCall] = {}
@@ -43,10 +44,18 @@ class Core:
 
     # Messages
 
-    def contact(self, user: str, transport: Transport, secure: bool = False) -> str:
-        """Ours, for peers to reach us."""
-        host, port = self.config.addresses[transport]
-        return f"<{contact_uri(user or self.config.user, bracketed(host), port, transport, secure)}>"
+    def told(self, peer: Addr) -> tuple[str, int]:
+        """Host and port of ours as a peer is told them."""
+        return self.config.told(peer) if self.config.told is not None else self.config.addresses[peer.transport]
+
+    def identity(self, peer: Addr, user: str = "") -> NameAddr:
+        """Who we are to a peer that knows us by no name of its own."""
+        return NameAddr(Uri("sip", user or self.config.user, host=bracketed(self.told(peer)[0])))
+
+    def contact(self, user: str, peer: Addr, secure: bool = False) -> str:
+        """Ours, for a peer to reach us."""
+        host, port = self.told(peer)
+        return f"<{contact_uri(user or self.config.user, bracketed(host), port, peer.transport, secure)}>"
 
     def respond(
         self,
@@ -87,13 +96,13 @@ class Core:
         request = transaction.request
         secure = request.uri[:5].lower() == "sips:"
         routes = [("Record-Route", value) for value in request.headers.all("Record-Route")]
-        contact = ("Contact", self.contact(call.local.uri.user, transaction.addr.transport, secure))
+        contact = ("Contact", self.contact(call.local.uri.user, transaction.addr, secure))
         return [*routes, contact, ("Allow", ALLOW), ("Supported", SUPPORTED), *fields]
 
-    def complete(self, request: Request, user: str, transport: Transport) -> None:
+    def complete(self, request: Request, user: str, peer: Addr) -> None:
         """Add what every request of ours tells about us."""
         secure = request.uri[:5].lower() == "sips:"
-        request.headers.put("Contact", self.contact(user, transport, secure))
+        request.headers.put("Contact", self.contact(user, peer, secure))
         request.headers.put("User-Agent", self.config.user_agent)
         if request.method in ("INVITE", "UPDATE", "OPTIONS"):
             request.headers.put("Allow", ALLOW)
@@ -119,7 +128,7 @@ class Core:
         fields = list(fields)
         for name, value in fields:
             request.headers.put(name, value)
-        self.complete(request, call.local.uri.user, hop.transport)
+        self.complete(request, call.local.uri.user, hop)
         if content is not None:
             request.headers.add("Content-Type", content[0])
             request.body = content[1]
@@ -195,4 +204,4 @@ class Core:
 
 def peer_allows(message: Request | Response, before: frozenset[str]) -> frozenset[str]:
     """The methods a peer says it knows; what it said before when it says nothing."""
-    return frozenset(method.upper() for method in message.headers.items("Allow")) or before
+    return frozenset(method.upper() for method in message.headers.tokens("Allow")) or before

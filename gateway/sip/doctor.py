@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gateway.rtp.ports import PortRange, PortsExhausted
-from gateway.sip.endpoint import SipEndpoint, SipUnavailable, refuse_open_door, server_tls
+from gateway.sip.binding import SipUnavailable, bound_socket, refuse_open_door, server_tls
+from gateway.sip.endpoint import SipEndpoint
 from gateway.sip.errors import SipError
 from gateway.sip.events import Event, Probed, RegistrationChanged
 from gateway.sip.settings import ListenAddress, SipSettings, TrunkSettings, port_range
@@ -75,22 +76,18 @@ def _ports(settings: SipSettings, chosen: bool) -> SipFinding:
 
 def _bind(address: ListenAddress) -> OSError | None:
     """Why we could not listen there."""
-    kind = socket.SOCK_DGRAM if address.transport == "udp" else socket.SOCK_STREAM
-    with socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET, kind) as probe:
-        try:
-            if kind == socket.SOCK_STREAM:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((address.host, address.port))
-            if kind == socket.SOCK_STREAM:
+    try:
+        with bound_socket(address) as probe:
+            if probe.type == socket.SOCK_STREAM:
                 probe.listen(1)
-        except OSError as error:
-            return error
+    except OSError as error:
+        return error
     return None
 
 
 def _sound(settings: SipSettings, max_calls: int) -> SipFinding:
     low, high = port_range(settings.rtp_ports)
-    ports = PortRange(settings.addresses[0].host, low, high)
+    ports = PortRange(settings.sound_host, low, high)
     if len(ports) < max_calls:
         detail = f"{settings.rtp_ports} has room for {len(ports)} calls, CALLPLEX_MAX_CALLS is {max_calls}"
         fix = f"export CALLPLEX_SIP_RTP_PORTS={low}-{min(65_535, low + _PORTS_A_CALL * max_calls - 1)}"
@@ -163,8 +160,8 @@ def _complaint(trunk: TrunkSettings, code: int, reason: str) -> tuple[str, bool]
 
 async def _ask(settings: SipSettings, trunk: TrunkSettings) -> tuple[int, str]:
     """The answer to a REGISTER that changes nothing, or to an OPTIONS, from a port of its own; 0 when none came."""
-    away = any(not one.host.startswith("127.") for one in settings.addresses)
-    values = {"listen": "0.0.0.0:0" if away else "127.0.0.1:0", "allow": "127.0.0.1", "tls_ca": settings.tls_ca}
+    host = bracketed(settings.addresses[0].host)
+    values = {"listen": f"{host}:0", "allow": "127.0.0.1", "tls_ca": settings.tls_ca}
     values["public_address"] = settings.public_address
     endpoint = SipEndpoint(SipSettings.model_validate(values), timing=Timing(t1=0.25))
     answered: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
@@ -176,6 +173,7 @@ async def _ask(settings: SipSettings, trunk: TrunkSettings) -> tuple[int, str]:
     endpoint.on_event = take
     await endpoint.open()
     try:
+        await endpoint.resolve_all(trunk_from(trunk).addr.host)
         if trunk.register_here:
             endpoint.core.check_registration(trunk_from(trunk), endpoint.now())
         else:

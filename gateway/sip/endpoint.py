@@ -1,44 +1,39 @@
 """The only SIP socket: UDP, TCP and TLS around the user agent's core. Thin.
 
 Owns the sockets, the one timer and the order of things: what was read goes into the core, what the core wants
-sent goes out, and its events go to whoever asked for them. Decides nothing about calls. Names are looked up as
-addresses only; there are no SRV or NAPTR records (RFC 3263).
+sent goes out, and its events go to whoever asked for them. Decides nothing about calls.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import logging
 import os
-import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from gateway.sip.agent import UserAgentCore
+from gateway.sip.binding import OwnPlaces, SipUnavailable, bound_socket, refuse_open_door, server_tls
 from gateway.sip.events import AgentConfig, Event, MessageDropped
 from gateway.sip.guard import DropLog, Peers, RateLimit
+from gateway.sip.names import Names
 from gateway.sip.settings import ListenAddress, SipSettings
 from gateway.sip.stream import Stream
 from gateway.sip.timers import Timing
-from gateway.sip.uri import TRANSPORTS, Addr, Transport, canonical, other_family
+from gateway.sip.uri import Addr, Transport, canonical, other_family
 
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 5.0
 PORT_TRIES = 20
+BACKLOG = 512
+"""Connections that may wait to be taken."""
 MAX_STREAMS = 2_000
 MAX_STREAMS_OF_PEER = 200
 MAX_WAITING = 100
 """Messages that may wait for a connection to come up, or a name to be looked up."""
-NAME_SECONDS = 60.0
-"""How long an address looked up is believed."""
-
-
-class SipUnavailable(Exception):
-    """The endpoint cannot be opened; the message says why and what to do, in one sentence."""
 
 
 class _Datagrams(asyncio.DatagramProtocol):
@@ -58,8 +53,8 @@ class SipEndpoint:
         self.on_event: Callable[[Event], None] = lambda event: None
         self.addresses: Mapping[Transport, tuple[str, int]] = {}
         """As bound, the port chosen by the system included."""
-        self.public: Mapping[Transport, tuple[str, int]] = {}
-        """As peers are told."""
+        self.places = OwnPlaces({})
+        """As peers are told them."""
         self.peers = Peers(settings.networks, loopback=not settings.users)
         self.drops = DropLog()
         self._timing = timing or Timing()
@@ -67,11 +62,10 @@ class SipEndpoint:
         self._rate = RateLimit(settings.requests_per_second)
         self._loop = asyncio.get_running_loop()
         self._udp: asyncio.DatagramTransport | None = None
-        self._udp_socket: socket.socket | None = None
         self._servers: list[asyncio.Server] = []
         self._streams: dict[Addr, Stream] = {}
         self._waiting: dict[Addr, list[bytes]] = {}
-        self._names: dict[str, tuple[float, str]] = {}
+        self._names = Names()
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
@@ -84,11 +78,16 @@ class SipEndpoint:
 
     async def open(self) -> None:
         """Bind everything in `listen`. Raises SipUnavailable, and has bound nothing then."""
-        bound = await self._bind_all()
-        self.addresses = bound
-        self.public = self._advertised(bound)
+        try:
+            self.addresses = await self._bind_all()
+            self.places = OwnPlaces(self.addresses, self.settings.public_address)
+        except SipUnavailable:
+            self._unbind()
+            raise
+        self._names.reach_from((host for host, _ in self.addresses.values()), self.settings.public_address)
         config = AgentConfig(
-            addresses=self.public,
+            addresses=self.places.first,
+            told=self.told,
             user=self._user,
             timing=self._timing,
             realm=self.settings.realm,
@@ -129,38 +128,19 @@ class SipEndpoint:
         self._servers.clear()
 
     async def _bind(self, address: ListenAddress) -> tuple[str, int]:
+        # Bound by us: else where the port is taken uvloop would leave a transport of its own unclosed, and neither
+        # loop would take IPv4 over TCP on [::].
+        tls = server_tls(self.settings) if address.transport == "tls" else None
+        door = bound_socket(address)
+        host, port = door.getsockname()[:2]
         if address.transport == "udp":
-            # Bound by us: where the port is taken, uvloop would leave a transport of its own unclosed.
-            door = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET, socket.SOCK_DGRAM)
-            try:
-                door.bind((address.host, address.port))
-                door.setblocking(False)
-            except OSError:
-                door.close()
-                raise
-            transport, _ = await self._loop.create_datagram_endpoint(lambda: _Datagrams(self.receive), sock=door)
-            self._udp = transport
-            name = transport.get_extra_info("sockname")
-            return name[0], name[1]
-        tls = self._server_tls() if address.transport == "tls" else None
-        server = await self._loop.create_server(
-            lambda: Stream(self, address.transport), address.host, address.port, ssl=tls, backlog=512
-        )
-        self._servers.append(server)
-        name = server.sockets[0].getsockname()
-        return name[0], name[1]
-
-    def _advertised(self, bound: Mapping[Transport, tuple[str, int]]) -> dict[Transport, tuple[str, int]]:
-        first = next(iter(bound.values()), ("127.0.0.1", 5060))
-        told: dict[Transport, tuple[str, int]] = {}
-        for transport in TRANSPORTS:
-            host, port = bound.get(transport, first)
-            if self.settings.public_address:
-                host = self.settings.public_address
-            elif ipaddress.ip_address(host).is_unspecified:
-                host = own_address(host)
-            told[transport] = (host, port)
-        return told
+            self._udp, _ = await self._loop.create_datagram_endpoint(lambda: _Datagrams(self.receive), sock=door)
+        else:
+            server = await self._loop.create_server(
+                lambda: Stream(self, address.transport), sock=door, ssl=tls, backlog=BACKLOG
+            )
+            self._servers.append(server)
+        return host, port
 
     async def close(self) -> None:
         """Give every socket back. Safe to call twice."""
@@ -261,7 +241,7 @@ class SipEndpoint:
         self.pump()
 
     def _send(self, data: bytes, addr: Addr) -> None:
-        host = self._known_host(addr.host)
+        host = self._names.known(addr.host)
         if host is None:
             self._queue(data, addr, self._look_up)
             return
@@ -285,14 +265,6 @@ class SipEndpoint:
         if not other_family(own, host):
             return host
         return f"::ffff:{host}" if own == "::" else ""
-
-    def _known_host(self, host: str) -> str | None:
-        try:
-            ipaddress.ip_address(host)
-        except ValueError:
-            until, address = self._names.get(host, (0.0, ""))
-            return address if self._loop.time() < until else None
-        return canonical(host)
 
     def _queue(self, data: bytes, addr: Addr, work: Callable[[Addr], Awaitable[None]]) -> None:
         waiting = self._waiting.get(addr)
@@ -323,28 +295,15 @@ class SipEndpoint:
 
     async def resolve(self, host: str) -> str:
         """The address of a name. Raises OSError when there is none."""
-        known = self._known_host(host)
-        if known is not None:
-            return known
-        address = (await self._addresses_of(host))[0]
-        self._names[host] = (self._loop.time() + NAME_SECONDS, address)
-        return address
+        return await self._names.resolve(host)
 
     async def resolve_all(self, host: str) -> set[str]:
         """Every address of a name, as it stands now. Raises OSError when there is none."""
-        return set(await self._addresses_of(host))
+        return await self._names.resolve_all(host)
 
-    async def _addresses_of(self, host: str) -> list[str]:
-        try:
-            found = await self._loop.getaddrinfo(host, None, family=self._family, type=socket.SOCK_DGRAM)
-        except UnicodeError:
-            raise OSError(f"{host} is no name that can be looked up") from None
-        return [str(entry[4][0]) for entry in found]
-
-    @property
-    def _family(self) -> int:
-        hosts = [host for host, _ in self.addresses.values()]
-        return socket.AF_INET6 if hosts and all(":" in host for host in hosts) else socket.AF_INET
+    def told(self, peer: Addr) -> tuple[str, int]:
+        """Host and port of ours as this peer is told them."""
+        return self.places.told(self._names.last(peer.host), peer.transport)
 
     async def _connect(self, addr: Addr) -> None:
         host = await self.resolve(addr.host)
@@ -368,44 +327,7 @@ class SipEndpoint:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _server_tls(self) -> ssl.SSLContext:
-        return server_tls(self.settings)
-
     def _client_tls(self) -> ssl.SSLContext:
         if self._tls is None:
             self._tls = ssl.create_default_context(cafile=self.settings.tls_ca)
         return self._tls
-
-
-def refuse_open_door(settings: SipSettings) -> None:
-    """Raises SipUnavailable when anybody could call from elsewhere."""
-    away = [one for one in settings.addresses if not ipaddress.ip_address(one.host).is_loopback]
-    if away and not settings.networks and not settings.users:
-        raise SipUnavailable(
-            f"CALLPLEX_SIP_LISTEN is {settings.listen}, where anybody can call; name the peers that may in "
-            "CALLPLEX_SIP_ALLOW, give passwords in [sip.users], or listen on 127.0.0.1"
-        )
-
-
-def server_tls(settings: SipSettings) -> ssl.SSLContext:
-    """The certificate we show. Raises SipUnavailable."""
-    assert settings.tls_cert is not None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(settings.tls_cert, settings.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise SipUnavailable(f"the certificate {settings.tls_cert} cannot be used: {error}") from None
-    return context
-
-
-def own_address(unspecified: str) -> str:
-    """This machine's address on the way to the network. Raises SipUnavailable."""
-    family, far = (socket.AF_INET6, "2001:db8::1") if ":" in unspecified else (socket.AF_INET, "192.0.2.1")
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((far, 5060))
-        except OSError:
-            raise SipUnavailable(
-                f"this machine's own address cannot be told from {unspecified}; set CALLPLEX_SIP_PUBLIC_ADDRESS"
-            ) from None
-        return str(probe.getsockname()[0])

@@ -207,6 +207,8 @@ class AgentConfig:
 
     addresses: Mapping[Transport, tuple[str, int]]
     """The public host and port of each transport, as peers are to reach us."""
+    told: Callable[[Addr], tuple[str, int]] | None = None
+    """The same for one peer; None: all are told `addresses`."""
     user: str = "callplex"
     """The user part of our Contact where no other is known."""
     user_agent: str = "Callplex"

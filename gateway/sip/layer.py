@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from gateway.sip.chance import MAGIC_COOKIE, Chance
 from gateway.sip.errors import SipError
@@ -18,7 +18,7 @@ from gateway.sip.fields import Via
 from gateway.sip.message import Request, Response, response_to
 from gateway.sip.timers import TimerQueue, Timing
 from gateway.sip.transaction import ClientTransaction, Listener, ServerTransaction, State
-from gateway.sip.uri import Addr, Transport, bare_host, bracketed, default_port
+from gateway.sip.uri import Addr, bare_host, bracketed, default_port
 
 MAX_TRANSACTIONS = 20_000
 """Of peers, at once; beyond this new requests are dropped until old ones expire."""
@@ -27,12 +27,12 @@ MAX_TRANSACTIONS = 20_000
 class TransactionLayer:
     """Everything between bytes and what they mean."""
 
-    def __init__(self, timing: Timing, chance: Chance, sent_by: Mapping[Transport, tuple[str, int]]) -> None:
+    def __init__(self, timing: Timing, chance: Chance, told: Callable[[Addr], tuple[str, int]]) -> None:
         self.timing = timing
         self.timers = TimerQueue()
         self.chance = chance
         self.outbox: deque[tuple[bytes, Addr]] = deque()
-        self._sent_by = sent_by
+        self._told = told
         self._secret = chance.token(16).encode()
         self._clients: dict[tuple[str, str], ClientTransaction] = {}
         self._servers: dict[tuple[str, ...], ServerTransaction] = {}
@@ -60,15 +60,15 @@ class TransactionLayer:
 
     # Ours to peers
 
-    def via(self, transport: Transport) -> Via:
+    def via(self, peer: Addr) -> Via:
         """A Via of ours with a new branch, asking to be answered at the port we send from (RFC 3581)."""
-        host, port = self._sent_by[transport]
+        host, port = self._told(peer)
         params = (("branch", self.chance.branch()), ("rport", None))
-        return Via(transport.upper(), bracketed(host), port, params)
+        return Via(peer.transport.upper(), bracketed(host), port, params)
 
     def request(self, request: Request, addr: Addr, listener: Listener, now: float) -> ClientTransaction:
         """Send a request that has no Via yet; `listener` hears its responses."""
-        request.headers.prepend("Via", str(self.via(addr.transport)))
+        request.headers.prepend("Via", str(self.via(addr)))
         return self._start(request, addr, listener, now)
 
     def cancel(self, invite: ClientTransaction, listener: Listener, now: float) -> None:
@@ -90,7 +90,7 @@ class TransactionLayer:
 
     def send_once(self, request: Request, addr: Addr) -> bytes:
         """Send an ACK to a 2xx, which has no transaction; gives its bytes to be sent again."""
-        request.headers.prepend("Via", str(self.via(addr.transport)))
+        request.headers.prepend("Via", str(self.via(addr)))
         data = bytes(request)
         self.send(data, addr)
         return data

@@ -22,19 +22,12 @@ from gateway.rtp.srtp import SrtpKeys
 from gateway.rtp.stream import unheard
 from gateway.rtp.ticker import Ticker
 from gateway.sip.call import SipCall
+from gateway.sip.crypto import KEY_BYTES
 from gateway.sip.endpoint import SipEndpoint
 from gateway.sip.errors import SipError
 from gateway.sip.events import Ended, Established, Event, InfoDigits, Progress, Reanswer, Reoffer, Terminated
-from gateway.sip.sdp import (
-    KEY_BYTES,
-    Agreed,
-    Capabilities,
-    Srtp,
-    answer_offer,
-    make_offer,
-    parse_sdp,
-    read_answer,
-)
+from gateway.sip.offer import Agreed, Capabilities, Srtp, answer_offer, make_offer, read_answer
+from gateway.sip.sdp import parse_sdp
 from gateway.sip.settings import SipSettings, port_range
 from gateway.sip.uri import Addr, Transport
 
@@ -46,15 +39,18 @@ class MediaRoom:
 
     def __init__(self, settings: SipSettings) -> None:
         low, high = port_range(settings.rtp_ports)
-        host = settings.addresses[0].host if settings.addresses else "127.0.0.1"
-        self.ports = PortRange(host, low, high, secrets.randbits(16))
+        self.ports = PortRange(settings.sound_host, low, high, secrets.randbits(16))
         self.ticker = Ticker()
+        address = ipaddress.ip_address(settings.sound_host)
+        both = address.version == 6 and address.is_unspecified
+        self.kinds = frozenset({4, 6} if both else {address.version})
+        """Versions of IP over which sound can be sent."""
 
 
 class SipLine:
     """One call. Raises PortsExhausted when there is no room for its sound."""
 
-    def __init__(self, endpoint: SipEndpoint, room: MediaRoom, transport: Transport) -> None:
+    def __init__(self, endpoint: SipEndpoint, room: MediaRoom, peer: Addr) -> None:
         self.endpoint = endpoint
         self.call: SipCall | None = None
         self.rtp = RtpSession.open(room.ports, room.ticker)
@@ -70,8 +66,8 @@ class SipLine:
         self._key = os.urandom(KEY_BYTES)
         self._session_id = secrets.randbits(31)
         self._version = 0
-        self._local = Addr(endpoint.public[transport][0], self.rtp.local_port)
-        self._capabilities = Capabilities(srtp=_encryption(endpoint.settings, transport))
+        self._local = Addr(endpoint.told(peer)[0], self.rtp.local_port)
+        self._capabilities = Capabilities(srtp=_encryption(endpoint.settings, peer.transport), kinds=room.kinds)
         self.rtp.on_digit(self._press)
         self.rtp.on_broken = self._break
 
@@ -85,13 +81,21 @@ class SipLine:
         answer = answer_offer(
             parse_sdp(offer),
             self._local,
-            self._capabilities,
+            self._acceptable,
             session_id=self._session_id,
             version=self._version,
             key=self._key,
         )
         self._start(answer.agreed)
         return answer.sdp
+
+    @property
+    def _acceptable(self) -> Capabilities:
+        """What an offer may ask for: no later one, mistaken or forged, takes an encrypted call into the clear."""
+        stream = self.rtp.stream
+        if stream is None or stream.plan.keys is None:
+            return self._capabilities
+        return replace(self._capabilities, srtp=Srtp.REQUIRED)
 
     def offer(self) -> bytes:
         """What we would like; of a call that has one already, without letting go of its encryption."""
@@ -126,7 +130,9 @@ class SipLine:
                 self.up.set()
             case Progress(sdp=sdp):
                 if sdp is not None:
-                    self._take(sdp)
+                    with suppress(SipError):
+                        # Only a preview: what counts is in the answer, perhaps of another phone that rings.
+                        self.agree(sdp)
             case Reoffer(call=call, offer=offer):
                 self._change(call, offer or b"")
             case Reanswer(sdp=sdp):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from gateway.sip.errors import SipError
@@ -132,6 +133,10 @@ class Headers:
         """The values of a list, over all its fields, cut at commas, without empty ones."""
         return [item for value in self.all(name) for item in split_list(value) if item]
 
+    def tokens(self, name: str) -> list[str]:
+        """The words of a list that has neither quotes nor brackets, as Allow, Supported and Require are."""
+        return [token for value in self.all(name) for part in value.split(",") if (token := part.strip())]
+
     def copy(self) -> Headers:
         return Headers(self)
 
@@ -176,6 +181,16 @@ class Message:
         """The first Contact; None when there is none."""
         contacts = self.headers.items("Contact")
         return parse_name_addr(contacts[0]) if contacts else None
+
+    def contacts(self) -> list[NameAddr]:
+        """Every Contact that can be read."""
+        found: list[NameAddr] = []
+        for value in self.headers.all("Contact"):
+            with suppress(SipError):
+                for item in split_list(value):
+                    with suppress(SipError):
+                        found.append(parse_name_addr(item))
+        return found
 
     @property
     def content_type(self) -> str:

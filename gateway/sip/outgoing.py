@@ -17,7 +17,7 @@ from gateway.sip.dialog import MAX_FORWARDS, Dialog, dialog_as_client
 from gateway.sip.digest import ClientDigest, proof_of
 from gateway.sip.errors import SipError
 from gateway.sip.events import Ended, Established, Progress
-from gateway.sip.fields import NameAddr, parse_name_addr, parse_number
+from gateway.sip.fields import NameAddr, parse_number
 from gateway.sip.message import Headers, Request, Response
 from gateway.sip.session import Sessions
 from gateway.sip.session_timer import read_acceptance
@@ -105,7 +105,7 @@ class Outgoing:
             headers.put(name, value)
         headers.add("Content-Type", SDP)
         request = Request(headers, attempt.sdp, method="INVITE", uri=str(attempt.target.without_headers()))
-        core.complete(request, call.local.uri.user, addr.transport)
+        core.complete(request, call.local.uri.user, addr)
         if call.digest is not None:
             call.digest.sign(request)
         call.addr = addr
@@ -253,11 +253,10 @@ class Outgoing:
 def contacts_by_preference(response: Response) -> list[Uri]:
     """The SIP addresses of a redirection, the highest q first."""
     found: list[tuple[float, Uri]] = []
-    for value in response.headers.items("Contact"):
+    for contact in response.contacts():
         try:
-            contact = parse_name_addr(value)
             q = float(contact.param("q") or 1)
-        except (SipError, ValueError):
+        except ValueError:
             continue
         if contact.uri.is_sip:
             found.append((q, contact.uri.without_headers()))

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from gateway.sip.core import MAX_CHALLENGES, Core
 from gateway.sip.dialog import MAX_FORWARDS
 from gateway.sip.digest import ClientDigest
-from gateway.sip.errors import SipError
 from gateway.sip.events import Credentials, RegistrationChanged
-from gateway.sip.fields import NameAddr, parse_name_addr, parse_number
+from gateway.sip.fields import NameAddr, parse_number
 from gateway.sip.message import Headers, Request, Response
 from gateway.sip.timers import Timer
 from gateway.sip.transaction import ClientTransaction
@@ -109,7 +108,7 @@ class Registration:
         headers.add("Expires", "0" if self._leaving else str(self._expires))
         target = Uri(self.trunk.registrar.scheme, host=self.trunk.registrar.host, port=self.trunk.registrar.port)
         request = Request(headers, method="REGISTER", uri=str(target))
-        self._core.complete(request, self.trunk.user, addr.transport)
+        self._core.complete(request, self.trunk.user, addr)
         if self.digest is not None:
             self.digest.sign(request)
         cseq = self._cseq
@@ -156,12 +155,8 @@ class Registration:
 
     def _granted(self, response: Response) -> float:
         """Seconds our binding lasts (section 10.2.4): as our Contact says, else the message, else what we asked."""
-        ours = self._core.config.addresses[self.trunk.addr.transport]
-        for value in response.headers.items("Contact"):
-            try:
-                contact = parse_name_addr(value)
-            except SipError:
-                continue
+        ours = self._core.told(self.trunk.addr)
+        for contact in response.contacts():
             seconds = parse_number(contact.param("expires") or "")
             if seconds and bare_host(contact.uri.host) == bare_host(ours[0]) and contact.uri.user == self.trunk.user:
                 return float(seconds)

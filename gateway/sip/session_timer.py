@@ -38,18 +38,26 @@ class SessionTimer:
 
 
 def read_interval(message: Request | Response) -> tuple[int, str] | None:
-    """Seconds and refresher ("uac", "uas" or "") of a Session-Expires; None when there is none we can read."""
+    """Seconds and refresher ("uac", "uas" or "") of a Session-Expires; None when there is none we can read.
+
+    Never raises: the field is optional, and no call is lost for one that is malformed.
+    """
     value = message.headers.first("Session-Expires")
     seconds, semicolon, params = value.partition(";")
     number = parse_number(seconds)
     if number is None:
         return None
-    return number, (get_param(parse_params(semicolon + params), "refresher") or "").lower()
+    try:
+        refresher = get_param(parse_params(semicolon + params), "refresher") or ""
+    except SipError:
+        refresher = ""
+    return number, refresher.lower()
 
 
 def supports_timer(message: Request | Response) -> bool:
     """Whether the peer knows session timers."""
-    return any(option.lower() == "timer" for name in ("Supported", "Require") for option in message.headers.items(name))
+    options = [*message.headers.tokens("Supported"), *message.headers.tokens("Require")]
+    return any(option.lower() == "timer" for option in options)
 
 
 def accept_interval(request: Request, wanted: int, lowest: int) -> SessionTimer | None:

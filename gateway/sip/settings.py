@@ -71,7 +71,9 @@ class SipSettings(_Strict):
     tls_cert: Path | None = Field(None, description="certificate chain, PEM")
     tls_key: Path | None = Field(None, description="private key, PEM")
     tls_ca: Path | None = Field(None, description="authorities that trunks over TLS are checked against, PEM")
-    srtp: Literal["offered", "required"] = Field("offered", description="whether calls must be encrypted")
+    srtp: Literal["offered", "required"] = Field(
+        "offered", description="whether calls must be encrypted; one that is stays so"
+    )
     rtp_ports: str = Field("10000-19999", description="UDP ports for sound, two for each call")
     number_from: str = Field("request-uri", description="who was dialled: request-uri, to, or a header field's name")
     max_calls_per_peer: int = Field(500, ge=1, description="calls one address may have at once")
@@ -146,6 +148,14 @@ class SipSettings(_Strict):
     def addresses(self) -> tuple[ListenAddress, ...]:
         """What `listen` says."""
         return parse_listen(self.listen)
+
+    @property
+    def sound_host(self) -> str:
+        """Where sound is taken: the address that is listened on; all of this machine's when those are several."""
+        hosts = {one.host for one in self.addresses} or {"127.0.0.1"}
+        if len(hosts) == 1:
+            return hosts.pop()
+        return "::" if any(":" in host for host in hosts) else "0.0.0.0"
 
     @property
     def networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:

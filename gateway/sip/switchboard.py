@@ -219,7 +219,7 @@ class Switchboard:
                 core.reject(event.call, 480, now)
             return
         try:
-            line = SipLine(self.endpoint, self._room, event.addr.transport)
+            line = SipLine(self.endpoint, self._room, event.addr)
         except PortsExhausted as error:
             log.warning("a call to %s is not taken: %s", number or "us", error)
             self._desk.turned_away("busy")

@@ -19,7 +19,7 @@ from gateway.sip.line import MediaRoom, SipLine
 from gateway.sip.message import Request, Response, parse_message
 from gateway.sip.settings import SipSettings
 from gateway.sip.switchboard import Switchboard
-from gateway.sip.uri import parse_uri
+from gateway.sip.uri import Addr, parse_uri
 from tests.gateway.sip.script import ask
 
 PERSON = "+12065550123"
@@ -80,7 +80,7 @@ class Phone:
 
     def __init__(self, endpoint: SipEndpoint, telephone_event: bool, manner: Manner) -> None:
         self.endpoint = endpoint
-        self.line = SipLine(endpoint, MediaRoom(endpoint.settings), "udp")
+        self.line = SipLine(endpoint, MediaRoom(endpoint.settings), Addr("127.0.0.1", 5060))
         self.line.on_digit = self._press
         self.keys: asyncio.Queue[str] = asyncio.Queue()
         self.by_info = 0

@@ -7,6 +7,8 @@ import socket
 import threading
 from pathlib import Path
 
+import pytest
+
 from gateway.sip.doctor import SipFinding, examine_sip
 from gateway.sip.endpoint import SipEndpoint
 from gateway.sip.settings import SipSettings
@@ -80,3 +82,13 @@ def test_a_trunk_that_answers_and_one_that_does_not() -> None:
         silent = findings(trunks=[there])["sip_trunk"]
     assert silent.warning
     assert "cannot be reached" in silent.detail
+
+
+@pytest.mark.parametrize("host", ["127.1", "127.0.0.1"])
+def test_a_trunk_at_the_other_kind_of_address(host: str) -> None:
+    """127.1 is a name to us, which the system knows as 127.0.0.1."""
+    trunk = {"name": "far", "registrar": f"sip:{host}:9", "register": False}
+    found = findings(listen="udp:[::1]:0", trunks=[trunk])["sip_trunk"]
+    assert not found.ok
+    assert "only IPv6 is listened on" in found.detail
+    assert "listen on [::]" in found.detail

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from gateway.sip.binding import SipUnavailable
 from gateway.sip.call import SipCall
-from gateway.sip.endpoint import SipEndpoint, SipUnavailable
+from gateway.sip.endpoint import SipEndpoint
 from gateway.sip.events import Credentials, Established, Event, IncomingCall, Probed
 from gateway.sip.message import parse_message
 from gateway.sip.settings import ListenAddress, SipSettings
 from gateway.sip.uri import parse_uri
 from tests.gateway.gateway_process import running_gateway
+from tests.gateway.sip.endpoints import endpoint, options, peer
 from tests.gateway.sip.pair import ANSWER, SDP
 from tests.gateway.sip.script import ask
 
@@ -28,56 +30,6 @@ pytestmark = pytest.mark.anyio
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
     """The gateway runs on uvloop, tests elsewhere on asyncio's own loop: their transports and timers differ."""
     return "asyncio", {"use_uvloop": bool(request.param)}
-
-
-HEAD = (
-    "{method} sip:agent@127.0.0.1 SIP/2.0\r\nVia: SIP/2.0/{transport} 127.0.0.1:9;branch=z9hG4bK{branch};rport\r\n"
-    "From: <sip:caller@127.0.0.1>;tag=1\r\nTo: <sip:agent@127.0.0.1>\r\nCall-ID: {branch}\r\nCSeq: 1 {method}\r\n"
-    "Max-Forwards: 70\r\n{more}Content-Length: 0\r\n\r\n"
-)
-
-
-def options(branch: str = "1", transport: str = "UDP", more: str = "", method: str = "OPTIONS") -> bytes:
-    return HEAD.format(method=method, transport=transport, branch=branch, more=more).encode()
-
-
-@asynccontextmanager
-async def endpoint(**values: object) -> AsyncIterator[SipEndpoint]:
-    opened = SipEndpoint(SipSettings.model_validate({"listen": "127.0.0.1:0", **values}))
-    await opened.open()
-    try:
-        yield opened
-    finally:
-        await opened.close()
-
-
-class Peer:
-    """A UDP socket that asks, and takes what comes back."""
-
-    def __init__(self, opened: SipEndpoint) -> None:
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.setblocking(False)
-        self._socket.connect(("127.0.0.1", opened.addresses["udp"][1]))
-        self.port = self._socket.getsockname()[1]
-
-    def send(self, data: bytes) -> None:
-        self._socket.send(data)
-
-    async def receive(self) -> str:
-        async with asyncio.timeout(5):
-            return (await asyncio.get_running_loop().sock_recv(self._socket, 65_536)).decode()
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-@asynccontextmanager
-async def peer(opened: SipEndpoint) -> AsyncIterator[Peer]:
-    one = Peer(opened)
-    try:
-        yield one
-    finally:
-        one.close()
 
 
 async def test_options_over_udp_and_tcp() -> None:

@@ -17,7 +17,8 @@ from gateway.sip.events import IncomingCall, Reoffer, Terminated
 from gateway.sip.fields import parse_cseq, parse_name_addr, parse_via, split_list
 from gateway.sip.framing import StreamFramer
 from gateway.sip.message import MAX_MESSAGE, Request, Response, parse_message
-from gateway.sip.sdp import Capabilities, Srtp, answer_offer, is_hold, parse_sdp
+from gateway.sip.offer import Capabilities, Srtp, answer_offer
+from gateway.sip.sdp import is_hold, parse_sdp
 from gateway.sip.transfer import read_sipfrag
 from gateway.sip.uri import Addr, Transport, address_of, parse_uri
 from tests.gateway.sip.pair import ANSWER, SDP, Line, Pair, agent

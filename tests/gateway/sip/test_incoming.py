@@ -334,3 +334,14 @@ def test_an_answer_whose_connection_is_gone_goes_where_the_peer_listens() -> Non
     assert script.arrived[-1][2] == Addr("192.0.2.99", 5070, "tcp")
     script.core.undeliverable(Addr("192.0.2.99", 5070, "tcp"), script.now)
     assert script.collect() == []
+
+
+@pytest.mark.parametrize("field", ["Contact: <sip:[::1>", "Record-Route: <sip:[::1>"])
+def test_where_a_contact_says_nothing_it_is_not_read(field: str) -> None:
+    """An ACK and a BYE neither make a dialog nor refresh one (RFC 3261, section 20.10)."""
+    script, call, tag = answered()
+    assert script.say(ask("ACK", field, to_tag=tag, branch="z9hG4bKack")) == []
+    assert script.take(Established).call is call
+    assert script.say(ask("UPDATE", field, to_tag=tag, cseq=2, body=SDP)) == ["400 Bad Request"]
+    assert script.say(ask("BYE", field, to_tag=tag, cseq=3)) == ["200 OK"]
+    assert script.take(Terminated).reason is Ended.BYE

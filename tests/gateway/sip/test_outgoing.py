@@ -109,6 +109,16 @@ def test_a_strict_router_gets_the_request_as_rfc_2543_had_it() -> None:
     assert bye.headers.all("Route") == ["<sip:p2.example.com>", "<sip:bob@192.0.2.99:5070>"]
 
 
+@pytest.mark.parametrize("name", ["Session-Expires", "Allow", "Supported"])
+def test_an_answer_with_an_unreadable_field_that_says_nothing_vital_is_taken(name: str) -> None:
+    script, call = calling()
+    assert script.answer(200, CONTACT, f"{name}: 1800{';x' * 201}{',x' * 201}", body=ANSWER) == [
+        "ACK sip:bob@192.0.2.99:5070"
+    ]
+    assert script.take(Established).call is call
+    assert any("UPDATE" in line or "INVITE" in line for _, line in script.run(900.0)), "the session is refreshed"
+
+
 def test_a_refusal_is_acknowledged_on_the_same_way() -> None:
     script, _ = calling()
     assert script.answer(486) == ["ACK sip:bob@192.0.2.99:5070"]
@@ -246,6 +256,11 @@ def test_what_a_redirection_names_badly_is_passed_over() -> None:
     )
     script, _ = calling()
     assert script.answer(302, contacts)[-1] == "INVITE sip:ok@192.0.2.99"
+    for unreadable in ("<sip:[::1>", "<sip:" + "," * 201):
+        script, _ = calling()
+        assert script.answer(302, f"Contact: {unreadable}", "Contact: <sip:ok@192.0.2.99>")[-1] == (
+            "INVITE sip:ok@192.0.2.99"
+        )
 
 
 def test_redirections_do_not_go_round() -> None:

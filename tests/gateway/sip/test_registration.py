@@ -166,3 +166,12 @@ def test_an_answer_to_an_older_register_changes_nothing(code: int) -> None:
     script.collect()
     script.answer(code, to=old)
     assert script.events == []
+
+
+def test_the_bindings_of_others_may_be_unreadable() -> None:
+    """A 200 lists every address that the same user is reached at (RFC 3261, section 10.3)."""
+    other = "Contact: <sip:us@[::1>"
+    script = registered(other, "Contact: <sip:us@192.0.2.1:5060>;expires=120", "Contact: <sip:a" + "," * 201)
+    event = script.take(RegistrationChanged)
+    assert event.registered
+    assert event.retry_after <= 120

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from contextlib import nullcontext
 
 import pytest
 
 from gateway.sip.errors import SipError
-from gateway.sip.sdp import (
-    Answer,
-    Capabilities,
-    Srtp,
-    answer_offer,
-    is_hold,
-    make_offer,
-    parse_sdp,
-    read_answer,
-)
+from gateway.sip.offer import Answer, Capabilities, Srtp, answer_offer, make_offer, read_answer
+from gateway.sip.sdp import is_hold, parse_sdp
 from gateway.sip.uri import Addr
 
 LOCAL = Addr("203.0.113.9", 20000)
@@ -233,6 +226,27 @@ def test_the_address_of_nowhere_is_the_old_hold() -> None:
     assert is_hold(text.encode())
     assert answer(text).agreed.direction == "recvonly"
     assert not is_hold(b"garbage")
+
+
+@pytest.mark.parametrize(
+    ("host", "kinds", "taken"),
+    [
+        ("IP6 2001:db8::9", {4}, False),
+        ("IP6 2001:db8::9", {6}, True),
+        ("IP6 2001:db8::9", {4, 6}, True),
+        ("IP4 192.0.2.10", {6}, False),
+        ("IP4 0.0.0.0", {6}, True),
+    ],
+)
+def test_sound_is_not_agreed_to_where_it_cannot_be_sent(host: str, kinds: set[int], taken: bool) -> None:
+    """The address of nowhere is the old hold, whichever kind it is."""
+    capabilities = Capabilities(kinds=frozenset(kinds))
+    offer = parse_sdp(ASTERISK.replace("IP4 192.0.2.10", host).encode())
+    with nullcontext() if taken else pytest.raises(SipError, match="no stream of the offer"):
+        answer_offer(offer, LOCAL, capabilities, session_id=1)
+    ours = make_offer(LOCAL, capabilities, session_id=1)
+    with nullcontext() if taken else pytest.raises(SipError, match="takes no stream of ours"):
+        read_answer(ours, offer, capabilities)
 
 
 def test_addresses_of_the_stream_come_before_those_of_the_session() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.settings import SettingsInvalid, load_settings, masked
-from gateway.sip.endpoint import SipUnavailable, refuse_open_door
+from gateway.sip.binding import SipUnavailable, refuse_open_door
 from gateway.sip.settings import ListenAddress, SipSettings, parse_listen
 
 

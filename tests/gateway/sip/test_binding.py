@@ -1,0 +1,133 @@
+"""Both kinds of address: who is taken where, what each is told of us, and which names can be reached."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from pathlib import Path
+
+import pytest
+
+from gateway.sip.binding import SipUnavailable
+from gateway.sip.endpoint import SipEndpoint
+from gateway.sip.events import Event, IncomingCall, Probed
+from gateway.sip.line import MediaRoom, SipLine
+from gateway.sip.message import Message, parse_message
+from gateway.sip.sdp import parse_sdp
+from gateway.sip.settings import SipSettings
+from gateway.sip.uri import Addr, Transport, parse_uri
+from tests.gateway.sip.endpoints import endpoint, peer
+from tests.gateway.sip.pair import ANSWER, SDP
+from tests.gateway.sip.script import ask
+
+pytestmark = pytest.mark.anyio
+
+TLS = Path(__file__).parents[2] / "model/tls"
+
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """Left to themselves both loops would take IPv6 alone over TCP."""
+    return "asyncio", {"use_uvloop": bool(request.param)}
+
+
+def two_addresses(family: socket.AddressFamily, far: str) -> str:
+    return "192.0.2.7" if family == socket.AF_INET else "2001:db8::7"
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp", "tls"])
+async def test_on_every_address_ipv4_and_ipv6_are_taken_and_each_is_told_its_own(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.sip.binding._own_address", two_addresses)
+    keys = {"tls_cert": TLS / "cert.pem", "tls_key": TLS / "key.pem"} if transport == "tls" else {}
+    async with endpoint(listen=f"{transport}:[::]:0", allow="127.0.0.1,::1", **keys) as opened:
+        port = opened.addresses[transport][1]
+
+        def take(event: Event) -> None:
+            if isinstance(event, IncomingCall):
+                opened.core.answer(event.call, ANSWER, opened.now())
+
+        opened.on_event = take
+        for host, own in (("127.0.0.1", "192.0.2.7"), ("::1", "[2001:db8::7]")):
+            via = f"SIP/2.0/{transport.upper()} {host.replace('::1', '[::1]')}:9;rport"
+            invite = ask("INVITE", via=via, call_id=host, body=SDP)
+            answer = await exchange(transport, host, port, invite)
+            assert answer.contact is not None
+            assert (answer.contact.uri.host, answer.contact.uri.port) == (own, port)
+            line = SipLine(opened, MediaRoom(opened.settings), Addr(host, 5060, transport))
+            assert parse_sdp(line.offer()).media[0].host == own.strip("[]")
+            line.close()
+
+
+async def exchange(transport: Transport, host: str, port: int, data: bytes) -> Message:
+    """Send a request; gives its final answer."""
+    loop = asyncio.get_running_loop()
+    if transport == "udp":
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as caller:
+            caller.setblocking(False)
+            caller.connect((host, port))
+            caller.send(data)
+            async with asyncio.timeout(10):
+                while not (answer := await loop.sock_recv(caller, 65_536)).startswith(b"SIP/2.0 200"):
+                    pass
+    else:
+        trusted = ssl.create_default_context(cafile=TLS / "cert.pem") if transport == "tls" else None
+        reader, writer = await asyncio.open_connection(
+            host, port, ssl=trusted, server_hostname="localhost" if trusted else None
+        )
+        try:
+            writer.write(data)
+            async with asyncio.timeout(10):
+                while not (answer := await reader.readuntil(b"\r\n\r\n")).startswith(b"SIP/2.0 200"):
+                    pass
+                answer += await reader.readexactly(len(ANSWER))
+        finally:
+            writer.close()
+            await writer.wait_closed()
+    return parse_message(answer)
+
+
+async def test_a_name_that_stands_for_ipv4_only_is_reached_where_both_are_spoken() -> None:
+    """127.1 is a name to us, which the system knows as 127.0.0.1."""
+    async with endpoint(listen="udp:[::]:0", allow="127.0.0.1") as opened, peer(opened) as trunk:
+        assert await opened.resolve_all("127.1") == {"127.0.0.1"}
+        opened.core.probe(parse_uri(f"sip:127.1:{trunk.port}"), opened.now())
+        opened.pump()
+        assert (await trunk.receive()).startswith("OPTIONS")
+    async with endpoint(listen="udp:[::1]:0") as opened:
+        with pytest.raises(OSError, match=r"only IPv6 is listened on.*listen on \[::\]"):
+            await opened.resolve("127.1")
+
+
+async def test_over_ipv6_we_name_ourselves_in_brackets() -> None:
+    async with endpoint(listen="udp:[::1]:0") as opened, endpoint(listen="udp:[::1]:0") as other:
+        told: asyncio.Queue[Event] = asyncio.Queue()
+        opened.on_event = told.put_nowait
+        target = f"sip:[::1]:{other.addresses['udp'][1]}"
+        opened.core.probe(parse_uri(target), opened.now())
+        opened.pump()
+        async with asyncio.timeout(10):
+            assert await told.get() == Probed(target, 200)
+
+
+async def test_what_cannot_be_opened_leaves_nothing_bound(tmp_path: Path) -> None:
+    (tmp_path / "bad.pem").write_text("nonsense")
+    bad = {"tls_cert": tmp_path / "bad.pem", "tls_key": TLS / "key.pem"}
+    one = SipEndpoint(SipSettings.model_validate({"listen": "udp:127.0.0.1:0,tls:127.0.0.1:0", **bad}))
+    with pytest.raises(SipUnavailable, match="cannot be used"):
+        await one.open()
+    assert one._udp is None
+
+
+@pytest.mark.parametrize(
+    ("listen", "sound"),
+    [
+        ("192.0.2.1:5060", "192.0.2.1"),
+        ("udp:192.0.2.1:5060,tcp:198.51.100.1:5060", "0.0.0.0"),
+        ("udp:192.0.2.1:5060,tcp:[2001:db8::1]:5060", "::"),
+    ],
+)
+def test_sound_is_taken_wherever_peers_are_told_to_send_it(listen: str, sound: str) -> None:
+    assert SipSettings.model_validate({"listen": listen}).sound_host == sound
