@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -183,16 +183,16 @@ def test_where_only_large_engines_cannot_be_built_all_smaller_ones_are_measured(
     measured({})
     tried: list[int] = []
 
-    def build(models: Any, slots: int, **options: Any) -> Stepper:
-        tried.append(slots)
-        if slots > 4:
+    def build(self: Sweep, models: Any, left: Sequence[int]) -> tuple[None, Mapping[int, float]]:
+        tried.append(left[-1])
+        if left[-1] > 3:
             raise RuntimeError("shared memory")
-        return Stepper(models, slots, **options)
+        return None, dict.fromkeys(range(1, 6), 0.0)
 
-    monkeypatch.setattr(configurations, "Stepper", build)
+    monkeypatch.setattr(Sweep, "_build", build)
     sweep = sweep_of(1, 2, 3, 4, 5)
     sweep.run()
-    assert tried == [6, 5, 2, 4]
+    assert tried == [5, 4, 1, 3]
     assert [one.slots for one in sweep.found] == [1, 2, 3]
     assert sorted(sweep.skipped) == [4, 5]
 
