@@ -74,6 +74,7 @@ class EngineState:
     """Slots closed for numbers that are none."""
     prompt_hits: int = 0
     prompt_misses: int = 0
+    prompt_evictions: int = 0
     late_calls: tuple[int, ...] = ()
     """Calls that are over, by how many of their frames were late: as `scheduler.LATE_CALLS` divides them."""
     late_calls_frames: int = 0

@@ -186,6 +186,7 @@ class Loop:
             faults=calls.faults,
             prompt_hits=self._prompts.hits,
             prompt_misses=self._prompts.misses,
+            prompt_evictions=self._prompts.evictions,
             step_seconds={str(count): round(seconds, 6) for count, seconds in self._costs.items()},
         )
 

@@ -75,7 +75,12 @@ class PersonaplexEngine:
         return QUIET if self._watch.quiet else self.state.refusal
 
     def counters(self) -> Mapping[str, int]:
-        return {**self.state.counters(), "untranscribed_frames": self._transcriber.dropped}
+        heard = self._transcriber
+        return {
+            **self.state.counters(),
+            "untranscribed_frames": heard.dropped,
+            "transcribers_ended": heard.ended,
+        }
 
     def histograms(self) -> Mapping[str, Histogram]:
         state = self.state

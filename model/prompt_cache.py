@@ -109,7 +109,8 @@ class PromptCache:
     """What the model remembers of prompts, up to `most_bytes` on the device; the least recently used goes first."""
 
     def __init__(self, stepper: Stepper, most_bytes: int) -> None:
-        self.hits = self.misses = 0
+        self.hits = self.misses = self.evictions = 0
+        """evictions: prompts that went so that others have room."""
         self.reads = LongReads(stepper)
         self._stepper = stepper
         self._most = most_bytes
@@ -257,6 +258,7 @@ class PromptCache:
         """Let those go that were not used for longest, until the others take no more than `most` bytes."""
         while self.nbytes > most:
             self._kept.popitem(last=False)
+            self.evictions += 1
 
 
 def _worth_keeping(prompt: Prompt, known: int) -> bool:

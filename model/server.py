@@ -206,8 +206,7 @@ class WorkerServer:
 
     def _readiness(self, connection: ServerConnection) -> Response:
         """200 with a free slot, else 503; the body says how many there are, what we speak, and why no call is taken."""
-        refusal = self.engine.refusal if isinstance(self.engine, SupervisedEngine) else ""
-        free = 0 if refusal else self.slots.free
+        refusal, free = self._refusal, self._free
         body: dict[str, Any] = {"engine": self.engine.name, "capacity": self.slots.capacity, "free": free}
         body["subprotocols"] = wire.SUBPROTOCOLS
         if refusal:
@@ -218,11 +217,23 @@ class WorkerServer:
         response.headers["Content-Type"] = "application/json"
         return response
 
+    @property
+    def _refusal(self) -> str:
+        """Why the engine takes no call now; empty if it does."""
+        return self.engine.refusal if isinstance(self.engine, SupervisedEngine) else ""
+
+    @property
+    def _free(self) -> int:
+        """Calls that would be taken now."""
+        return 0 if self._refusal else self.slots.free
+
     def _metrics(self) -> str:
         counts = self.slots.counts
         values: list[tuple[str, Kind, int]] = [
             ("active_sessions", "gauge", self.slots.active),
             ("capacity", "gauge", self.slots.capacity),
+            ("free", "gauge", self._free),
+            ("draining", "gauge", int(self.slots.draining.is_set())),
             ("sessions_total", "counter", counts.sessions),
             ("refused_total", "counter", counts.refused),
             ("failed_total", "counter", counts.failed),

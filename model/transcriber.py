@@ -60,6 +60,8 @@ class Transcriber(Protocol):
     dropped: int
     """Caller frames that were not transcribed, for want of time or of a process; after the end of one, up to a second
     of each call too many."""
+    ended: int
+    """Processes that ended by themselves or hung; each is started again until it runs."""
 
     async def start(self) -> None:
         """Load what it needs. Raises TranscriberRefused."""
@@ -86,7 +88,7 @@ class Transcriber(Protocol):
 class NoTranscriber:
     """Implements `Transcriber` by not listening: `--transcriber none`."""
 
-    dropped = 0
+    dropped = ended = 0
 
     async def start(self) -> None:
         """Nothing to load."""
@@ -133,7 +135,7 @@ class WhisperPool:
     def __init__(self, weights: Path | None = None, processes: int = 0) -> None:
         """`weights`: where to look before the installed packages. `processes` 0: by the number of cores."""
         count = processes or min(MOST_PROCESSES, max(1, (os.cpu_count() or 1) // CORES_EACH))
-        self.dropped = 0
+        self.dropped = self.ended = 0
         self._sessions: dict[int, _Listened] = {}
         self._listeners = [_Listener(weights, self) for _ in range(count)]
 
@@ -216,6 +218,7 @@ class WhisperPool:
     def lost(self, listener: _Listener) -> None:
         """A process ended, with what waited in it and for it. Its calls stay its own: as a rule it is back in seconds,
         and if another had taken them that one would have the calls of two from then on."""
+        self.ended += 1
         calls = [(session, each) for session, each in self._sessions.items() if each.listener is listener]
         lost = sum(each.unsettled for _, each in calls)
         log.error(

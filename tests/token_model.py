@@ -68,11 +68,12 @@ class TokenModel:
         self._missed.clear()
         index = self.index
         column = self._decide(pcm, b"")
-        if index % WORD_EVERY == 0:
-            outputs.append(AgentText(index, f" {self.words.pop(0) if self.words else f'a{index}'}"))
         while self.index - HEARD_LATE - self.heard >= HEARD_EVERY:
             start, self.heard = self.heard, self.heard + HEARD_EVERY
             outputs.append(CallerText(start, self.heard, f"c{start}"))
+        # Next to its frame, with which a gateway hands it out: between them would be what comes first there.
+        if index % WORD_EVERY == 0:
+            outputs.append(AgentText(index, f" {self.words.pop(0) if self.words else f'a{index}'}"))
         outputs.append(AgentFrame(index, sound(column), column))
         if len(self._columns) // TOKENS_BYTES >= RE_PRIMED_AT:
             del self._columns[: -KEPT * TOKENS_BYTES]

@@ -39,6 +39,8 @@ _MANY, _SOME = 200, 20
 show that they run."""
 _SHORT = 125
 """Frames of a call of ten seconds."""
+_ALIKE = 2
+"""Engines that cannot be built for one reason, before the smallest is tried."""
 _MEASURED = "configurations"
 """What is not the start."""
 Say = Callable[[str], None]
@@ -136,8 +138,8 @@ class Sweep:
         self._fixed = 0
         self._at = 0
         """Slots that are measured; 0 while the engine is built."""
-        self._unbuilt = ""
-        """Why the last engine could not be built, if it was that."""
+        self._unbuilt: list[str] = []
+        """Why the last engines could not be built, if it was one reason."""
         self._nothing = "fits"
         """What is to be said if nothing at all was found."""
         self.lost = ""
@@ -156,10 +158,12 @@ class Sweep:
         models = self._load()
         left = self._fitting()
         while left:
+            # Whether the reason is the size's, the smallest tells.
+            tried = left[:1] if len(self._unbuilt) == _ALIKE else left
             try:
-                self._measure_with_one_engine(models, left)
+                self._measure_with_one_engine(models, tried)
             except _failures() as error:
-                self._fail(error, left)
+                self._fail(error, tried, left)
             if self.lost:
                 gc.unfreeze()  # of a device that failed nothing can be given back
                 break
@@ -170,27 +174,28 @@ class Sweep:
         if not self.found:
             raise CannotMeasure(f"nothing {self._nothing}: {self.skipped[min(self.skipped)]}")
 
-    def _fail(self, error: Exception, left: Sequence[int]) -> None:
-        """Skip what could not be measured for `error`: all of `left` if the device takes no more work.
+    def _fail(self, error: Exception, tried: Sequence[int], left: Sequence[int]) -> None:
+        """Skip what could not be measured of `tried` for `error`: all of `left` if the device takes no more work.
 
         An engine that cannot be built is the largest's: it steps all the sizes that a worker with so many slots does.
-        If the next one cannot be for the same reason no smaller one is tried: each takes as long to fail.
+        If the next one, and then the smallest, cannot be for the same reason no other is tried: each takes as long to
+        fail.
         """
-        before, self._unbuilt = self._unbuilt, ""
+        before, self._unbuilt = self._unbuilt, []
         if reason := out_of_memory(error):
-            self._skip(left[-1], f"{self._asked(left[-1])} more memory than there is: {reason}")
+            self._skip(tried[-1], f"{self._asked(tried[-1])} more memory than there is: {reason}")
             return
         self._nothing = "could be measured"
-        failed, reason = self._at or left[-1], f"{type(error).__name__}: {one_line(error)}"
+        failed, reason = self._at or tried[-1], f"{type(error).__name__}: {one_line(error)}"
         self._skip(failed, f"{counted(failed)}: {reason}")
         # One that hangs does not say how it is: who asks it waits for it.
         self.lost = one_line(error) if isinstance(error, DeviceHung) else device_error(self._device)
         if self.lost:
             self._skip_all(left, f"the device failed before: {self.lost}")
         elif not self._at:
-            self._unbuilt = reason
-            if reason == before:
-                self._skip_all(left, f"two larger engines could not be built before: {reason}")
+            self._unbuilt = [*(one for one in before if one == reason), reason]
+            if len(self._unbuilt) > _ALIKE:
+                self._skip_all(left, f"larger engines and the smallest could not be built before: {reason}")
 
     def _skip_all(self, left: Sequence[int], reason: str) -> None:
         """That are neither measured nor skipped."""
@@ -250,6 +255,7 @@ class Sweep:
         """All of `left`, with an engine for the last, which is the largest."""
         self._at = 0
         stepper, costs = self._build(models, left)
+        self._unbuilt = []
         for slots in left:
             self._at = slots
             # What an engine for so many calls has measured, so that its frames are grouped as there.

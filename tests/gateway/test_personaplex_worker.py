@@ -84,6 +84,8 @@ async def test_a_call_outlives_its_worker(tmp_path: Path) -> None:
         pool = await stack.enter_async_context(pool_of(first, second))
         unbroken = Caller(seed=3)
         lost = Caller(seed=3, actions={20: partial(first.signal, signal.SIGKILL)})
+        for caller in (unbroken, lost):
+            caller.held = caller.answered
         whole, columns = await asyncio.gather(talk(pool, unbroken, 18), talk(pool, lost, 36))
         assert columns.startswith(whole)
 

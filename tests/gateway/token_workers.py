@@ -7,7 +7,8 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +65,16 @@ async def worker_process(module: str, *options: str) -> AsyncIterator[WorkerProc
         await process.wait()
 
 
+def time_of(*processes: int) -> float:
+    """Seconds that pass only while none of these waits for a core that others have: what they, which run one after
+    another, would take by themselves on a machine of their own (proc(5), schedstat)."""
+    now = time.monotonic()
+    with contextlib.suppress(FileNotFoundError):  # a kernel that does not account for it
+        for process in processes:
+            now -= int(Path(f"/proc/{process}/schedstat").read_text().split()[1]) / 1e9
+    return now
+
+
 @asynccontextmanager
 async def pool_of(*workers: WorkerProcess, within: float | None = None) -> AsyncIterator[ResumingPool]:
     """The pool over these workers; those first in the list get the first sessions."""
@@ -100,6 +111,13 @@ class Caller:
     said: dict[int, str] = field(default_factory=dict)
     actions: dict[int, Callable[[], object]] = field(default_factory=dict)
     """What happens before a frame is sent."""
+    held: Callable[[], Awaitable[object]] | None = None
+    """Awaited before each frame, with this caller's clock standing still."""
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    """Something was heard, or nothing will be any more."""
+    hears: bool = True
+    clock: Callable[[], float] | None = None
+    """Of `times`, if not the event loop's."""
 
     async def call(self, pool: ResumingPool, frames: int) -> Caller:
         """A whole call. Ends early, with the reason in `lost`, if the session is lost."""
@@ -122,6 +140,10 @@ class Caller:
         begin = now()
         for index in range(frames):
             await asyncio.sleep(max(0.0, begin + index * self.pace - now()))
+            if self.held is not None:
+                since = now()
+                await self.held()
+                begin += now() - since
             if listening.done():
                 return
             if action := self.actions.get(index):
@@ -136,12 +158,29 @@ class Caller:
         try:
             async for output in session.outputs():
                 self.heard.append(output)
+                self.news.set()
                 if isinstance(output, AgentFrame):
-                    self.times.append(asyncio.get_running_loop().time())
+                    self.times.append((self.clock or asyncio.get_running_loop().time)())
                     if output.index == frames - 1:
                         return
         except EngineLost as error:
             self.lost = str(error)
+        finally:
+            self.hears = False
+            self.news.set()
+
+    async def moved(self, least: int) -> None:
+        """Wait for another worker, if at `least` frames were sent: for `held`, before a call that is over by then."""
+        while self.hears and len(self.lines) >= least and not self.changes:
+            self.news.clear()
+            await self.news.wait()
+
+    async def answered(self) -> None:
+        """Wait until all that was said has its answer: for `held`, before an engine that may be slower than its
+        callers, as on a machine that others use as well."""
+        while self.hears and len(self.times) < len(self.lines):
+            self.news.clear()
+            await self.news.wait()
 
     @property
     def frames(self) -> list[AgentFrame]:

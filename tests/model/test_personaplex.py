@@ -147,6 +147,8 @@ def _figures(url: str) -> None:
     metrics = httpx.get(base + "/metrics", timeout=5).text
     assert "callplex_worker_engine_faults_total 0" in metrics
     assert "callplex_worker_engine_untranscribed_frames_total 0" in metrics
+    assert "callplex_worker_engine_transcribers_ended_total 0" in metrics
+    assert "callplex_worker_engine_prompt_evictions_total 0" in metrics
     assert 'callplex_worker_engine_late_frames_per_call_bucket{le="+Inf"}' in metrics
 
 
@@ -171,6 +173,8 @@ async def test_an_engine_that_stands_still_takes_no_call_and_has_lost_nothing_wh
             assert await told(early) == Error("full", QUIET)
         await readiness(url, 503)
         assert httpx.get(_base(url) + "/readyz", timeout=20).json()["refusal"] == QUIET  # noqa: ASYNC210  nobody waits
+        figures = await asyncio.to_thread(httpx.get, _base(url) + "/metrics", timeout=20)
+        assert "callplex_worker_free 0\n" in figures.text, "though two slots are"
         async with session(url, request("while it is known")) as late:
             assert await told(late) == Error("full", QUIET)
         engine.resume()

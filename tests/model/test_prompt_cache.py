@@ -113,6 +113,7 @@ def test_the_least_recently_used_prompt_goes_when_memory_is_full(models: Models,
         filled(stepper, cache, prompts[index])
     assert [prompt in cache for prompt in prompts] == [True, False, True]
     assert cache.nbytes <= 2.5 * one.nbytes
+    assert cache.evictions == 1
     tiny = PromptCache(stepper, one.nbytes - 1)
     filled(stepper, tiny, prompts[0])
     assert tiny.nbytes == 0

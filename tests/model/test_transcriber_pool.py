@@ -130,6 +130,7 @@ async def test_a_process_that_is_started_again_at_once_hears_its_calls_and_no_ot
     await until(lambda: all(one.up and one._process not in processes for one in pool._listeners))
     assert {session: pool._sessions[session].listener for session in said} == before
     assert [listener.sessions for listener in pool._listeners] == [2, 2]
+    assert pool.ended == 2
     await all_are_heard(pool, said)
 
 

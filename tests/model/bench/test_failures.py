@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -93,7 +93,7 @@ def test_one_whose_kernels_fail_is_skipped(
 def test_whatever_a_kernel_fails_with_costs_its_size(error: str) -> None:
     failed, sweep = kernel_error(error), sweep_of(1, 3)
     assert isinstance(failed, configurations._failures())
-    sweep._fail(failed, [1, 3])
+    sweep._fail(failed, [1, 3], [1, 3])
     assert [*sweep.skipped] == [3]
     assert sweep.skipped[3].startswith(f"3 slots: {error}: ")
     assert "\n" not in sweep.skipped[3]
@@ -144,9 +144,14 @@ def test_a_device_that_fails_ends_the_measuring_and_what_was_found_is_shown(
 
 @pytest.mark.parametrize(
     ("errors", "built"),
-    [("same same", [5, 4]), ("same other same", [5, 4, 3, 2]), ("other memory other", [5, 4, 3, 2])],
+    [
+        ("same same same", [5, 4, 2]),
+        ("same same other other", [5, 4, 2, 3]),
+        ("same other same", [5, 4, 3, 2]),
+        ("other memory other", [5, 4, 3, 2]),
+    ],
 )
-def test_of_engines_that_cannot_be_built_for_one_reason_two_are_tried(
+def test_of_engines_that_cannot_be_built_for_one_reason_the_two_largest_and_the_smallest_are_tried(
     errors: str, built: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = {"memory": "CUDA out of memory", "same": "shared memory\n", "other": "registers\n"}
@@ -163,9 +168,33 @@ def test_of_engines_that_cannot_be_built_for_one_reason_two_are_tried(
         sweep.run()
     assert tried == built
     assert sorted(sweep.skipped) == [1, 2, 3, 4]
-    if len(built) == 2:
+    if len(built) == 3:
         assert sweep.skipped[3] == "3 slots: RuntimeError: shared memory"
-        assert sweep.skipped[1] == "1 slot: two larger engines could not be built before: RuntimeError: shared memory"
+        assert sweep.skipped[1] == "1 slot: RuntimeError: shared memory"
+        assert sweep.skipped[2] == (
+            "2 slots: larger engines and the smallest could not be built before: RuntimeError: shared memory"
+        )
+
+
+def test_where_only_large_engines_cannot_be_built_all_smaller_ones_are_measured(
+    measured: Callable[[Mapping[int, Exception]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that does not fit for many rows does for few: the smallest tells, and the others are tried again."""
+    measured({})
+    tried: list[int] = []
+
+    def build(self: Sweep, models: Any, left: Sequence[int]) -> tuple[None, Mapping[int, float]]:
+        tried.append(left[-1])
+        if left[-1] > 3:
+            raise RuntimeError("shared memory")
+        return None, dict.fromkeys(range(1, 6), 0.0)
+
+    monkeypatch.setattr(Sweep, "_build", build)
+    sweep = sweep_of(1, 2, 3, 4, 5)
+    sweep.run()
+    assert tried == [5, 4, 1, 3]
+    assert [one.slots for one in sweep.found] == [1, 2, 3]
+    assert sorted(sweep.skipped) == [4, 5]
 
 
 def test_where_all_fail_the_reason_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
