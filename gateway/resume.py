@@ -8,7 +8,8 @@ at a time and how long a lost one waits `gateway.resuming_pool`'s.
 A session's way out of its worker:
 
     doubtful     it owes frames and answers none for three ticks of the call's clock, 240 ms, or falls 1.2 s behind.
-                 Another that has a free slot is asked; until that one has the session, the first may answer and keep it
+                 Another that has a free slot is asked; until that one has the session, the first may answer and keep
+                 it, but what it says waits, for the other would say it again
     lost         its connection breaks, or it says `draining`: at once. A doubtful one: once it owes so much that the
                  call would end, if the session is being opened elsewhere, has room there, or may wait for a worker
     waiting      for its turn: some sessions are opened at a time, those whose line was silent longest last
@@ -99,6 +100,8 @@ class ResumingSession:
         self._unsaid: list[str] = []
         self._words = CallerWords(self.history)
         self._refusals = 0
+        self._withheld: list[Output] = []
+        """What the worker said since another opens the session as it stood then: for the call if it keeps it."""
         self._texts: list[AgentText] = []
         """What the agent says with its next frame: said only once that frame is here."""
         self._answered = 0
@@ -138,6 +141,8 @@ class ResumingSession:
                         yield known
                 return
             except EngineLost as error:
+                for known in self._release():
+                    yield known
                 reopening = self._leave(session, str(error))
             while not (reopening.done() or self._over.is_set()):
                 for silence in self._silence():
@@ -156,8 +161,28 @@ class ResumingSession:
             yield change
 
     def _take(self, output: Output) -> Iterator[Output]:
-        """Remember what another worker would need, and pass on what is for the call."""
+        """What of this, and of what waited for it, is for the call now."""
         yield from self._words.due()
+        if isinstance(output, AgentFrame):
+            self._watch.answered()
+            caught_up = self._opening_from is not None and output.index >= self._opening_from
+            if self._reopening is not None and (caught_up or not self._watch.fails):
+                self._stay(self._reopening)
+        if self._opening_from is not None and not isinstance(output, CallerText | Late):
+            self._withheld.append(output)
+            return
+        yield from self._release()
+        yield from self._pass_on(output)
+
+    def _release(self) -> Iterator[Output]:
+        """What was withheld, unless it must wait on."""
+        if self._opening_from is None:
+            withheld, self._withheld = self._withheld, []
+            for output in withheld:
+                yield from self._pass_on(output)
+
+    def _pass_on(self, output: Output) -> Iterator[Output]:
+        """Remember what another worker would need, and pass on what is for the call."""
         match output:
             case AgentFrame():
                 if self._answers(output):
@@ -199,13 +224,9 @@ class ResumingSession:
         if frame.index != self._answered or frame.index >= self.history.sent:
             self._refuse(f"it answered frame {frame.index} where {self._answered} of {self.history.sent} was due")
             return False
-        self._watch.answered()
         if frame.tokens:
             self.history.agent(frame.index, frame.tokens, frame.pcm)
         self._answered = frame.index + 1
-        caught_up = self._opening_from is not None and frame.index >= self._opening_from
-        if self._reopening is not None and (caught_up or not self._watch.fails):
-            self._stay(self._reopening)
         return True
 
     def _refuse(self, fault: str) -> None:
@@ -241,7 +262,8 @@ class ResumingSession:
             self._pool.silent(url)
             self._begin()
             return
-        if self._watch.owed < PATIENCE:
+        # What is withheld the call does not have either.
+        if (self.history.sent - self._answered) * FRAME_SECONDS < PATIENCE:
             return
         # One that is only slow would take it again, and again be too slow.
         waits = self._leaves_for_nobody and self._watch.hangs
@@ -260,6 +282,7 @@ class ResumingSession:
 
     def _leave(self, session: RemoteSession, reason: str) -> asyncio.Task[WorkerChanged]:
         """That worker is gone; what goes on elsewhere. Raises EngineLost if it happened too often."""
+        self._withheld.clear()
         self._texts.clear()
         self._pool.lost_session(session.url)
         now = self._now()
@@ -336,6 +359,7 @@ class ResumingSession:
     async def _catch_up(self) -> None:
         """Hand the new worker what came while it was being opened."""
         self.history.goes_on()
+        self._withheld.clear()
         self._lost = False
         self._opening_from = None
         self._words.drop()
@@ -375,6 +399,7 @@ class ResumingSession:
         # First of all: whoever waits for the rest may be cancelled.
         self.history.wipe()
         self._unsaid.clear()
+        self._withheld.clear()
         self._texts.clear()
         reopening = [self._reopening] if self._reopening is not None else []
         tasks = [*self._given_up, *reopening]
