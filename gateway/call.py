@@ -226,6 +226,8 @@ class Call:
             await self._session.close()
             async for text in self._session.last_words():
                 self._note(text)
+            if (after := self._session.unheard) is not None:
+                self._event("unheard", after=round(after, 2))
 
     async def _close_records(self) -> None:
         try:

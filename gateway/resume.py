@@ -410,8 +410,8 @@ class ResumingSession:
             self._unsent.clear()
             for task in tasks:
                 task.cancel()
-            if self._lost or self._watch.hangs:
-                said = f"what its caller said after {self.history.heard * FRAME_SECONDS:.1f} s"
+            if self.unheard is not None:
+                said = f"what its caller said after {self.unheard:.1f} s"
                 what = f"it ended between two workers; {said} {'is not' if self._lost else 'may not be'} written down"
                 log.warning("call %s: %s", self._request.call_id, what)
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -419,6 +419,10 @@ class ResumingSession:
         self._opening_from = None
         self._words.release()
         await self._session.close()
+
+    @property
+    def unheard(self) -> float | None:
+        return self.history.heard * FRAME_SECONDS if self._lost or self._watch.hangs else None
 
     async def last_words(self) -> AsyncIterator[CallerText]:
         async for text in self._session.last_words():
