@@ -226,6 +226,8 @@ class Call:
             await self._session.close()
             async for text in self._session.last_words():
                 self._note(text)
+            if (after := self._session.unheard) is not None:
+                self._event("unheard", after=round(after, 2))
 
     async def _close_records(self) -> None:
         try:
@@ -248,7 +250,7 @@ class Call:
         self._leg.answer()
         self._event("answer", engine=session.engine)
         self._start(tasks, self._keep_time(session))
-        self._start(tasks, self._speak(session))
+        self._start(tasks, self._speak(session, tasks))
 
     async def _listen(self) -> None:
         await self._leg.listen(self._hear)
@@ -317,12 +319,14 @@ class Call:
             await self._leg.drain(DRAIN)
             self.end(self._leaving)
 
-    async def _speak(self, session: Session) -> None:
+    async def _speak(self, session: Session, tasks: asyncio.TaskGroup) -> None:
         downsample = Downsampler()
         async for output in session.outputs():
             match output:
                 case AgentFrame():
                     await self._play(output, downsample(output.pcm))
+                    if self._consent is not None and self._consent.handed_over(self.counters.frames_out):
+                        self._start(tasks, self._hear_out(self._consent))
                 case AgentText() | CallerText():
                     self._note(output)
                 case Flush():
@@ -356,13 +360,18 @@ class Call:
             self.transcript.lost(frame.index)
             if self._consent is not None:
                 self._consent.lost(frame.index)
-        if self._consent is not None and self._consent.played(self.counters.frames_out):
-            self._begin_keeping(self._consent)
         played, loudness = self._clock.now(), level(pcm)
         self.responses.agent(played - self._clock.first_tick, FRAME_SECONDS, loudness)
         self._farewell.played(loudness, column=bool(frame.tokens))
         if self.answer_ms is None and self.responses.first_sound is not None:
             self.answer_ms = round(1000 * (played - self._clock.began), 1)
+
+    async def _hear_out(self, consent: Consent) -> None:
+        """The consent line was handed to the phone line, which tells when it has been played."""
+        if not await self._leg.drain(DRAIN):
+            consent.not_played()
+        elif consent.played(self.counters.frames_out):
+            self._begin_keeping(consent)
 
     def _begin_keeping(self, consent: Consent) -> None:
         """The caller knows that the call is recorded: from here on it is."""

@@ -68,6 +68,10 @@ class Session(Protocol):
     def last_words(self) -> AsyncIterator[CallerText]:
         """After `close`: what the caller was still saying. Ends within a few seconds, and never raises."""
 
+    @property
+    def unheard(self) -> float | None:
+        """After that: seconds of the call from which on its caller may not be written down; None: all was heard."""
+
 
 class Engine(Protocol):
     async def open(self, request: SessionRequest) -> Session:
@@ -84,6 +88,7 @@ class EchoSession:
     """Returns the caller's frames as the agent's; `words`: and texts of both sides, as if they talked in turns."""
 
     engine = "echo"
+    unheard: float | None = None
 
     def __init__(self, limit: int = 50, words: bool = False) -> None:
         self._frames: asyncio.Queue[AgentFrame | None] = asyncio.Queue(limit)

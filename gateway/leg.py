@@ -80,8 +80,11 @@ class CallLeg(Protocol):
     async def flush(self) -> None:
         """Drop what is queued but not yet heard (barge-in)."""
 
-    async def drain(self, timeout: float) -> None:
-        """Wait until all that was played has been heard, `timeout` seconds at most."""
+    async def drain(self, timeout: float) -> bool:
+        """Wait until all that was played so far has been heard, `timeout` seconds at most; what follows need not be.
+
+        False: it is not known to have been heard in that time, or was flushed.
+        """
 
     async def transfer(self, target: str) -> None:
         """Hand the caller to a number or address when the call ends."""

@@ -2,13 +2,15 @@
 
 Owns when a worker counts as lost, where its sessions go, and what the caller hears meanwhile: silence,
 one frame for each of theirs, so that the call's clock never notices. What is remembered is
-`gateway.history`'s, which worker there is `gateway.pool`'s, whether it keeps up `gateway.watch`'s, how many are opened
-at a time and how long a lost one waits `gateway.resuming_pool`'s.
+`gateway.history`'s, what the call hears in which order `gateway.answers`'s, which worker there is `gateway.pool`'s,
+whether it keeps up `gateway.watch`'s, how many are opened at a time and how long a lost one waits
+`gateway.resuming_pool`'s.
 
 A session's way out of its worker:
 
     doubtful     it owes frames and answers none for three ticks of the call's clock, 240 ms, or falls 1.2 s behind.
-                 Another that has a free slot is asked; until that one has the session, the first may answer and keep it
+                 Another that has a free slot is asked; until that one has the session, the first may answer and keep
+                 it, but what it says waits, for the other would say it again
     lost         its connection breaks, or it says `draining`: at once. A doubtful one: once it owes so much that the
                  call would end, if the session is being opened elsewhere, has room there, or may wait for a worker
     waiting      for its turn: some sessions are opened at a time, those whose line was silent longest last
@@ -26,8 +28,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
+from gateway.answers import Answers
 from gateway.audio import QUIET, level
-from gateway.caller_words import CallerWords
 from gateway.engine import EngineError, EngineLost, WorkerChanged
 from gateway.history import SessionHistory
 from gateway.losses import LOSSES_WITHIN, MAX_LOSSES, Losses
@@ -37,18 +39,11 @@ from gateway.turns import Turns
 from gateway.watch import MISSED_FRAMES, Watch
 from gateway.worker_client import RESUME_READY_TIMEOUT, RemoteSession
 from model.wire import (
-    FRAME_BYTES,
     FRAME_SECONDS,
     AgentFrame,
-    AgentText,
     CallerText,
-    Columns,
-    Cut,
-    GaveWay,
     History,
-    Late,
     Output,
-    Played,
     SessionRequest,
 )
 
@@ -58,7 +53,6 @@ PATIENCE = 1.6
 """Seconds of sound that a doubtful worker may owe, where there is another way; the call itself ends at 2 s."""
 RETRY_SECONDS, RETRY_LAST = 0.1, 0.8
 """Between two attempts; after one that a worker refused twice as long each time, for it costs 5 ms of our processor."""
-_SILENCE = bytes(FRAME_BYTES)
 
 
 class ResumingSession:
@@ -97,12 +91,8 @@ class ResumingSession:
         self._unsent: list[bytes] = []
         """Caller frames since then."""
         self._unsaid: list[str] = []
-        self._words = CallerWords(self.history)
+        self._answers = Answers(self.history)
         self._refusals = 0
-        self._texts: list[AgentText] = []
-        """What the agent says with its next frame: said only once that frame is here."""
-        self._answered = 0
-        """The frame that the caller hears next."""
         self._lost_at = 0
         """The first frame that the worker lost last has not answered."""
         self._last_speech = 0
@@ -138,6 +128,9 @@ class ResumingSession:
                         yield known
                 return
             except EngineLost as error:
+                if self._opening_from is None:
+                    for known in self._checked(self._answers.release()):
+                        yield known
                 reopening = self._leave(session, str(error))
             while not (reopening.done() or self._over.is_set()):
                 for silence in self._silence():
@@ -151,82 +144,29 @@ class ResumingSession:
                 change = reopening.result()
             finally:
                 del reopening  # its exception holds this frame: a cycle, and the call in it
-            for silence in self._silence(change.index):
+            for silence in self._answers.silence(change.index):
                 yield silence
             yield change
 
     def _take(self, output: Output) -> Iterator[Output]:
-        """Remember what another worker would need, and pass on what is for the call."""
-        yield from self._words.due()
-        match output:
-            case AgentFrame():
-                if self._answers(output):
-                    yield from self._spoken()
-                    yield output
-            case AgentText():
-                self._texts.append(output)
-            case CallerText():
-                if not output.final:
-                    yield output
-                else:
-                    self._words.tell(output, again=self._opening_from is not None)
-                    yield from self._words.due()
-            case Cut() | Columns() | Played() | GaveWay():
-                self._remember(output)
-            case Late():
-                yield output
-            case _:
-                yield from self._spoken()
-                yield output
+        """What is for the call now, with this."""
+        if isinstance(output, AgentFrame):
+            self._watch.answered()
+            caught_up = self._opening_from is not None and output.index >= self._opening_from
+            if self._reopening is not None and (caught_up or not self._watch.fails):
+                self._stay(self._reopening)
+        yield from self._checked(self._answers.take(output, opening=self._opening_from is not None))
 
-    def _remember(self, output: Cut | Columns | Played | GaveWay) -> None:
-        """What only another worker would need."""
-        match output:
-            case Cut():
-                self.history.cut(output.index)
-            case Columns():
-                try:
-                    self.history.agent(output.index, output.columns)
-                except ValueError as error:
-                    self._refuse(f"of its columns, {error}")
-            case Played():
-                self.history.played(output.clip)
-            case GaveWay():
-                self.history.gave_way(output.text)
+    def _checked(self, outputs: Iterator[Output]) -> Iterator[Output]:
+        """A worker that breaks the protocol cannot be believed any longer."""
+        try:
+            yield from outputs
+        except ValueError as error:
+            self._session.give_up(f"the worker at {self._session.url} broke the protocol: {error}")
 
-    def _answers(self, frame: AgentFrame) -> bool:
-        """Take note of an answer; whether it is the one that is due."""
-        if frame.index != self._answered or frame.index >= self.history.sent:
-            self._refuse(f"it answered frame {frame.index} where {self._answered} of {self.history.sent} was due")
-            return False
-        self._watch.answered()
-        if frame.tokens:
-            self.history.agent(frame.index, frame.tokens, frame.pcm)
-        self._answered = frame.index + 1
-        caught_up = self._opening_from is not None and frame.index >= self._opening_from
-        if self._reopening is not None and (caught_up or not self._watch.fails):
-            self._stay(self._reopening)
-        return True
-
-    def _refuse(self, fault: str) -> None:
-        """The worker cannot be believed any longer."""
-        self._session.give_up(f"the worker at {self._session.url} broke the protocol: {fault}")
-
-    def _spoken(self) -> list[AgentText]:
-        texts, self._texts = self._texts, []
-        for text in texts:
-            self._last_speech = self.history.sent
-            self.history.spoke(text.text, text.index)
-        return texts
-
-    def _silence(self, until: int | None = None) -> Iterator[AgentFrame | CallerText]:
-        """What the caller hears in place of frames that nobody will answer, up to `until` if that is known."""
-        yield from self._words.due()
-        if until is None:
-            until = self.history.sent if self._opening_from is None else self._opening_from
-        while self._answered < until:
-            self._answered += 1
-            yield AgentFrame(self._answered - 1, _SILENCE)
+    def _silence(self) -> Iterator[Output]:
+        """What the caller hears while nobody answers, and whoever goes on will not."""
+        return self._answers.silence(self.history.sent if self._opening_from is None else self._opening_from)
 
     # Leaving a worker.
 
@@ -241,7 +181,8 @@ class ResumingSession:
             self._pool.silent(url)
             self._begin()
             return
-        if self._watch.owed < PATIENCE:
+        # What is withheld the call does not have either.
+        if (self.history.sent - self._answers.next) * FRAME_SECONDS < PATIENCE:
             return
         # One that is only slow would take it again, and again be too slow.
         waits = self._leaves_for_nobody and self._watch.hangs
@@ -260,11 +201,11 @@ class ResumingSession:
 
     def _leave(self, session: RemoteSession, reason: str) -> asyncio.Task[WorkerChanged]:
         """That worker is gone; what goes on elsewhere. Raises EngineLost if it happened too often."""
-        self._texts.clear()
+        self._answers.forget()
         self._pool.lost_session(session.url)
         now = self._now()
         if self._session is session:  # else another has it by now
-            self._lost, self._lost_at = True, self._answered
+            self._lost, self._lost_at = True, self._answers.next
             self._reason, self._slow = reason, False
             self._until = now + self._within
         if not self._slow:
@@ -287,7 +228,7 @@ class ResumingSession:
             self._last_try = self._lost and self._now() + pause > self._until
             refusals = self._refusals
             try:
-                async with self._turns.turn(self.history.sent - self._last_speech):
+                async with self._turns.turn(self.history.sent - max(self._last_speech, self._answers.last_speech)):
                     return await self._attempt()
             except EngineError as error:
                 if self._last_try or self._over.is_set():
@@ -304,7 +245,7 @@ class ResumingSession:
                 session.give_up("the worker before answers again")
                 self.refused()
                 raise EngineLost("the worker answers again")
-            self._lost_at = self._answered
+            self._lost_at = self._answers.next
             self._session.give_up(self._reason)
         self._session = session
         await self._catch_up()
@@ -330,15 +271,15 @@ class ResumingSession:
     def refused(self) -> None:
         self._refusals += 1
         self._opening_from = None
-        self._words.release()
+        self._answers.kept()
         self._news.set()
 
     async def _catch_up(self) -> None:
         """Hand the new worker what came while it was being opened."""
         self.history.goes_on()
+        self._answers.handed_over()
         self._lost = False
         self._opening_from = None
-        self._words.drop()
         self._watch = Watch()
         session, unsent, unsaid = self._session, self._unsent, self._unsaid
         self._unsent, self._unsaid = [], []
@@ -375,7 +316,7 @@ class ResumingSession:
         # First of all: whoever waits for the rest may be cancelled.
         self.history.wipe()
         self._unsaid.clear()
-        self._texts.clear()
+        self._answers.forget()
         reopening = [self._reopening] if self._reopening is not None else []
         tasks = [*self._given_up, *reopening]
         try:
@@ -385,20 +326,24 @@ class ResumingSession:
             self._unsent.clear()
             for task in tasks:
                 task.cancel()
-            if self._lost or self._watch.hangs:
-                said = f"what its caller said after {self.history.heard * FRAME_SECONDS:.1f} s"
+            if self.unheard is not None:
+                said = f"what its caller said after {self.unheard:.1f} s"
                 what = f"it ended between two workers; {said} {'is not' if self._lost else 'may not be'} written down"
                 log.warning("call %s: %s", self._request.call_id, what)
         await asyncio.gather(*tasks, return_exceptions=True)
         self._reopening = None  # its exception holds us
         self._opening_from = None
-        self._words.release()
+        self._answers.kept()
         await self._session.close()
+
+    @property
+    def unheard(self) -> float | None:
+        return self.history.heard * FRAME_SECONDS if self._lost or self._watch.hangs else None
 
     async def last_words(self) -> AsyncIterator[CallerText]:
         async for text in self._session.last_words():
             for known in self._take(text):
                 if isinstance(known, CallerText):
                     yield known
-        for known in self._words.due():
+        for known in self._answers.caller_words():
             yield known

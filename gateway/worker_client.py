@@ -49,6 +49,9 @@ class RemoteSession:
         self.url = url
         self._connection = connection
         self._sent = first
+        self._heard = 0
+        """Caller frames before this one are told."""
+        self._lost = False
         self._closed = False
 
     async def send(self, pcm: bytes, line: bytes = b"") -> None:
@@ -67,6 +70,8 @@ class RemoteSession:
                 elif isinstance(message, wire.Ready):
                     connection.fail("the worker broke the protocol: it said ready twice")
                 else:
+                    if isinstance(message, CallerText) and message.final:
+                        self._heard = message.end
                     yield message
             if connection.ended:
                 break
@@ -101,7 +106,9 @@ class RemoteSession:
         """Waits until the worker has freed the slot, CLOSE_TIMEOUT at most."""
         if not self._closed:
             self._closed = True
+            lost = bool(self._connection.error)
             await _hang_up(self._connection)
+            self._lost = lost or not self._connection.freed.done()
 
     async def last_words(self) -> AsyncIterator[CallerText]:
         connection = self._connection
@@ -112,6 +119,10 @@ class RemoteSession:
             if connection.ended:
                 return
             await connection.arrival()
+
+    @property
+    def unheard(self) -> float | None:
+        return self._heard * wire.FRAME_SECONDS if self._lost else None
 
 
 class RemoteEngine:

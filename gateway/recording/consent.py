@@ -2,8 +2,8 @@
 
 Owns what "heard" means, and what may be written down when. The line is the first the agent says. It has been
 heard when its words came in the agent's own text, in order and none left out, and the sound of the last one has been
-played to its end. A pause in between does no harm; a word that an interruption or the loss of the worker cut off must
-be said again.
+played to its end, which only the phone line can tell: it may hold what it was handed. A pause in between does no harm;
+a word that an interruption or the loss of the worker cut off must be said again, and so the line if it was the last.
 
 Until then nothing is kept of either side: no sound, no text, no keys. What the caller began to say before is
 not kept later either. A line that was not heard is asked for again, a few times; then the call goes on unrecorded.
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from gateway.transcript import word_seconds
 from model.wire import AgentText, CallerText, Flush, Output
 
-PLAYED_WITHIN = 0.1
-"""Seconds by which a frame that was handed to the line may still wait there to be played."""
+BEYOND = 0.1
+"""Seconds of sound after the last word that are waited for as well: where a word ends is estimated."""
 SAY_AGAIN_AFTER = 2.0
 """Seconds of the agent's silence after which a line that was not heard is asked for again."""
 TIMES = 3
@@ -55,6 +55,8 @@ class Consent:
         self._after: list[Output] = []
         """What was said after the line while its end was still being played."""
         self._last_sound = 0
+        self._with_line = False
+        """The last word was handed to the phone line, which has not told yet whether it has played it."""
 
     @property
     def heard(self) -> bool:
@@ -67,21 +69,35 @@ class Consent:
             return [] if began_before else [output]
         if isinstance(output, Flush):
             self._cut(output.index)
+            self._drop_last(output.index)
             if self._end() is not None:
                 self._after.append(output)
         elif isinstance(output, AgentText) and output.text:
             self._add(output)
         return []
 
-    def played(self, frames: int) -> bool:
-        """So many of the agent's frames were handed to the line. True once: the line has now been heard."""
-        if self.heard_at is not None:
-            return False
+    def handed_over(self, frames: int) -> bool:
+        """So many of the agent's frames were handed to the phone line. True: the last word is among them.
+
+        Then `played` or `not_played` has to follow.
+        """
         end = self._end()
-        if end is None or frames * self._frame < end + PLAYED_WITHIN:
+        if self.heard_at is not None or self._with_line or end is None or frames * self._frame < end + BEYOND:
+            return False
+        self._with_line = True
+        return True
+
+    def played(self, frames: int) -> bool:
+        """The phone line has played the last word, and was handed so many frames by now. True: it has been heard."""
+        self._with_line = False
+        if self._end() is None:
             return False
         self.heard_at = frames * self._frame
         return True
+
+    def not_played(self) -> None:
+        """The phone line has dropped it, or cannot tell."""
+        self._with_line = False
 
     def lost(self, index: int) -> None:
         """Nobody answered frame `index`: the caller hears silence in it, whatever the agent was saying."""
@@ -134,13 +150,25 @@ class Consent:
         if self._end() is None:
             self._after.clear()
 
+    def _drop_last(self, index: int) -> None:
+        """A flush after frame `index`: a last word that the phone line may still hold goes with what that drops."""
+        last = self._last()
+        if last is not None and (self._with_line or self._word_end(last) + BEYOND > (index + 1) * self._frame):
+            self._words[last].cut = True
+            self._after.clear()
+
     def _end(self) -> float | None:
         """Seconds at which the last word of the line ends; None: it has not been said, or was cut off."""
+        last = self._last()
+        return None if last is None else self._word_end(last)
+
+    def _last(self) -> int | None:
+        """The place of the line's last word."""
         said = ""
         for place, word in enumerate(self._words):
             said += _CUT if word.cut else word.letters
             if said.endswith(self._target):
-                return self._word_end(place)
+                return place
         return None
 
     def _word_end(self, place: int) -> float:

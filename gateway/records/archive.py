@@ -68,9 +68,10 @@ class Archive:
         self.sound.place = self._records.place
         instance = Instance(database, self._records, put, self.sound.ended, name=name)
         await instance.renew()
-        journal = Journal(database, instance.id, put, self._unfiled, told, self._alarm)
+        journal = Journal(database, instance.id, put, self._unfiled, told, self._alarm, erased=lambda: leftovers.look())
         last = LastPolicies(self._settings.data_dir)
-        leftovers = Leftovers(database, self._records, self._unfiled, journal.runs, self.cleared.set)
+        in_bucket = self.sound.delete if self._settings.s3.wanted else None
+        leftovers = Leftovers(database, self._records, self._unfiled, journal.runs, self.cleared.set, in_bucket)
         retention = Retention(database, self.eraser(database), lambda: last.update(self.policies()))
         self.database = self.tokens.database = database
         self._journal = journal

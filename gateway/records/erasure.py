@@ -26,7 +26,7 @@ from gateway.records.files import TRANSCRIPT, Records
 from gateway.records.instances import alive_on
 from gateway.records.portion import Portion
 from gateway.records.sound import FilesElsewhere
-from gateway.records.storing import store
+from gateway.records.storing import hold, store
 from gateway.records.tables import call_texts, calls, deliveries, events, utterances
 from gateway.records.unfiled import Unfiled
 from gateway.webhooks.queue import NO_BODY
@@ -129,6 +129,8 @@ class Eraser:
             gone = await asyncio.to_thread(self._unfiled.erase, call_id)
             files += [{"name": f"unfiled/{path.name}"} for path in gone]
         async with self._database.begin() as connection:
+            # First of all, so that whoever was about to tell more of the call has done so, or finds it erased.
+            await hold(connection, call_id)
             if text:
                 detail["rows"] = await _count(connection, call_id)
             await forget(connection, call_id)

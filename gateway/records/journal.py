@@ -129,7 +129,7 @@ class Journal:
     """All live calls of this gateway.
 
     `told` is called when deliveries were stored; `alarm` once when writing fails, and with None when it
-    works again.
+    works again; `erased` when a call ended here that had been erased before that could be stored.
     """
 
     def __init__(
@@ -141,6 +141,7 @@ class Journal:
         told: Callable[[], None] = lambda: None,
         alarm: Callable[[str | None], None] = lambda trouble: None,
         clock: Callable[[], float] = time.time,
+        erased: Callable[[], None] = lambda: None,
     ) -> None:
         self._database = database
         self._instance = instance
@@ -149,6 +150,7 @@ class Journal:
         self._told = told
         self._alarm = alarm
         self._clock = clock
+        self._erased = erased
         self._calls: dict[str, CallJournal] = {}
         self._due = asyncio.Event()
         self._stopping = False
@@ -252,12 +254,14 @@ class Journal:
     async def _store(self, portions: Sequence[Portion], instance: str = "") -> None:
         """`instance`: the gateway that answered them, if it is not this one."""
         async with self._database.begin() as connection:
-            await store(connection, instance or self._instance, portions)
-            news = [event for portion in portions for event in portion.news(self._clock())]
+            kept = await store(connection, instance or self._instance, portions)
+            news = [event for portion in kept for event in portion.news(self._clock())]
             if news:
                 await self._put(connection, news)
         if news:
             self._told()
+        if any(portion.end is not None and portion not in kept for portion in portions):
+            self._erased()
 
     def _done(self, portions: Sequence[Portion]) -> None:
         for portion in portions:
@@ -325,8 +329,8 @@ class Journal:
         try:
             async with self._database.read() as connection:
                 row = await row_of(connection, portion.start.call_id)
-            # It may have been erased while it waited, and of a beginning the row is all there is.
-            if row is None or (portion.end is not None and row["erased_at"] is None):
+            # Of a beginning the row is all there is.
+            if row is None or portion.end is not None:
                 await self._store([portion], instance)
         except DatabaseUnavailable as error:
             await self._trouble(str(error), ())

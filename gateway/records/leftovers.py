@@ -1,7 +1,8 @@
 """Files on this disk of calls that were deleted in the database while this gateway could not be asked.
 
 Another gateway deletes the rows of a call whose own gateway does not run, and cannot reach its disk. So
-each looks through its own when it starts, and once a day, and deletes what the database says was deleted.
+each looks through its own when it starts, once a day, and when a call ends that was deleted before it was over, and
+deletes what the database says was deleted. Of an erased call that goes for its sound in the bucket, too.
 
 A file goes only for a word of the database's: the call's row says that it is erased, or the audit log that
 the call or a part of it was deleted, and no row says that it is there again. That a call is unknown is no
@@ -14,7 +15,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,10 @@ from gateway.recording.file import lock
 from gateway.recording.store import FILES
 from gateway.records import audit
 from gateway.records.database import Database, DatabaseUnavailable
-from gateway.records.erasure import delete_files
+from gateway.records.erasure import DeleteRecording, delete_files
 from gateway.records.files import Records
 from gateway.records.retention import BREATH, DAY, WHO
+from gateway.records.sound import SoundUnavailable
 from gateway.records.tables import audit as audit_table
 from gateway.records.tables import call_texts, calls
 from gateway.records.unfiled import Unfiled
@@ -68,7 +70,10 @@ class Known:
 
 
 class Leftovers:
-    """The job. `runs` says whether a call is on the line here; `done` is called after each whole look."""
+    """The job. `runs` says whether a call is on the line here; `done` is called after each whole look.
+
+    `recordings` deletes sound in the bucket, if there is one, as `Sound.delete`.
+    """
 
     def __init__(
         self,
@@ -77,16 +82,24 @@ class Leftovers:
         unfiled: Unfiled,
         runs: Callable[[str], bool] = lambda call_id: False,
         done: Callable[[], None] = lambda: None,
+        recordings: DeleteRecording | None = None,
     ) -> None:
         self._database = database
         self._records = records
         self._unfiled = unfiled
         self._runs = runs
         self._done = done
+        self._recordings = recordings
+        self._due = asyncio.Event()
+
+    def look(self) -> None:
+        """Something is left of a call that has just ended."""
+        self._due.set()
 
     async def run(self) -> None:
-        """At once, and then once a day, until cancelled."""
+        """At once, and then once a day and after each `look`, until cancelled."""
         while True:
+            self._due.clear()
             wait = AGAIN
             try:
                 await self.delete()
@@ -96,7 +109,9 @@ class Leftovers:
                 log.error("files of deleted calls may be left here: %s; it is tried again", error)
             except SQLAlchemyError:
                 log.exception("files of deleted calls may be left here; it is tried again")
-            await asyncio.sleep(wait)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._due.wait()
 
     async def delete(self) -> list[str]:
         """Delete all that is left here; returns of which calls something was.
@@ -128,17 +143,27 @@ class Leftovers:
         if not (text or sound) or self._runs(call_id):
             return False
         try:
+            sounds = await self._delete_sound(call_id) if known.erased else []
             files = await asyncio.to_thread(self._delete_here, call_id, known, text, sound)
-        except OSError as error:
+        except (OSError, SoundUnavailable) as error:
             log.error(
                 "call %s was deleted, and its files here cannot be: %s; it is tried again tomorrow", call_id, error
             )
             return False
-        if files:
+        if files or sounds:
             async with self._database.begin() as connection:
-                detail = {"what": LEFT, "files": files, "place": self._records.place}
+                detail: dict[str, Any] = {"what": LEFT, "files": files, "place": self._records.place}
+                if sounds:
+                    detail["recordings"] = sounds
                 await audit.note(connection, WHO, audit.DELETE, call_id, **detail)
-        return bool(files)
+        return bool(files or sounds)
+
+    async def _delete_sound(self, call_id: str) -> list[dict[str, Any]]:
+        """What of its sound had moved to the bucket, and what would: before its files, so that it is done again."""
+        if self._recordings is None:
+            return []
+        proofs = [await self._recordings(f"calls/{call_id}/{name}", "") for name in FILES]
+        return [proof for proof in proofs if proof["places"]]
 
     def _delete_here(self, call_id: str, known: Known, text: bool, sound: bool) -> list[dict[str, Any]]:
         """In a thread. Returns what was there; nothing where it may still be needed."""

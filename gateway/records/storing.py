@@ -2,6 +2,10 @@
 
 Every one may be run again with the same rows and changes nothing then: after a connection that broke
 while it committed, nobody knows whether the rows are there.
+
+A call may have been erased while its gateway could not tell what it had kept: of such a call nothing is written
+any more. Whoever writes holds the calls' rows until it commits, and so does whoever erases: it finds what we wrote,
+or we find that it was there.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Executable, Table, bindparam, delete, update
+from sqlalchemy import Executable, RowMapping, Table, bindparam, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.records.database import insert_of
@@ -22,11 +26,38 @@ ROWS = 64
 frames is measured by `callplex bench gateway --words`."""
 
 
-async def store(connection: AsyncConnection, instance: str, portions: Sequence[Portion]) -> None:
-    """Write the portions of this gateway's calls. Raises what the driver raises."""
-    dialect = connection.dialect.name
+async def store(connection: AsyncConnection, instance: str, portions: Sequence[Portion]) -> list[Portion]:
+    """Write the portions of this gateway's calls; returns those of calls that are not erased, which alone are written.
+
+    Raises what the driver raises.
+    """
     begun = [call_row(portion.start, instance) for portion in portions if portion.begins]
-    await _execute(connection, _new(dialect, calls), begun)
+    await _execute(connection, _new(connection.dialect.name, calls), begun)
+    erased = await _hold(connection, [portion.start.call_id for portion in portions])
+    kept = [portion for portion in portions if portion.start.call_id not in erased]
+    await _write(connection, kept)
+    return kept
+
+
+async def hold(connection: AsyncConnection, call_id: str) -> RowMapping | None:
+    """The call's row, which nobody else changes or adds to until this transaction is over."""
+    query = select(calls).where(calls.c.id == call_id).with_for_update(key_share=True)
+    return (await connection.execute(query)).mappings().one_or_none()
+
+
+async def _hold(connection: AsyncConnection, call_ids: Sequence[str]) -> set[str]:
+    """Hold the calls' rows; returns which of them are erased."""
+    erased: set[str] = set()
+    for first in range(0, len(call_ids), ROWS):
+        query = select(calls.c.id, calls.c.erased_at).where(calls.c.id.in_(call_ids[first : first + ROWS]))
+        # In order, so that no two wait for each other. SQLite has one writer at a time, and needs no hold.
+        rows = await connection.execute(query.order_by(calls.c.id).with_for_update(key_share=True))
+        erased |= {call_id for call_id, erased_at in rows if erased_at is not None}
+    return erased
+
+
+async def _write(connection: AsyncConnection, portions: Sequence[Portion]) -> None:
+    dialect = connection.dialect.name
     over = {portion.start.call_id: portion.end for portion in portions if portion.end is not None}
     if over:
         # The end knows all that was said; what was taken back since is not said.

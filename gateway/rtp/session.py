@@ -156,6 +156,14 @@ class RtpSession:
         return 0.0 if self._stream is None else self._stream.sender.talk.unheard
 
     @property
+    def progress(self) -> tuple[int, int]:
+        """How many 20 ms of our sound were to be sent so far, and how many of them do not wait any more."""
+        if self._stream is None:
+            return 0, 0
+        talk = self._stream.sender.talk
+        return talk.handed, talk.gone
+
+    @property
     def lost(self) -> int:
         """20 ms of our sound that came too late, or were left out as too much waited."""
         if self._stream is None:

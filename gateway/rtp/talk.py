@@ -30,6 +30,8 @@ class TalkQueue:
         self._begun = False
         self._silent = 0
         """Ticks since the last that had something to say."""
+        self.handed = 0
+        """20 ms of sound that were handed over so far."""
         self.missing = 0
         """20 ms of silence in place of sound that came too late; see LONGEST_HOLE."""
         self.dropped = 0
@@ -42,6 +44,7 @@ class TalkQueue:
         if len(pcm) % FRAME_BYTES:
             raise ValueError(f"{len(pcm)} bytes are not whole frames of 20 ms")
         frames = self._frames
+        self.handed += len(pcm) // FRAME_BYTES
         for start in range(0, len(pcm), FRAME_BYTES):
             frames.append(pcm[start : start + FRAME_BYTES])
         while len(frames) > LIMIT:
@@ -78,6 +81,11 @@ class TalkQueue:
         """Forget what waits; the silence that follows was asked for."""
         self._frames.clear()
         self._begun = False
+
+    @property
+    def gone(self) -> int:
+        """How many of them do not wait any more: they have left, were left out or were forgotten."""
+        return self.handed - len(self._frames)
 
     @property
     def unheard(self) -> float:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from gateway.leg import CallInfo, LegError
 from gateway.rtp.stream import unheard
+from gateway.rtp.ticker import TICK
 from gateway.sip.call import CallState, SipCall
 from gateway.sip.line import MAX_DIGITS, SipLine
 
@@ -45,6 +46,7 @@ class SipLeg:
         self._sdp = sdp
         self._hand_over = hand_over
         self._hung_up = False
+        self._flushes = 0
         # Nobody speaks until this call's agent does, which leaves no hole in what was said before.
         line.rtp.flush()
         self._lost_before = line.rtp.lost
@@ -85,17 +87,21 @@ class SipLeg:
 
     async def flush(self) -> None:
         """Drop what has not left yet."""
+        self._flushes += 1
         self.line.rtp.flush()
 
-    async def drain(self, timeout: float) -> None:
-        """Wait until all has left."""
+    async def drain(self, timeout: float) -> bool:
+        """Wait until all of it has left."""
         now = asyncio.get_running_loop().time
-        until = now() + timeout
-        while (unheard := self.line.rtp.unheard) and not self.line.over.is_set():
+        until, flushes, rtp = now() + timeout, self._flushes, self.line.rtp
+        handed, gone = rtp.progress
+        while gone < handed and not self.line.over.is_set():
             if now() >= until:
                 log.info("call %s: the line did not take everything within %g s", self.info.call_id, timeout)
-                return
-            await asyncio.sleep(min(unheard, max(0.0, until - now())))
+                return False
+            await asyncio.sleep(min((handed - gone) * TICK, max(0.0, until - now())))
+            gone = rtp.progress[1]
+        return not self.line.over.is_set() and self._flushes == flushes
 
     async def transfer(self, target: str) -> None:
         """Remembered only: the caller is handed on when the call ends."""

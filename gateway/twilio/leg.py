@@ -85,6 +85,7 @@ class TwilioLeg:
         self._heard: Callable[[bytes], None] = _unheard
         self._marks: dict[str, asyncio.Event] = {}
         self._marks_sent = 0
+        self._flushes = 0
 
     async def listen(self, heard: Callable[[bytes], None]) -> None:
         """The caller: 160 int16 samples at 8 kHz each. Ends with the stream; raises PeerError."""
@@ -117,6 +118,10 @@ class TwilioLeg:
             self._timer.cancel()
             self._timer = None
         self._all_left.set()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Nobody will hear what is waited for."""
         for waiting in self._marks.values():
             waiting.set()
 
@@ -171,12 +176,15 @@ class TwilioLeg:
 
     async def flush(self) -> None:
         """Drop what waits here and what Twilio has queued."""
+        self._flushes += 1
         self.pacer.clear(self._now())
         self._pump()
         self._send(self._protocol.clear())
+        self._let_go()
 
-    async def drain(self, timeout: float) -> None:
-        """Wait until Twilio has played all of it, which its returning mark tells."""
+    async def drain(self, timeout: float) -> bool:
+        """Wait until Twilio has played all of it, which its returning mark tells; after a flush that tells nothing."""
+        flushes = self._flushes
         self._marks_sent += 1
         name = f"drain-{self._marks_sent}"
         heard = self._marks[name] = asyncio.Event()
@@ -188,8 +196,10 @@ class TwilioLeg:
                     await heard.wait()
         except TimeoutError:
             log.info("call %s: the line did not play everything within %g s", self.info.call_id, timeout)
+            return False
         finally:
             del self._marks[name]
+        return not self.down and self._flushes == flushes
 
     async def transfer(self, target: str) -> None:
         """Remembered only: when the stream ends, Twilio asks what comes next and is told to dial."""

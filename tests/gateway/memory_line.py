@@ -30,6 +30,8 @@ class MemoryLeg:
     on_hold: bool = False
     lost: int = 0
     never_drains: bool = False
+    holds: float = 0.0
+    """Seconds for which the line holds what it is handed before it plays it."""
     late: float = 0.0
     """Seconds by which the first two frames, and only they, come late: the gateway was busy as the call began."""
     info: CallInfo = field(default_factory=lambda: CallInfo("c1", "+15550199", "+15550100", "memory", "CA1"))
@@ -62,9 +64,10 @@ class MemoryLeg:
     async def flush(self) -> None:
         self.flushed += 1
 
-    async def drain(self, timeout: float) -> None:
-        if self.never_drains:
-            await asyncio.sleep(timeout)
+    async def drain(self, timeout: float) -> bool:
+        flushed = self.flushed
+        await asyncio.sleep(timeout if self.never_drains else self.holds)
+        return not self.never_drains and flushed == self.flushed
 
     async def transfer(self, target: str) -> None:
         self.transferred = target

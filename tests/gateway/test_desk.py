@@ -57,8 +57,8 @@ class HeldLeg:
     async def flush(self) -> None:
         return
 
-    async def drain(self, timeout: float) -> None:
-        return
+    async def drain(self, timeout: float) -> bool:
+        return True
 
     async def transfer(self, target: str) -> None:
         return

@@ -290,7 +290,7 @@ def sessions_of(pool: ResumingPool, monkeypatch: pytest.MonkeyPatch) -> list[Res
 def remembers(session: ResumingSession) -> object:
     """What is still known of a call: true if anything is."""
     history = session.history
-    words = history.clips or history.resume().queued or session._unsaid or session._texts
+    words = history.clips or history.resume().queued or session._unsaid or session._answers.waiting
     return history.size or words or session._unsent
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from functools import partial
 
@@ -28,18 +29,28 @@ class StuckEngine(TokenEngine):
 
 
 class SlowSession(TokenSession):
-    """Answers at 70 % of real time."""
+    """Answers at 70 % of real time, those before frame `until`."""
+
+    def __init__(self, model: TokenModel, until: float = math.inf) -> None:
+        super().__init__(model)
+        self._until = until
 
     async def outputs(self) -> AsyncIterator[Output]:
         async for output in super().outputs():
-            if isinstance(output, AgentFrame):
+            if isinstance(output, AgentFrame) and output.index < self._until:
                 await asyncio.sleep(0.08 / 0.7)
             yield output
 
 
 class SlowEngine(TokenEngine):
+    def __init__(self, until: float = math.inf) -> None:
+        super().__init__()
+        self._until = until
+
     async def open(self, request: SessionRequest) -> TokenSession:
-        return SlowSession(TokenModel())
+        model = TokenModel()
+        model.say(request.greeting)
+        return SlowSession(model, self._until)
 
     async def resume(self, request: SessionRequest, history: History) -> TokenSession:
         return SlowSession(TokenModel(request.resume, history))
@@ -198,6 +209,42 @@ def test_a_slow_worker_answers_each_frame_once_until_another_does() -> None:
     (change,) = caller.changes
     assert caller.missed[-1] == change.index - 1
     assert len(caller.missed) == change.missed
+
+
+@pytest.mark.parametrize("opens", [0.0, 0.3, 0.5, 0.9])
+def test_nothing_is_said_twice_that_a_slow_worker_still_answers_while_another_opens(opens: float) -> None:
+    """All words of the greeting, and each frame's sound, are those of one worker that missed what the slow one did."""
+    greeting = " ".join(f"w{number}" for number in range(40))
+
+    async def scenario() -> Caller:
+        async with freezing(8, 4, engines=[SlowEngine(), TokenEngine(open_seconds=opens)]) as (_, _, calls):
+            return await Caller(greeting=greeting).call(calls, 120)
+
+    caller = virtual_time.run(scenario())
+    caller.check()
+    assert len(caller.changes) == 1
+
+
+@pytest.mark.parametrize("after", [0.0, 0.2])
+def test_a_slow_worker_whose_call_nobody_opened_after_all_goes_on_with_each_frame(after: float) -> None:
+    asked: list[int] = []
+
+    class RefusingEngine(TokenEngine):
+        async def resume(self, request: SessionRequest, history: History) -> TokenSession:
+            assert request.resume is not None
+            asked.append(request.resume.missed)
+            await asyncio.sleep(after)
+            raise ZeroDivisionError("a fault of the engine")
+
+    async def scenario() -> Caller:
+        async with freezing(8, 4, engines=[SlowEngine(until=42), RefusingEngine()]) as (_, _, calls):
+            return await Caller(greeting=" ".join(f"w{number}" for number in range(40))).call(calls, 90)
+
+    caller = virtual_time.run(scenario())
+    caller.check()
+    assert asked == [16]
+    assert not caller.changes
+    assert not caller.missed
 
 
 def test_a_call_does_not_go_round_among_workers_that_are_all_too_slow() -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,9 +45,14 @@ def feed(consent: Consent, outputs: Sequence[AgentText | CallerText | Flush]) ->
     return [kept for output in outputs for kept in consent.admit(output)]
 
 
+def played(consent: Consent, frame: int) -> bool:
+    """So many frames were handed to a line that plays them at once; whether the consent line was then heard."""
+    return consent.handed_over(frame) and consent.played(frame)
+
+
 def heard_at(consent: Consent, frames: int) -> int | None:
     """The frame with which the line had been heard; all outputs came before."""
-    return next((frame for frame in range(frames) if consent.played(frame)), None)
+    return next((frame for frame in range(frames) if played(consent, frame)), None)
 
 
 def test_the_line_is_heard_when_its_last_word_has_been_played() -> None:
@@ -57,7 +63,7 @@ def test_the_line_is_heard_when_its_last_word_has_been_played() -> None:
     assert frame is not None
     assert 34 * 0.08 + 0.32 + 0.1 <= frame * 0.08 < 34 * 0.08 + 0.32 + 0.2
     assert consent.heard_at == pytest.approx(frame * 0.08)
-    assert not consent.played(frame + 1), "it is told once"
+    assert not consent.handed_over(frame + 1), "it is told once"
 
 
 def test_pieces_of_words_and_other_punctuation_are_the_same_line() -> None:
@@ -122,11 +128,26 @@ def test_a_flush_after_the_line_takes_nothing_back() -> None:
     assert consent.released() == [AgentText(30, " Hello"), Flush(31)]
 
 
+@pytest.mark.parametrize("until", [28, 32])
+def test_a_flush_that_drops_the_last_word_from_the_line_leaves_it_unheard(until: int) -> None:
+    """It ends at 2.16 s. At 2.24 s it may have been handed over just now; at 2.56 s the line has not told yet."""
+    consent = Consent(LINE, FRAME_SECONDS)
+    feed(consent, [*spoken(LINE), AgentText(27, " Hello")])
+    asked = [frame for frame in range(until) if consent.handed_over(frame)]
+    feed(consent, [Flush(until - 1)])
+    assert asked == ([29] if until == 32 else [])
+    consent.not_played()
+    assert heard_at(consent, 100) is None
+    assert consent.released() == []
+    feed(consent, spoken(LINE, at=110))
+    assert heard_at(consent, 200) is not None
+
+
 def lose(consent: Consent, first: int, frames: int) -> None:
     """Nobody answers so many frames from `first` on: the caller hears silence."""
     for frame in range(first, first + frames):
         consent.lost(frame)
-        assert not consent.played(frame + 1)
+        assert not consent.handed_over(frame + 1)
 
 
 @pytest.mark.parametrize("place", range(7))
@@ -224,7 +245,7 @@ def test_the_line_is_never_heard_before_its_last_word_was_played(steps: list[tup
     for wait, what in steps:
         for _ in range(wait):
             frame += 1
-            if consent.played(frame):
+            if played(consent, frame):
                 said = [word.text for word in consent._words]
                 place = next(place for place in range(len(said)) if said[place : place + 3] == words[:3])
                 whole = consent._words[place : place + 3]
@@ -257,11 +278,15 @@ class LostSession(ScriptedSession):
 
 
 def held_call(
-    script: dict[int, list[Output]], folder: Path, seconds: float = 8.0, gap: tuple[int, int] | None = None
+    script: dict[int, list[Output]],
+    folder: Path,
+    seconds: float = 8.0,
+    gap: tuple[int, int] | None = None,
+    **line: Any,
 ) -> tuple[Call, list[Utterance]]:
     """A call with a consent line on a line that also presses keys at 0.5 s and 6 s."""
     told: list[Utterance] = []
-    leg = MemoryLeg(seconds=seconds)
+    leg = MemoryLeg(seconds=seconds, **line)
     plan = CallPlan("bank", "abc123", SessionRequest("c1"), consent=LINE)
     engine = ScriptedEngine(script)
     if gap is not None:
@@ -296,6 +321,34 @@ def test_a_call_is_kept_from_the_moment_the_line_was_heard(tmp_path: Path) -> No
     assert 2.32 + 0.32 + 0.1 <= start < 2.9
     assert not right[: int(start * 8_000)].any()
     assert np.abs(left[int(start * 8_000) + 10 :]).min() > 0
+
+
+@pytest.mark.parametrize("holds", [0.3, 1.0])
+def test_a_line_that_is_late_with_the_last_word_is_recorded_only_once_it_has_played_it(
+    holds: float, tmp_path: Path
+) -> None:
+    script: dict[int, list[Output]] = {word.index: [word] for word in spoken(LINE, at=5)}
+    script |= {word.index: [word] for word in spoken("How can I help?", at=36)}
+    call, _ = held_call(script, tmp_path, holds=holds)
+    left, _ = samples(tmp_path / "call.wav")
+    # The last word's end is handed over at 2.64 s, and counts 0.1 s later.
+    assert 2.74 + holds <= int(np.argmax(np.abs(left) > 0)) / 8_000 < 2.9 + holds
+    assert [utterance.text for utterance in call.transcript.utterances()] == ["How can I help?", "[keypad 5]"]
+
+
+def test_of_a_call_whose_line_never_tells_that_it_played_the_last_word_nothing_is_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "silent"
+    script: dict[int, list[Output]] = {word.index: [word] for word in spoken(LINE, at=5)}
+    call, told = held_call(script, folder, never_drains=True)
+    assert (call.transcript.utterances(), told, folder.exists()) == ([], [], False)
+
+
+def test_a_caller_who_interrupts_while_the_line_still_holds_the_last_word_has_not_heard_it(tmp_path: Path) -> None:
+    folder = tmp_path / "cut"
+    script: dict[int, list[Output]] = {word.index: [word] for word in spoken(LINE, at=5)}
+    script[36] = [Flush(35)]
+    call, told = held_call(script, folder, holds=0.5)
+    assert (call.transcript.utterances(), told, folder.exists()) == ([], [], False)
 
 
 def test_a_call_whose_line_is_cut_off_leaves_nothing_and_asks_for_it_again(

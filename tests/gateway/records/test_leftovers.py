@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from gateway.records.erasure import Eraser
 from gateway.records.files import Records
 from gateway.records.leftovers import Leftovers
 from gateway.records.portion import Portion
+from gateway.records.sound import SoundUnavailable
 from gateway.records.tables import audit
 from gateway.records.unfiled import Unfiled
 from tests.gateway.records.made_up import all_of, end, start
@@ -115,6 +117,34 @@ async def test_of_an_erased_call_nothing_waits_to_be_filed(database: Database, t
     Unfiled(folder).keep(Portion(begun, True, end=end(begun)))
     assert await job(database, folder).delete() == ["caller"]
     assert left(folder) == []
+
+
+async def test_sound_of_an_erased_call_that_has_moved_goes_from_the_bucket(database: Database, tmp_path: Path) -> None:
+    folder, bucket = tmp_path / "mine", {"calls/caller/call.opus", "calls/kept/call.wav"}
+    await deleted_elsewhere(database, folder)
+
+    async def in_bucket(name: str, files_on: str) -> dict[str, Any]:
+        places = ["bucket"] if name in bucket else []
+        bucket.discard(name)
+        return {"name": name, "places": places}
+
+    here = Leftovers(database, Records(folder), Unfiled(folder), recordings=in_bucket)
+    assert sorted(await here.delete()) == ["all", "caller", "sound", "text"]
+    assert bucket == {"calls/kept/call.wav"}
+    proofs = [row["detail"].get("recordings") for row in await all_of(database, audit) if row["call_id"] == "caller"]
+    assert proofs == [None, [{"name": "calls/caller/call.opus", "places": ["bucket"]}]]
+
+
+async def test_a_bucket_that_fails_keeps_what_tells_that_something_is_left(database: Database, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    await deleted_elsewhere(database, folder, ["caller"])
+
+    async def away(name: str, files_on: str) -> dict[str, Any]:
+        raise SoundUnavailable("the bucket is away")
+
+    before = left(folder)
+    assert await Leftovers(database, Records(folder), Unfiled(folder), recordings=away).delete() == []
+    assert left(folder) == before
 
 
 async def test_one_that_cannot_be_deleted_stops_no_other(

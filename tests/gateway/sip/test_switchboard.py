@@ -149,6 +149,27 @@ async def test_a_hole_in_what_an_agent_says_is_its_own_calls_and_not_the_next_on
         assert after.lost == 0, "the next agent had not begun to speak"
 
 
+async def test_what_left_was_heard_whatever_was_said_since_and_what_was_flushed_was_not() -> None:
+    async with asyncio.timeout(20), gateway() as (desk, port), phone() as caller:
+        await caller.dial(port)
+        leg = await desk.legs.get()
+        rtp = leg.line.rtp
+        rtp._ticker.remove(rtp)
+        await leg.play(TONE[:1_280])
+        draining = asyncio.create_task(leg.drain(20))
+        await asyncio.sleep(0)
+        await leg.play(TONE[:1_280])
+        for _ in range(CUSHION + 3):
+            rtp.send_due(0.0)
+        assert not await leg.drain(0.01)
+        rtp.send_due(0.0)
+        assert await draining
+        draining = asyncio.create_task(leg.drain(20))
+        await asyncio.sleep(0)
+        await leg.flush()
+        assert not await draining
+
+
 async def test_a_call_whose_sound_breaks_is_over_at_once_and_by_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(now: float) -> None:
         raise ZeroDivisionError

@@ -272,6 +272,36 @@ async def test_drain_sends_the_rest_and_waits_for_the_mark() -> None:
         assert drained[0] >= returned
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+async def test_what_was_played_was_heard_unless_a_flush_dropped_it(interrupted: bool) -> None:
+    heard: list[bool] = []
+    marked = asyncio.Event()
+
+    async def run(leg: TwilioLeg) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(listen(leg))
+            await leg.play(TONE)
+            draining = tasks.create_task(leg.drain(TIMEOUT))
+            await marked.wait()
+            if interrupted:
+                await leg.flush()
+            else:
+                await leg.play(TONE)
+            heard.append(await draining)
+            await leg.hangup("agent_goodbye")
+
+    async with call(run) as phone:
+        assert isinstance(await phone.receive(), Played)
+        mark = await phone.receive()
+        assert isinstance(mark, Marked)
+        marked.set()
+        assert await phone.receive() == (Cleared() if interrupted else Played(encode_ulaw(TONE)))
+        # Of what it was told to drop Twilio returns the marks, too.
+        await phone.send(phone.line.mark(mark.name))
+        assert await phone.closed() == (1000, "agent_goodbye")
+    assert heard == [not interrupted]
+
+
 @pytest.mark.parametrize("ending", ["timeout", "stop", "close"])
 async def test_drain_never_hangs(ending: str) -> None:
     async def run(leg: TwilioLeg) -> None:
