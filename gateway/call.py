@@ -82,6 +82,8 @@ class CallCounters:
     agent_frames_late: int = 0
     """Agent frames that the engine, where it does, says came late, and those that it owed for longer at the end."""
     deadline_misses: int = 0
+    caller_unheard_after: float | None = None
+    """Seconds of the call from which on its caller may not be written down; see `Session.unheard`."""
 
     def seconds(self) -> float:
         """How long the call has lasted, from answer."""
@@ -227,6 +229,7 @@ class Call:
             async for text in self._session.last_words():
                 self._note(text)
             if (after := self._session.unheard) is not None:
+                self.counters.caller_unheard_after = round(after, 2)
                 self._event("unheard", after=round(after, 2))
 
     async def _close_records(self) -> None:

@@ -43,6 +43,8 @@ class CallMetrics:
     """
     deadline_misses: int = 0
     """Ticks of the call's clock, of 80 ms, that were over 20 ms late."""
+    caller_unheard_after: float | None = None
+    """Seconds of the call from which on its caller may not be written down, for the worker was lost; None: all was."""
 
 
 @dataclass(frozen=True, slots=True)

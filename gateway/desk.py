@@ -305,5 +305,6 @@ def _record(call: Call, redacted: list[Utterance] | None, started_at: datetime) 
             agent_frames_lost=counters.agent_frames_lost,
             agent_frames_late=counters.agent_frames_late,
             deadline_misses=counters.deadline_misses,
+            caller_unheard_after=counters.caller_unheard_after,
         ),
     )

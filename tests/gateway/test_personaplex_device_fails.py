@@ -77,4 +77,6 @@ async def test_where_no_engine_starts_again_the_call_is_sent_to_its_personas_fal
         assert gateway.get("/readyz").status_code == 503
         assert gateway.log.read_text().count(SAID) >= 2
         assert gateway.stop() == 0
-        assert transcript(gateway)["end_reason"] == "worker_lost"
+        document = transcript(gateway)
+    assert document["end_reason"] == "worker_lost"
+    assert 0 <= document["metrics"]["caller_unheard_after"] <= report.duration

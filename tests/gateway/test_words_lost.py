@@ -35,14 +35,13 @@ def called(
             if back is not None:
                 loop.call_later(LOST + back, revive, worker)
             leg = MemoryLeg(14.0)
-            reason = await Call(leg, calls, CallPlan("p", "v", SessionRequest("c1")), None, told).run()
+            call = Call(leg, calls, CallPlan("p", "v", SessionRequest("c1")), None, told)
+            reason = await call.run()
             leg.on_digit = None
         said = {one.number: one.text for one in told.utterances if one.speaker == "caller"}
-        return (
-            reason,
-            " ".join(said.values()).split(),
-            [data["after"] for _, kind, data in told.events if kind == "unheard"],
-        )
+        missing = [data["after"] for _, kind, data in told.events if kind == "unheard"]
+        assert [call.counters.caller_unheard_after] == (missing or [None])
+        return reason, " ".join(said.values()).split(), missing
 
     return virtual_time.run(scenario())
 
