@@ -39,12 +39,6 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.freeze()
 
 
-def pytest_runtest_setup() -> None:
-    """The benchmarks give back what is frozen."""
-    if gc.get_freeze_count() == 0:
-        gc.freeze()
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The order in which workers that share the tests begin files: long ones, and then those of many tests."""
     count = Counter(item.path for item in items)
@@ -57,6 +51,29 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     report = yield
     report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
     return report
+
+
+@pytest.fixture(scope="session")
+def thaws() -> Iterator[list[bool]]:
+    """Has one more when what is frozen has been given back; to ask how much is frozen takes long."""
+    thaw, seen = gc.unfreeze, list[bool]()
+
+    def unfreeze() -> None:
+        thaw()
+        seen.append(True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "unfreeze", unfreeze)
+        yield seen
+
+
+@pytest.fixture(autouse=True)
+def _frozen_again(thaws: list[bool]) -> Iterator[None]:
+    """The benchmarks give it back, as they should."""
+    yield
+    if thaws:
+        thaws.clear()
+        gc.freeze()
 
 
 @pytest.fixture
