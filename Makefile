@@ -28,9 +28,9 @@ test: $(VENV)/.test
 	@sh deploy/install_sip_peers.sh
 	@$(MAKE) --no-print-directory -j2 lint unit
 
-# Two at a time; those of one file follow each other, and share what it made.
+# Two at a time; those of one file follow each other, and share what it made. The order is that of tests/conftest.py.
 unit: $(VENV)/.test
-	$(PYTHON) -m pytest -n 2 --dist loadfile -m "not long"
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
 
 test-sip: $(VENV)/.test
 	@sh deploy/install_sip_peers.sh

@@ -38,14 +38,20 @@ def postgres_server() -> Iterator[Any]:
                     os.kill(pid, signal.SIGQUIT)
 
 
-def postgres_url(server: Any) -> str:
-    """The URL of a new, empty database of the server, and gone with it."""
-    name = f"t{uuid.uuid4().hex[:12]}"
-    server.psql(f"create database {name}")
+def postgres_url(server: Any, template: str = "template1", name: str = "") -> str:
+    """The URL of a new database of the server, a copy of the template, which is empty, and gone with it."""
+    name = name or f"t{uuid.uuid4().hex[:12]}"
+    # Else the copy is written to the log as well, page by page.
+    server.psql(f"create database {name} template {template} strategy file_copy")
     url: str = server.get_uri(name)
     return url
 
 
 def sqlite_url(folder: Path) -> str:
     """The URL of a new, empty database in the folder."""
-    return f"sqlite:///{folder}/callplex.sqlite3"
+    return f"sqlite:///{sqlite_file(folder)}"
+
+
+def sqlite_file(folder: Path) -> Path:
+    """Where that lies."""
+    return folder / "callplex.sqlite3"
