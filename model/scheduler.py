@@ -44,8 +44,6 @@ _FULLER = 1.25
 """A step at a tick that many callers come to, by the mean."""
 _TIGHT = 0.95 * FRAME
 """Seconds after which an answer is in danger: more than `LATEST`, so that one of a step begun a little late is not."""
-_LITTLE = 0.25
-"""Of the time between two ticks: so much sooner than its tick a frame may come that its caller's last one missed."""
 _ROUNDING = 1e-9
 
 
@@ -113,8 +111,8 @@ class _Slot:
     waiting: deque[Frame] = field(default_factory=deque)
     hold: float | None = None
     """Seconds that its frames wait beyond their tick; None before the first frame."""
-    phase: float = math.nan
-    """When in the frame it is stepped, seconds below 0.08; nan before its first frame."""
+    phase: float = 0.0
+    """When in the frame it is stepped, seconds below 0.08."""
     expected: float = -math.inf
     """When the next caller frame is."""
     account: Account = field(default_factory=Account)
@@ -205,7 +203,7 @@ class Scheduler:
         state.next_in = index + 1
         if state.hold is None:
             state.hold = self._choose_hold(came)
-        state.phase = self._due(state, came) % FRAME
+        state.phase = (self._tick_after(came) + self._held(state, came)) % FRAME
 
     def due(self, now: float) -> list[Frame]:
         """The frames to step now, at most one a slot, those that wait longest first. They leave their queues."""
@@ -271,7 +269,7 @@ class Scheduler:
     def _waiting(self) -> list[_Waiting]:
         """The first frame that waits of each call. One that waited behind another is held no longer."""
         return [
-            _Waiting(self._due(state, frame.arrived), frame)
+            _Waiting(self._tick_after(frame.arrived) + self._held(state, frame.arrived), frame)
             for state in self._open.values()
             if state.waiting and (frame := state.waiting[0])
         ]
@@ -314,20 +312,6 @@ class Scheduler:
                 done += cost_of(self._costs, len(part))
                 waits.append(done - min(frame.wanted for frame in part))
         return max(waits)
-
-    def _due(self, state: _Slot, arrived: float) -> float:
-        """The tick at which a frame is stepped.
-
-        One that comes a little before a tick which its caller's last one missed is stepped when that was, if it can
-        wait for so long: a caller whose frames come about a tick would else be answered now sooner and now later.
-        """
-        spacing, first = self._spacing(), self._tick_after(arrived)
-        held = self._held(state, arrived)
-        later = held + spacing
-        missed = _apart((first + later) % FRAME, state.phase) < spacing / 2
-        if missed and first - arrived <= _LITTLE * spacing and later <= self._most_hold(arrived):
-            return first + later
-        return first + held
 
     def _held(self, state: _Slot, arrived: float) -> float:
         """A whole number of the ticks now in use, within the deadline: others may have been when it was chosen."""

@@ -121,9 +121,9 @@ def test_nobody_is_late_while_the_clocks_of_three_gateways_drift_through_each_ot
     assert scheduler.late == 0
 
 
-def opened(calls: int, ticks: int = 2) -> Scheduler:
+def opened(calls: int) -> Scheduler:
     """So many calls, on a device as fast as an H200, that have each had one frame at 1.001 s, just after a tick."""
-    assert pace(calls, costs_of(calls)).ticks == ticks
+    assert pace(calls, costs_of(calls)).ticks == 2
     scheduler = Scheduler(calls, costs=costs_of(calls))
     for _ in range(calls):
         scheduler.open(0.0)
@@ -157,24 +157,6 @@ def test_a_group_no_fuller_than_reckoned_with_waits_for_its_tick() -> None:
     scheduler = opened(128)
     push(scheduler, range(64), 1, 1.081)
     assert scheduler.next_due() == pytest.approx(1.12)
-
-
-def test_a_caller_whose_frames_come_about_a_tick_is_answered_at_the_same_time_in_each_frame() -> None:
-    """With 64 calls a tick is 20 ms."""
-    scheduler = opened(64, ticks=4)
-    for frame, came in enumerate((1.079, 1.161, 1.2395, 1.321, 1.396), start=1):
-        scheduler.push(0, frame, b"", came)
-        assert scheduler.next_due() == pytest.approx(1.02 + frame * FRAME), "though it may come before the tick at 1.0"
-        assert slots_of(scheduler.due(1.02 + frame * FRAME)) == {0}
-    scheduler.push(0, 6, b"", 1.474)
-    assert scheduler.next_due() == pytest.approx(1.48), "one that comes much sooner than that tick is not held"
-
-
-def test_nobody_waits_for_the_tick_of_the_last_frame_if_that_would_be_too_long() -> None:
-    """With 128 calls a tick is 40 ms, and a step at one that many come to 33."""
-    scheduler = opened(128)
-    scheduler.push(0, 1, b"", 1.0795)
-    assert scheduler.next_due() == pytest.approx(1.08)
 
 
 def test_those_who_came_first_are_stepped_first_where_one_step_for_all_would_make_them_late() -> None:
