@@ -233,7 +233,6 @@ class WorkerServer:
             ("active_sessions", "gauge", self.slots.active),
             ("capacity", "gauge", self.slots.capacity),
             ("free", "gauge", self._free),
-            ("draining", "gauge", int(self.slots.draining.is_set())),
             ("sessions_total", "counter", counts.sessions),
             ("refused_total", "counter", counts.refused),
             ("failed_total", "counter", counts.failed),

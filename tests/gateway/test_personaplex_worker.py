@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 from contextlib import AsyncExitStack
-from functools import partial
 from pathlib import Path
 
 import httpx
@@ -83,7 +82,13 @@ async def test_a_call_outlives_its_worker(tmp_path: Path) -> None:
         )
         pool = await stack.enter_async_context(pool_of(first, second))
         unbroken = Caller(seed=3)
-        lost = Caller(seed=3, actions={20: partial(first.signal, signal.SIGKILL)})
+        lost = Caller(seed=3)
+
+        def kill() -> None:
+            first.signal(signal.SIGKILL)
+            lost.held = None
+
+        lost.actions[20] = kill
         for caller in (unbroken, lost):
             caller.held = caller.answered
         whole, columns = await asyncio.gather(talk(pool, unbroken, 18), talk(pool, lost, 36))
