@@ -98,7 +98,28 @@ async def test_a_name_that_stands_for_ipv4_only_is_reached_where_both_are_spoken
         assert (await trunk.receive()).startswith("OPTIONS")
     async with endpoint(listen="udp:[::1]:0") as opened:
         with pytest.raises(OSError, match=r"only IPv6 is listened on.*listen on \[::\]"):
-            await opened.resolve("127.1")
+            await opened.resolve(Addr("127.1", 5060))
+
+
+async def test_with_listeners_of_both_kinds_a_name_is_what_its_transport_can_reach(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    everywhere = [(socket.AF_INET6, "2001:db8::9"), (socket.AF_INET, "192.0.2.9")]
+
+    async def look_up(host: str, port: None, *, family: int, **hints: int) -> list[tuple[object, ...]]:
+        known = everywhere[1:] if host == "old.example.com" else everywhere
+        return [
+            (kind, hints["type"], 17, "", (address, 0)) for kind, address in known if family in (kind, socket.AF_UNSPEC)
+        ]
+
+    async with endpoint(listen="udp:127.0.0.1:0,tcp:[::1]:0") as opened:
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
+        assert await opened.resolve_all("pbx.example.com") == {"192.0.2.9", "2001:db8::9"}
+        assert await opened.resolve(Addr("pbx.example.com", 5060, "udp")) == "192.0.2.9"
+        assert await opened.resolve(Addr("pbx.example.com", 5060, "tcp")) == "2001:db8::9"
+        assert await opened.resolve(Addr("old.example.com", 5060, "udp")) == "192.0.2.9"
+        with pytest.raises(OSError, match="only IPv6 is listened on over TCP"):
+            await opened.resolve(Addr("old.example.com", 5060, "tcp"))
 
 
 async def test_over_ipv6_we_name_ourselves_in_brackets() -> None:
