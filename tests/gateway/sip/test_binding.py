@@ -6,6 +6,7 @@ import asyncio
 import socket
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,12 +15,14 @@ from gateway.sip.endpoint import SipEndpoint
 from gateway.sip.events import Event, IncomingCall, Probed
 from gateway.sip.line import MediaRoom, SipLine
 from gateway.sip.message import Message, parse_message
+from gateway.sip.names import Names
 from gateway.sip.sdp import parse_sdp
 from gateway.sip.settings import SipSettings
 from gateway.sip.uri import Addr, Transport, parse_uri
 from tests.gateway.sip.endpoints import endpoint, peer
 from tests.gateway.sip.pair import ANSWER, SDP
 from tests.gateway.sip.script import ask
+from tests.gateway.sip.switchboards import gateway, phone
 
 pytestmark = pytest.mark.anyio
 
@@ -99,6 +102,57 @@ async def test_a_name_that_stands_for_ipv4_only_is_reached_where_both_are_spoken
     async with endpoint(listen="udp:[::1]:0") as opened:
         with pytest.raises(OSError, match=r"only IPv6 is listened on.*listen on \[::\]"):
             await opened.resolve(Addr("127.1", 5060))
+
+
+def own_over_ipv6_leads_nowhere(family: socket.AddressFamily, far: str) -> str:
+    return "127.0.0.1" if family == socket.AF_INET else "2001:db8::7"
+
+
+async def test_whom_a_caller_is_connected_to_by_name_is_told_an_address_of_its_own_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first call there since the start, and no trunk's."""
+    monkeypatch.setattr("gateway.sip.binding._own_address", own_over_ipv6_leads_nowhere)
+    async with asyncio.timeout(20), phone(manner="rings") as person:
+        invited: asyncio.Queue[IncomingCall] = asyncio.Queue()
+        take = person.endpoint.on_event
+
+        def note(event: Event) -> None:
+            if isinstance(event, IncomingCall):
+                invited.put_nowait(event)
+            take(event)
+
+        person.endpoint.on_event = note
+        both: dict[str, Any] = {"listen": "udp:[::]:0", "allow": "127.0.0.1"}
+        there = f"sip:{{number}}@127.1:{person.endpoint.addresses['udp'][1]}"
+        async with gateway(transfers=True, dial=there, **both) as (_, port), phone() as caller:
+            await caller.dial(port)
+            invite = await invited.get()
+            assert invite.from_.uri.host == "127.0.0.1"
+            assert parse_sdp(invite.offer or b"").media[0].host == "127.0.0.1"
+
+
+async def test_a_registrar_is_told_an_address_of_its_own_kind_though_its_name_was_not_found_at_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.sip.binding._own_address", own_over_ipv6_leads_nowhere)
+    monkeypatch.setattr("gateway.sip.registration.BACKOFF", 0.02)
+    look_up, fails = Names._look_up, [True, True]
+
+    async def late(names: Names, host: str) -> list[str]:
+        if fails and fails.pop():
+            raise OSError(f"{host} is not known yet")
+        return await look_up(names, host)
+
+    monkeypatch.setattr(Names, "_look_up", late)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as registrar:
+        registrar.setblocking(False)
+        registrar.bind(("127.0.0.1", 0))
+        trunk = {"name": "pbx", "registrar": f"sip:127.1:{registrar.getsockname()[1]}", "user": "gate"}
+        async with asyncio.timeout(20), gateway(listen="udp:[::]:0", allow="127.0.0.1", trunks=[trunk]):
+            asked = parse_message(await asyncio.get_running_loop().sock_recv(registrar, 65_536))
+            assert asked.contact is not None
+            assert (asked.contact.uri.host, asked.via.host) == ("127.0.0.1", "127.0.0.1")
 
 
 async def test_with_listeners_of_both_kinds_a_name_is_what_its_transport_can_reach(
