@@ -10,7 +10,7 @@ import ipaddress
 import socket
 from collections.abc import Mapping
 
-from gateway.sip.uri import TRANSPORTS, Addr, Transport, canonical, other_family
+from gateway.sip.uri import TRANSPORTS, Addr, Transport, canonical, is_address, other_family
 
 BELIEVED = 60.0
 """Seconds for which an address that was looked up is believed."""
@@ -35,7 +35,7 @@ class Names:
 
     def known(self, peer: Addr) -> str | None:
         """The address of a name that was looked up of late, or of an address, as everybody here writes it."""
-        if _is_address(peer.host):
+        if is_address(peer.host):
             return canonical(peer.host)
         until, found = self._found.get(peer.host, (0.0, []))
         if asyncio.get_running_loop().time() >= until:
@@ -73,7 +73,7 @@ class Names:
         except socket.gaierror as error:
             raise OSError(f"{host} has no address we could reach ({error.strerror}){_hint(family)}") from None
         found = sorted((str(entry[4][0]) for entry in entries), key=lambda one: other_family(one, self._public))
-        if not _is_address(host):
+        if not is_address(host):
             self._found[host] = (loop.time() + BELIEVED, found)
         return found
 
@@ -96,11 +96,3 @@ def _hint(kind: socket.AddressFamily, over: str = "") -> str:
         return ""
     spoken, other = ("IPv4", "IPv6") if kind == socket.AF_INET else ("IPv6", "IPv4")
     return f"; only {spoken} is listened on{over}: if that peer is reached over {other}, listen on [::], which is both"
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

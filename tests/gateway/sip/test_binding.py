@@ -12,7 +12,7 @@ import pytest
 
 from gateway.sip.binding import SipUnavailable
 from gateway.sip.endpoint import SipEndpoint
-from gateway.sip.events import Event, IncomingCall, Probed
+from gateway.sip.events import Established, Event, IncomingCall, Probed
 from gateway.sip.line import MediaRoom, SipLine
 from gateway.sip.message import Message, parse_message
 from gateway.sip.names import Names
@@ -130,6 +130,36 @@ async def test_whom_a_caller_is_connected_to_by_name_is_told_an_address_of_its_o
             invite = await invited.get()
             assert invite.from_.uri.host == "127.0.0.1"
             assert parse_sdp(invite.offer or b"").media[0].host == "127.0.0.1"
+
+
+async def test_inside_a_call_a_peer_whose_contact_is_a_name_goes_on_being_told_an_address_of_its_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A refresh of ours says anew where we are; nobody looked that name up before."""
+    monkeypatch.setattr("gateway.sip.binding._own_address", own_over_ipv6_leads_nowhere)
+    async with endpoint(listen="udp:[::]:0", allow="127.0.0.1") as opened, peer(opened) as caller:
+        up: asyncio.Queue[Established] = asyncio.Queue()
+
+        def take(event: Event) -> None:
+            if isinstance(event, IncomingCall):
+                opened.core.answer(event.call, ANSWER, opened.now())
+            elif isinstance(event, Established):
+                up.put_nowait(event)
+
+        opened.on_event = take
+        contact = f"Contact: <sip:ann@127.1:{caller.port}>"
+        caller.send(ask("INVITE", contact, via="SIP/2.0/UDP 127.0.0.1:9;rport", body=SDP))
+        while not (answer := await caller.receive()).startswith("SIP/2.0 200 OK"):
+            pass
+        caller.send(ask("ACK", to_tag=parse_message(answer.encode()).to.tag, branch="z9hG4bKack"))
+        async with asyncio.timeout(5):
+            assert opened.core.reinvite((await up.get()).call, ANSWER, opened.now())
+        opened.pump()
+        while not (request := await caller.receive()).startswith("INVITE"):
+            assert request.startswith("SIP/2.0 200 OK"), "the answer may be repeated"
+        again = parse_message(request.encode()).contact
+        assert again is not None
+        assert again.uri.host == "127.0.0.1"
 
 
 async def test_a_registrar_is_told_an_address_of_its_own_kind_though_its_name_was_not_found_at_first(
