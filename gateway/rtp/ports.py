@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from contextlib import suppress
 
@@ -53,6 +54,10 @@ class PortRange:
     def _open(self, port: int) -> socket.socket | None:
         opened = socket.socket(self._family, socket.SOCK_DGRAM)
         try:
+            if self._family == socket.AF_INET6:
+                # Left to itself it would depend on the system whether IPv4 comes in on [::], as signalling does.
+                alone = not ipaddress.ip_address(self.host).is_unspecified
+                opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, alone)
             opened.bind((self.host, port))
         except OSError:
             opened.close()

@@ -7,6 +7,7 @@ callee's side sends sound, which then is what the caller hears. Knows nothing of
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from gateway.audio import LINE_FRAME_SAMPLES, LINE_RATE
@@ -18,6 +19,9 @@ from gateway.sip.line import MediaRoom, SipLine
 from gateway.sip.tones import RINGING, Tone, tone_frame
 from gateway.sip.uri import Addr, Uri, address_of, bracketed
 
+log = logging.getLogger(__name__)
+
+UNREACHABLE = "it cannot be reached"
 RING_SECONDS = 40.0
 """How long somebody may let it ring: eight bursts of the tone. A mailbox mostly answers sooner."""
 FRAME = LINE_FRAME_SAMPLES / LINE_RATE
@@ -39,9 +43,17 @@ class Bridge:
         Empty: they were connected, or the caller has gone. Else why they were not, in a few words.
         """
         try:
-            callee = self._dial(target, trunk, number)
+            way = self._way(target, trunk)
+            # Only a peer whose address is known is told one of ours that it can reach.
+            await self._caller.endpoint.resolve(way)
+            if self._caller.over.is_set():
+                return ""
+            callee = self._dial(target, way, trunk, number)
         except (PortsExhausted, SipError) as error:
             return str(error)
+        except OSError as error:
+            log.warning("%s cannot be looked up: %s", way.host, str(error) or "no answer in time")
+            return UNREACHABLE
         self._join(callee)
         try:
             if why := await self._answered(callee):
@@ -51,9 +63,8 @@ class Bridge:
         finally:
             callee.hangup()
 
-    def _dial(self, target: Uri, trunk: str | None, number: str) -> SipLine:
+    def _dial(self, target: Uri, way: Addr, trunk: str | None, number: str) -> SipLine:
         endpoint = self._caller.endpoint
-        way = self._way(target, trunk)
         callee = SipLine(endpoint, self._room, way)
         own = NameAddr(Uri("sip", number, host=bracketed(endpoint.told(way)[0])))
         try:
@@ -102,7 +113,7 @@ class Bridge:
         ended = callee.ended
         if ended is None or ended.reason is Ended.NO_ANSWER:
             return "nobody answered"
-        return f"{ended.code} {ended.text}".strip() if ended.code else "it cannot be reached"
+        return f"{ended.code} {ended.text}".strip() if ended.code else UNREACHABLE
 
 
 async def sound(line: SipLine, tone: Tone, wanted: Callable[[], bool]) -> None:

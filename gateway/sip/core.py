@@ -19,7 +19,7 @@ from gateway.sip.fields import NameAddr
 from gateway.sip.layer import TransactionLayer
 from gateway.sip.message import Request, Response, response_to
 from gateway.sip.transaction import ClientTransaction, Listener, ServerTransaction
-from gateway.sip.uri import Addr, Uri, bracketed
+from gateway.sip.uri import Addr, Uri, bracketed, is_address
 
 Fields = Iterable[tuple[str, str]]
 
@@ -128,7 +128,9 @@ class Core:
         fields = list(fields)
         for name, value in fields:
             request.headers.put(name, value)
-        self.complete(request, call.local.uri.user, hop)
+        # A name may never have been looked up; its messages come from an address.
+        peer = hop if is_address(hop.host) else hop._replace(host=call.dialog.flow.host)
+        self.complete(request, call.local.uri.user, peer)
         if content is not None:
             request.headers.add("Content-Type", content[0])
             request.body = content[1]

@@ -160,8 +160,11 @@ def _complaint(trunk: TrunkSettings, code: int, reason: str) -> tuple[str, bool]
 
 async def _ask(settings: SipSettings, trunk: TrunkSettings) -> tuple[int, str]:
     """The answer to a REGISTER that changes nothing, or to an OPTIONS, from a port of its own; 0 when none came."""
-    host = bracketed(settings.addresses[0].host)
-    values = {"listen": f"{host}:0", "allow": "127.0.0.1", "tls_ca": settings.tls_ca}
+    addr = trunk_from(trunk).addr
+    # As serve does: from where its transport is listened on, or else from the first listener.
+    own = settings.addresses
+    host = next((one.host for one in own if one.transport == addr.transport), own[0].host)
+    values = {"listen": f"{bracketed(host)}:0", "allow": "127.0.0.1", "tls_ca": settings.tls_ca}
     values["public_address"] = settings.public_address
     endpoint = SipEndpoint(SipSettings.model_validate(values), timing=Timing(t1=0.25))
     answered: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
@@ -173,7 +176,7 @@ async def _ask(settings: SipSettings, trunk: TrunkSettings) -> tuple[int, str]:
     endpoint.on_event = take
     await endpoint.open()
     try:
-        await endpoint.resolve_all(trunk_from(trunk).addr.host)
+        await endpoint.resolve_all(addr.host)
         if trunk.register_here:
             endpoint.core.check_registration(trunk_from(trunk), endpoint.now())
         else:

@@ -84,7 +84,7 @@ class SipEndpoint:
         except SipUnavailable:
             self._unbind()
             raise
-        self._names.reach_from((host for host, _ in self.addresses.values()), self.settings.public_address)
+        self._names.reach_from(self.addresses, self.settings.public_address)
         config = AgentConfig(
             addresses=self.places.first,
             told=self.told,
@@ -241,7 +241,7 @@ class SipEndpoint:
         self.pump()
 
     def _send(self, data: bytes, addr: Addr) -> None:
-        host = self._names.known(addr.host)
+        host = self._names.known(addr)
         if host is None:
             self._queue(data, addr, self._look_up)
             return
@@ -291,22 +291,23 @@ class SipEndpoint:
             self._send(data, addr)
 
     async def _look_up(self, addr: Addr) -> None:
-        await self.resolve(addr.host)
+        await self.resolve(addr)
 
-    async def resolve(self, host: str) -> str:
-        """The address of a name. Raises OSError when there is none."""
-        return await self._names.resolve(host)
+    async def resolve(self, peer: Addr) -> str:
+        """The address of a name, to be known before anything is written for it. Raises OSError when none is found."""
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            return await self._names.resolve(peer)
 
     async def resolve_all(self, host: str) -> set[str]:
         """Every address of a name, as it stands now. Raises OSError when there is none."""
         return await self._names.resolve_all(host)
 
     def told(self, peer: Addr) -> tuple[str, int]:
-        """Host and port of ours as this peer is told them."""
-        return self.places.told(self._names.last(peer.host), peer.transport)
+        """Host and port of ours as this peer is told them, of its kind of address if its name was looked up before."""
+        return self.places.told(self._names.last(peer), peer.transport)
 
     async def _connect(self, addr: Addr) -> None:
-        host = await self.resolve(addr.host)
+        host = await self.resolve(addr)
         tls = self._client_tls() if addr.transport == "tls" else None
         name = addr.host if tls is not None else None
         await self._loop.create_connection(

@@ -21,6 +21,9 @@ MAX_FIELDS = 200
 MAX_FIELD = 8_192
 """Characters of one field, folded lines together."""
 
+MIRRORED = ("Via", "From", "To", "Call-ID", "CSeq")
+"""What an answer has from its request (RFC 3261, section 8.2.6.2)."""
+
 VERSION = "SIP/2.0"
 
 COMPACT = {
@@ -55,7 +58,7 @@ REASONS = {
     423: "Interval Too Brief", 480: "Temporarily Unavailable", 481: "Call/Transaction Does Not Exist",
     482: "Loop Detected", 486: "Busy Here", 487: "Request Terminated", 488: "Not Acceptable Here",
     491: "Request Pending", 500: "Server Internal Error", 501: "Not Implemented", 503: "Service Unavailable",
-    505: "Version Not Supported", 600: "Busy Everywhere", 603: "Decline",
+    505: "Version Not Supported", 513: "Message Too Large", 600: "Busy Everywhere", 603: "Decline",
 }  # fmt: skip
 
 _LINE_END = re.compile(rb"\r\n|\n")
@@ -230,7 +233,7 @@ class Response(Message):
 def response_to(request: Request, code: int, tag: str = "", reason: str = "") -> Response:
     """The skeleton of an answer (RFC 3261, section 8.2.6.2); `tag` goes to a To that has none."""
     headers = Headers((name, value) for name, value in request.headers if name.lower() == "via")
-    for name in ("From", "To", "Call-ID", "CSeq"):
+    for name in MIRRORED[1:]:
         value = request.headers.first(name)
         if name == "To" and tag and value:
             value = _tagged(value, tag)
@@ -258,9 +261,11 @@ def parse_message(data: bytes, stream: bool = False) -> Request | Response:
     head, body = _cut(data.lstrip(b"\r\n"))
     text, encoding = _decode(head)
     first, *lines = text.split("\n")
-    headers = Headers(_fields(lines))
+    headers, fault = _headers(lines)
     message = _start(first.replace("\r", " "), headers, encoding)
     try:
+        if fault is not None:
+            raise fault
         message.body = _body(headers, body, stream)
     except SipError as error:
         raise UnfitMessage(message, error) from None
@@ -290,8 +295,24 @@ def _decode(head: bytes) -> tuple[str, str]:
         return head.decode("latin-1"), "latin-1"
 
 
-def _fields(lines: list[str]) -> Iterator[tuple[str, str]]:
-    """Unfold, split at the colon, and give short names their long form."""
+def _headers(lines: list[str]) -> tuple[Headers, SipError | None]:
+    """The fields; without one that is too long, which is the fault that its sender can then be told.
+
+    Raises SipError where an answer would need that one: with a Via passed over, the next one's host would get it.
+    """
+    fields = list(_fields(lines))
+    headers = Headers((name, value) for name, value, fits in fields if fits)
+    too_long = {name.lower() for name, _, fits in fields if not fits}
+    if not too_long:
+        return headers, None
+    fault = SipError(f"a header field is longer than {MAX_FIELD} characters", 513)
+    if any(name.lower() in too_long or name not in headers for name in MIRRORED):
+        raise fault
+    return headers, fault
+
+
+def _fields(lines: list[str]) -> Iterator[tuple[str, str, bool]]:
+    """Unfold, split at the colon, and give short names their long form; whether each is within our limit."""
     unfolded: list[list[str]] = []
     for line in lines:
         line = line.replace("\r", " ")
@@ -304,13 +325,11 @@ def _fields(lines: list[str]) -> Iterator[tuple[str, str]]:
             if len(unfolded) > MAX_FIELDS:
                 raise SipError(f"the message has more than {MAX_FIELDS} header fields")
     for parts in unfolded:
-        if sum(map(len, parts)) > MAX_FIELD:
-            raise SipError(f"a header field is longer than {MAX_FIELD} characters")
         name, colon, value = " ".join(parts).partition(":")
         name = name.rstrip(" \t")
         if not colon or not _NAME.match(name):
             raise SipError("a header field has no name")
-        yield COMPACT.get(name.lower(), name), value.strip()
+        yield COMPACT.get(name.lower(), name), value.strip(), sum(map(len, parts)) <= MAX_FIELD
 
 
 def _start(line: str, headers: Headers, encoding: str) -> Request | Response:

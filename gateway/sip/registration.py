@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gateway.sip.chance import Chance
 from gateway.sip.core import MAX_CHALLENGES, Core
 from gateway.sip.dialog import MAX_FORWARDS
 from gateway.sip.digest import ClientDigest
@@ -167,9 +168,8 @@ class Registration:
         if self._leaving:
             self._tell(response, 0.0)
             return
-        longest = min(BACKOFF * 2.0 ** min(self._failures, 10), MAX_BACKOFF)
+        wait = backoff(self._failures, self._core.chance)
         self._failures += 1
-        wait = longest * self._core.chance.between(0.5, 1.0)
         asked = parse_number(response.headers.first("Retry-After").partition(";")[0].partition("(")[0])
         wait = min(max(wait, float(asked or 0)), 2 * MAX_BACKOFF)
         self._again(wait, now)
@@ -185,6 +185,11 @@ class Registration:
                 self.trunk.name, self.registered, response.code, response.reason, wait, seen_as(response, self.trunk)
             )
         )
+
+
+def backoff(failures: int, chance: Chance) -> float:
+    """Seconds to the next try, after so many that failed before the last one did."""
+    return min(BACKOFF * 2.0 ** min(failures, 10), MAX_BACKOFF) * chance.between(0.5, 1.0)
 
 
 def seen_as(response: Response, trunk: Trunk) -> Addr | None:

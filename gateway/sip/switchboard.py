@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from typing import Literal, Protocol
 
 from gateway.leg import CallInfo, CallLeg
 from gateway.rtp.ports import PortsExhausted
 from gateway.sip.bridge import Bridge
 from gateway.sip.call import CallState, SipCall
+from gateway.sip.chance import Chance
 from gateway.sip.dialog import same_host
 from gateway.sip.endpoint import SipEndpoint
 from gateway.sip.errors import SipError
@@ -36,7 +39,7 @@ from gateway.sip.fields import parse_name_addr
 from gateway.sip.handover import Destination, Handover
 from gateway.sip.leg import BUSY, RETRY_AFTER, UNAVAILABLE, SipLeg
 from gateway.sip.line import MediaRoom, SipLine
-from gateway.sip.registration import Trunk
+from gateway.sip.registration import Trunk, backoff
 from gateway.sip.settings import SipSettings, TrunkSettings
 from gateway.sip.uri import Uri, address_of, bare_host, bracketed, parse_uri
 
@@ -147,14 +150,26 @@ class Switchboard:
         """Register with a trunk, and know its addresses as its name is looked up."""
         trunk = trunk_from(settings)
         await self._know(trunk)
+        self.endpoint.core.add_trunk(trunk)
+        self._joined.add(settings.name)
         if settings.register_here:
+            await self._find(trunk)
             self.endpoint.core.register(trunk, self.endpoint.now())
             self.endpoint.pump()
-        else:
-            self.endpoint.core.add_trunk(trunk)
-        self._joined.add(settings.name)
         while True:
             await asyncio.sleep(LOOK_AGAIN)
+            await self._know(trunk)
+
+    async def _find(self, trunk: Trunk) -> None:
+        """Until a trunk's name was looked up: before, it might be told an address of ours that it cannot reach."""
+        for failures in count():
+            try:
+                await self.endpoint.resolve(trunk.addr)
+                return
+            except OSError as error:
+                wait, why = backoff(failures, Chance(os.urandom)), str(error) or "no answer in time"
+                log.warning("trunk %s: not registered, tried again in %.0f s: %s", trunk.name, wait, why)
+            await asyncio.sleep(wait)
             await self._know(trunk)
 
     async def _know(self, trunk: Trunk) -> None:

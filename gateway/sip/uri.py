@@ -151,6 +151,15 @@ def canonical(host: str) -> str:
     return str(getattr(address, "ipv4_mapped", None) or address)
 
 
+def is_address(host: str) -> bool:
+    """Whether a host is an address and no name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def is_private(host: str) -> bool:
     """Whether a host is an address that only its own network can reach."""
     try:

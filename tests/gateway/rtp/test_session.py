@@ -177,6 +177,25 @@ def test_a_range_without_a_pair_is_refused(low: int, high: int) -> None:
         PortRange(HOST, low, high)
 
 
+class Alone(socket.socket):
+    """As where the system keeps IPv4 off sockets of IPv6: net.ipv6.bindv6only=1."""
+
+    def __init__(self, family: socket.AddressFamily, kind: socket.SocketKind) -> None:
+        super().__init__(family, kind)
+        if family == socket.AF_INET6:
+            self.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+
+
+@pytest.mark.parametrize(("host", "alone"), [("::", 0), ("::1", 1)])
+def test_sound_on_every_address_is_taken_over_ipv4_too_whatever_the_system_says(
+    host: str, alone: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.rtp.ports.socket.socket", Alone)
+    for one in free_range(1, host).bind():
+        with one:
+            assert one.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == alone
+
+
 def test_packets_that_wait_for_the_tick_are_timed_by_their_arrival() -> None:
     """Read late, together, from a socket: the kernel says that they came 20 ms apart, or more on a busy machine.
 

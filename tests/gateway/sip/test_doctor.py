@@ -84,6 +84,15 @@ def test_a_trunk_that_answers_and_one_that_does_not() -> None:
     assert "cannot be reached" in silent.detail
 
 
+def test_a_trunk_is_asked_from_where_its_transport_is_listened_on() -> None:
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as closed:
+        closed.bind(("::1", 0))
+        trunk = {"name": "far", "registrar": f"sip:[::1]:{closed.getsockname()[1]};transport=tcp", "register": False}
+        found = findings(listen="udp:127.0.0.1:0,tcp:[::1]:0", trunks=[trunk])["sip_trunk"]
+    assert not found.ok
+    assert "out of service (503)" in found.detail
+
+
 @pytest.mark.parametrize("host", ["127.1", "127.0.0.1"])
 def test_a_trunk_at_the_other_kind_of_address(host: str) -> None:
     """127.1 is a name to us, which the system knows as 127.0.0.1."""

@@ -57,6 +57,12 @@ async def test_a_scanner_hears_nothing_and_an_honest_peer_after_it_does() -> Non
         assert opened.drops.dropped == 1
 
 
+async def test_a_field_beyond_our_limit_is_no_reason_to_leave_a_caller_without_an_answer() -> None:
+    async with endpoint() as opened, peer(opened) as caller:
+        caller.send(options(more="X-Long: " + "x" * 9000 + "\r\n"))
+        assert (await caller.receive()).startswith("SIP/2.0 513 Message Too Large")
+
+
 async def test_without_a_password_nobody_gets_in_where_passwords_are_asked_for() -> None:
     async with endpoint(users={"bob": "secret"}) as opened, peer(opened) as caller:
         caller.send(options("1", method="INVITE", more="Contact: <sip:caller@127.0.0.1:9>\r\n"))

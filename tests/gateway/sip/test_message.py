@@ -116,6 +116,8 @@ def test_what_is_no_message_is_refused(data: bytes) -> None:
         ((b"l: 2", b"l: two"), 400),
         ((b"l: 2", b"l: \xd9\xa2"), 400),
         ((b"SIP/2.0\r\nv", b"SIP/1.0\r\nv"), 505),
+        ((b"l: 2", b"l: 2\r\nX-Long: " + b"x" * 9000), 513),
+        ((b"l: 2", b"l: 2\r\nX-Folded: " + b"x" * 5000 + b"\r\n " + b"x" * 5000), 513),
     ],
 )
 def test_a_request_that_cannot_be_used_can_still_be_answered(change: tuple[bytes, bytes], code: int) -> None:
@@ -123,6 +125,14 @@ def test_a_request_that_cannot_be_used_can_still_be_answered(change: tuple[bytes
         parse_message(OPTIONS.replace(*change))
     assert caught.value.code == code
     assert caught.value.message.headers.first("Call-ID") == "c1"
+
+
+@pytest.mark.parametrize("field", [b"v", b"Via", b"f", b"t", b"i", b"CSeq"])
+def test_a_request_is_not_answered_without_what_its_answer_mirrors(field: bytes) -> None:
+    """Were a Via passed over, the next one's host would be taken for the sender's."""
+    with pytest.raises(SipError) as caught:
+        parse_message(OPTIONS.replace(b"\r\n" + field + b": ", b"\r\n" + field + b": " + b"x" * 9000, 1))
+    assert not isinstance(caught.value, UnfitMessage)
 
 
 def test_an_answer_mirrors_its_request() -> None:

@@ -10,9 +10,13 @@ import pytest
 
 from gateway.leg import CallLeg
 from gateway.rtp.talk import CUSHION
+from gateway.sip.bridge import Bridge
 from gateway.sip.events import Terminated
 from gateway.sip.leg import SipLeg
+from gateway.sip.line import MediaRoom, SipLine
 from gateway.sip.message import Request, Response
+from gateway.sip.names import Names
+from gateway.sip.uri import parse_uri
 from tests.gateway.sip.switchboards import DEPUTY, PEER_SDP, PERSON, TONE, Desk, dial, gateway, hears, peer, phone
 
 pytestmark = pytest.mark.anyio
@@ -199,6 +203,39 @@ async def test_a_caller_does_not_go_to_and_fro_for_ever(monkeypatch: pytest.Monk
         await hears(caller, 480, 620)
         await caller.line.over.wait()
         assert (desk.legs.qsize(), len(person.called)) == (4, 4)
+
+
+async def test_whoever_has_a_name_that_cannot_be_looked_up_is_not_reached() -> None:
+    there = f"sip:{{number}}@{'a' * 70}.example"
+    async with asyncio.timeout(20), gateway(transfers=True, dial=there) as (desk, port), phone() as caller:
+        await caller.dial(port)
+        await desk.legs.get()
+        again = await desk.legs.get()
+        assert again.info.unreached == f"{PERSON}: it cannot be reached"
+
+
+async def test_nobody_is_called_for_a_caller_who_left_while_the_name_was_looked_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked, answered = asyncio.Event(), asyncio.Event()
+
+    async def late(names: Names, host: str) -> list[str]:
+        asked.set()
+        await answered.wait()
+        return ["127.0.0.1"]
+
+    monkeypatch.setattr(Names, "_look_up", late)
+    async with asyncio.timeout(20), gateway() as (desk, port), phone() as caller:
+        await caller.dial(port)
+        line = (await desk.legs.get()).line
+        called: list[SipLine] = []
+        bridge = Bridge(line, MediaRoom(line.endpoint.settings), called.append)
+        connecting = asyncio.create_task(bridge.connect(parse_uri("sip:pbx.example.com"), None, PERSON))
+        await asked.wait()
+        caller.line.hangup()
+        await line.over.wait()
+        answered.set()
+        assert (await connecting, called) == ("", [])
 
 
 async def test_a_caller_from_a_trunk_is_connected_through_it_with_its_password() -> None:
