@@ -302,6 +302,36 @@ async def test_what_was_played_was_heard_unless_a_flush_dropped_it(interrupted: 
     assert heard == [not interrupted]
 
 
+async def test_what_was_played_is_heard_though_the_agent_goes_on_and_never_lets_the_line_catch_up() -> None:
+    heard: list[bool] = []
+    took: asyncio.Queue[None] = asyncio.Queue()
+
+    async def go_on(leg: TwilioLeg) -> None:
+        while True:
+            await took.get()
+            await leg.play(TONE)
+
+    async def run(leg: TwilioLeg) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(listen(leg))
+            for _ in range(5):
+                await leg.play(TONE)
+            speaking = tasks.create_task(go_on(leg))
+            heard.append(await leg.drain(TIMEOUT))
+            speaking.cancel()
+            await leg.hangup("agent_goodbye")
+
+    async with call(run) as phone:
+        for _ in range(5):
+            assert isinstance(await phone.receive(), Played)
+            took.put_nowait(None)
+        mark = await phone.receive()
+        assert isinstance(mark, Marked)
+        await phone.send(phone.line.mark(mark.name))
+        assert await phone.closed() == (1000, "agent_goodbye")
+    assert heard == [True]
+
+
 @pytest.mark.parametrize("ending", ["timeout", "stop", "close"])
 async def test_drain_never_hangs(ending: str) -> None:
     async def run(leg: TwilioLeg) -> None:
