@@ -178,11 +178,12 @@ async def test_a_burst_of_the_agent_leaves_in_time_and_in_order() -> None:
 
 async def test_a_burst_is_heard_or_counted_as_lost_to_the_frame() -> None:
     legs: list[TwilioLeg] = []
+    told: list[int] = []
 
     async def run(leg: TwilioLeg) -> None:
         legs.append(leg)
         for _ in range(7):
-            await leg.play(TONE)
+            told.extend(await leg.play(TONE))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(listen(leg))
             await leg.drain(TIMEOUT)
@@ -197,6 +198,8 @@ async def test_a_burst_is_heard_or_counted_as_lost_to_the_frame() -> None:
         await phone.closed()
     assert legs[0].lost > 0
     assert len(heard) // 160 - 1 + legs[0].lost == 7 * 4
+    assert set(told) == {5}
+    assert 4 * len(told) == legs[0].pacer.dropped
 
 
 @pytest.mark.parametrize("ending", ["stop", "hangup"])
