@@ -14,6 +14,7 @@ import math
 import sys
 import warnings
 from collections import deque
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -298,12 +299,15 @@ class Pacer:
     def __init__(
         self, ahead: float = 0.1, cushion: float = CARRIER_FRAME_SECONDS, limit: float = MOST_WAITING_SECONDS
     ) -> None:
-        self._frames: deque[bytes] = deque()
+        self._frames: deque[tuple[int, bytes]] = deque()
+        """What waits, and as the how manieth it came."""
         self._ahead = cushion + ahead
         self._cushion = cushion
         self._limit = limit
         self._begun = False
         self._heard_until = -math.inf
+        self.handed = 0
+        """Frames that were queued so far."""
         self.missing = 0
         """20 ms of silence that the line played because a frame came too late, begun ones too; see LONGEST_HOLE."""
         self.dropped = 0
@@ -311,23 +315,31 @@ class Pacer:
         self.shortened = 0
         """20 ms of pauses left out to catch up."""
 
-    def push(self, frame: bytes, now: float) -> None:
-        """Queue a frame of int16 sound at 8 kHz, whole 20 ms."""
+    def push(self, frame: bytes, now: float) -> Sequence[int]:
+        """Queue a frame of int16 sound at 8 kHz, whole 20 ms.
+
+        Returns which frames are left out as too much waits: how many frames before this one each came.
+        """
         over = int((self.unheard(now) - self._cushion) / CARRIER_FRAME_SECONDS + _ROUNDING)
         if over > 0 and level(frame) < QUIET:
             self.shortened += min(over, len(frame) // CARRIER_FRAME_BYTES)
             frame = frame[over * CARRIER_FRAME_BYTES :]
         if frame:
-            self._frames.append(frame)
+            self._frames.append((self.handed, frame))
+        self.handed += 1
+        left_out = []
         while self._waiting() > self._limit + _ROUNDING:
-            self.dropped += len(self._frames.popleft()) // CARRIER_FRAME_BYTES
+            number, oldest = self._frames.popleft()
+            self.dropped += len(oldest) // CARRIER_FRAME_BYTES
+            left_out.append(self.handed - 1 - number)
+        return left_out
 
     def pop(self, now: float) -> bytes | None:
         """The next sound if it may leave now, else None."""
         due = self.next_time(now)
         if due is None or due > now:
             return None
-        frame = self._frames.popleft()
+        _, frame = self._frames.popleft()
         if not self._begun:
             self._begun = True
             frame = bytes(round(self._cushion * _BYTES_PER_SECOND)) + frame
@@ -340,8 +352,13 @@ class Pacer:
         """When `pop` will give the next frame; None when nothing waits."""
         if not self._frames:
             return None
-        due = self._heard_until + _seconds(self._frames[0]) - self._ahead
+        due = self._heard_until + _seconds(self._frames[0][1]) - self._ahead
         return due if due > now + _ROUNDING else now
+
+    @property
+    def gone(self) -> int:
+        """How many of the frames do not wait any more, nor any before them: they have left, or were left out."""
+        return self._frames[0][0] if self._frames else self.handed
 
     def unheard(self, now: float) -> float:
         """Seconds of sound that left or wait here and that the line has not played yet."""
@@ -354,7 +371,7 @@ class Pacer:
         self._heard_until = min(self._heard_until, now)
 
     def _waiting(self) -> float:
-        return sum(map(_seconds, self._frames))
+        return sum(_seconds(frame) for _, frame in self._frames)
 
 
 def _seconds(pcm: bytes) -> float:

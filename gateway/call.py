@@ -292,14 +292,20 @@ class Call:
                 raise EngineLost(f"the worker has not answered for {owed:.1f} s")
             if self._leaving:
                 await self._leave()
-            elif self._consent is not None and self._consent.say_again(self.counters.frames_out):
-                await session.say(self._consent.line)
+            elif self._consent_due():
+                await session.say(self.plan.consent)
             elif reason := self._limit(at):
                 log.info("call %s: ending it at %.0f s, %s", self.info.call_id, at, reason)
                 self._event("limit", reason=reason)
                 self._leaving = reason
                 self._farewell.ask()
                 await session.say(self.plan.farewell)
+
+    def _consent_due(self) -> bool:
+        """Whether the line must be said again; not to somebody who holds the call."""
+        if self._consent is None or self._leg.on_hold:
+            return False
+        return self._consent.say_again(self.counters.frames_out)
 
     def _limit(self, at: float) -> str:
         """The reason why the call must end now, if there is one."""
@@ -353,7 +359,7 @@ class Call:
         log.warning("call %s: %s", self.info.call_id, what)
 
     async def _play(self, frame: AgentFrame, pcm: bytes) -> None:
-        await self._leg.play(pcm)
+        left_out = await self._leg.play(pcm)
         self.counters.frames_out += 1
         caller = self._unanswered.popleft() if self._unanswered else SILENCE
         if self._recording is not None:
@@ -363,6 +369,9 @@ class Call:
             self.transcript.lost(frame.index)
             if self._consent is not None:
                 self._consent.lost(frame.index)
+        if self._consent is not None:
+            for before in left_out:
+                self._consent.left_out(frame.index - before)
         played, loudness = self._clock.now(), level(pcm)
         self.responses.agent(played - self._clock.first_tick, FRAME_SECONDS, loudness)
         self._farewell.played(loudness, column=bool(frame.tokens))

@@ -6,7 +6,7 @@ hides the engine. Neither knows the other's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -73,9 +73,13 @@ class CallLeg(Protocol):
         bytes are read, so that no task has to wake for each 20 ms; it must be quick and never raises.
         """
 
-    async def play(self, pcm: bytes) -> None:
+    async def play(self, pcm: bytes) -> Sequence[int]:
         """The agent's next sound: int16 at `info.rate`, 80 ms. The leg paces it. Never raises on a
-        line that is already down: `listen` says so."""
+        line that is already down: `listen` says so.
+
+        Returns of which frames the caller misses sound, as far as that became known since the last: how many frames
+        before this one each was played. It was left out as too much waited, or its turn came while the call was held.
+        """
 
     async def flush(self) -> None:
         """Drop what is queued but not yet heard (barge-in)."""
@@ -83,7 +87,8 @@ class CallLeg(Protocol):
     async def drain(self, timeout: float) -> bool:
         """Wait until all that was played so far has been heard, `timeout` seconds at most; what follows need not be.
 
-        False: it is not known to have been heard in that time, or was flushed.
+        False: it is not known to have been heard in that time, was flushed, or its turn came while the call was held.
+        What was left out as too much waited is not waited for: `play` tells of it.
         """
 
     async def transfer(self, target: str) -> None:

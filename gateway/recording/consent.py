@@ -4,6 +4,7 @@ Owns what "heard" means, and what may be written down when. The line is the firs
 heard when its words came in the agent's own text, in order and none left out, and the sound of the last one has been
 played to its end, which only the phone line can tell: it may hold what it was handed. A pause in between does no harm;
 a word that an interruption or the loss of the worker cut off must be said again, and so the line if it was the last.
+So must the line of which the phone line left out sound, as too much came at once or the caller held the call.
 
 Until then nothing is kept of either side: no sound, no text, no keys. What the caller began to say before is
 not kept later either. A line that was not heard is asked for again, a few times; then the call goes on unrecorded.
@@ -55,6 +56,8 @@ class Consent:
         self._after: list[Output] = []
         """What was said after the line while its end was still being played."""
         self._last_sound = 0
+        self._left_out = -1
+        """The newest frame of which the phone line has left out sound."""
         self._with_line = False
         """The last word was handed to the phone line, which has not told yet whether it has played it."""
 
@@ -105,6 +108,17 @@ class Consent:
             self._cut(index - 1)
             self._last_sound = max(self._last_sound, index)
 
+    def left_out(self, index: int) -> None:
+        """The caller misses sound of frame `index`, which was handed to the phone line a while ago."""
+        if self.heard_at is not None:
+            return
+        self._left_out = max(self._left_out, index)
+        for place, word in enumerate(self._words):
+            if word.onset <= index and index * self._frame < self._word_end(place) + BEYOND:
+                word.cut = True
+        if self._end() is None:
+            self._after.clear()
+
     def released(self) -> list[Output]:
         """What the agent said while the end of the line was being played; to be written down once it was heard."""
         after, self._after = self._after, []
@@ -131,6 +145,9 @@ class Consent:
             del self._words[: -self._longest]
         else:
             last.text += piece.text
+        # Of a word that comes in pieces the estimate of its end was short, before this one.
+        if self._words[-1].onset <= self._left_out:
+            self._words[-1].cut = True
         self._forget_said_again()
 
     def _forget_said_again(self) -> None:

@@ -2,7 +2,8 @@
 
 Another gateway deletes the rows of a call whose own gateway does not run, and cannot reach its disk. So
 each looks through its own when it starts, once a day, and when a call ends that was deleted before it was over, and
-deletes what the database says was deleted. Of an erased call that goes for its sound in the bucket, too.
+deletes what the database says was deleted. Of an erased call that goes for its sound in the bucket, too. What cannot
+go now, as it is just moving there, is looked for again soon.
 
 A file goes only for a word of the database's: the call's row says that it is erased, or the audit log that
 the call or a part of it was deleted, and no row says that it is there again. That a call is unknown is no
@@ -41,6 +42,9 @@ log = logging.getLogger(__name__)
 AT_ONCE = 200
 AGAIN = 60.0
 """Seconds after which a database that did not answer is asked again."""
+SOON = 2.0
+"""Seconds after which it is looked again for what could not be deleted; doubled each time, up to a day. So it is gone
+after twice the time that an upload or an outage of the bucket takes, at the latest."""
 LEFT = "left"
 """What the audit log calls the files that went here, beside what `Eraser` calls its own."""
 
@@ -91,20 +95,27 @@ class Leftovers:
         self._done = done
         self._recordings = recordings
         self._due = asyncio.Event()
+        self._wait = DAY
+        """Seconds from the last look to the next."""
+        self._again = SOON
+        """Those from a look that leaves something which must go."""
+        self._kept = False
+        """This one did."""
 
     def look(self) -> None:
         """Something is left of a call that has just ended."""
+        self._again = SOON
         self._due.set()
 
     async def run(self) -> None:
-        """At once, and then once a day and after each `look`, until cancelled."""
+        """At once, then once a day and after each `look`, and soon after one that left something, until cancelled."""
         while True:
             self._due.clear()
             wait = AGAIN
             try:
                 await self.delete()
                 self._done()
-                wait = DAY
+                wait = self._wait
             except (DatabaseUnavailable, OSError) as error:
                 log.error("files of deleted calls may be left here: %s; it is tried again", error)
             except SQLAlchemyError:
@@ -120,6 +131,7 @@ class Leftovers:
         """
         gone: list[str] = []
         unknown = 0
+        again, self._kept = self._again, False
         here = await asyncio.to_thread(self._here)
         for first in range(0, len(here), AT_ONCE):
             some = here[first : first + AT_ONCE]
@@ -128,6 +140,11 @@ class Leftovers:
             gone += [call_id for call_id in some if await self._delete(call_id, found[call_id])]
             unknown += await asyncio.to_thread(self._unknown, found)
             await asyncio.sleep(BREATH)
+        self._wait = again if self._kept else DAY
+        if not self._kept:
+            self._again = SOON
+        elif self._again == again:  # else somebody has asked for a look meanwhile
+            self._again = min(2 * again, DAY)
         if gone:
             log.warning("files of %d calls were left here that had been deleted; they are gone now", len(gone))
         if unknown:
@@ -146,9 +163,9 @@ class Leftovers:
             sounds = await self._delete_sound(call_id) if known.erased else []
             files = await asyncio.to_thread(self._delete_here, call_id, known, text, sound)
         except (OSError, SoundUnavailable) as error:
-            log.error(
-                "call %s was deleted, and its files here cannot be: %s; it is tried again tomorrow", call_id, error
-            )
+            self._kept = True
+            why = "call %s was deleted, and its files here cannot be: %s; it is tried again in %g s"
+            log.error(why, call_id, error, self._again)
             return False
         if files or sounds:
             async with self._database.begin() as connection:
@@ -166,7 +183,10 @@ class Leftovers:
         return [proof for proof in proofs if proof["places"]]
 
     def _delete_here(self, call_id: str, known: Known, text: bool, sound: bool) -> list[dict[str, Any]]:
-        """In a thread. Returns what was there; nothing where it may still be needed."""
+        """In a thread. Returns what was there; nothing where it may still be needed.
+
+        Raises OSError, and SoundUnavailable for sound that is just being recorded or moved.
+        """
         # It is filed first: only of one that was erased nothing comes into the database any more.
         if not known.erased and self._unfiled.waits(call_id):
             return []
@@ -176,7 +196,7 @@ class Leftovers:
                 try:
                     held.callback(lock(path).close)
                 except BlockingIOError:
-                    return []
+                    raise SoundUnavailable(f"{path.name} is still being recorded or moved") from None
                 except FileNotFoundError:
                     continue
             files = delete_files(folder, text, sound)

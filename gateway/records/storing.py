@@ -48,9 +48,11 @@ async def hold(connection: AsyncConnection, call_id: str) -> RowMapping | None:
 async def _hold(connection: AsyncConnection, call_ids: Sequence[str]) -> set[str]:
     """Hold the calls' rows; returns which of them are erased."""
     erased: set[str] = set()
-    for first in range(0, len(call_ids), ROWS):
-        query = select(calls.c.id, calls.c.erased_at).where(calls.c.id.in_(call_ids[first : first + ROWS]))
-        # In order, so that no two wait for each other. SQLite has one writer at a time, and needs no hold.
+    # In order, from one portion to the next too, so that no two wait for each other.
+    ordered = sorted(call_ids)
+    for first in range(0, len(ordered), ROWS):
+        query = select(calls.c.id, calls.c.erased_at).where(calls.c.id.in_(ordered[first : first + ROWS]))
+        # SQLite has one writer at a time, and needs no hold.
         rows = await connection.execute(query.order_by(calls.c.id).with_for_update(key_share=True))
         erased |= {call_id for call_id, erased_at in rows if erased_at is not None}
     return erased

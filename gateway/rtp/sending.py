@@ -47,6 +47,8 @@ class Sender:
         """The packets of these 20 ms: one, or as the packet time has it."""
         spoken = self.talk.pop()
         if self.digits.active:
+            if spoken is not None:
+                self.talk.not_sent()
             return self._event()
         if self._plain and not self._marker:
             payload = self._silence if spoken is None else self._encode(spoken)
@@ -57,6 +59,8 @@ class Sender:
             self.octets += FRAME
             return [data]
         if not self._plan.sends:
+            if spoken is not None:
+                self.talk.not_sent()
             self.skip(1)
             return []
         return self._packetise(self._silence if spoken is None else self._encode(spoken))

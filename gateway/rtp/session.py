@@ -16,13 +16,14 @@ import struct
 import sys
 import time
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from gateway.rtp.latch import Addr
 from gateway.rtp.plan import Identity, MediaPlan, MediaReport
 from gateway.rtp.ports import PortRange
 from gateway.rtp.stream import MediaStream, unheard
+from gateway.rtp.talk import FRAME_BYTES
 from gateway.rtp.ticker import TICK, Ticker
 
 RECEIVE_BUFFER = 1 << 16
@@ -70,7 +71,7 @@ class RtpSession:
         self._loop = asyncio.get_running_loop()
         self._now = self._loop.time
         self._stream: MediaStream | None = None
-        self._on_frame: Callable[[bytes], None] | None = None
+        self._on_frame: Callable[[bytes], object] | None = None
         self._on_digit: Callable[[str], None] | None = None
         self.on_broken: Callable[[], None] | None = None
         """Called once, outside the tick, when this session raised in one: its line is to be ended."""
@@ -116,7 +117,7 @@ class RtpSession:
             while True:
                 self._rtp.recv(1)
 
-    def listen(self, on_frame: Callable[[bytes], None]) -> None:
+    def listen(self, on_frame: Callable[[bytes], object]) -> None:
         """From now on `on_frame` is given the caller's sound: 320 bytes of int16 every 20 ms.
 
         Nothing comes before the peer's first packet, nor once it has sent nothing for a second. It is
@@ -132,10 +133,14 @@ class RtpSession:
         if self._stream is not None:
             self._stream.on_digit = pressed
 
-    def send(self, pcm: bytes) -> None:
-        """Our sound, int16 at 8 kHz, any number of whole 20 ms. It leaves with the clock."""
-        if self._stream is not None:
-            self._stream.sender.talk.push(pcm)
+    def send(self, pcm: bytes) -> Sequence[int]:
+        """Our sound, int16 at 8 kHz, any number of whole 20 ms. It leaves with the clock.
+
+        Returns which 20 ms nobody hears: see `TalkQueue.push`. Before anything is agreed that is all of it.
+        """
+        if self._stream is None:
+            return range(len(pcm) // FRAME_BYTES)
+        return self._stream.sender.talk.push(pcm)
 
     def flush(self) -> None:
         """Drop what has not left yet."""
@@ -156,12 +161,13 @@ class RtpSession:
         return 0.0 if self._stream is None else self._stream.sender.talk.unheard
 
     @property
-    def progress(self) -> tuple[int, int]:
-        """How many 20 ms of our sound were to be sent so far, and how many of them do not wait any more."""
+    def progress(self) -> tuple[int, int, int]:
+        """How many 20 ms of our sound were to be sent so far, how many of them do not wait any more, and of how many
+        the turn came while nothing could be sent."""
         if self._stream is None:
-            return 0, 0
+            return 0, 0, 0
         talk = self._stream.sender.talk
-        return talk.handed, talk.gone
+        return talk.handed, talk.gone, talk.unsent
 
     @property
     def lost(self) -> int:

@@ -52,7 +52,7 @@ class MediaStream:
         self.sender = Sender(identity, plan)
         self.reporter = Reporter(identity, now)
         self.reception: Reception | None = None
-        self.on_frame: Callable[[bytes], None] = unheard
+        self.on_frame: Callable[[bytes], object] = unheard
         """Given the caller's sound, 320 bytes of int16 each tick; must be quick and never raises."""
         self.on_digit: Callable[[str], None] = unheard
         """Given each key the caller presses, once."""

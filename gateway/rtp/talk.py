@@ -8,6 +8,7 @@ out, and beyond the limit the oldest go, so that the delay of a stall does not s
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from gateway.audio import LONGEST_HOLE, MOST_WAITING_SECONDS, QUIET, level
 
@@ -38,9 +39,17 @@ class TalkQueue:
         """20 ms of sound left out because too much waited."""
         self.shortened = 0
         """20 ms of pauses left out to catch up."""
+        self.unsent = 0
+        """20 ms of sound whose turn came while nothing could be sent."""
+        self._unheard: list[int] = []
+        """Which were dropped or not sent since the last `push`, counted as `handed` counts them."""
 
-    def push(self, pcm: bytes) -> None:
-        """int16 sound at 8 kHz, whole frames of 20 ms. Raises ValueError for anything else."""
+    def push(self, pcm: bytes) -> Sequence[int]:
+        """int16 sound at 8 kHz, whole frames of 20 ms. Raises ValueError for anything else.
+
+        Returns which 20 ms nobody hears, pauses aside, as far as that became known since the last: how many of them
+        before the last of these each was handed over.
+        """
         if len(pcm) % FRAME_BYTES:
             raise ValueError(f"{len(pcm)} bytes are not whole frames of 20 ms")
         frames = self._frames
@@ -52,6 +61,14 @@ class TalkQueue:
                 self.shortened += 1
             else:
                 self.dropped += 1
+                self._unheard.append(self.gone - 1)
+        unheard, self._unheard = self._unheard, []
+        return [self.handed - 1 - one for one in unheard]
+
+    def not_sent(self) -> None:
+        """What `pop` gave last could not be sent."""
+        self.unsent += 1
+        self._unheard.append(self.gone - 1)
 
     def pop(self) -> bytes | None:
         """The next 20 ms; None when there is nothing to say."""
@@ -84,7 +101,7 @@ class TalkQueue:
 
     @property
     def gone(self) -> int:
-        """How many of them do not wait any more: they have left, were left out or were forgotten."""
+        """How many of them do not wait any more: they have had their turn, were left out or were forgotten."""
         return self.handed - len(self._frames)
 
     @property

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from gateway.audio import LINE_FRAME_SAMPLES, LINE_RATE
 from gateway.leg import CallInfo, LegError
 from gateway.rtp.stream import unheard
 from gateway.rtp.ticker import TICK
@@ -19,6 +20,8 @@ from gateway.sip.line import MAX_DIGITS, SipLine
 
 log = logging.getLogger(__name__)
 
+TICKS = round(LINE_FRAME_SAMPLES / LINE_RATE / TICK)
+"""20 ms of a frame that is played."""
 RETRY_AFTER = 10
 """Seconds after which a caller who found no free agent may try again."""
 BUSY, UNAVAILABLE = 486, 503
@@ -81,9 +84,9 @@ class SipLeg:
         if self.line.fault:
             raise LegError(self.line.fault)
 
-    async def play(self, pcm: bytes) -> None:
+    async def play(self, pcm: bytes) -> Sequence[int]:
         """80 ms of the agent; they leave with the clock, 20 ms at a time."""
-        self.line.rtp.send(pcm)
+        return list(dict.fromkeys(before // TICKS for before in self.line.rtp.send(pcm)))
 
     async def flush(self) -> None:
         """Drop what has not left yet."""
@@ -91,17 +94,18 @@ class SipLeg:
         self.line.rtp.flush()
 
     async def drain(self, timeout: float) -> bool:
-        """Wait until all of it has left."""
+        """Wait until all of it has left. While the caller holds the call nothing does: its turn comes and is lost."""
         now = asyncio.get_running_loop().time
         until, flushes, rtp = now() + timeout, self._flushes, self.line.rtp
-        handed, gone = rtp.progress
+        handed, gone, unsent = rtp.progress
         while gone < handed and not self.line.over.is_set():
             if now() >= until:
                 log.info("call %s: the line did not take everything within %g s", self.info.call_id, timeout)
                 return False
             await asyncio.sleep(min((handed - gone) * TICK, max(0.0, until - now())))
             gone = rtp.progress[1]
-        return not self.line.over.is_set() and self._flushes == flushes
+        left = rtp.stream is not None and not self.on_hold and rtp.progress[2] == unsent
+        return left and not self.line.over.is_set() and self._flushes == flushes
 
     async def transfer(self, target: str) -> None:
         """Remembered only: the caller is handed on when the call ends."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -73,9 +73,6 @@ class TwilioLeg:
         self._now = self._loop.time
         self._timer: asyncio.TimerHandle | None = None
         """Runs while sound waits for its time."""
-        self._all_left = asyncio.Event()
-        """No sound waits, or the line is down."""
-        self._all_left.set()
         self.down = False
         """Nothing more is heard or sent."""
         self._hung_up = False
@@ -85,6 +82,8 @@ class TwilioLeg:
         self._heard: Callable[[bytes], None] = _unheard
         self._marks: dict[str, asyncio.Event] = {}
         self._marks_sent = 0
+        self._marks_due: deque[tuple[int, str]] = deque()
+        """Those to send yet, each with how many frames must have left before."""
         self._flushes = 0
 
     async def listen(self, heard: Callable[[bytes], None]) -> None:
@@ -117,11 +116,11 @@ class TwilioLeg:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._all_left.set()
         self._let_go()
 
     def _let_go(self) -> None:
         """Nobody will hear what is waited for."""
+        self._marks_due.clear()
         for waiting in self._marks.values():
             waiting.set()
 
@@ -163,11 +162,13 @@ class TwilioLeg:
     def answer(self) -> None:
         """Twilio has answered before it opens a stream."""
 
-    async def play(self, pcm: bytes) -> None:
+    async def play(self, pcm: bytes) -> Sequence[int]:
         """80 ms of the agent, 640 int16 samples at 8 kHz, in one message as soon as it may leave."""
-        if not self.down:
-            self.pacer.push(pcm, self._now())
-            self._pump()
+        if self.down:
+            return ()
+        left_out = self.pacer.push(pcm, self._now())
+        self._pump()
+        return left_out
 
     @property
     def lost(self) -> int:
@@ -178,9 +179,9 @@ class TwilioLeg:
         """Drop what waits here and what Twilio has queued."""
         self._flushes += 1
         self.pacer.clear(self._now())
+        self._let_go()
         self._pump()
         self._send(self._protocol.clear())
-        self._let_go()
 
     async def drain(self, timeout: float) -> bool:
         """Wait until Twilio has played all of it, which its returning mark tells; after a flush that tells nothing."""
@@ -188,10 +189,10 @@ class TwilioLeg:
         self._marks_sent += 1
         name = f"drain-{self._marks_sent}"
         heard = self._marks[name] = asyncio.Event()
+        self._marks_due.append((self.pacer.handed, name))
+        self._send_marks()
         try:
             async with asyncio.timeout(timeout):
-                await self._all_left.wait()
-                self._send(self._protocol.mark(name))
                 if not self.down:
                     await heard.wait()
         except TimeoutError:
@@ -233,12 +234,16 @@ class TwilioLeg:
             self._timer = None
         while (pcm := self.pacer.pop(self._now())) is not None:
             self._send(self._protocol.media(encode_ulaw(pcm)))
+            self._send_marks()
+        self._send_marks()
         due = self.pacer.next_time(self._now())
-        if self.down or due is None:
-            self._all_left.set()
-        else:
-            self._all_left.clear()
+        if due is not None and not self.down:
             self._timer = self._loop.call_at(due, self._pump)
+
+    def _send_marks(self) -> None:
+        """Right behind the sound that they tell of: what follows may never cease."""
+        while self._marks_due and self._marks_due[0][0] <= self.pacer.gone:
+            self._send(self._protocol.mark(self._marks_due.popleft()[1]))
 
     def _send(self, text: str) -> None:
         if self.down:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,8 +58,9 @@ class MemoryLeg:
     def answer(self) -> None:
         self.answered += 1
 
-    async def play(self, pcm: bytes) -> None:
+    async def play(self, pcm: bytes) -> Sequence[int]:
         self.played.append((asyncio.get_running_loop().time(), pcm))
+        return ()
 
     async def flush(self) -> None:
         self.flushed += 1

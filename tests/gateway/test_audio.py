@@ -273,6 +273,19 @@ def test_of_more_than_400_ms_however_cut_the_oldest_go(pieces: list[int], droppe
     assert pacer.unheard(0.0) == pytest.approx(0.02 * (sum(pieces) - dropped))
 
 
+def test_of_what_is_left_out_is_told_how_many_frames_before_the_newest_it_came() -> None:
+    pacer = Pacer()
+    assert [list(pacer.push(LOUD, 0.0)) for _ in range(5)] == [[]] * 5
+    assert (pacer.push(LOUD, 0.0), pacer.gone, pacer.handed) == ([5], 1, 6)
+    # The quiet one gives way as it comes: of it nothing waits.
+    assert (pacer.push(QUIET, 0.0), pacer.gone, pacer.handed) == ([], 1, 7)
+    assert (pacer.push(LOUD, 0.0), pacer.gone) == ([6], 2)
+    pacer.pop(0.0)
+    assert pacer.gone == 3
+    pacer.clear(0.0)
+    assert (pacer.gone, pacer.handed) == (8, 8)
+
+
 @pytest.mark.parametrize(("late", "missing"), [(0.0, 0), (0.019, 0), (0.020, 0), (0.021, 1), (0.040, 1), (0.055, 2)])
 def test_what_is_later_than_the_cushion_leaves_a_hole_and_what_follows_may_be_as_late(
     late: float, missing: int

@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,8 +51,9 @@ class HeldLeg:
         self.listening.set()
         await self.release.wait()
 
-    async def play(self, pcm: bytes) -> None:
+    async def play(self, pcm: bytes) -> Sequence[int]:
         self.playing.set()
+        return ()
 
     async def flush(self) -> None:
         return

@@ -215,6 +215,49 @@ def test_a_worker_lost_after_the_line_takes_nothing_back_and_interrupts_nobody()
     assert consent.heard
 
 
+@pytest.mark.parametrize("place", range(7))
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_line_of_whose_word_the_phone_line_left_out_a_part_was_not_heard(place: int, after: int) -> None:
+    """Known five frames later: of a burst it takes the newest."""
+    words = spoken(LINE)
+    consent = Consent(LINE, FRAME_SECONDS)
+    left_out = words[place].index + after
+    feed(consent, [word for word in words if word.index <= left_out + 5])
+    consent.left_out(left_out)
+    feed(consent, [word for word in words if word.index > left_out + 5])
+    assert heard_at(consent, 26) is None
+    assert not any(consent.handed_over(frame) for frame in range(26, 120))
+    assert consent.say_again(120)
+    feed(consent, spoken(LINE, at=121))
+    assert heard_at(consent, 200) is not None
+
+
+@pytest.mark.parametrize("left_out", [9, 34, 40])
+def test_what_the_phone_line_left_out_beside_the_line_does_no_harm(left_out: int) -> None:
+    """The line's words begin with frames 10 to 28, and the last one takes four."""
+    consent = Consent(LINE, FRAME_SECONDS)
+    feed(consent, spoken(LINE, at=10, step=3))
+    consent.left_out(left_out)
+    assert heard_at(consent, 100) is not None
+
+
+def test_a_word_that_came_in_pieces_was_not_heard_if_what_was_left_out_lay_between_them() -> None:
+    consent = Consent("now recorded", FRAME_SECONDS)
+    feed(consent, [AgentText(0, " now"), AgentText(5, " re")])
+    consent.left_out(9)
+    feed(consent, [AgentText(14, "corded")])
+    assert heard_at(consent, 100) is None
+
+
+def test_what_was_left_out_while_the_phone_line_holds_the_last_word_leaves_it_unheard() -> None:
+    consent = Consent(LINE, FRAME_SECONDS)
+    feed(consent, [*spoken(LINE), AgentText(27, " Hello")])
+    assert [frame for frame in range(32) if consent.handed_over(frame)] == [29]
+    consent.left_out(25)
+    assert not consent.played(33)
+    assert consent.released() == []
+
+
 def test_the_gap_between_two_workers_is_no_silence_after_which_the_line_is_said_again() -> None:
     consent = Consent(LINE, FRAME_SECONDS)
     feed(consent, spoken(LINE)[:4])

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from gateway.leg import CallInfo
 from gateway.recording.store import configured_store
+from gateway.records import storing
 from gateway.records.archive import Archive
 from gateway.records.database import Database
 from gateway.records.erasure import Eraser
@@ -20,7 +21,7 @@ from gateway.records.journal import CallJournal, Journal
 from gateway.records.leftovers import LEFT
 from gateway.records.portion import Portion
 from gateway.records.sound import Sound
-from gateway.records.storing import store
+from gateway.records.storing import hold, store
 from gateway.records.tables import audit, call_texts, calls, deliveries, events, utterances
 from gateway.records.unfiled import Unfiled
 from gateway.settings import load_settings
@@ -78,11 +79,19 @@ async def test_nor_what_lay_as_a_file(database: Database, tmp_path: Path) -> Non
 
 
 async def waits_for_another(database: Database, task: asyncio.Task[Any]) -> None:
-    """Returns once the task waits for another's transaction in PostgreSQL, or is done; SQLite lets nobody in anyway."""
+    """Returns once the task waits for another's transaction in PostgreSQL, or is done; SQLite lets nobody in anyway.
+
+    Only connections to this database count: the server has others, which wait for their own.
+    """
     waiting = database.dialect == "postgresql"
+    blocked = sa.text(
+        "select count(*) from pg_stat_activity where datname = current_database() and"
+        " cardinality(pg_blocking_pids(pid)) > 0"
+    )
     while waiting and not task.done():
         async with database.read() as connection:
-            waiting = not await connection.scalar(sa.text("select count(*) from pg_locks where not granted"))
+            waiting = not await connection.scalar(blocked)
+    assert not task.done() or database.dialect != "postgresql", "it did not wait"
 
 
 async def test_its_files_go_as_soon_as_it_has_ended(database: Database, tmp_path: Path) -> None:
@@ -129,3 +138,25 @@ async def test_whoever_is_first_the_erased_call_has_no_words(database: Database,
         await waits_for_another(database, task)
     await task
     assert await all_of(database, utterances) == []
+
+
+async def test_calls_of_several_portions_are_held_in_order_too(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for the first with the second in hand, for which whoever has the first may wait."""
+    begun = [start("c2"), start("c1")]
+    async with database.begin() as connection:
+        await store(connection, "here", [Portion(one, True) for one in begun])
+    monkeypatch.setattr(storing, "ROWS", 1)
+
+    async def tell() -> None:
+        async with database.begin() as connection:
+            await store(connection, "here", [Portion(one, False, SAID) for one in begun])
+
+    async with database.begin() as connection:
+        await hold(connection, "c1")
+        task = asyncio.create_task(tell())
+        await waits_for_another(database, task)
+        await hold(connection, "c2")
+    await task
+    assert len(await all_of(database, utterances)) == 2 * len(SAID)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pytest
 
+from gateway.recording.bucket import Bucket, Stored, measure
 from gateway.recording.file import lock
+from gateway.recording.store import RecordingStore
 from gateway.records import leftovers as module
 from gateway.records.database import Database, DatabaseUnavailable
 from gateway.records.erasure import Eraser
 from gateway.records.files import Records
 from gateway.records.leftovers import Leftovers
 from gateway.records.portion import Portion
-from gateway.records.sound import SoundUnavailable
+from gateway.records.retention import DAY
+from gateway.records.sound import Sound, SoundUnavailable
 from gateway.records.tables import audit
 from gateway.records.unfiled import Unfiled
 from tests.gateway.records.made_up import all_of, end, start
@@ -184,3 +188,88 @@ async def test_a_database_that_does_not_answer_deletes_nothing_and_is_asked_agai
         finally:
             running.cancel()
             await asyncio.wait([running])
+
+
+class SlowBucket:
+    """Takes what it is sent when it is let go."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, Stored] = {}
+        self.taking, self.may_take = threading.Event(), threading.Event()
+
+    def put(self, name: str, file: BinaryIO) -> Stored:
+        if "caller" in name:
+            self.taking.set()
+        assert self.may_take.wait(30)
+        self.objects[name] = measure(file)
+        return self.objects[name]
+
+    def stat(self, name: str) -> Stored | None:
+        return self.objects.get(name)
+
+    def delete(self, name: str) -> None:
+        self.objects.pop(name, None)
+
+
+async def test_what_is_just_moving_to_the_bucket_is_looked_for_again_until_it_is_gone(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The store holds the file's lock until the bucket has it; the job is asked for in the middle of that."""
+    folder, bucket = tmp_path / "mine", SlowBucket()
+    monkeypatch.setattr(module, "SOON", 0.01)
+    await deleted_elsewhere(database, folder, ["kept", "caller"])
+    store = RecordingStore(folder, cast(Bucket, bucket))
+    refused, gone, looks = asyncio.Event(), asyncio.Event(), 0
+    sound = Sound(store, ())
+
+    async def delete(name: str, files_on: str) -> dict[str, Any]:
+        nonlocal looks
+        try:
+            return await sound.delete(name, files_on)
+        except SoundUnavailable:
+            looks += 1
+            if looks == 3:
+                refused.set()
+            raise
+
+    def done() -> None:
+        if not (folder / "calls" / "caller").exists():
+            gone.set()
+
+    here = Leftovers(database, Records(folder), Unfiled(folder), done=done, recordings=delete)
+    moving = asyncio.create_task(store.run())
+    running: asyncio.Task[None] | None = None
+    try:
+        assert await asyncio.to_thread(bucket.taking.wait, 30)
+        running = asyncio.create_task(here.run())
+        await asyncio.wait_for(refused.wait(), 30)
+        assert "calls/caller/call.wav" in left(folder)
+        bucket.may_take.set()
+        await asyncio.wait_for(gone.wait(), 30)
+    finally:
+        bucket.may_take.set()
+        for task in filter(None, (moving, running)):
+            task.cancel()
+            await asyncio.wait([task])
+    assert not [name for name in [*left(folder), *bucket.objects] if "caller" in name]
+    assert [row["detail"]["what"] for row in await all_of(database, audit)][-1:] == [module.LEFT]
+    retries = [record.getMessage() for record in caplog.records if "cannot be" in record.getMessage()]
+    assert [text.partition("; it is tried again in ")[2] for text in retries[:3]] == ["0.01 s", "0.02 s", "0.04 s"]
+
+
+async def test_what_cannot_be_deleted_is_tried_less_often_up_to_once_a_day(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "mine"
+    monkeypatch.setattr(module, "BREATH", 0.0)
+    await deleted_elsewhere(database, folder, ["sound"])
+    here = job(database, folder)
+    with lock(folder / "calls" / "sound" / "call.wav"):
+        for _ in range(20):
+            assert await here.delete() == []
+        here.look()
+        assert await here.delete() == []
+    waits = [float(record.getMessage().rpartition(" in ")[2].rstrip(" s")) for record in caplog.records]
+    assert waits[:3] == [module.SOON, 2 * module.SOON, 4 * module.SOON]
+    assert waits[-2:] == [DAY, module.SOON]
+    assert await here.delete() == ["sound"]

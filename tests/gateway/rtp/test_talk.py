@@ -75,6 +75,20 @@ def test_beyond_the_limit_the_oldest_go() -> None:
     assert [talk.pop() for _ in range(CUSHION + 1)][-1] == frame(5)
 
 
+def test_of_what_nobody_hears_is_told_how_long_before_the_end_it_was_handed_over() -> None:
+    talk = TalkQueue()
+    assert talk.push(2 * QUIET + b"".join(map(frame, range(LIMIT)))) == [], "of pauses nobody misses anything"
+    assert talk.push(4 * LOUD) == [LIMIT + 3, LIMIT + 2, LIMIT + 1, LIMIT]
+    assert talk.push(LOUD) == [LIMIT]
+    for _ in range(CUSHION + 2):
+        talk.pop()
+    talk.not_sent()
+    talk.pop()
+    # The second last of the 19 that wait is 18 before the end; two had been taken before it, the second in vain.
+    assert talk.push(LOUD) == [LIMIT - 1]
+    assert (talk.push(LOUD), talk.unsent, talk.dropped) == ([], 1, 5)
+
+
 def test_clearing_makes_silence_at_once() -> None:
     talk = TalkQueue()
     talk.push(3 * LOUD)

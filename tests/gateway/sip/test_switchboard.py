@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -172,6 +173,33 @@ async def test_what_left_was_heard_whatever_was_said_since_and_what_was_flushed_
         await asyncio.sleep(0)
         await leg.flush()
         assert not await draining
+
+
+async def test_what_had_its_turn_while_the_caller_held_the_call_was_not_heard() -> None:
+    async with asyncio.timeout(20), gateway() as (desk, port), phone() as caller:
+        await caller.dial(port)
+        leg = await desk.legs.get()
+        rtp = leg.line.rtp
+        rtp._ticker.remove(rtp)
+        assert rtp.stream is not None
+        plan = rtp.stream.plan
+        for sends, told in ((False, []), (True, [1])):
+            # It is told of with the next that is played, and once.
+            assert await leg.play(TONE[:1_280]) == told
+            draining = asyncio.create_task(leg.drain(20))
+            await asyncio.sleep(0)
+            for tick in range(CUSHION + 4):
+                rtp.start(replace(plan, sends=sends or tick != CUSHION + 2))
+                rtp.send_due(0.0)
+            assert await draining is sends
+        assert await leg.play(TONE[:1_280]) == []
+        rtp.start(replace(plan, sends=False))
+        for _ in range(CUSHION + 4):
+            rtp.send_due(0.0)
+        assert [await leg.play(TONE[:1_280]) for _ in range(2)] == [[1], []]
+        leg.call.on_hold = True
+        leg.line.rtp.flush()
+        assert not await leg.drain(20)
 
 
 async def test_a_call_whose_sound_breaks_is_over_at_once_and_by_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,11 +178,12 @@ async def test_a_burst_of_the_agent_leaves_in_time_and_in_order() -> None:
 
 async def test_a_burst_is_heard_or_counted_as_lost_to_the_frame() -> None:
     legs: list[TwilioLeg] = []
+    told: list[int] = []
 
     async def run(leg: TwilioLeg) -> None:
         legs.append(leg)
         for _ in range(7):
-            await leg.play(TONE)
+            told.extend(await leg.play(TONE))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(listen(leg))
             await leg.drain(TIMEOUT)
@@ -197,6 +198,8 @@ async def test_a_burst_is_heard_or_counted_as_lost_to_the_frame() -> None:
         await phone.closed()
     assert legs[0].lost > 0
     assert len(heard) // 160 - 1 + legs[0].lost == 7 * 4
+    assert set(told) == {5}
+    assert 4 * len(told) == legs[0].pacer.dropped
 
 
 @pytest.mark.parametrize("ending", ["stop", "hangup"])
@@ -300,6 +303,36 @@ async def test_what_was_played_was_heard_unless_a_flush_dropped_it(interrupted: 
         await phone.send(phone.line.mark(mark.name))
         assert await phone.closed() == (1000, "agent_goodbye")
     assert heard == [not interrupted]
+
+
+async def test_what_was_played_is_heard_though_the_agent_goes_on_and_never_lets_the_line_catch_up() -> None:
+    heard: list[bool] = []
+    took: asyncio.Queue[None] = asyncio.Queue()
+
+    async def go_on(leg: TwilioLeg) -> None:
+        while True:
+            await took.get()
+            await leg.play(TONE)
+
+    async def run(leg: TwilioLeg) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(listen(leg))
+            for _ in range(5):
+                await leg.play(TONE)
+            speaking = tasks.create_task(go_on(leg))
+            heard.append(await leg.drain(TIMEOUT))
+            speaking.cancel()
+            await leg.hangup("agent_goodbye")
+
+    async with call(run) as phone:
+        for _ in range(5):
+            assert isinstance(await phone.receive(), Played)
+            took.put_nowait(None)
+        mark = await phone.receive()
+        assert isinstance(mark, Marked)
+        await phone.send(phone.line.mark(mark.name))
+        assert await phone.closed() == (1000, "agent_goodbye")
+    assert heard == [True]
 
 
 @pytest.mark.parametrize("ending", ["timeout", "stop", "close"])
