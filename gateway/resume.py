@@ -10,7 +10,8 @@ A session's way out of its worker:
 
     doubtful     it owes frames and answers none for three ticks of the call's clock, 240 ms, or falls 1.2 s behind.
                  Another that has a free slot is asked; until that one has the session, the first may answer and keep
-                 it, but what it says waits, for the other would say it again
+                 it, but what it says waits, for the other would say it again. Before the call has waited too long for
+                 that, one that owes less itself is heard after all, and left only once it owes as much
     lost         its connection breaks, or it says `draining`: at once. A doubtful one: once it owes so much that the
                  call would end, if the session is being opened elsewhere, has room there, or may wait for a worker
     waiting      for its turn: some sessions are opened at a time, those whose line was silent longest last
@@ -42,6 +43,7 @@ from model.wire import (
     FRAME_SECONDS,
     AgentFrame,
     CallerText,
+    Done,
     History,
     Output,
     SessionRequest,
@@ -148,21 +150,30 @@ class ResumingSession:
                 yield silence
             yield change
 
-    def _take(self, output: Output) -> Iterator[Output]:
+    def _take(self, output: Output) -> list[Output]:
         """What is for the call now, with this."""
         if isinstance(output, AgentFrame):
             self._watch.answered()
             caught_up = self._opening_from is not None and output.index >= self._opening_from
-            if self._reopening is not None and (caught_up or not self._watch.fails):
-                self._stay(self._reopening)
-        yield from self._checked(self._answers.take(output, opening=self._opening_from is not None))
+            keeps = caught_up or not self._watch.fails
+        else:  # one that is finished has no frames to catch up with
+            keeps = isinstance(output, Done)
+        if keeps and self._reopening is not None:
+            self._stay(self._reopening)
+        return self._checked(self._answers.take(output, opening=self._opening_from is not None))
 
-    def _checked(self, outputs: Iterator[Output]) -> Iterator[Output]:
-        """A worker that breaks the protocol cannot be believed any longer."""
+    def _checked(self, outputs: Iterator[Output]) -> list[Output]:
+        """A worker that breaks the protocol cannot be believed any longer.
+
+        All at once, and remembered before any of it is handed out: another may be asked meanwhile.
+        """
+        known: list[Output] = []
         try:
-            yield from outputs
+            for output in outputs:
+                known.append(output)  # noqa: PERF402  what comes before the fault is for the call
         except ValueError as error:
             self._session.give_up(f"the worker at {self._session.url} broke the protocol: {error}")
+        return known
 
     def _silence(self) -> Iterator[Output]:
         """What the caller hears while nobody answers, and whoever goes on will not."""
@@ -179,10 +190,14 @@ class ResumingSession:
             how = f"was {self._watch.owed:.1f} s behind" if self._slow else silent
             self._reason = f"the worker at {url} {how}"
             self._pool.silent(url)
-            self._begin()
-            return
+        reopening = self._reopening or self._begin()
         # What is withheld the call does not have either.
         if (self.history.sent - self._answers.next) * FRAME_SECONDS < PATIENCE:
+            return
+        # The call bears no more of that, but of this worker: what it said is better than silence.
+        if self._watch.owed < PATIENCE and not self._watch.hangs:
+            self._stay(reopening)
+            self._watch.trust(PATIENCE)
             return
         # One that is only slow would take it again, and again be too slow.
         waits = self._leaves_for_nobody and self._watch.hangs

@@ -89,8 +89,8 @@ class RemoteSession:
 
     @property
     def unread(self) -> bool:
-        """The worker has answered a frame, and `outputs` has not taken it yet."""
-        return any(isinstance(message, wire.AgentFrame) for message in self._connection.inbox)
+        """The worker has answered a frame, or is finished, and `outputs` has not taken it yet."""
+        return any(isinstance(message, wire.AgentFrame | wire.Done) for message in self._connection.inbox)
 
     @property
     def stopping(self) -> bool:

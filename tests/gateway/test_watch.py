@@ -45,3 +45,17 @@ def test_a_worker_may_catch_up_with_a_burst_but_not_fall_further_behind() -> Non
     assert not any(watched(*burst, *every_80_ms(*[2] * 19, begin=0.1)))
     assert not any(watched(*burst, *every_80_ms(*[1] * 50, begin=0.1)))
     assert watched(*burst, *every_80_ms(*[1, 0] * 10, begin=0.1)).index(True) == 26
+
+
+def test_one_that_is_kept_though_it_is_slow_is_behind_again_once_it_owes_so_much() -> None:
+    watch = Watch()
+    for tick in range(16):
+        watch.sent(0.08 * tick)
+    assert watch.behind
+    watch.trust(1.6)
+    behind = []
+    for tick in range(16, 20):
+        watch.sent(0.08 * tick)
+        behind.append(watch.behind)
+    assert behind == [False, False, False, True]
+    assert watch.owed == 1.6
