@@ -29,6 +29,13 @@ MIRRORED: dict[Direction, Direction] = {
     "recvonly": "sendonly",
     "inactive": "inactive",
 }
+_NOT_SENT: dict[Direction, Direction] = {
+    "sendrecv": "recvonly",
+    "sendonly": "inactive",
+    "recvonly": "recvonly",
+    "inactive": "inactive",
+}
+"""Of a direction of ours what is left where nothing can be sent."""
 PLAIN = ("RTP/AVP", "RTP/AVPF")
 SECURE = ("RTP/SAVP", "RTP/SAVPF")
 PTIMES = (10, 120)
@@ -129,8 +136,8 @@ def _agree(media: Media, capabilities: Capabilities, key: bytes) -> Agreed | Non
     if chosen is None:
         return None
     direction = MIRRORED[media.direction]
-    if media.host in ("0.0.0.0", "::") and direction == "sendrecv":
-        direction = "recvonly"
+    if media.host in ("0.0.0.0", "::"):
+        direction = _NOT_SENT[direction]
     digits = media.number_of(DIGITS) if capabilities.digits else None
     return Agreed(
         chosen[0],

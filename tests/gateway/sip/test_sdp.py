@@ -226,6 +226,8 @@ def test_the_address_of_nowhere_is_the_old_hold() -> None:
     assert is_hold(text.encode())
     assert answer(text).agreed.direction == "recvonly"
     assert not is_hold(b"garbage")
+    hears_only = text.replace("t=0 0\r\n", "t=0 0\r\na=recvonly\r\n")
+    assert answer(hears_only).agreed.direction == "inactive"
 
 
 @pytest.mark.parametrize(
