@@ -19,11 +19,12 @@ import logging
 from collections import deque
 from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gateway.audio import SILENCE, Downsampler, JitterBuffer, Upsampler, level
 from gateway.call_clock import KEPT_TICKS, STOOD_STILL, CallClock
+from gateway.call_plan import CallPlan
 from gateway.engine import Engine, EngineFull, EngineLost, Session, WorkerChanged
 from gateway.farewell import Farewell
 from gateway.latency import ResponseMeter
@@ -31,7 +32,7 @@ from gateway.leg import CallLeg, LegError, Outcome
 from gateway.recording.consent import Consent
 from gateway.recording.recorder import Recorder
 from gateway.transcript import Transcript, Utterance
-from model.wire import FRAME_SECONDS, AgentFrame, AgentText, CallerText, Done, Flush, Late, SessionRequest
+from model.wire import FRAME_SECONDS, AgentFrame, AgentText, CallerText, Done, Flush, Late
 
 log = logging.getLogger(__name__)
 
@@ -41,30 +42,6 @@ MISSES_EVERY = 5.0
 """Seconds between two events that tell of missed deadlines."""
 DRAIN = 3.0
 """Seconds to wait at most for the line to play the agent's last words."""
-
-
-@dataclass(frozen=True, slots=True)
-class CallPlan:
-    """What is decided before a call: who answers, and within which limits."""
-
-    persona: str
-    persona_version: str
-    request: SessionRequest
-    transfers: Mapping[str, str] = field(default_factory=dict)
-    """The only numbers a call may be transferred to, by the names the agent uses."""
-    fallback: str = ""
-    max_seconds: float = 900.0
-    max_silence_seconds: float = 60.0
-    """When neither side said a word for this long, the call is over."""
-    masks_keypad: bool = False
-    """Keys the caller presses leave a mark, but not which they were."""
-    consent: str = ""
-    """Said first; before it was heard nothing is recorded or written down. Empty: nothing has to be."""
-    no_media_seconds: float = 10.0
-    engine_silence_seconds: float = 2.0
-    """An engine that owes this much sound is lost."""
-    farewell: str = "I am sorry, I have to end the call here. Goodbye."
-    """Said before a call that reached one of its limits is ended."""
 
 
 @dataclass(slots=True)

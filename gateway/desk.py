@@ -16,9 +16,10 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Literal
 
-from gateway.call import Call, CallPlan
+from gateway.call import Call
 from gateway.call_document import CallMetrics, CallRecord, to_document
 from gateway.call_log import CallLog
+from gateway.call_plan import CallPlan
 from gateway.engine import EchoEngine, Engine
 from gateway.leg import CallInfo, CallLeg, Outcome
 from gateway.live import LiveFeed

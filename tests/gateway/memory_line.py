@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gateway.call import Call, CallPlan
+from gateway.call import Call
+from gateway.call_plan import CallPlan
 from gateway.engine import EchoSession, Engine
 from gateway.leg import CallInfo, LegError
 from gateway.recording.recorder import Recorder, RecordingPlan

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from gateway.audio import CARRIER_FRAME_BYTES, LINE_FRAME_BYTES
-from gateway.call import Call, CallPlan
+from gateway.call import Call
+from gateway.call_plan import CallPlan
 from gateway.engine import EchoEngine, EchoSession
 from model.wire import (
     FRAME_BYTES,

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.call import MASKED_KEY, Call, CallPlan
+from gateway.call import MASKED_KEY, Call
 from gateway.call_log import CallLog
+from gateway.call_plan import CallPlan
 from gateway.live import LiveFeed, LiveUtterance
 from gateway.recording.recorder import Recorder, RecordingPlan
 from gateway.records.journal import CallJournal

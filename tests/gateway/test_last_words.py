@@ -12,7 +12,8 @@ import pytest
 
 from gateway import worker_client
 from gateway.audio import CARRIER_FRAME_BYTES
-from gateway.call import Call, CallPlan
+from gateway.call import Call
+from gateway.call_plan import CallPlan
 from gateway.phone.script import CALLERS
 from gateway.phone.sound import read_wav
 from gateway.pool import WorkerPool

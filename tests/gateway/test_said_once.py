@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from gateway.call import Call, CallPlan
+from gateway.call import Call
+from gateway.call_plan import CallPlan
 from model.wire import SessionRequest
 from tests import virtual_time
 from tests.gateway.freezing_workers import freezing

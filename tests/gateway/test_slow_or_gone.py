@@ -8,7 +8,8 @@ from itertools import pairwise
 
 import pytest
 
-from gateway.call import Call, CallPlan
+from gateway.call import Call
+from gateway.call_plan import CallPlan
 from gateway.resume import PATIENCE
 from model.wire import FRAME_SECONDS, AgentFrame, AgentText, CallerText, Done, History, Output, SessionRequest
 from tests import virtual_time

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.call import Call, CallPlan
+from gateway.call import Call
+from gateway.call_plan import CallPlan
 from model.echo import EchoEngine
 from model.wire import FRAME_SECONDS, SessionRequest
 from model.worker_engine import WorkerEngine

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.call import Call, CallPlan
+from gateway.call import Call
+from gateway.call_plan import CallPlan
 from gateway.recording.consent import SAY_AGAIN_AFTER, TIMES, Consent
 from gateway.recording.recorder import Recorder, RecordingPlan
 from gateway.transcript import Utterance

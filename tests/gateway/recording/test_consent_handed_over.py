@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gateway.call import Call, CallPlan
+from gateway.call import Call
+from gateway.call_plan import CallPlan
 from gateway.pool import WorkerPool
 from gateway.recording.recorder import Recorder, RecordingPlan
 from gateway.resuming_pool import ResumingPool

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from gateway.call import Call, CallPlan
+from gateway.call import Call
+from gateway.call_plan import CallPlan
 from gateway.recording.recorder import Recorder, RecordingPlan
 from gateway.rtp.talk import CUSHION, TalkQueue
 from model.wire import AgentText, Output, SessionRequest
